@@ -1,0 +1,1 @@
+"""Vision Transformer experiments on CIFAR-10 that can be believed."""

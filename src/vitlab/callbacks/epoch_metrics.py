@@ -1,0 +1,45 @@
+"""metrics.csv: a row an epoch."""
+
+import csv
+import io
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint
+
+from vitlab.files import write_text
+
+COLUMNS = ("train/loss", "train/acc", "val/loss", "val/acc", "lr", "images_per_second")
+
+
+class EpochMetricsCSV(Checkpoint):
+    """Writes `epoch, step, seconds` and the epoch's metrics as a row of a CSV file, the whole file in one step.
+
+    It is a Checkpoint because Lightning calls those last at an epoch's end, when the module has logged its metrics. It
+    stands before the ModelCheckpoint of the last epoch, so that no saved epoch lacks its row.
+
+    Args:
+        file: The CSV file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        metrics = trainer.callback_metrics
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        row["seconds"] = round(time.perf_counter() - self.started, 3)  # type: ignore[assignment]
+        # The epoch's last learning rate: the logged one may be some steps old.
+        values = {**metrics, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        self.rows.append({**row, **{name: float(values[name]) for name in COLUMNS if name in values}})
+        if trainer.is_global_zero:
+            text = io.StringIO()
+            writer = csv.DictWriter(text, ("epoch", "step", "seconds", *COLUMNS), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+            write_text(self.file, text.getvalue())

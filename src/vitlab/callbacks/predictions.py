@@ -1,0 +1,38 @@
+"""The logits of an evaluation, image by image."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from vitlab.data import Batch
+
+
+class CollectLogits(pl.Callback):
+    """Keeps what an evaluation computed: `logits` float32 `[N, classes]` and `index` int64 `[N]`, on the CPU."""
+
+    def __init__(self) -> None:
+        self._batches: list[tuple[Tensor, Tensor]] = []
+
+    def _keep(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._batches.append((outputs.cpu(), batch.index.cpu()))
+
+    on_validation_batch_end = _keep
+    on_test_batch_end = _keep
+
+    @property
+    def logits(self) -> Tensor:
+        return torch.cat([logits for logits, _ in self._batches])
+
+    @property
+    def index(self) -> Tensor:
+        return torch.cat([index for _, index in self._batches])

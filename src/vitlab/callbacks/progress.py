@@ -1,0 +1,119 @@
+"""One progress bar for the whole run, and one line an epoch that stays."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vitlab.data import Batch
+
+
+class RunProgress(ProgressBar):
+    """Shows loss, accuracy, images a second and the time left of the run.
+
+    Lightning's bars start anew each epoch and tell the time left of that alone. The loss and accuracy shown are those
+    of the epoch so far, read from the device once every `refresh_seconds` at most: reading waits for the device.
+
+    Args:
+        refresh_seconds: Time between two looks at the metrics.
+    """
+
+    def __init__(self, refresh_seconds: float) -> None:
+        super().__init__()
+        self.refresh_seconds = refresh_seconds
+        self.console = Console()
+        self._progress: Progress | None = None
+        self._enabled = True
+
+    def disable(self) -> None:  # Lightning calls it on all ranks but the first
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._enabled:
+            return
+        self._last_look = self._started = time.perf_counter()
+        self._images = 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            refresh_per_second=4,
+            disable=not self.console.is_terminal,
+        )
+        total = trainer.num_training_batches * (trainer.max_epochs or 1)
+        self._task: TaskID = self._progress.add_task(
+            "training", total=None if trainer.max_epochs in (None, -1) else total, figures=""
+        )
+        self._progress.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if self._progress is None:
+            return
+        self._images += len(batch.labels) * trainer.world_size
+        now = time.perf_counter()
+        figures: dict[str, str] = {}
+        if now - self._last_look >= self.refresh_seconds:
+            loss, accuracy = pl_module.train_metrics_so_far()
+            speed = self._images / (now - self._last_look)
+            self._images, self._last_look = 0, now
+            figures = {"figures": f"loss {loss:.3f}  acc {accuracy:.3f}  {speed:,.0f} img/s"}
+        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._progress.update(self._task, advance=1, description=epoch, **figures)  # type: ignore[arg-type]
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._progress is not None and not trainer.sanity_checking:
+            self._progress.update(self._task, description="validating")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._images, self._last_look = 0, time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch > 0:
+            self._print_epoch(trainer, trainer.current_epoch)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._print_epoch(trainer, trainer.current_epoch)
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _print_epoch(self, trainer: pl.Trainer, epochs: int) -> None:
+        """Prints the last epoch's line: by the next one's start, Lightning has all of its metrics."""
+        if self._progress is None or "train/loss" not in trainer.callback_metrics:
+            return
+        minutes, seconds = divmod(round(time.perf_counter() - self._started), 60)
+        self.console.print(
+            f"epoch {epochs:>3}/{trainer.max_epochs}  {epoch_line(trainer.callback_metrics)}  {minutes}:{seconds:02d}",
+            highlight=False,
+        )
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def epoch_line(metrics: Mapping[str, Any]) -> str:
+    """`train loss 1.234 acc 0.567  val loss ...  890 img/s` of the metrics that are there."""
+    parts = []
+    for split in ("train", "val"):
+        if f"{split}/loss" in metrics:
+            parts.append(f"{split} loss {metrics[f'{split}/loss']:.4f} acc {metrics[f'{split}/acc']:.4f}")
+    if "images_per_second" in metrics:
+        parts.append(f"{metrics['images_per_second']:,.0f} img/s")
+    return "  ".join(parts)

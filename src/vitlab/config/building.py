@@ -1,0 +1,127 @@
+"""The one place where a config's `_target_` becomes an object."""
+
+import inspect
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from vitlab.errors import UserError
+
+ALLOWED_PREFIXES = (
+    "vitlab.",
+    "torch.",
+    "timm.",
+    "pytorch_lightning.",
+    "torchvision.",
+    "torchmetrics.",
+)
+EXTRAS = {"wandb": "wandb", "mlflow": "mlflow"}
+
+
+def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
+    """Instantiates a node of the user's own config.
+
+    Args:
+        node: With `_target_`.
+        where: The node's place in the config, for messages.
+        **kwargs: Added to the node's own.
+
+    Raises:
+        UserError: the target can't be imported, lacks a package, or refuses its arguments.
+    """
+    target = node.get("_target_")
+    try:
+        return instantiate(node, **kwargs)
+    except InstantiationException as error:
+        raise UserError(_explain(error, where, target)) from error
+
+
+def check_trusted(node: Any, trusted: Sequence[str]) -> None:
+    """Refuses a config from a file that names a target outside the allowed prefixes and the `trusted` ones.
+
+    Raises:
+        UserError: naming the target and how to trust it.
+    """
+    if isinstance(node, dict):
+        target = node.get("_target_")
+        if target is not None and not str(target).startswith((*ALLOWED_PREFIXES, *trusted)):
+            package = str(target).split(".")[0]
+            raise UserError(
+                f"the run's config would run {target}, which is not vitlab's; "
+                f"if you trust it, add 'trusted_targets=[{package}.]'"
+            )
+        for value in node.values():
+            check_trusted(value, trusted)
+    elif isinstance(node, list):
+        for value in node:
+            check_trusted(value, trusted)
+
+
+def build_network(node: DictConfig, overrides: Sequence[str]) -> Any:
+    """Instantiates `model`; a network of the user's own gets the keys of the group that its signature takes.
+
+    Args:
+        node: The `model` group.
+        overrides: What the user typed: a key of the group is left out only where `model._target_` was typed, and a
+            typed key never is.
+
+    Raises:
+        UserError: as `build`, and for a typed key that the user's network does not take.
+    """
+    typed = {o.lstrip("+~").split("=")[0].removeprefix("model.") for o in overrides if o.lstrip("+~").startswith("model.")}
+    if "_target_" not in typed:
+        return build(node, "model")
+    target = node["_target_"]
+    parameters = signature(target, "model")
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return build(node, "model")
+    for key in sorted(typed - {"_target_"} - set(parameters)):
+        raise UserError(f"model.{key}: {target} takes no '{key}'{did_you_mean(key, parameters)}")
+    kept = {key: value for key, value in node.items() if key in parameters or key == "_target_"}
+    return build(OmegaConf.create(kept), "model")
+
+
+def signature(target: str, where: str) -> dict[str, inspect.Parameter]:
+    """The parameters that a target takes, by name.
+
+    Raises:
+        UserError: it can't be imported.
+    """
+    try:
+        return dict(inspect.signature(get_object(target)).parameters)
+    except Exception as error:
+        reason = error.__cause__ or error
+        raise UserError(f"{where}._target_={target} can't be imported ({_last_line(reason)})") from error
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """". Did you mean 'x'?" for the nearest of the known words, else a list of them, else nothing."""
+    known = sorted(str(k) for k in known)
+    near = get_close_matches(word, known, n=1)
+    if near:
+        return f". Did you mean '{near[0]}'?"
+    return f"; it has {', '.join(known)}" if known else ""
+
+
+def _explain(error: InstantiationException, where: str, target: Any) -> str:
+    cause = error.__cause__
+    if isinstance(cause, UserError):
+        return str(cause)
+    if isinstance(cause, ImportError | ModuleNotFoundError):
+        for package, extra in EXTRAS.items():
+            if package in str(target).lower():
+                return f"{where} needs the package {package}: pip install -e '.[{extra}]'"
+        return f"{where}: {_last_line(cause)}"
+    if cause is None or isinstance(cause, ValueError | TypeError | AssertionError | LookupError):
+        return f"{where}: {_last_line(cause or error)}"
+    # Lightning's MisconfigurationException and the like: wrong input all the same, in their own words.
+    return f"{where} ({target}): {_last_line(cause)}"
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,24 @@
+"""Which of the libraries' messages reach the terminal."""
+
+import logging
+import warnings
+
+# Each is said by a library about itself or about a choice that the config makes on purpose.
+_HARMLESS_WARNINGS = (
+    r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning's, of torch's pytree
+    r".*does not have many workers",  # batches come from memory: there are no workers
+    r"The number of training batches .* is smaller than the logging interval",
+    r".*`lr_scheduler\.step\(\)` before `optimizer\.step\(\)`",  # Lightning's order of calls under float16
+    r"Checkpoint directory .* exists and is not empty",
+)
+
+
+def quiet_libraries() -> None:
+    """Sends the libraries' chatter to the run's log alone; their warnings, but the harmless, still reach the terminal."""
+    for message in _HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    logging.captureWarnings(True)
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()  # a handler of their own, which writes to the terminal
+        logger.propagate = True

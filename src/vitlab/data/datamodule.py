@@ -1,0 +1,204 @@
+"""ImageDataModule: what every source of images shares."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from vitlab.data.arrays import Dataset, ImageArrays, stratified_split
+from vitlab.data.draws import Draws
+from vitlab.data.loader import ResidentLoader, epoch_order
+from vitlab.data.transforms import BatchTransform
+from vitlab.errors import UserError
+
+
+class Batch(NamedTuple):
+    """What the network's side gets: float32 images `[B, 3, H, W]`, labels int64 `[B]`, places in the split int64 `[B]`."""
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+
+
+class ImageDataModule(LightningDataModule):
+    """Loads a data set into memory, splits it, and serves batches that are augmented on the device.
+
+    A source is a subclass with `load`, and `fetch` where there is something to bring here first. The test images are never trained or selected on. The facts that a config
+    leaves null (`stored_size`, `num_classes`, `classes`, `mean`, `std`) are known after `setup`.
+
+    Args:
+        image_size: Side of the images given to the network, in pixels.
+        stored_size: Side of the images in memory, in pixels; None takes it from the data.
+        num_classes, classes: Number and names of the classes; None takes them from the data.
+        mean, std: Of each channel on the scale [0, 1]; None measures them on the training images.
+        interpolation: Of the resize from `stored_size` to `image_size`: "bilinear" or "bicubic".
+        augmentations: Modules called as `(images, draws, stream)` on training batches.
+        val_size: Validation images drawn from the training images, stratified: a number, a fraction below 1, or 0.
+        split_seed: The validation split depends on this alone.
+        max_train_images: Train on this many images only (a stratified choice); None means all.
+        batch_size: Global training batch, divided among the ranks.
+        eval_batch_size: Global batch of validation, test and prediction.
+        seed: Of the order of images and their augmentation.
+
+    Raises:
+        UserError: on `setup`, where the data does not fit what is asked of it.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        stored_size: int | None,
+        num_classes: int | None,
+        classes: Sequence[str] | None,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+        interpolation: str,
+        augmentations: Sequence[nn.Module],
+        val_size: float,
+        split_seed: int,
+        max_train_images: int | None,
+        batch_size: int,
+        eval_batch_size: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or eval_batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} and eval_batch_size={eval_batch_size} must be at least 1")
+        self.image_size = image_size
+        self.stored_size = stored_size
+        self.num_classes = num_classes
+        self.classes = None if classes is None else list(classes)
+        self.mean = mean
+        self.std = std
+        self.interpolation = interpolation
+        self.augmentations = augmentations
+        self.val_size = val_size
+        self.split_seed = split_seed
+        self.max_train_images = max_train_images
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self.splits: dict[str, ImageArrays] = {}
+
+    def fetch(self) -> None:
+        """Brings the data to this machine (download, decode), where a source has to."""
+
+    def load(self) -> Dataset:
+        """The data set in memory."""
+        raise NotImplementedError
+
+    def prepare_data(self) -> None:
+        if not self.splits:
+            self.fetch()
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.splits:
+            return
+        dataset = self.load()
+        self._check(dataset)
+        train = dataset.train
+        try:
+            kept, val = stratified_split(train.labels, self.val_size, self.split_seed)
+            if self.max_train_images is not None and self.max_train_images < len(kept):
+                chosen = stratified_split(train.labels[kept], self.max_train_images, self.split_seed)[1]
+                kept = kept[chosen]
+        except ValueError as error:
+            raise UserError(f"data: {error}; change data.val_size or data.max_train_images") from None
+        if len(kept) < self.batch_size:
+            raise UserError(
+                f"data.batch_size={self.batch_size} is more than the {len(kept)} training images: no batch would be full"
+            )
+        self.splits = {"train": train.take(kept), "val": train.take(val), "test": dataset.test}
+        self._complete_facts(dataset)
+        self.transform = BatchTransform(
+            self.augmentations,
+            image_size=self.image_size,
+            interpolation=self.interpolation,
+            mean=self.facts["mean"],
+            std=self.facts["std"],
+        )
+
+    def _check(self, dataset: Dataset) -> None:
+        found = len(dataset.classes)
+        if self.num_classes is not None and self.num_classes != found:
+            raise UserError(f"data.num_classes={self.num_classes}, but the data has {found} classes")
+        if self.classes is not None and self.classes != dataset.classes:
+            raise UserError(f"data.classes={self.classes}, but the data's classes are {dataset.classes}")
+        size = dataset.train.images.shape[-1]
+        if self.stored_size is not None and self.stored_size != size:
+            raise UserError(f"data.stored_size={self.stored_size}, but the images have {size} pixels a side")
+
+    def _complete_facts(self, dataset: Dataset) -> None:
+        mean, std = self.mean, self.std
+        if mean is None or std is None:
+            measured_mean, measured_std = channel_statistics(self.splits["train"].images)
+            mean, std = mean or measured_mean, std or measured_std
+        self.facts = {
+            "stored_size": dataset.train.images.shape[-1],
+            "num_classes": len(dataset.classes),
+            "classes": list(dataset.classes),
+            "mean": [float(m) for m in mean],
+            "std": [float(s) for s in std],
+        }
+
+    def _loader(self, split: str, *, training: bool) -> ResidentLoader:
+        trainer = self.trainer
+        assert trainer is not None
+        batch_size = self.batch_size if training else self.eval_batch_size
+        if batch_size % trainer.world_size:
+            name = "batch_size" if training else "eval_batch_size"
+            raise UserError(f"data.{name}={batch_size} does not divide among {trainer.world_size} devices")
+        arrays = self.splits[split]
+        count = len(arrays)
+        return ResidentLoader(
+            arrays,
+            lambda: epoch_order(count, self.seed, trainer.current_epoch) if training else torch.arange(count),
+            batch_size,
+            drop_last=training,
+            device=_home(arrays.images, trainer.strategy.root_device),
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+
+    def train_dataloader(self) -> ResidentLoader:
+        return self._loader("train", training=True)
+
+    def val_dataloader(self) -> ResidentLoader | list[ResidentLoader]:
+        return self._loader("val", training=False) if len(self.splits["val"]) else []
+
+    def test_dataloader(self) -> ResidentLoader:
+        return self._loader("test", training=False)
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor, Tensor], dataloader_idx: int) -> Batch:
+        images, labels, index = batch
+        trainer = self.trainer
+        assert trainer is not None
+        draws = Draws(self.seed, trainer.current_epoch, index) if trainer.training else None
+        return Batch(self.transform.to(images.device)(images, draws), labels, index)
+
+
+def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of uint8 images `[N, C, H, W]`, on the scale [0, 1]."""
+    means, stds = [], []
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        values = torch.arange(256, dtype=torch.float64) / 255
+        mean = (counts * values).sum() / counts.sum()
+        means.append(round(mean.item(), 4))
+        stds.append(round((((values - mean) ** 2 * counts).sum() / counts.sum()).sqrt().item(), 4))
+    return means, stds
+
+
+def _home(images: Tensor, device: torch.device) -> torch.device:
+    """The device itself where the images take at most a quarter of its free memory, else the host's memory."""
+    if device.type != "cuda":
+        return torch.device("cpu")
+    free, _ = torch.cuda.mem_get_info(device)
+    if images.nbytes <= free // 4:
+        return device
+    rank_zero_info("the images do not fit beside the model on the GPU: batches are gathered in host memory")
+    return torch.device("cpu")

@@ -1,0 +1,131 @@
+"""Ten classes of drawn shapes: a data set that needs no download."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitlab.data.arrays import Dataset, ImageArrays
+from vitlab.data.datamodule import ImageDataModule
+
+# A shape is a signed distance in its own coordinates, negative inside, about one unit in radius.
+Shape = Callable[[Tensor, Tensor], Tensor]
+
+
+def _polygon(corners: int) -> Shape:
+    sector = 2 * math.pi / corners
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        angle = torch.remainder(torch.atan2(y, x), sector) - sector / 2
+        return torch.hypot(x, y) * angle.cos() - math.cos(sector / 2)
+
+    return distance
+
+
+def _star(x: Tensor, y: Tensor) -> Tensor:
+    sector = 2 * math.pi / 5
+    angle = (torch.remainder(torch.atan2(y, x), sector) - sector / 2).abs() / (sector / 2)  # 1 at a tip, 0 between tips
+    return torch.hypot(x, y) - (0.4 + 0.7 * angle**1.5)
+
+
+def _box(x: Tensor, y: Tensor, half_width: float, half_height: float) -> Tensor:
+    return torch.maximum(x.abs() - half_width, y.abs() - half_height)
+
+
+def _cross(x: Tensor, y: Tensor) -> Tensor:
+    return torch.minimum(_box(x, y, 1.0, 0.3), _box(x, y, 0.3, 1.0))
+
+
+def _crescent(x: Tensor, y: Tensor) -> Tensor:
+    return torch.maximum(torch.hypot(x, y) - 1.0, 0.85 - torch.hypot(x - 0.6, y))
+
+
+def _two_bars(x: Tensor, y: Tensor) -> Tensor:
+    return _box(x.abs() - 0.6, y, 0.25, 1.0)
+
+
+def _two_dots(x: Tensor, y: Tensor) -> Tensor:
+    return torch.hypot(x.abs() - 0.65, y) - 0.4
+
+
+SHAPES: dict[str, Shape] = {
+    "disc": lambda x, y: torch.hypot(x, y) - 0.9,
+    "ring": lambda x, y: (torch.hypot(x, y) - 0.75).abs() - 0.22,
+    "square": _polygon(4),
+    "frame": lambda x, y: (_box(x, y, 0.65, 0.65)).abs() - 0.18,
+    "triangle": _polygon(3),
+    "star": _star,
+    "cross": _cross,
+    "crescent": _crescent,
+    "two_bars": _two_bars,
+    "two_dots": _two_dots,
+}
+
+
+class SyntheticDataModule(ImageDataModule):
+    """Shapes of varying colour, place, size and rotation, on varying backgrounds, under noise.
+
+    Args:
+        train_images, test_images: How many of each, the classes in turn.
+        noise: Standard deviation of the pixel noise, on the scale [0, 1].
+        data_seed: All images are a function of this.
+        **shared: See `ImageDataModule`.
+    """
+
+    def __init__(self, *, train_images: int, test_images: int, noise: float, data_seed: int, **shared: Any) -> None:
+        super().__init__(**shared)
+        if min(train_images, test_images) < len(SHAPES):
+            raise ValueError(f"train_images and test_images must be at least {len(SHAPES)}, one a class")
+        self.train_images = train_images
+        self.test_images = test_images
+        self.noise = noise
+        self.data_seed = data_seed
+
+    def load(self) -> Dataset:
+        size = self.stored_size or self.image_size
+        splits = []
+        for number, (split, count) in enumerate([("train", self.train_images), ("test", self.test_images)]):
+            generator = torch.Generator().manual_seed(2 * self.data_seed + number)
+            labels = torch.arange(count) % len(SHAPES)
+            images = draw_shapes(labels, size, self.noise, generator)
+            splits.append(ImageArrays(images, labels, [f"{split}/{i}" for i in range(count)]))
+        return Dataset(splits[0], splits[1], list(SHAPES))
+
+
+def draw_shapes(labels: Tensor, size: int, noise: float, generator: torch.Generator) -> Tensor:
+    """uint8 `[N, 3, size, size]`: for each label (int64 `[N]`, a place in `SHAPES`) its shape, drawn at random."""
+    count = len(labels)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(count, *shape, generator=generator)
+
+    radius = uniform(0.45, 0.7, 1, 1)
+    centre_x, centre_y = uniform(-0.35, 0.35, 1, 1), uniform(-0.35, 0.35, 1, 1)
+    turn = uniform(-0.6, 0.6, 1, 1)
+    axis = (torch.arange(size) + 0.5) / size * 2 - 1
+    dx, dy = axis.view(1, 1, -1) - centre_x, axis.view(1, -1, 1) - centre_y
+    x = (turn.cos() * dx + turn.sin() * dy) / radius
+    y = (turn.cos() * dy - turn.sin() * dx) / radius
+    distance = torch.empty(count, size, size)
+    for label, shape in enumerate(SHAPES.values()):
+        chosen = labels == label
+        distance[chosen] = shape(x[chosen], y[chosen])
+    # Half a pixel of soft edge on either side stands for antialiasing.
+    cover = (0.5 - distance * radius * size / 2).clamp(0, 1).unsqueeze(1)
+
+    ground = _background(uniform, size)
+    colour = uniform(0.55, 1.0, 3, 1, 1)
+    image = ground + cover * (colour - ground)
+    image += noise * torch.randn(image.shape, generator=generator)
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _background(uniform: Callable[..., Tensor], size: int) -> Tensor:
+    """Soft clouds between two colours, float32 `[N, 3, size, size]`."""
+    first, second = uniform(0, 0.6, 3, 1, 1), uniform(0, 0.6, 3, 1, 1)
+    clouds = torch.nn.functional.interpolate(
+        uniform(0, 1, 1, 4, 4), size=(size, size), mode="bicubic", align_corners=True
+    )
+    return first + clouds.clamp(0, 1) * (second - first)

@@ -1,0 +1,176 @@
+"""A training run on one page: config -> objects -> fit -> test -> run directory."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+
+from vitlab.callbacks import EpochMetricsCSV
+from vitlab.classifier import ImageClassifier
+from vitlab.config.building import build, build_network
+from vitlab.config.entry import TerminatedError
+from vitlab.config.machine import resolve_machine
+from vitlab.config.quiet import quiet_libraries
+from vitlab.data import ImageDataModule
+from vitlab.errors import UserError
+from vitlab.files import write_json
+from vitlab.report import print_header, print_interrupted, print_results
+from vitlab.runs.checkpoint import ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
+from vitlab.runs.directory import RunDirectory
+from vitlab.runs.manifest import describe_origin
+
+
+def train(config: DictConfig) -> dict[str, float]:
+    """Trains and tests what a composed config describes, and leaves the run directory.
+
+    Returns:
+        The final metrics, as in `metrics.json`.
+
+    Raises:
+        UserError: the config or the data is wrong.
+        KeyboardInterrupt, TerminatedError: the run was interrupted; `checkpoints/last.ckpt` is written.
+    """
+    started = time.perf_counter()
+    overrides = list(HydraConfig.get().overrides.task)
+    quiet_libraries()
+    resolve_machine(config)
+    torch.set_float32_matmul_precision(config.matmul_precision)
+    pl.seed_everything(config.seed, verbose=False)
+
+    data = build_data(config)
+    data.prepare_data()
+    data.setup()
+    adopt_facts(config, data)
+    network = build_network(config.model, overrides)
+    if config.compile:
+        network.compile()  # in place: unlike torch.compile(network), it leaves the names of the weights alone
+    classifier = build_classifier(config, network)
+
+    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    run = begin_run(Path(config.run_dir), resolved, data)
+    trainer = build_trainer(config, resolved, run)
+    print_header(config, data, network, run.path)
+
+    try:
+        fit(trainer, classifier, data)
+        metrics = test_selected(trainer, classifier, data, run)
+    except (KeyboardInterrupt, TerminatedError):
+        end_run(run, "interrupted")
+        print_interrupted(run)
+        raise
+    except BaseException:
+        end_run(run, "failed")
+        raise
+    if trainer.is_global_zero:
+        metrics["seconds"] = round(time.perf_counter() - started, 1)
+        write_json(run.metrics_file, metrics)
+        end_run(run, "finished")
+        print_results(config, metrics, run.path)
+    return metrics
+
+
+def build_data(config: DictConfig) -> ImageDataModule:
+    augmentations = [build(node, f"augment.{name}") for name, node in config.augment.items()]
+    data: ImageDataModule = build(config.data, "data", augmentations=augmentations, seed=config.seed)
+    return data
+
+
+def adopt_facts(config: DictConfig, data: ImageDataModule) -> None:
+    """Writes what the data knows of itself (classes, mean ...) into the config, where the config left it open."""
+    for key, value in data.facts.items():
+        config.data[key] = value
+
+
+def build_classifier(config: DictConfig, network: torch.nn.Module) -> ImageClassifier:
+    return ImageClassifier(
+        network,
+        num_classes=config.data.num_classes,
+        label_smoothing=config.label_smoothing,
+        seed=config.seed,
+        optimizer=build(config.optimizer, "optimizer"),
+        scheduler=build(config.scheduler.schedule, "scheduler.schedule"),
+        interval=config.scheduler.interval,
+        monitor=config.scheduler.monitor,
+    )
+
+
+def build_trainer(config: DictConfig, resolved: dict[str, Any], run: RunDirectory) -> pl.Trainer:
+    callbacks = [build(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node is not None]
+    logger = build(config.logger, "logger") if config.logger else False
+    selects = config.data.val_size > 0 and config.trainer.limit_val_batches != 0
+    trainer: pl.Trainer = build(
+        config.trainer,
+        "trainer",
+        callbacks=[
+            *callbacks,
+            ConfigInCheckpoint(resolved),
+            EpochMetricsCSV(run.epochs_file),
+            *checkpoints(run, config.checkpoint.monitor if selects else None, config.checkpoint.mode),
+        ],
+        logger=logger,
+        plugins=[WholeCheckpointIO()],
+        default_root_dir=str(run.path),
+    )
+    if logger and hasattr(logger.experiment, "add_text") and trainer.is_global_zero:
+        logger.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(resolved))}\n```")
+    return trainer
+
+
+def checkpoints(run: RunDirectory, monitor: str | None, mode: str) -> Sequence[ModelCheckpoint]:
+    """`best.ckpt` by the monitored metric (none where nothing is selected on) and `last.ckpt`, each epoch and on any
+    exception."""
+    shared: dict[str, Any] = {"dirpath": run.checkpoints, "enable_version_counter": False, "save_weights_only": False}
+    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, save_on_exception=True, **shared)
+    if monitor is None:
+        return [last]
+    return [ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **shared), last]
+
+
+@rank_zero_only
+def end_run(run: RunDirectory, status: str) -> None:
+    run.end(status)
+
+
+def begin_run(path: Path, resolved: dict[str, Any], data: ImageDataModule) -> RunDirectory:
+    """Writes what is known before training; the other ranks of the run find it done."""
+    if rank_zero_only.rank != 0:
+        return RunDirectory(path)
+    fingerprint = {
+        name: {"images": len(split), "sha256": split.fingerprint()} for name, split in data.splits.items()
+    }
+    return RunDirectory.create(path, resolved, {**describe_origin(), "seed": resolved["seed"], "data": fingerprint})
+
+
+def fit(trainer: pl.Trainer, classifier: ImageClassifier, data: ImageDataModule) -> None:
+    """Trains; turns Lightning's ways of being interrupted into exceptions that tell Ctrl-C and SIGTERM apart."""
+    try:
+        trainer.fit(classifier, datamodule=data, weights_only=True)
+    except SIGTERMException:
+        raise TerminatedError from None
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {error}") from error
+
+
+def test_selected(
+    trainer: pl.Trainer, classifier: ImageClassifier, data: ImageDataModule, run: RunDirectory
+) -> dict[str, float]:
+    """Tests the best checkpoint (the last one where nothing was selected): metrics of its epoch and of the test."""
+    file = run.checkpoint("best")
+    epoch = int(read_checkpoint(file)["epoch"])
+    metrics = run.epoch_row(epoch)
+    if trainer.limit_test_batches != 0:
+        results = trainer.test(classifier, datamodule=data, ckpt_path=str(file), verbose=False, weights_only=True)
+        metrics.update(results[0])
+    return {**metrics, "epoch": epoch}

@@ -1,0 +1,46 @@
+"""Files that are either whole or not there."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a path beside `path` to write to; on leaving, that file is on disk and takes `path`'s place in one step.
+
+    Where the block raises, `path` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def set_aside(path: Path) -> None:
+    """Renames a file that is about to be written anew: its own time goes into its name. Nothing saved is lost."""
+    if path.exists():
+        written = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(path.stat().st_mtime))
+        older = path.with_name(f"{path.stem}_{written}{path.suffix}")
+        count = 1
+        while older.exists():
+            count += 1
+            older = path.with_name(f"{path.stem}_{written}_{count}{path.suffix}")
+        path.rename(older)

@@ -1,0 +1,81 @@
+"""What a run says on the terminal before and after training."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from vitlab.data import ImageDataModule
+from vitlab.runs.directory import RunDirectory
+
+
+def _console() -> Console:
+    # Paths and commands are there to be copied: no wrapping, no colouring of numbers.
+    return Console(soft_wrap=True, highlight=False)
+
+
+@rank_zero_only
+def print_header(config: DictConfig, data: ImageDataModule, network: nn.Module, run: Path) -> None:
+    parameters = sum(p.numel() for p in network.parameters())
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
+    console = _console()
+    console.print(
+        f"{config.name}: {type(network).__name__}, {parameters:,} parameters, {config.trainer.precision}; "
+        f"{sizes} images, {len(data.facts['classes'])} classes"
+    )
+    if not len(data.splits["val"]):
+        console.print("data.val_size=0: all images are trained on, no epoch is selected, the last one is tested")
+    console.print(f"run directory: {shorten(run)}")
+
+
+@rank_zero_only
+def print_interrupted(run: RunDirectory) -> None:
+    last = run.checkpoints / "last.ckpt"
+    saved = f"the last state is in {shorten(last)}" if last.exists() else "no checkpoint was written yet"
+    _console().print(f"interrupted; {saved}")
+
+
+def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> None:
+    """The final table, where everything is, and what to type next."""
+    table = Table(title=config.name, title_justify="left")
+    for column in ("split", "loss", "accuracy"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split in ("val", "test"):
+        if f"{split}/loss" in metrics:
+            table.add_row(split, f"{metrics[f'{split}/loss']:.4f}", f"{metrics[f'{split}/acc']:.2%}")
+    console = _console()
+    if table.row_count:
+        console.print(table)
+    minutes, seconds = divmod(round(metrics["seconds"]), 60)
+    what = "best epoch by val" if "val/loss" in metrics else "last epoch"
+    console.print(f"epoch {int(metrics['epoch']) + 1} ({what}); {minutes} min {seconds:02d} s in all")
+    console.print(f"run directory: {shorten(run)}")
+    console.print("next:")
+    console.print(f"  python evaluate.py run={shorten(run)}")
+    console.print(f"  python predict.py run={shorten(run)} images=photos/")
+
+
+def print_evaluation(metrics: dict[str, Any], split: str, files: list[Path]) -> None:
+    """Loss, accuracy, and each class's accuracy."""
+    table = Table(title=f"{split}: loss {metrics[f'{split}/loss']:.4f}  accuracy {metrics[f'{split}/acc']:.2%}")
+    table.title_justify = "left"
+    table.add_column("class")
+    table.add_column("images", justify="right")
+    table.add_column("accuracy", justify="right")
+    for name, figures in metrics["per_class"].items():
+        accuracy = figures["acc"]
+        table.add_row(name, str(figures["images"]), "-" if accuracy is None else f"{accuracy:.2%}")
+    console = _console()
+    console.print(table)
+    for file in files:
+        console.print(f"written: {shorten(file)}")
+
+
+def shorten(path: Path) -> str:
+    """A path as one types it from here."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,72 @@
+"""Checkpoint files: plain data and tensors, written whole, read without running anything."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from vitlab.errors import UserError
+from vitlab.files import replacing
+
+CONFIG_KEY = "vitlab_config"
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and puts it in place in one step.
+
+    Lightning's own moves it there from $TMPDIR: on another filesystem that copies, and a kill leaves a cut file.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+class ConfigInCheckpoint(pl.Callback):
+    """Puts the resolved config into every checkpoint, so that a model can be rebuilt from one file."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CONFIG_KEY] = self.config
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of vitlab's, on the CPU; nothing in the file can run code.
+
+    Raises:
+        UserError: the file is missing, damaged, or no checkpoint of vitlab's.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path} can't be read as a checkpoint: it is damaged or of another kind ({reason})") from error
+    if not isinstance(checkpoint, dict) or CONFIG_KEY not in checkpoint:
+        raise UserError(f"{path} is no checkpoint of vitlab's: it does not carry the run's config")
+    return checkpoint
+
+
+def load_network(network: torch.nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+    """Puts a checkpoint's weights into a network.
+
+    Raises:
+        UserError: they are another network's.
+    """
+    prefix = "network."
+    weights: dict[str, Tensor] = {
+        key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
+    }
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the weights in {path} do not fit the model of the config: {reason[:300]}") from error

@@ -1,0 +1,58 @@
+"""Where a run comes from: command, code, versions, machine."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
+
+
+def describe_origin() -> dict[str, Any]:
+    """Command, folder, git revision, versions and hardware of this process, as plain data."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "folder": str(Path.cwd()),
+        "git": _git(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "hardware": _hardware(),
+    }
+
+
+def _git() -> dict[str, Any]:
+    """Revision of the code that runs, and whether its tracked files differ from it; nulls outside a checkout."""
+    here = Path(__file__).parent
+
+    def ask(*arguments: str) -> str | None:
+        try:
+            answer = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    status = ask("status", "--porcelain", "--untracked-files=no")
+    return {"revision": ask("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def _hardware() -> dict[str, Any]:
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,18 @@
+"""Trains a model: `python train.py model=vit_scratch`. All choices: `python train.py --help`."""
+
+import hydra
+from omegaconf import DictConfig
+
+from vitlab.config.entry import job, run
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@job
+def main(config: DictConfig) -> None:
+    from vitlab.experiment import train
+
+    train(config)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 
 from vitlab.callbacks import EpochMetricsCSV
 from vitlab.classifier import ImageClassifier
-from vitlab.config.building import build, build_network
+from vitlab.config.building import adopt_user_network, build
 from vitlab.config.entry import TerminatedError
 from vitlab.config.machine import resolve_machine
 from vitlab.config.quiet import quiet_libraries
@@ -49,7 +49,8 @@ def train(config: DictConfig) -> dict[str, float]:
     data.prepare_data()
     data.setup()
     adopt_facts(config, data)
-    network = build_network(config.model, overrides)
+    adopt_user_network(config, overrides)
+    network: torch.nn.Module = build(config.model, "model")
     if config.compile:
         network.compile()  # in place: unlike torch.compile(network), it leaves the names of the weights alone
     classifier = build_classifier(config, network)
@@ -173,4 +174,4 @@ def test_selected(
     if trainer.limit_test_batches != 0:
         results = trainer.test(classifier, datamodule=data, ckpt_path=str(file), verbose=False, weights_only=True)
         metrics.update(results[0])
-    return {**metrics, "epoch": epoch}
+    return {**metrics, "epoch": epoch, "step": int(metrics["step"])}

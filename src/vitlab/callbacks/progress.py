@@ -25,7 +25,7 @@ class RunProgress(ProgressBar):
     def __init__(self, refresh_seconds: float) -> None:
         super().__init__()
         self.refresh_seconds = refresh_seconds
-        self.console = Console()
+        self.console = Console(soft_wrap=True)
         self._progress: Progress | None = None
         self._enabled = True
 
@@ -40,6 +40,11 @@ class RunProgress(ProgressBar):
             return
         self._last_look = self._started = time.perf_counter()
         self._images = 0
+        epochs = trainer.max_epochs
+        bounded = epochs is not None and epochs > 0
+        self._begin("training", trainer.num_training_batches * epochs if bounded else None)  # type: ignore[operator, arg-type]
+
+    def _begin(self, what: str, total: int | None) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -52,10 +57,7 @@ class RunProgress(ProgressBar):
             refresh_per_second=4,
             disable=not self.console.is_terminal,
         )
-        total = trainer.num_training_batches * (trainer.max_epochs or 1)
-        self._task: TaskID = self._progress.add_task(
-            "training", total=None if trainer.max_epochs in (None, -1) else total, figures=""
-        )
+        self._task: TaskID = self._progress.add_task(what, total=total, figures="")
         self._progress.start()
 
     def on_train_batch_end(
@@ -80,6 +82,17 @@ class RunProgress(ProgressBar):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._images, self._last_look = 0, time.perf_counter()
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._enabled:
+            self._begin("testing", int(sum(trainer.num_test_batches)))
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        if self._progress is not None:
+            self._progress.advance(self._task)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch > 0:

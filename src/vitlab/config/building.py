@@ -35,7 +35,7 @@ def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
     """
     target = node.get("_target_")
     try:
-        return instantiate(node, **kwargs)
+        return instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:
         raise UserError(_explain(error, where, target)) from error
 
@@ -61,28 +61,28 @@ def check_trusted(node: Any, trusted: Sequence[str]) -> None:
             check_trusted(value, trusted)
 
 
-def build_network(node: DictConfig, overrides: Sequence[str]) -> Any:
-    """Instantiates `model`; a network of the user's own gets the keys of the group that its signature takes.
+def adopt_user_network(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Where the user typed `model._target_=...`, leaves in `config.model` the keys that this network takes, in place.
+
+    The rest is what the chosen group's own network would have taken. A key that the user typed is never left out.
 
     Args:
-        node: The `model` group.
-        overrides: What the user typed: a key of the group is left out only where `model._target_` was typed, and a
-            typed key never is.
+        config: With the `model` group.
+        overrides: What the user typed.
 
     Raises:
-        UserError: as `build`, and for a typed key that the user's network does not take.
+        UserError: the target can't be imported, or does not take a key that was typed.
     """
-    typed = {o.lstrip("+~").split("=")[0].removeprefix("model.") for o in overrides if o.lstrip("+~").startswith("model.")}
+    typed = {o.lstrip("+").split("=")[0].removeprefix("model.") for o in overrides if o.lstrip("+").startswith("model.")}
     if "_target_" not in typed:
-        return build(node, "model")
-    target = node["_target_"]
+        return
+    target = config.model["_target_"]
     parameters = signature(target, "model")
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return build(node, "model")
+        return
     for key in sorted(typed - {"_target_"} - set(parameters)):
         raise UserError(f"model.{key}: {target} takes no '{key}'{did_you_mean(key, parameters)}")
-    kept = {key: value for key, value in node.items() if key in parameters or key == "_target_"}
-    return build(OmegaConf.create(kept), "model")
+    config.model = {key: value for key, value in config.model.items() if key in parameters or key == "_target_"}
 
 
 def signature(target: str, where: str) -> dict[str, inspect.Parameter]:

@@ -1,0 +1,20 @@
+"""Evaluates a run: `python evaluate.py run=latest`. All keys: `python evaluate.py --help`."""
+
+import sys
+from pathlib import Path
+
+from vitlab.config.command import read_command
+from vitlab.config.entry import run
+
+CONF = Path(__file__).parent / "conf"
+
+
+def main() -> None:
+    command, overrides = read_command(CONF, "evaluate", sys.argv[1:])
+    from vitlab.evaluation import evaluate
+
+    evaluate(command, overrides, CONF)
+
+
+if __name__ == "__main__":
+    run(main)

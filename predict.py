@@ -1,0 +1,20 @@
+"""Says what is on pictures: `python predict.py run=latest images=photos/`. All keys: `python predict.py --help`."""
+
+import sys
+from pathlib import Path
+
+from vitlab.config.command import read_command
+from vitlab.config.entry import run
+
+CONF = Path(__file__).parent / "conf"
+
+
+def main() -> None:
+    command, overrides = read_command(CONF, "predict", sys.argv[1:])
+    from vitlab.prediction import predict
+
+    predict(command, overrides, CONF)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,114 @@
+"""Evaluates a run on its validation or test images."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
+from torch import Tensor
+
+from vitlab.callbacks import CollectLogits, RunProgress
+from vitlab.classifier import ImageClassifier
+from vitlab.config.building import build
+from vitlab.config.command import apply_overrides
+from vitlab.config.quiet import quiet_libraries
+from vitlab.data import ImageDataModule
+from vitlab.data.arrays import ImageArrays
+from vitlab.errors import UserError
+from vitlab.files import set_aside, write_json, write_text
+from vitlab.report import print_evaluation
+from vitlab.runs.checkpoint import read_checkpoint
+from vitlab.runs.directory import RunDirectory
+from vitlab.runs.rebuild import rebuild_network
+
+
+def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> dict[str, Any]:
+    """Writes `evaluation_<split>.json` and `predictions_<split>.csv` into the run; earlier ones are set aside.
+
+    Args:
+        command: The values of `conf/evaluate.yaml`.
+        overrides: Of the run's config.
+        conf: The folder of YAML files.
+
+    Returns:
+        What the JSON file holds: loss (nats) and accuracy by their metric names, and each class's accuracy.
+
+    Raises:
+        UserError: run, checkpoint, split or an override is wrong.
+    """
+    quiet_libraries()
+    split = command.split
+    if split not in ("test", "val"):
+        raise UserError(f"split={split} is unknown; choose test or val")
+    run = RunDirectory.open(command.run, command.outputs)
+    config = run.config()
+    apply_overrides(config, overrides, conf)
+    torch.set_float32_matmul_precision(config.matmul_precision)
+    file = run.checkpoint(command.checkpoint)
+    network = rebuild_network(config, read_checkpoint(file), file, list(command.trusted_targets))
+
+    data: ImageDataModule = build(config.data, "data", augmentations=[], seed=config.seed)
+    data.prepare_data()
+    data.setup()
+    arrays = data.splits[split]
+    if not len(arrays):
+        raise UserError("split=val: the run has no validation images (data.val_size=0)")
+    classifier = ImageClassifier(network, num_classes=config.data.num_classes, label_smoothing=0.0, seed=config.seed)
+    collected = CollectLogits()
+    # One device: every image is counted once, and nothing is gathered.
+    trainer: pl.Trainer = build(
+        config.trainer,
+        "trainer",
+        devices=1,
+        num_nodes=1,
+        strategy="auto",
+        callbacks=[collected, RunProgress(refresh_seconds=1.0)],
+        logger=False,
+        profiler=None,
+        enable_checkpointing=False,
+        default_root_dir=str(run.path),
+    )
+    loop = trainer.test if split == "test" else trainer.validate
+    metrics: dict[str, Any] = dict(loop(classifier, datamodule=data, verbose=False)[0])
+
+    logits, index = collected.logits, collected.index
+    seen = arrays.take(index)
+    metrics["images"] = len(seen)
+    metrics["per_class"] = per_class(logits, seen.labels, data.facts["classes"])
+    metrics["checkpoint"] = str(file)
+    metrics["overrides"] = [override.input_line for override in overrides]
+    json_file, csv_file = run.path / f"evaluation_{split}.json", run.path / f"predictions_{split}.csv"
+    for old in (json_file, csv_file):
+        set_aside(old)
+    write_text(csv_file, predictions_csv(logits, seen, data.facts["classes"]))
+    write_json(json_file, metrics)
+    print_evaluation(metrics, split, [json_file, csv_file])
+    return metrics
+
+
+def per_class(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """For each class its number of images and the fraction of them recognised (None without images)."""
+    correct = logits.argmax(dim=1) == labels
+    table = {}
+    for label, name in enumerate(classes):
+        own = correct[labels == label]
+        table[name] = {"images": len(own), "acc": own.float().mean().item() if len(own) else None}
+    return table
+
+
+def predictions_csv(logits: Tensor, arrays: ImageArrays, classes: Sequence[str]) -> str:
+    """A row an image: its name, label, prediction, the prediction's probability, and the probability of each class."""
+    probabilities = logits.softmax(dim=1)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "label", "prediction", "probability", "correct", *(f"p({name})" for name in classes)])
+    for name, label, row in zip(arrays.names, arrays.labels.tolist(), probabilities.tolist(), strict=True):
+        best = max(range(len(row)), key=row.__getitem__)
+        cells = [f"{p:.6f}" for p in row]
+        writer.writerow([name, classes[label], classes[best], cells[best], int(best == label), *cells])
+    return text.getvalue()

@@ -74,7 +74,7 @@ class ImageClassifier(pl.LightningModule):
         logits = self(batch.images)
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
         self._update("train", loss, logits, batch.labels)
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             self.log_dict({"train/loss_step": loss.detach(), "lr": lr})
         return loss
@@ -96,9 +96,10 @@ class ImageClassifier(pl.LightningModule):
 
     def train_metrics_so_far(self) -> tuple[float, float]:
         """Loss (nats) and accuracy of this rank's images of the epoch so far; waits for the device, not for ranks."""
-        loss, accuracy = self.losses["train_loss"], self.accuracies["train_acc"]
-        correct, seen = accuracy.tp.item(), (accuracy.tp + accuracy.fn).item()  # type: ignore[union-attr, operator]
-        return (loss.mean_value / loss.weight).item(), correct / max(seen, 1)  # type: ignore[union-attr, operator]
+        loss: Any = self.losses["train_loss"]
+        accuracy: Any = self.accuracies["train_acc"]
+        seen = (accuracy.tp + accuracy.fn).item()
+        return (loss.mean_value / loss.weight).item(), accuracy.tp.item() / max(seen, 1)
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train")
@@ -117,8 +118,8 @@ class ImageClassifier(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         assert self.optimizer is not None
         weight_decay = getattr(self.optimizer, "keywords", {}).get("weight_decay", 0.0)
-        skip = self.network.no_weight_decay() if hasattr(self.network, "no_weight_decay") else ()
-        groups = param_groups_weight_decay(self.network, weight_decay, no_weight_decay_list=skip)
+        no_weight_decay: Any = getattr(self.network, "no_weight_decay", set)
+        groups = param_groups_weight_decay(self.network, weight_decay, no_weight_decay_list=no_weight_decay())
         optimizer = self.optimizer([group for group in groups if group["params"]])
         if self.scheduler is None:
             return optimizer
@@ -130,4 +131,4 @@ class ImageClassifier(pl.LightningModule):
         except ValueError as error:
             raise UserError(str(error)) from error
         wiring = {"scheduler": scheduler, "interval": self.interval, "monitor": self.monitor}
-        return {"optimizer": optimizer, "lr_scheduler": wiring}  # type: ignore[return-value, typeddict-item]
+        return {"optimizer": optimizer, "lr_scheduler": wiring}  # type: ignore[return-value]

@@ -47,7 +47,7 @@ def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> 
         raise UserError(f"split={split} is unknown; choose test or val")
     run = RunDirectory.open(command.run, command.outputs)
     config = run.config()
-    apply_overrides(config, overrides, conf)
+    apply_overrides(config, overrides, conf, command)
     torch.set_float32_matmul_precision(config.matmul_precision)
     file = run.checkpoint(command.checkpoint)
     network = rebuild_network(config, read_checkpoint(file), file, list(command.trusted_targets))

@@ -105,7 +105,7 @@ def build_classifier(config: DictConfig, network: torch.nn.Module) -> ImageClass
 
 def build_trainer(config: DictConfig, resolved: dict[str, Any], run: RunDirectory) -> pl.Trainer:
     callbacks = [build(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node is not None]
-    logger = build(config.logger, "logger") if config.logger else False
+    logger: Any = build(config.logger, "logger") if config.logger else False
     selects = config.data.val_size > 0 and config.trainer.limit_val_batches != 0
     trainer: pl.Trainer = build(
         config.trainer,
@@ -142,11 +142,9 @@ def end_run(run: RunDirectory, status: str) -> None:
 
 def begin_run(path: Path, resolved: dict[str, Any], data: ImageDataModule) -> RunDirectory:
     """Writes what is known before training; the other ranks of the run find it done."""
-    if rank_zero_only.rank != 0:
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return RunDirectory(path)
-    fingerprint = {
-        name: {"images": len(split), "sha256": split.fingerprint()} for name, split in data.splits.items()
-    }
+    fingerprint = {name: {"images": len(split), "sha256": split.fingerprint()} for name, split in data.splits.items()}
     return RunDirectory.create(path, resolved, {**describe_origin(), "seed": resolved["seed"], "data": fingerprint})
 
 

@@ -46,8 +46,8 @@ def predict(command: DictConfig, overrides: Sequence[Override], conf: Path) -> N
     file, run = _find_checkpoint(command)
     checkpoint = read_checkpoint(file)
     config = OmegaConf.create(checkpoint[CONFIG_KEY])
-    apply_overrides(config, overrides, conf)
-    if not 1 <= command.top_k:
+    apply_overrides(config, overrides, conf, command)
+    if command.top_k < 1:
         raise UserError(f"top_k={command.top_k} must be at least 1")
     files, failures = find_images(command.images)
     network = rebuild_network(config, checkpoint, file, list(command.trusted_targets))
@@ -105,7 +105,8 @@ def find_images(wanted: str | ListConfig) -> tuple[list[Path], dict[str, str]]:
         elif path.exists():
             found = [path]
         else:
-            found = sorted(p for p in map(Path, glob(str(path), recursive=True)) if p.is_file())
+            # Path.glob takes no absolute patterns.
+            found = sorted(p for p in map(Path, glob(str(path), recursive=True)) if p.is_file())  # noqa: PTH207
             if not found:
                 missing[str(item)] = "no such file"
         files.update(dict.fromkeys(found))

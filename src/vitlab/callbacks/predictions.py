@@ -24,7 +24,7 @@ class CollectLogits(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._batches.append((outputs.cpu(), batch.index.cpu()))
+        self._batches.append((outputs.cpu(), batch.places.cpu()))
 
     on_validation_batch_end = _keep
     on_test_batch_end = _keep

@@ -1,13 +1,14 @@
 """The one place where a config's `_target_` becomes an object."""
 
 import inspect
+import pkgutil
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 
 from vitlab.errors import UserError
 
@@ -73,7 +74,9 @@ def adopt_user_network(config: DictConfig, overrides: Sequence[str]) -> None:
     Raises:
         UserError: the target can't be imported, or does not take a key that was typed.
     """
-    typed = {o.lstrip("+").split("=")[0].removeprefix("model.") for o in overrides if o.lstrip("+").startswith("model.")}
+    typed = {
+        o.lstrip("+").split("=")[0].removeprefix("model.") for o in overrides if o.lstrip("+").startswith("model.")
+    }
     if "_target_" not in typed:
         return
     target = config.model["_target_"]
@@ -92,14 +95,13 @@ def signature(target: str, where: str) -> dict[str, inspect.Parameter]:
         UserError: it can't be imported.
     """
     try:
-        return dict(inspect.signature(get_object(target)).parameters)
-    except Exception as error:
-        reason = error.__cause__ or error
-        raise UserError(f"{where}._target_={target} can't be imported ({_last_line(reason)})") from error
+        return dict(inspect.signature(pkgutil.resolve_name(target)).parameters)
+    except Exception as error:  # importing runs the user's module: anything may come out of it
+        raise UserError(f"{where}._target_={target} can't be imported ({_first_line(error)})") from error
 
 
 def did_you_mean(word: str, known: Any) -> str:
-    """". Did you mean 'x'?" for the nearest of the known words, else a list of them, else nothing."""
+    """ ". Did you mean 'x'?" for the nearest of the known words, else a list of them, else nothing."""
     known = sorted(str(k) for k in known)
     near = get_close_matches(word, known, n=1)
     if near:
@@ -115,13 +117,13 @@ def _explain(error: InstantiationException, where: str, target: Any) -> str:
         for package, extra in EXTRAS.items():
             if package in str(target).lower():
                 return f"{where} needs the package {package}: pip install -e '.[{extra}]'"
-        return f"{where}: {_last_line(cause)}"
+        return f"{where}: {_first_line(cause)}"
     if cause is None or isinstance(cause, ValueError | TypeError | AssertionError | LookupError):
-        return f"{where}: {_last_line(cause or error)}"
+        return f"{where}: {_first_line(cause or error)}"
     # Lightning's MisconfigurationException and the like: wrong input all the same, in their own words.
-    return f"{where} ({target}): {_last_line(cause)}"
+    return f"{where} ({target}): {_first_line(cause)}"
 
 
-def _last_line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

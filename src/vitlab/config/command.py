@@ -51,8 +51,14 @@ def read_command(conf: Path, name: str, arguments: Sequence[str]) -> tuple[DictC
     return command, others
 
 
-def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Path) -> None:
+def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Path, command: DictConfig) -> None:
     """Changes a run's resolved config in place: values (`data.root=x`), and whole groups (`data=image_folder`).
+
+    Args:
+        config: The run's.
+        overrides: For it, as `read_command` gives them.
+        conf: The folder of YAML files.
+        command: The command's own values: a misspelt key may have meant one of those.
 
     Raises:
         UserError: a key is unknown.
@@ -64,7 +70,7 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Pat
         if isinstance(value, str) and (conf / key).is_dir():
             _replace_group(config, key, value, conf)
         elif key.split(".")[0] not in config:
-            raise UserError(f"unknown key '{key}'{did_you_mean(key, config)}")
+            raise UserError(f"unknown key '{key}'{did_you_mean(key, {*config.keys(), *command.keys()})}")
         else:
             OmegaConf.update(config, key, value, merge=True)
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from hydra.errors import CompactHydraException, MissingConfigException
+from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -70,5 +70,7 @@ def explain(error: Exception) -> str:
     if isinstance(cause, OmegaConfBaseException) and "is not in struct" in str(cause):
         known = list(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else []
         return f"unknown key '{cause.full_key}'{did_you_mean(str(cause.key), known)}"
+    if isinstance(error, OverrideParseException):
+        return f"'{error.override}' is not of the form key=value ({next(iter(str(error.message).splitlines()), '')})"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) if lines else type(error).__name__

@@ -14,7 +14,7 @@ _HARMLESS_WARNINGS = (
 
 
 def quiet_libraries() -> None:
-    """Sends the libraries' chatter to the run's log alone; their warnings, but the harmless, still reach the terminal."""
+    """Sends the libraries' chatter to the run's log alone; warnings, but for the harmless, still reach the terminal."""
     for message in _HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     logging.captureWarnings(True)

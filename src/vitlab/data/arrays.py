@@ -61,7 +61,7 @@ def stratified_split(labels: Tensor, held_out: float, seed: int) -> tuple[Tensor
     total = round(held_out * len(labels)) if held_out < 1 else int(held_out)
     if not 0 <= total < len(labels):
         raise ValueError(f"can't hold out {held_out:g} of {len(labels)} images: at least one must stay")
-    members = [torch.nonzero(labels == c).flatten() for c in labels.unique().tolist()]
+    members = [torch.nonzero(labels == c).flatten() for c in sorted(set(labels.tolist()))]
     # Largest remainders: each class gets the floor of its share, and the images left go to the largest fractions.
     shares = [total * len(m) / len(labels) for m in members]
     counts = [int(s) for s in shares]

@@ -55,7 +55,9 @@ class CIFAR10DataModule(ImageDataModule):
         return Dataset(_arrays(train, "train"), _arrays(test, "test"), list(train.classes))
 
     def _open(self, *, train: bool, download: bool) -> datasets.CIFAR10:
-        source = type("CIFAR10", (datasets.CIFAR10,), {"url": self.url, "tgz_md5": self.md5, "filename": Path(self.url).name})
+        source: Any = type(
+            "CIFAR10", (datasets.CIFAR10,), {"url": self.url, "tgz_md5": self.md5, "filename": Path(self.url).name}
+        )
         if self.md5 != datasets.CIFAR10.tgz_md5:
             # Another archive in the official format: its own checksum vouches for it, not those of the official parts.
             source.train_list = [[name, None] for name, _ in datasets.CIFAR10.train_list]

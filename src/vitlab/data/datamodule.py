@@ -1,7 +1,7 @@
 """ImageDataModule: what every source of images shares."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -16,18 +16,19 @@ from vitlab.errors import UserError
 
 
 class Batch(NamedTuple):
-    """What the network's side gets: float32 images `[B, 3, H, W]`, labels int64 `[B]`, places in the split int64 `[B]`."""
+    """Float32 images `[B, 3, H, W]`, labels int64 `[B]`, and the images' places in their split, int64 `[B]`."""
 
     images: Tensor
     labels: Tensor
-    index: Tensor
+    places: Tensor
 
 
 class ImageDataModule(LightningDataModule):
     """Loads a data set into memory, splits it, and serves batches that are augmented on the device.
 
-    A source is a subclass with `load`, and `fetch` where there is something to bring here first. The test images are never trained or selected on. The facts that a config
-    leaves null (`stored_size`, `num_classes`, `classes`, `mean`, `std`) are known after `setup`.
+    A source is a subclass with `load`, and with `fetch` where there is something to bring here first. The test images
+    are never trained or selected on. What a config leaves null of `stored_size`, `num_classes`, `classes`, `mean` and
+    `std` is known after `setup`: see `facts`.
 
     Args:
         image_size: Side of the images given to the network, in pixels.
@@ -110,7 +111,7 @@ class ImageDataModule(LightningDataModule):
             raise UserError(f"data: {error}; change data.val_size or data.max_train_images") from None
         if len(kept) < self.batch_size:
             raise UserError(
-                f"data.batch_size={self.batch_size} is more than the {len(kept)} training images: no batch would be full"
+                f"data.batch_size={self.batch_size} is more than the {len(kept)} training images: no batch is full"
             )
         self.splits = {"train": train.take(kept), "val": train.take(val), "test": dataset.test}
         self._complete_facts(dataset)
@@ -137,7 +138,7 @@ class ImageDataModule(LightningDataModule):
         if mean is None or std is None:
             measured_mean, measured_std = channel_statistics(self.splits["train"].images)
             mean, std = mean or measured_mean, std or measured_std
-        self.facts = {
+        self.facts: dict[str, Any] = {
             "stored_size": dataset.train.images.shape[-1],
             "num_classes": len(dataset.classes),
             "classes": list(dataset.classes),

@@ -110,9 +110,7 @@ class ImageFolderDataModule(ImageDataModule):
                 digest.update(repr(file).encode())
         return digest.hexdigest()[:24]
 
-    def _decode(
-        self, files: dict[str, list[ImageFile]], classes: list[str], folder: Path
-    ) -> dict[str, Any]:
+    def _decode(self, files: dict[str, list[ImageFile]], classes: list[str], folder: Path) -> dict[str, Any]:
         every = [file for split in files.values() for file in split]
         size = self.stored_size or self._common_size(every)
 
@@ -123,11 +121,7 @@ class ImageFolderDataModule(ImageDataModule):
                 return describe_failure(error)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter lock
-            decoded = list(
-                track(
-                    pool.map(decode, every), f"decoding into {folder}", total=len(every), transient=True
-                )
-            )
+            decoded = list(track(pool.map(decode, every), f"decoding into {folder}", total=len(every), transient=True))
         good = [(f, pixels) for f, pixels in zip(every, decoded, strict=True) if not isinstance(pixels, str)]
         skipped = {f.name: why for f, why in zip(every, decoded, strict=True) if isinstance(why, str)}
         if not good:
@@ -168,4 +162,3 @@ def _list_files(root: Path, split: str, classes: list[str]) -> Iterable[ImageFil
         for path in sorted(found):
             status = os.stat(path)  # noqa: PTH116 - pathlib doubles the time for 60,000 files
             yield ImageFile(Path(path).relative_to(root).as_posix(), label, status.st_size, status.st_mtime_ns)
-

@@ -49,7 +49,13 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, attention: SelfAttention, embed_dim: int, hidden_dim: int, activation: str, dropout: float, drop_path: float
+        self,
+        attention: SelfAttention,
+        embed_dim: int,
+        hidden_dim: int,
+        activation: str,
+        dropout: float,
+        drop_path: float,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)

@@ -1,0 +1,92 @@
+"""What the tests share: commands run as a person would, small data sets, a finished run."""
+
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+# A run of some seconds: a small network, few images.
+SMALL_MODEL = ["model.embed_dim=32", "model.depth=2", "model.num_heads=2", "model.patch_size=8"]
+SMALL_RUN = [
+    "experiment=demo",
+    "data.train_images=400",
+    "data.test_images=103",
+    "data.eval_batch_size=50",
+    "trainer.max_epochs=2",
+    *SMALL_MODEL,
+]
+
+Result = subprocess.CompletedProcess[str]
+Command = Callable[..., Result]
+
+
+def run_script(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 300) -> Result:
+    """`python <arguments>` in `cwd`; an entry point is named by its file name."""
+    script, *rest = arguments
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *rest],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Runs an entry point in an empty folder."""
+    return lambda *arguments, **options: run_script(*arguments, **{"cwd": tmp_path, **options})
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run on synthetic data, outputs/demo/<time> of its folder."""
+    folder = tmp_path_factory.mktemp("small_run")
+    result = run_script("train.py", *SMALL_RUN, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return next((folder / "outputs" / "demo").iterdir())
+
+
+@pytest.fixture(scope="session")
+def cifar_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive in CIFAR-10's official format with 5 x 20 images to train on and 20 to test on."""
+    folder = tmp_path_factory.mktemp("cifar")
+    batches = folder / "cifar-10-batches-py"
+    batches.mkdir()
+    draw = np.random.default_rng(0)
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        labels = [i % 10 for i in range(20)]
+        # Each image has its label's colour, so that images and labels can be told to belong together.
+        pixels = np.repeat(np.array(labels, dtype=np.uint8)[:, None] * 20, 3072, axis=1)
+        pixels += draw.integers(0, 20, pixels.shape, dtype=np.uint8)
+        (batches / name).write_bytes(pickle.dumps({"data": pixels, "labels": labels}, protocol=2))
+    (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": CLASSES}, protocol=2))
+    archive = folder / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(batches, "cifar-10-batches-py")
+    return archive
+
+
+@pytest.fixture
+def image_root(tmp_path: Path) -> Path:
+    """Image files of three classes: 12 to train on and 4 to test on of each, 32 px, PNG."""
+    root = tmp_path / "images"
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for name in ("ant", "bee", "cow"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number:02d}.png")
+    return root

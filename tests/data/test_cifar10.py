@@ -1,0 +1,87 @@
+import hashlib
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import CLASSES
+from data.modules import NEUTRAL
+from vitlab.data import CIFAR10DataModule
+from vitlab.errors import UserError
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(cifar_archive: Path) -> Iterator[str]:
+    """Serves the archive on localhost; gives its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=cifar_archive.parent)) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}/{cifar_archive.name}"
+        http.shutdown()
+
+
+def make(root: Path, url: str, md5: str) -> CIFAR10DataModule:
+    return CIFAR10DataModule(root=str(root), url=url, md5=md5, **NEUTRAL)
+
+
+def md5_of(file: Path) -> str:
+    return hashlib.md5(file.read_bytes()).hexdigest()
+
+
+def check(data: CIFAR10DataModule) -> None:
+    data.setup()
+    assert data.facts["classes"] == CLASSES
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 75, "val": 25, "test": 20}
+    for split in data.splits.values():
+        assert split.images.shape[1:] == (3, 32, 32)
+        assert torch.equal(split.images[:, 0, 0, 0] // 20, split.labels.to(torch.uint8))
+
+
+def test_the_archive_is_downloaded_once(tmp_path: Path, server: str, cifar_archive: Path) -> None:
+    data = make(tmp_path / "data", server, md5_of(cifar_archive))
+    data.prepare_data()
+    check(data)
+    offline = make(tmp_path / "data", "http://127.0.0.1:9/cifar-10-python.tar.gz", md5_of(cifar_archive))
+    offline.prepare_data()
+    check(offline)
+
+
+def test_a_damaged_download_is_refused(tmp_path: Path, server: str) -> None:
+    with pytest.raises(UserError, match="could not be downloaded from"):
+        make(tmp_path / "data", server, "0" * 32).prepare_data()
+
+
+def test_an_archive_put_into_the_folder_serves(tmp_path: Path, cifar_archive: Path) -> None:
+    shutil.copy(cifar_archive, tmp_path)
+    data = make(tmp_path, f"http://127.0.0.1:9/{cifar_archive.name}", md5_of(cifar_archive))
+    data.prepare_data()
+    check(data)
+
+
+def test_offline_it_ends_within_seconds_and_names_the_other_ways(tmp_path: Path) -> None:
+    url = "http://cifar.invalid/cifar-10-python.tar.gz"
+    start = time.perf_counter()
+    with pytest.raises(UserError) as refusal:
+        make(tmp_path, url, "c58f30108f718f92721af3b95e74349a").prepare_data()
+    assert time.perf_counter() - start < 30
+    for part in (url, str(tmp_path), "cifar-10-batches-py", "data=image_folder", "data=synthetic"):
+        assert part in str(refusal.value)
+
+
+def test_official_parts_are_held_to_the_official_checksums(tmp_path: Path, cifar_archive: Path) -> None:
+    # The folder of another archive must not pass as CIFAR-10 itself.
+    shutil.unpack_archive(cifar_archive, tmp_path)
+    data = make(tmp_path, "http://127.0.0.1:9/cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a")
+    with pytest.raises(UserError, match="could not be downloaded"):
+        data.prepare_data()

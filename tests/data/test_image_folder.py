@@ -1,0 +1,160 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.modules import NEUTRAL
+from vitlab.data import ImageFolderDataModule
+from vitlab.errors import UserError
+
+
+def make(root: Path, **changes: Any) -> ImageFolderDataModule:
+    own = {"test_size": 0.25, "cache_dir": None, "skip_unreadable": False}
+    data = ImageFolderDataModule(root=str(root), **{**NEUTRAL, **own, **changes})
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitlab.data.image_folder.read_image", lambda path: pytest.fail(f"decoded {path} again"))
+
+
+def test_pixels_labels_and_names_are_those_of_the_files(image_root: Path) -> None:
+    data = make(image_root)
+    assert data.facts["classes"] == ["ant", "bee", "cow"]
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 27, "val": 9, "test": 12}
+    for split in data.splits.values():
+        for image, label, name in zip(split.images, split.labels.tolist(), split.names, strict=True):
+            assert Path(name).parts[1] == data.facts["classes"][label]
+            file = np.asarray(Image.open(image_root / name)).transpose(2, 0, 1)
+            assert np.array_equal(image.numpy(), file)
+    assert all(name.startswith("test/") for name in data.splits["test"].names)
+
+
+def test_mean_and_std_are_measured_on_the_training_images(image_root: Path) -> None:
+    data = make(image_root)
+    pixels = data.splits["train"].images.double() / 255
+    assert data.facts["mean"] == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist(), abs=1e-4)
+    assert data.facts["std"] == pytest.approx(pixels.std(dim=(0, 2, 3)).tolist(), abs=1e-3)
+
+
+def test_the_second_start_decodes_nothing(image_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make(image_root)
+    forbid_decoding(monkeypatch)
+    second = make(image_root)
+    for split in ("train", "val", "test"):
+        assert first.splits[split].fingerprint() == second.splits[split].fingerprint()
+
+
+@pytest.mark.parametrize("change", ["content", "new file", "removed file", "renamed class"])
+def test_a_change_of_the_files_is_seen(image_root: Path, change: str) -> None:
+    before = make(image_root)
+    file = image_root / "train" / "ant" / "00.png"
+    if change == "content":
+        stamp = file.stat().st_mtime_ns + 1_000_000
+        Image.new("RGB", (32, 32)).save(file)
+        os.utime(file, ns=(stamp, stamp))
+    elif change == "new file":
+        Image.new("RGB", (32, 32)).save(image_root / "test" / "ant" / "new.png")
+    elif change == "removed file":
+        (image_root / "test" / "ant" / "00.png").unlink()
+    else:
+        for split in ("train", "test"):
+            (image_root / split / "ant").rename(image_root / split / "zebra")
+    after = make(image_root)
+    assert any(before.splits[s].fingerprint() != after.splits[s].fingerprint() for s in before.splits)
+
+
+def test_unreadable_files_are_all_named_and_refused_or_skipped(
+    image_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = [image_root / "train" / "ant" / "broken.png", image_root / "test" / "cow" / "empty.jpg"]
+    broken[0].write_text("no image")
+    broken[1].touch()
+    whole = (image_root / "train" / "bee" / "00.png").read_bytes()
+    broken.append(image_root / "train" / "bee" / "cut.png")
+    broken[2].write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError) as refusal:
+        make(image_root)
+    assert "3 image files can't be read (data.skip_unreadable=true" in str(refusal.value)
+    assert all(str(file) in str(refusal.value) for file in broken)
+    forbid_decoding(monkeypatch)  # the verdict is kept, too
+    data = make(image_root, skip_unreadable=True)
+    assert sum(len(split) for split in data.splits.values()) == 48
+
+
+def test_without_test_folder_a_stratified_split_is_held_out(image_root: Path) -> None:
+    for file in (image_root / "test").rglob("*.png"):
+        file.unlink()
+    data = make(image_root)
+    assert torch.bincount(data.splits["test"].labels).tolist() == [3, 3, 3]
+    names = [name for split in data.splits.values() for name in split.names]
+    assert len(names) == len(set(names)) == 36
+
+
+def test_images_of_many_sizes_are_stored_at_the_network_s_size(image_root: Path) -> None:
+    Image.new("RGB", (100, 60)).save(image_root / "train" / "ant" / "photo.jpg")
+    assert make(image_root, image_size=64).splits["train"].images.shape[1:] == (3, 64, 64)
+
+
+def test_small_images_of_one_size_stay_small(image_root: Path) -> None:
+    data = make(image_root, image_size=224)
+    assert data.facts["stored_size"] == 32
+    batch = data.splits["train"].images[:2]
+    assert data.transform(batch).shape == (2, 3, 224, 224)
+
+
+def test_a_read_only_root_is_cached_elsewhere(
+    image_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (image_root / ".vitlab_cache").touch()  # a file where the folder would be: refused even to root
+    make(image_root)
+    forbid_decoding(monkeypatch)
+    make(image_root)
+    assert len(list((tmp_path / "home" / ".cache" / "vitlab").glob("*.npy"))) == 1
+
+
+def test_the_cache_goes_where_it_is_told_to(image_root: Path, tmp_path: Path) -> None:
+    make(image_root, cache_dir=str(tmp_path / "here"))
+    assert len(list((tmp_path / "here").glob("*.npy"))) == 1
+    assert not (image_root / ".vitlab_cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: os.rename(root / "train", root / "Training"), "there is no folder"),
+        (lambda root: os.rename(root / "test" / "ant", root / "test" / "elk"), "lacks: elk"),
+    ],
+)
+def test_a_wrong_layout_is_told(image_root: Path, spoil: Any, message: str) -> None:
+    spoil(image_root)
+    with pytest.raises(UserError, match=message):
+        make(image_root)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": 10}, "data.num_classes=10, but the data has 3 classes"),
+        ({"batch_size": 28}, "data.batch_size=28 is more than the 27 training images"),
+        ({"val_size": 36}, "change data.val_size"),
+    ],
+    ids=str,
+)
+def test_what_the_data_can_not_give_is_told(image_root: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(image_root, **changes)
+
+
+def test_max_train_images_keeps_val_and_test(image_root: Path) -> None:
+    few, every = make(image_root, max_train_images=6), make(image_root)
+    assert torch.bincount(few.splits["train"].labels).tolist() == [2, 2, 2]
+    assert few.splits["val"].names == every.splits["val"].names
+    assert set(few.splits["train"].names) < set(every.splits["train"].names)

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from vitlab.data.decoding import to_square
+from vitlab.data.draws import Draws
+from vitlab.data.transforms import BatchTransform, Normalize, RandomCrop, RandomHorizontalFlip, Resize
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def draws() -> Draws:
+    return Draws(seed=0, epoch=3, index=torch.arange(100, 164))
+
+
+def test_crop_equals_torchvision_s_pad_and_crop_at_the_same_place(images: Tensor, draws: Draws) -> None:
+    crop = RandomCrop(4)
+    expected = [
+        v2.functional.crop(v2.functional.pad(image, [4]), int(top), int(left), 32, 32)
+        for image, (top, left) in zip(images, crop.offsets(draws, 0), strict=True)
+    ]
+    assert torch.equal(crop(images, draws, 0), torch.stack(expected))
+
+
+def test_crop_reaches_every_offset_about_equally_often() -> None:
+    offsets = RandomCrop(4).offsets(Draws(0, 0, torch.arange(81_000)), 0)
+    counts = torch.bincount(offsets[:, 0] * 9 + offsets[:, 1], minlength=81)
+    assert len(counts) == 81
+    assert ((counts - 1000).abs() < 160).all()  # five standard deviations
+
+
+def test_flip_mirrors_some_images_and_leaves_the_others(images: Tensor, draws: Draws) -> None:
+    flipped = RandomHorizontalFlip(0.5)(images, draws, 0)
+    mirrored = v2.functional.horizontal_flip(images)
+    chosen = draws.uniform(0, 1)[:, 0] < 0.5
+    assert 16 < chosen.sum() < 48
+    assert torch.equal(flipped[chosen], mirrored[chosen])
+    assert torch.equal(flipped[~chosen], images[~chosen])
+
+
+def test_flip_and_crop_take_their_extremes(images: Tensor, draws: Draws) -> None:
+    assert torch.equal(RandomHorizontalFlip(0.0)(images, draws, 0), images)
+    assert torch.equal(RandomHorizontalFlip(1.0)(images, draws, 0), images.flip(-1))
+    assert torch.equal(RandomCrop(0)(images, draws, 0), images)
+
+
+def test_normalize_equals_torchvision_s(images: Tensor) -> None:
+    mean, std = [0.49, 0.48, 0.45], [0.25, 0.24, 0.26]
+    expected = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])(images)
+    torch.testing.assert_close(Normalize(mean, std)(images), expected)
+
+
+def test_resize_equals_pillow_s_within_rounding() -> None:
+    ramp = torch.linspace(0, 255, 32)
+    smooth = torch.stack([ramp.expand(32, 32), ramp.expand(32, 32).T, (ramp + ramp.view(-1, 1)) / 2]).to(torch.uint8)
+    pillow = Image.fromarray(smooth.permute(1, 2, 0).numpy()).resize((224, 224), Image.Resampling.BICUBIC)
+    ours = Resize(224, "bicubic")(smooth.unsqueeze(0))[0]
+    assert (ours.int() - v2.functional.pil_to_tensor(pillow).int()).abs().max() <= 1
+    shrunk = torch.from_numpy(to_square(pillow, 32))
+    assert (Resize(32, "bicubic")(ours.unsqueeze(0))[0].int() - shrunk.int()).abs().max() <= 2
+
+
+def test_unknown_interpolation_is_refused() -> None:
+    with pytest.raises(ValueError, match="interpolation=cubic is unknown"):
+        Resize(32, "cubic")
+
+
+def test_a_batch_is_augmented_image_by_image(images: Tensor, draws: Draws) -> None:
+    transform = BatchTransform(
+        [RandomCrop(4), RandomHorizontalFlip(0.5)],
+        image_size=32,
+        interpolation="bicubic",
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+    )
+    together = transform(images, draws)
+    half = transform(images[32:], Draws(draws.seed, draws.epoch, draws.index[32:]))
+    assert torch.equal(together[32:], half)
+    same = transform(images[:1].expand(64, -1, -1, -1), draws)
+    assert len(torch.unique(same.flatten(1), dim=0)) > 40  # one image, 64 places in the data set: as many draws
+    assert torch.equal(transform(images), Normalize([0.5] * 3, [0.25] * 3)(images))  # evaluation: nothing is drawn

@@ -1,0 +1,204 @@
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from vitlab.models import VisionTransformer
+from vitlab.models.attention import SelfAttention
+from vitlab.models.positions import sincos2d
+
+SMALL: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "in_channels": 3,
+    "num_classes": 10,
+    "embed_dim": 48,
+    "depth": 3,
+    "num_heads": 4,
+    "mlp_ratio": 2.0,
+    "pool": "mean",
+    "pos_embed": "learned",
+}
+
+
+def make(**changes: Any) -> VisionTransformer:
+    torch.manual_seed(0)
+    model = VisionTransformer(**{**SMALL, **changes}).eval()
+    for parameter in model.parameters():  # away from zeros and ones, so that no weight can hide
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def images_for(model: VisionTransformer, count: int = 4) -> Tensor:
+    return torch.randn(count, model.in_channels, *model.image_size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("fused_attention", [True, False])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"pool": "cls"},
+        {"pool": "cls", "qk_norm": True},
+        {"pool": "mean", "pos_embed": "sincos2d"},
+        {"pool": "cls", "pos_embed": "sincos2d"},
+        {"pool": "mean", "pos_embed": "none"},
+        {"activation": "relu", "patch_size": 4, "embed_dim": 64, "num_heads": 2},
+        {"image_size": (24, 48), "patch_size": (8, 12), "in_channels": 1, "num_classes": 3, "mlp_ratio": 4.0},
+    ],
+    ids=str,
+)
+def test_logits_equal_those_of_timm_with_the_same_weights(changes: dict[str, Any], fused_attention: bool) -> None:
+    model = make(**changes, fused_attention=fused_attention)
+    choice = {**SMALL, **changes}
+    oracle = timm.models.VisionTransformer(
+        img_size=choice["image_size"],
+        patch_size=choice["patch_size"],
+        in_chans=choice["in_channels"],
+        num_classes=choice["num_classes"],
+        embed_dim=choice["embed_dim"],
+        depth=choice["depth"],
+        num_heads=choice["num_heads"],
+        mlp_ratio=choice["mlp_ratio"],
+        qk_norm=choice.get("qk_norm", False),
+        class_token=choice["pool"] == "cls",
+        global_pool="token" if choice["pool"] == "cls" else "avg",
+        pos_embed="none" if choice["pos_embed"] == "none" else "learn",
+        act_layer=choice.get("activation", "gelu"),
+        fc_norm=False,
+    ).eval()
+    weights = model.state_dict()
+    if choice["pos_embed"] == "sincos2d":  # fixed here, so it is no weight; timm has no fixed positions
+        assert model.pos_embed is not None
+        weights["pos_embed"] = model.pos_embed
+    oracle.load_state_dict(weights)
+    images = images_for(model)
+    torch.testing.assert_close(model(images), oracle(images), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_an_image_s_logits_do_not_depend_on_the_rest_of_the_batch(pool: str) -> None:
+    model = make(pool=pool)
+    images = images_for(model, 6)
+    alone = torch.cat([model(image.unsqueeze(0)) for image in images])
+    torch.testing.assert_close(model(images), alone, atol=1e-6, rtol=1e-5)
+    others_changed = torch.cat([images[:1], images_for(model, 6).flip(-1)[1:] * 3])
+    torch.testing.assert_close(model(others_changed)[0], alone[0], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_changing_any_one_patch_changes_the_logits(pool: str) -> None:
+    model = make(pool=pool)
+    image = images_for(model, 1)
+    before = model(image)
+    for row in range(0, 32, 8):
+        for column in range(0, 32, 8):
+            changed = image.clone()
+            changed[:, :, row : row + 8, column : column + 8] += 1.0
+            assert (model(changed) - before).abs().max() > 1e-4, (row, column)
+
+
+def shuffle_patches(images: Tensor, size: int = 8) -> Tensor:
+    batch, channels, height, width = images.shape
+    grid = images.reshape(batch, channels, height // size, size, width // size, size)
+    patches = grid.permute(2, 4, 0, 1, 3, 5).reshape(-1, batch, channels, size, size)
+    patches = patches[torch.randperm(len(patches), generator=torch.Generator().manual_seed(2))]
+    grid = patches.reshape(height // size, width // size, batch, channels, size, size)
+    return grid.permute(2, 3, 0, 4, 1, 5).reshape(images.shape)
+
+
+@pytest.mark.parametrize(("pos_embed", "order_matters"), [("learned", True), ("sincos2d", True), ("none", False)])
+def test_the_order_of_patches_matters_exactly_with_positions(pos_embed: str, order_matters: bool) -> None:
+    model = make(pos_embed=pos_embed)
+    images = images_for(model)
+    difference = (model(shuffle_patches(images)) - model(images)).abs().max()
+    assert difference > 1e-3 if order_matters else difference < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch_size": 5}, "image_size=32 is not a multiple of patch_size=5"),
+        ({"image_size": (32, 30)}, "image_size=32, 30 is not a multiple of patch_size=8"),
+        ({"num_heads": 5}, "embed_dim=48 is not a multiple of num_heads=5"),
+        ({"pos_embed": "sincos2d", "embed_dim": 6, "num_heads": 1}, "needs embed_dim to be a multiple of 4, not 6"),
+        ({"pool": "max"}, "pool=max is unknown; choose one of cls, mean"),
+        ({"pos_embed": "rope"}, "pos_embed=rope is unknown; choose one of learned, sincos2d, none"),
+        ({"activation": "swish"}, "activation=swish is unknown; choose one of gelu, relu"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+def test_images_of_another_size_are_refused_with_both_shapes() -> None:
+    with pytest.raises(ValueError, match=r"expected images of shape \[B, 3, 32, 32\], got \[2, 3, 40, 40\]"):
+        make()(torch.zeros(2, 3, 40, 40))
+
+
+def test_a_head_of_two_layers_has_a_tanh_between_them() -> None:
+    model = make(head_hidden_dim=20)
+    pooled = model.forward_features(images_for(model)).mean(dim=1)
+    weights = model.state_dict()
+    hidden = torch.tanh(pooled @ weights["head.0.weight"].T + weights["head.0.bias"])
+    expected = hidden @ weights["head.2.weight"].T + weights["head.2.bias"]
+    torch.testing.assert_close(model(images_for(model)), expected)
+
+
+def test_drop_path_rises_linearly_and_acts_in_training_alone() -> None:
+    model = make(drop_path=0.4, depth=5)
+    assert [block.drop_path.p for block in model.blocks] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    images = images_for(model, 16)
+    torch.testing.assert_close(model(images), model(images), atol=0, rtol=0)
+    model.train()
+    assert not torch.equal(model(images), model(images))
+
+
+@pytest.mark.parametrize("knob", ["dropout", "attention_dropout"])
+def test_dropout_acts_in_training_alone(knob: str) -> None:
+    plain, model = make(), make(**{knob: 0.5})
+    images = images_for(model)
+    torch.testing.assert_close(model(images), plain(images))
+    model.train()
+    assert not torch.allclose(model(images), plain(images), atol=1e-3)
+
+
+def test_new_weights_start_as_documented() -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(**{**SMALL, "pool": "cls", "embed_dim": 256})
+    assert isinstance(model.pos_embed, torch.nn.Parameter)
+    assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.1)
+    tokens = model.patch_embed(torch.randn(64, 3, 32, 32))
+    assert tokens.std().item() == pytest.approx(1.0, rel=0.1)
+    loss = torch.nn.functional.cross_entropy(model(torch.randn(64, 3, 32, 32)), torch.arange(64) % 10)
+    assert loss.item() == pytest.approx(2.3026, abs=0.1)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    model = make(pool="cls", qk_norm=True, head_hidden_dim=8).train()
+    model(images_for(model)).square().sum().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+
+
+def test_fused_and_plain_attention_agree_under_bfloat16() -> None:
+    torch.manual_seed(0)
+    plain = SelfAttention(64, 4, fused_attention=False)
+    fused = SelfAttention(64, 4, fused_attention=True)
+    fused.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 17, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(plain(x), fused(x), atol=2e-2, rtol=2e-2)
+
+
+def test_sincos_positions_are_distinct_and_tell_rows_from_columns() -> None:
+    table = sincos2d(32, (3, 5))[0].reshape(3, 5, 32)
+    assert len(torch.unique(table.reshape(15, 32), dim=0)) == 15
+    torch.testing.assert_close(table[:, 2, :16], table[:1, 2, :16].expand(3, -1))  # columns: the same in all rows
+    torch.testing.assert_close(table[1, :, 16:], table[1, :1, 16:].expand(5, -1))
+    torch.testing.assert_close(table[2, 3, 0], torch.tensor(3.0).sin())
+    torch.testing.assert_close(table[2, 3, 24], torch.tensor(2.0).cos())

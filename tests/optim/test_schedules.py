@@ -1,0 +1,38 @@
+import math
+
+import pytest
+import torch
+
+from vitlab.optim import cosine_with_warmup
+
+
+def rates(total_steps: int, warmup: float, min_lr_ratio: float = 0.0) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = cosine_with_warmup(optimizer, total_steps, warmup, min_lr_ratio)
+    seen = []
+    for _ in range(total_steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_the_rate_rises_in_a_line_and_falls_as_a_cosine() -> None:
+    seen = rates(100, warmup=10)
+    assert seen[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert seen[10:] == pytest.approx([1 + math.cos(math.pi * i / 90) for i in range(90)])
+
+
+def test_warmup_is_a_fraction_or_a_number_of_steps() -> None:
+    assert rates(200, warmup=0.05) == rates(200, warmup=10)
+    assert rates(50, warmup=0)[0] == 2.0
+
+
+def test_the_rate_ends_at_its_floor() -> None:
+    assert rates(1000, warmup=0, min_lr_ratio=0.1)[-1] == pytest.approx(0.2, rel=1e-3)
+
+
+@pytest.mark.parametrize("warmup", [20, 50, -1])
+def test_a_warmup_that_leaves_nothing_is_refused(warmup: float) -> None:
+    with pytest.raises(ValueError, match="of the run's 20 steps"):
+        rates(20, warmup)

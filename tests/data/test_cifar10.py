@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-
 from conftest import CLASSES
 from data.modules import NEUTRAL
+
 from vitlab.data import CIFAR10DataModule
 from vitlab.errors import UserError
 

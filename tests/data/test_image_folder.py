@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data.modules import NEUTRAL
 from PIL import Image
 
-from data.modules import NEUTRAL
 from vitlab.data import ImageFolderDataModule
 from vitlab.errors import UserError
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from data.modules import NEUTRAL
 from torch.nn.functional import cross_entropy
 
-from data.modules import NEUTRAL
 from vitlab.data import SyntheticDataModule
 
 

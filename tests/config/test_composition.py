@@ -1,0 +1,102 @@
+"""Every YAML file in conf/ composes and gives objects."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CLASSES, ROOT
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from vitlab.config.building import build
+from vitlab.config.machine import resolve_machine
+from vitlab.experiment import build_classifier
+from vitlab.models import VisionTransformer
+
+CONF = ROOT / "conf"
+GROUPS = ("model", "data", "augment", "optimizer", "scheduler", "trainer", "callbacks", "logger", "debug", "experiment")
+CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+
+
+def composed(folder: Path, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", [f"hydra.runtime.output_dir={folder}", *overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    del config.hydra
+    return config
+
+
+def test_every_file_belongs_to_a_group() -> None:
+    files = {file.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml")}
+    grouped = {choice.replace("=", "/") + ".yaml" for choice in CHOICES}
+    others = {"train.yaml", "evaluate.yaml", "predict.yaml", "hydra/job_logging/run_log.yaml", "hydra/help/vitlab.yaml"}
+    assert files == grouped | others
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_choice_composes_and_gives_objects(choice: str, tmp_path: Path) -> None:
+    config = composed(tmp_path, choice, *(["data.root=nowhere"] if choice == "data=image_folder" else []))
+    resolve_machine(config)
+    config.data.num_classes = config.data.num_classes or 10
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+    augmentations = [build(node, "augment") for node in config.augment.values()]
+    build(config.data, "data", augmentations=augmentations, seed=config.seed)
+    network: Any = build(config.model, "model")
+    images = torch.randn(2, 3, config.data.image_size, config.data.image_size)
+    assert network(images).shape == (2, 10)
+    classifier = build_classifier(config, network)
+    classifier.trainer = FakeTrainer()  # type: ignore[assignment]
+    wiring: Any = classifier.configure_optimizers()
+    assert wiring["optimizer"].param_groups[0]["lr"] > 0
+    assert wiring["lr_scheduler"]["interval"] in ("step", "epoch")
+    for name, node in config.callbacks.items():
+        build(node, f"callbacks.{name}")
+    if choice not in ("trainer=gpu", "trainer=ddp") or torch.cuda.is_available():
+        build(config.trainer, "trainer", logger=False)
+    if config.logger and choice not in ("logger=wandb", "logger=mlflow"):
+        build(config.logger, "logger")
+
+
+class FakeTrainer:
+    estimated_stepping_batches = 1000
+
+
+def test_facts_flow_from_their_owner(tmp_path: Path) -> None:
+    config = composed(tmp_path, "data.image_size=64", "data.num_classes=7")
+    assert (config.model.image_size, config.model.num_classes) == (64, 7)
+
+
+def test_cifar10_s_facts(tmp_path: Path) -> None:
+    config = composed(tmp_path)
+    assert config.data.classes == CLASSES
+    assert config.data.val_size == 5000
+
+
+@pytest.mark.parametrize(
+    ("model", "millions"), [("vit_scratch", 4.0), ("vit_tiny", 5.4), ("vit_small", 21.3), ("vit_base", 85.1)]
+)
+def test_models_have_the_size_they_say(model: str, millions: float, tmp_path: Path) -> None:
+    config = composed(tmp_path, f"model={model}")
+    network = build(config.model, "model")
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == millions
+    assert f"{millions} M parameters" in (CONF / "model" / f"{model}.yaml").read_text()
+
+
+def test_the_notebook_s_network_has_its_sizes(tmp_path: Path) -> None:
+    config = composed(tmp_path, "experiment=notebook_scratch")
+    network: VisionTransformer = build(config.model, "model")
+    assert network.grid_size == (14, 14)
+    assert network.blocks[0].mlp.fc1.weight.shape == (1024, 768)
+    assert (len(network.blocks), network.blocks[0].attn.num_heads) == (6, 8)
+    assert (config.optimizer.lr, config.data.batch_size, config.trainer.max_epochs) == (1e-3, 32, 5)
+
+
+def test_every_value_that_people_turn_is_declared(tmp_path: Path) -> None:
+    turned = (
+        "precision strategy devices num_nodes accumulate_grad_batches gradient_clip_val max_epochs max_steps max_time "
+        "limit_train_batches limit_val_batches limit_test_batches deterministic benchmark profiler sync_batchnorm"
+    )
+    assert set(turned.split()) <= set(composed(tmp_path).trainer)

@@ -1,0 +1,155 @@
+import math
+from functools import partial
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from models.test_vision_transformer import SMALL
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from vitlab.classifier import ImageClassifier
+from vitlab.data import Batch
+from vitlab.models import VisionTransformer
+
+
+class Constant(nn.Module):
+    """Gives the same logits for every image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([2.0, 1.0, 0.0]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits.expand(len(images), -1)
+
+
+def batches(labels: list[int], sizes: list[int]) -> DataLoader[Any]:
+    parts = torch.tensor(labels).split(sizes)
+    return DataLoader([Batch(torch.zeros(len(p), 3, 2, 2), p, torch.arange(len(p))) for p in parts], batch_size=None)
+
+
+def make(network: nn.Module, **changes: Any) -> ImageClassifier:
+    return ImageClassifier(network, **{"num_classes": 3, "label_smoothing": 0.1, "seed": 0, **changes})
+
+
+def trainer(**changes: Any) -> pl.Trainer:
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return pl.Trainer(accelerator="cpu", max_epochs=1, enable_checkpointing=False, **quiet, **changes)
+
+
+def test_metrics_are_means_over_images_not_over_batches() -> None:
+    loader = batches([0, 0, 0, 0, 0, 0, 0, 1], [7, 1])
+    results = trainer().test(make(Constant()), loader, verbose=False)[0]
+    log_sum = math.log(sum(math.exp(v) for v in (2, 1, 0)))
+    assert results["test/acc"] == pytest.approx(7 / 8)
+    assert results["test/loss"] == pytest.approx((7 * (log_sum - 2) + (log_sum - 1)) / 8)  # no label smoothing
+
+
+def test_training_loss_is_smoothed_and_accuracy_counts_images() -> None:
+    run = trainer()
+    classifier = make(Constant(), optimizer=partial(torch.optim.SGD, lr=0.0))
+    run.fit(classifier, batches([0, 0, 0, 1], [3, 1]))
+    labels = torch.tensor([0, 0, 0, 1])
+    smoothed = nn.functional.cross_entropy(torch.tensor([[2.0, 1.0, 0.0]]).expand(4, -1), labels, label_smoothing=0.1)
+    assert run.callback_metrics["train/loss"].item() == pytest.approx(smoothed.item())
+    assert run.callback_metrics["train/acc"].item() == pytest.approx(3 / 4)
+
+
+def test_decay_reaches_weights_alone() -> None:
+    network = VisionTransformer(**{**SMALL, "pool": "cls", "qk_norm": True, "depth": 1, "head_hidden_dim": 8})
+    classifier = make(network, num_classes=10, optimizer=partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.05))
+    optimizer: Any = classifier.configure_optimizers()
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    decay = {names[p]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    weights = {
+        "patch_embed.proj.weight",
+        "blocks.0.attn.qkv.weight",
+        "blocks.0.attn.proj.weight",
+        "blocks.0.mlp.fc1.weight",
+        "blocks.0.mlp.fc2.weight",
+        "head.0.weight",
+        "head.2.weight",
+    }
+    rest = {
+        "cls_token",
+        "pos_embed",
+        "patch_embed.proj.bias",
+        "blocks.0.norm1.weight",
+        "blocks.0.norm1.bias",
+        "blocks.0.attn.qkv.bias",
+        "blocks.0.attn.q_norm.weight",
+        "blocks.0.attn.q_norm.bias",
+        "blocks.0.attn.k_norm.weight",
+        "blocks.0.attn.k_norm.bias",
+        "blocks.0.attn.proj.bias",
+        "blocks.0.norm2.weight",
+        "blocks.0.norm2.bias",
+        "blocks.0.mlp.fc1.bias",
+        "blocks.0.mlp.fc2.bias",
+        "norm.weight",
+        "norm.bias",
+        "head.0.bias",
+        "head.2.bias",
+    }
+    assert decay == {**dict.fromkeys(weights, 0.05), **dict.fromkeys(rest, 0.0)}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+
+
+def test_the_schedule_counts_the_run_s_real_steps() -> None:
+    seen = []
+
+    def schedule(optimizer: torch.optim.Optimizer, total_steps: int | None) -> Any:
+        seen.append(total_steps)
+        return torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+    classifier = make(
+        Constant(), optimizer=partial(torch.optim.SGD, lr=0.1), scheduler=partial(schedule, total_steps=None)
+    )
+    trainer(accumulate_grad_batches=2, limit_train_batches=5).fit(classifier, batches([0] * 20, [2] * 10))
+    assert seen == [3]  # five batches, two a step, the last one alone
+
+
+@pytest.mark.parametrize(("interval", "rates"), [("step", [1.0, 0.5, 0.25]), ("epoch", [1.0, 1.0, 1.0])])
+def test_the_schedule_moves_at_its_interval(interval: str, rates: list[float]) -> None:
+    seen: list[float] = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    classifier = make(
+        Constant(),
+        optimizer=partial(torch.optim.SGD, lr=1.0),
+        scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5),
+        interval=interval,
+    )
+    trainer(callbacks=[Watch()]).fit(classifier, batches([0] * 6, [2] * 3))
+    assert seen == rates
+
+
+def test_dropout_of_a_step_does_not_hang_on_what_was_drawn_before() -> None:
+    class Noise(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3))
+            self.seen: list[float] = []
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.seen.append(torch.rand(()).item())
+            return self.weight.expand(len(images), -1)
+
+    def draws(disturb: bool, seed: int) -> list[float]:
+        class Disturb(pl.Callback):
+            def on_train_batch_end(self, *_: Any) -> None:
+                if disturb:
+                    torch.rand(17)
+
+        network = Noise()
+        classifier = make(network, seed=seed, optimizer=partial(torch.optim.SGD, lr=1.0))
+        trainer(callbacks=[Disturb()]).fit(classifier, batches([0] * 6, [2] * 3))
+        return network.seen
+
+    assert draws(disturb=False, seed=0) == draws(disturb=True, seed=0)
+    assert len({*draws(False, seed=0), *draws(False, seed=1)}) == 6

@@ -1,0 +1,95 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Command
+
+from vitlab.runs.directory import RunDirectory
+
+
+@pytest.fixture
+def run(small_run: Path, tmp_path: Path) -> Path:
+    """A finished run of this test's own."""
+    return Path(shutil.copytree(small_run, tmp_path / "outputs" / "demo" / "a"))
+
+
+def evaluated(run: Path, split: str = "test") -> dict[str, Any]:
+    return json.loads((run / f"evaluation_{split}.json").read_text())
+
+
+def test_evaluation_repeats_the_run_s_own_figures_to_the_last_digit(run: Path, command: Command) -> None:
+    final = json.loads((run / "metrics.json").read_text())
+    for split in ("test", "val"):
+        result = command("evaluate.py", "run=outputs/demo/a", f"split={split}")
+        assert result.returncode == 0, result.stderr
+        assert result.stderr == ""
+        for metric in (f"{split}/loss", f"{split}/acc"):
+            assert evaluated(run, split)[metric] == final[metric]
+
+
+def test_every_image_has_its_row_and_the_rows_make_the_figures(run: Path, command: Command) -> None:
+    assert command("evaluate.py", "run=latest").returncode == 0
+    rows = list(csv.DictReader((run / "predictions_test.csv").open()))
+    metrics = evaluated(run)
+    assert len(rows) == metrics["images"] == 103
+    assert len({row["image"] for row in rows}) == 103
+    assert sum(int(row["correct"]) for row in rows) / 103 == pytest.approx(metrics["test/acc"], abs=1e-6)
+    for name, figures in metrics["per_class"].items():
+        own = [int(row["correct"]) for row in rows if row["label"] == name]
+        assert len(own) == figures["images"]
+        assert sum(own) / len(own) == pytest.approx(figures["acc"])
+    for row in rows:
+        probabilities = {key[2:-1]: float(value) for key, value in row.items() if key.startswith("p(")}
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-4)
+        assert float(row["probability"]) == max(probabilities.values())
+        assert probabilities[row["prediction"]] == float(row["probability"])
+        assert (row["prediction"] == row["label"]) == (row["correct"] == "1")
+
+
+def test_a_second_evaluation_loses_nothing_of_the_first(run: Path, command: Command) -> None:
+    assert command("evaluate.py", "run=latest").returncode == 0
+    first = (run / "evaluation_test.json").read_text()
+    assert command("evaluate.py", "run=latest", "checkpoint=last").returncode == 0
+    assert evaluated(run)["checkpoint"].endswith("last.ckpt")
+    assert first in [p.read_text() for p in run.glob("evaluation_test_*.json")]
+
+
+def test_overrides_reach_the_run_s_config(run: Path, command: Command, image_root: Path) -> None:
+    smaller = command("evaluate.py", "run=latest", "data.test_images=50", "trainer=cpu")
+    assert smaller.returncode == 0, smaller.stderr
+    assert evaluated(run)["images"] == 50
+    assert evaluated(run)["overrides"] == ["data.test_images=50", "trainer=cpu"]
+    other = command("evaluate.py", "run=latest", "data=image_folder", f"data.root={image_root}")
+    assert other.returncode == 2  # three classes where the run knows ten: said, not guessed
+    assert "data.num_classes=10, but the data has 3 classes" in other.stderr
+
+
+def test_a_run_can_be_moved(run: Path, command: Command, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    run.rename(moved)
+    assert command("evaluate.py", f"run={moved}").returncode == 0
+    assert evaluated(moved)["test/acc"] == json.loads((moved / "metrics.json").read_text())["test/acc"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "run must be given: add run=..."),
+        (["run=nowhere"], "run=nowhere does not exist"),
+        (["run=latest", "splt=val"], "unknown key 'splt'. Did you mean 'split'?"),
+        (["run=latest", "split=train"], "split=train is unknown; choose test or val"),
+        (["run=latest", "checkpoint=none.ckpt"], "there is no file none.ckpt"),
+        (["run=latest", "data.evalbatch=3"], "unknown key 'data.evalbatch'. Did you mean 'eval_batch_size'?"),
+        (["run=latest", "trainer=cpux"], "there is no trainer=cpux. Did you mean 'cpu'?"),
+        (["run=latest", "+data.x=1"], "only key=value can be given here"),
+    ],
+)
+def test_mistakes_get_one_sentence(run: Path, arguments: list[str], sentence: str, command: Command) -> None:
+    result = command("evaluate.py", *arguments)
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert RunDirectory(run).config().name == "demo"

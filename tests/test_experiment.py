@@ -1,0 +1,252 @@
+"""A training run from the command line to its directory."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, SMALL_RUN, Command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vitlab.runs.checkpoint import read_checkpoint
+
+
+def only_run(folder: Path, name: str = "demo") -> Path:
+    (run,) = (folder / "outputs" / name).iterdir()
+    return run
+
+
+def metrics_of(run: Path) -> dict[str, float]:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def test_the_run_directory_holds_what_the_contract_says(small_run: Path) -> None:
+    there = {p.name for p in small_run.iterdir()}
+    files = "config.yaml manifest.json metrics.csv metrics.json run.log checkpoints tensorboard figures .hydra"
+    assert set(files.split()) <= there
+    assert {p.name for p in (small_run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+    manifest = json.loads((small_run / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["command"].startswith("python ")
+    assert "experiment=demo" in manifest["command"]
+    assert manifest["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert manifest["data"]["test"]["images"] == 103
+    assert manifest["seed"] == 0
+    assert manifest["started"] < manifest["finished"]
+
+    config = yaml.safe_load((small_run / "config.yaml").read_text())
+    assert "${" not in (small_run / "config.yaml").read_text()
+    assert config["trainer"]["precision"] in ("bf16-mixed", "16-mixed", "32-true")
+    assert len(config["data"]["mean"]) == 3
+    assert config["model"]["num_classes"] == len(config["data"]["classes"]) == 10
+
+
+def test_metrics_of_epochs_and_of_the_run(small_run: Path) -> None:
+    rows = list(csv.DictReader((small_run / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert [row["step"] for row in rows] == ["5", "10"]  # 360 training images, 64 a batch
+    columns = ["train/loss", "train/acc", "val/loss", "val/acc", "lr", "images_per_second"]
+    assert all(float(row[column]) >= 0 for row in rows for column in columns)
+    final = metrics_of(small_run)
+    best = max(rows, key=lambda row: float(row["val/acc"]))
+    assert final["val/acc"] == float(best["val/acc"])
+    assert final["epoch"] == int(best["epoch"])
+    assert 0 <= final["test/acc"] <= 1
+    assert round(final["test/acc"] * 103) == pytest.approx(final["test/acc"] * 103, abs=1e-4)
+
+
+def test_tensorboard_has_curves_and_config(small_run: Path) -> None:
+    events = EventAccumulator(str(small_run / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    curves = {"train/loss", "train/acc", "train/loss_step", "val/loss", "val/acc", "test/loss", "test/acc", "lr"}
+    assert curves | {"images_per_second"} <= set(tags["scalars"])
+    assert len(events.Scalars("val/acc")) == 2
+    (text,) = events.Tensors("config/text_summary")
+    assert b"_target_: vitlab.models.VisionTransformer" in text.tensor_proto.string_val[0]
+
+
+def test_the_terminal_shows_results_and_next_commands_and_nothing_else(command: Command, tmp_path: Path) -> None:
+    result = command("train.py", *SMALL_RUN)
+    assert result.stderr == ""
+    run = only_run(tmp_path).relative_to(tmp_path)
+    for line in (
+        f"run directory: {run}",
+        f"python evaluate.py run={run}",
+        f"python predict.py run={run} images=photos/",
+    ):
+        assert line in result.stdout
+    assert "warn" not in result.stdout.lower()
+    assert "epoch   2/2  train loss" in result.stdout
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_one_others(
+    command: Command, small_run: Path, tmp_path: Path
+) -> None:
+    for name, seed in (("again", 0), ("other", 1)):
+        result = command("train.py", *SMALL_RUN, f"hydra.run.dir={name}", f"seed={seed}")
+        assert result.returncode == 0, result.stderr
+    first, again, other = weights_of(small_run), weights_of(tmp_path / "again"), weights_of(tmp_path / "other")
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["network.head.weight"], other["network.head.weight"])
+    ours, theirs = metrics_of(small_run), metrics_of(tmp_path / "again")
+    for key in ours:
+        assert key in ("seconds", "images_per_second") or ours[key] == theirs[key]
+
+
+def test_a_second_run_in_the_same_directory_is_refused(command: Command, tmp_path: Path) -> None:
+    assert command("train.py", *SMALL_RUN, "hydra.run.dir=run").returncode == 0
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and "hydra" not in str(p)}
+    result = command("train.py", *SMALL_RUN, "hydra.run.dir=run")
+    assert result.returncode == 2
+    assert "holds a run already" in result.stderr
+    assert all(p.read_bytes() == content for p, content in before.items())
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_so_and_keeps_its_last_state(sent: signal.Signals, status: int, tmp_path: Path) -> None:
+    arguments = [*SMALL_RUN, "trainer.max_epochs=10000", "hydra.run.dir=run"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.csv").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(sent)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "interrupted; the last state is in run/checkpoints/last.ckpt" in output
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["status"] == "interrupted"
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    last = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert last["global_step"] >= int(rows[-1]["step"]) > 0
+
+
+def test_without_validation_everything_is_trained_on_and_the_last_epoch_tested(
+    command: Command, tmp_path: Path
+) -> None:
+    result = command("train.py", *SMALL_RUN, "data.val_size=0")
+    assert result.returncode == 0, result.stderr
+    assert "all images are trained on, no epoch is selected" in result.stdout
+    run = only_run(tmp_path)
+    assert json.loads((run / "manifest.json").read_text())["data"]["train"]["images"] == 400
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert "val/acc" not in metrics_of(run)
+    assert metrics_of(run)["epoch"] == 1
+    assert command("evaluate.py", "run=latest").returncode == 0
+    refusal = command("evaluate.py", "run=latest", "split=val")
+    assert refusal.returncode == 2
+    assert "no validation images" in refusal.stderr
+
+
+MY_NET = """
+import torch
+
+class MyNet(torch.nn.Module):
+    def __init__(self, num_classes, image_size, hidden=16):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(3 * image_size**2, hidden), torch.nn.Linear(hidden, num_classes))
+
+    def forward(self, images):
+        return self.layers(images)
+"""
+
+
+def test_a_network_of_one_s_own_trains_evaluates_and_predicts(
+    command: Command, tmp_path: Path, image_root: Path
+) -> None:
+    (tmp_path / "mypackage.py").write_text(MY_NET)
+    env = {"PYTHONPATH": str(tmp_path)}
+    demo = [a for a in SMALL_RUN if not a.startswith("model.")]
+    result = command("train.py", *demo, "model._target_=mypackage.MyNet", "+model.hidden=24", env=env)
+    assert result.returncode == 0, result.stderr
+    config = yaml.safe_load((only_run(tmp_path) / "config.yaml").read_text())
+    assert config["model"] == {"_target_": "mypackage.MyNet", "image_size": 32, "num_classes": 10, "hidden": 24}
+
+    refusal = command("evaluate.py", "run=latest", env=env)
+    assert refusal.returncode == 2
+    assert "add 'trusted_targets=[mypackage.]'" in refusal.stderr
+    trust = "trusted_targets=[mypackage.]"
+    assert command("evaluate.py", "run=latest", trust, env=env).returncode == 0
+    assert command("predict.py", "run=latest", f"images={image_root}/test/ant", trust, env=env).returncode == 0
+
+    refusal = command("train.py", *demo, "model._target_=mypackage.MyNet", "+model.hiden=24", env=env)
+    assert refusal.returncode == 2
+    assert "mypackage.MyNet takes no 'hiden'. Did you mean 'hidden'?" in refusal.stderr
+
+
+def test_a_compiled_run_leaves_an_ordinary_checkpoint(command: Command, tmp_path: Path) -> None:
+    result = command("train.py", *SMALL_RUN, "compile=true", "trainer.max_epochs=1")
+    assert result.returncode == 0, result.stderr
+    run = only_run(tmp_path)
+    assert not any("_orig_mod" in key for key in weights_of(run))
+    evaluated = command("evaluate.py", "run=latest")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads((run / "evaluation_test.json").read_text())["test/acc"] == metrics_of(run)["test/acc"]
+
+
+def test_two_processes_train_as_one_experiment(command: Command, tmp_path: Path) -> None:
+    result = command("train.py", *SMALL_RUN, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    assert result.returncode == 0, result.stderr
+    run = only_run(tmp_path)
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    assert [row["step"] for row in rows] == ["5", "10"]  # the global batch is divided, not multiplied
+    assert command("evaluate.py", "run=latest").returncode == 0
+    alone = json.loads((run / "evaluation_test.json").read_text())
+    assert alone["test/acc"] == metrics_of(run)["test/acc"]
+    assert alone["test/loss"] == pytest.approx(metrics_of(run)["test/loss"], rel=1e-5)
+
+
+def test_debug_fast_goes_the_whole_way(command: Command, tmp_path: Path) -> None:
+    result = command("train.py", *SMALL_RUN, "debug=fast")
+    assert result.returncode == 0, result.stderr
+    run = only_run(tmp_path, "debug_fast")
+    assert [row["step"] for row in csv.DictReader((run / "metrics.csv").open())] == ["2"]
+    assert "test/acc" in metrics_of(run)
+
+
+def test_debug_overfit_brings_the_loss_of_one_batch_near_zero(command: Command, tmp_path: Path) -> None:
+    result = command("train.py", "experiment=demo", "debug=overfit", "model.depth=2", "trainer.max_epochs=100")
+    assert result.returncode == 0, result.stderr
+    final = metrics_of(only_run(tmp_path, "debug_overfit"))
+    assert final["train/loss"] < 0.02
+    assert final["train/acc"] == 1.0
+
+
+def test_debug_profile_says_where_the_time_went(command: Command, tmp_path: Path) -> None:
+    result = command("train.py", *SMALL_RUN, "debug=profile")
+    assert result.returncode == 0, result.stderr
+    reports = list((only_run(tmp_path, "debug_profile") / "profile").iterdir())
+    assert any("run_training_batch" in report.read_text() for report in reports)
+
+
+@pytest.mark.parametrize("logger", ["csv", "none"])
+def test_other_loggers(logger: str, command: Command, tmp_path: Path) -> None:
+    result = command("train.py", *SMALL_RUN, f"logger={logger}", "trainer.max_epochs=1")
+    assert result.returncode == 0, result.stderr
+    run = only_run(tmp_path)
+    assert not (run / "tensorboard").exists()
+    assert (run / "csv" / "metrics.csv").exists() == (logger == "csv")
+    assert (run / "metrics.csv").exists()
+
+
+def test_early_stopping_and_plateau_follow_the_validation(command: Command, tmp_path: Path) -> None:
+    choices = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "scheduler=plateau"]
+    result = command("train.py", *SMALL_RUN, *choices, "optimizer.lr=1e-9", "trainer.max_epochs=20")
+    assert result.returncode == 0, result.stderr
+    assert len(list(csv.DictReader((only_run(tmp_path) / "metrics.csv").open()))) < 20

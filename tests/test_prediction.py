@@ -1,0 +1,108 @@
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Command, run_script
+from PIL import Image
+
+TINY_MODEL = ["model.embed_dim=32", "model.depth=1", "model.num_heads=2", "model.patch_size=8"]
+
+
+@pytest.fixture
+def run(small_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_run, tmp_path / "outputs" / "demo" / "a"))
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    (file,) = folder.rglob("predictions.csv")
+    return list(csv.DictReader(file.open()))
+
+
+def test_pictures_of_any_kind_get_a_class(run: Path, command: Command, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    (photos / "deep er").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    colour = Image.fromarray(draw.integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    colour.save(photos / "photo.jpg")
+    colour.convert("L").save(photos / "grey.png")
+    colour.convert("P").save(photos / "palette.gif")
+    colour.convert("RGBA").save(photos / "deep er" / "alpha.webp")
+    colour.resize((3, 5)).save(photos / "tiny.bmp")
+    Image.fromarray(draw.integers(0, 65536, (20, 20), dtype=np.uint16)).save(photos / "deep.tif")
+    (photos / "notes.txt").write_text("no picture")
+    result = command("predict.py", "run=latest", "images=photos/")
+    assert result.returncode == 0, result.stderr
+    rows = rows_of(run / "predictions")
+    assert {row["image"] for row in rows} == {
+        f"photos/{name}" for name in ["photo.jpg", "grey.png", "palette.gif", "tiny.bmp", "deep.tif"]
+    } | {"photos/deep er/alpha.webp"}
+    for row in rows:
+        probabilities = [float(row[f"probability_{rank}"]) for rank in (1, 2, 3)]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert f"{row['image']}  {row['class_1']} {probabilities[0]:.1%}" in result.stdout
+    grid = Image.open(next(run.rglob("grid.png")))
+    assert grid.width > 500
+    assert len(np.unique(np.asarray(grid.convert("L")))) > 50
+
+
+def test_unreadable_pictures_are_named_and_the_rest_goes_on(run: Path, command: Command, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_text("no picture")
+    result = command("predict.py", "run=latest", "images=[bad.png,good.png,missing.png,'*.jpg']", "top_k=1")
+    assert result.returncode == 2
+    assert "3 of 4 pictures could not be read" in result.stderr
+    for line in ("bad.png: not an image that Pillow can read", "missing.png: no such file", "*.jpg: no such file"):
+        assert line in result.stderr
+    assert [row["image"] for row in rows_of(run / "predictions")] == ["good.png"]
+    assert "Traceback" not in result.stderr
+
+
+def test_a_bare_checkpoint_is_enough(run: Path, command: Command, tmp_path: Path) -> None:
+    shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / "model.ckpt")
+    shutil.rmtree(run)
+    Image.new("RGB", (40, 40)).save(tmp_path / "one.png")
+    result = command("predict.py", "checkpoint=model.ckpt", "images=one.png", "out=here", "top_k=20")
+    assert result.returncode == 0, result.stderr
+    assert len(rows_of(tmp_path / "here")[0]) == 1 + 2 * 10
+    again = command("predict.py", "checkpoint=model.ckpt", "images=*.png", "out=here")
+    assert again.returncode == 0
+    assert (tmp_path / "here_2" / "predictions.csv").exists()
+
+
+def test_patterns_and_lists_take_each_picture_once(run: Path, command: Command, tmp_path: Path) -> None:
+    for name in ("a1.png", "a2.png", "b.png"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    result = command("predict.py", "run=latest", "images=[b.png,'a*.png',a1.png]")
+    assert result.returncode == 0, result.stderr
+    assert [row["image"] for row in rows_of(run / "predictions")] == ["b.png", "a1.png", "a2.png"]
+
+
+def test_predictions_equal_those_of_the_evaluation(tmp_path: Path, image_root: Path) -> None:
+    choices = ["data=image_folder", f"data.root={image_root}", "data.batch_size=8", "trainer.max_epochs=3", *TINY_MODEL]
+    assert run_script("train.py", *choices, cwd=tmp_path).returncode == 0
+    assert run_script("evaluate.py", "run=latest", cwd=tmp_path).returncode == 0
+    assert run_script("predict.py", "run=latest", f"images={image_root}/test", "out=out", cwd=tmp_path).returncode == 0
+    (file,) = tmp_path.rglob("predictions_test.csv")
+    expected = {row["image"]: row["prediction"] for row in csv.DictReader(file.open())}
+    predicted = {str(Path(row["image"]).relative_to(image_root)): row["class_1"] for row in rows_of(tmp_path / "out")}
+    assert predicted == expected
+    assert len(predicted) == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["images=x.png"], "which model? give run=<run directory>, run=latest, or checkpoint=<file>"),
+        (["run=latest"], "images must be given"),
+        (["run=latest", "images=nothing"], "1 of 1 pictures could not be read"),
+        (["checkpoint=none.ckpt", "images=x.png"], "there is no checkpoint none.ckpt"),
+        (["run=latest", "images=x.png", "top_k=0"], "top_k=0 must be at least 1"),
+    ],
+)
+def test_mistakes_are_told(run: Path, arguments: list[str], sentence: str, command: Command) -> None:
+    result = command("predict.py", *arguments)
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr

@@ -23,6 +23,7 @@ SMALL_RUN = [
     "data.test_images=103",
     "data.eval_batch_size=50",
     "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=2",
     *SMALL_MODEL,
 ]
 

@@ -191,13 +191,14 @@ def test_a_network_of_one_s_own_trains_evaluates_and_predicts(
 
 
 def test_a_compiled_run_leaves_an_ordinary_checkpoint(command: Command, tmp_path: Path) -> None:
-    result = command("train.py", *SMALL_RUN, "compile=true", "trainer.max_epochs=1")
+    result = command("train.py", *SMALL_RUN, "compile=true", "model.depth=1", "trainer.max_epochs=1")
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path)
     assert not any("_orig_mod" in key for key in weights_of(run))
-    evaluated = command("evaluate.py", "run=latest")
+    evaluated = command("evaluate.py", "run=latest", "compile=false")
     assert evaluated.returncode == 0, evaluated.stderr
-    assert json.loads((run / "evaluation_test.json").read_text())["test/acc"] == metrics_of(run)["test/acc"]
+    loss = json.loads((run / "evaluation_test.json").read_text())["test/loss"]
+    assert loss == pytest.approx(metrics_of(run)["test/loss"], rel=1e-2)  # other kernels, in bfloat16
 
 
 def test_two_processes_train_as_one_experiment(command: Command, tmp_path: Path) -> None:
@@ -213,7 +214,7 @@ def test_two_processes_train_as_one_experiment(command: Command, tmp_path: Path)
 
 
 def test_debug_fast_goes_the_whole_way(command: Command, tmp_path: Path) -> None:
-    result = command("train.py", *SMALL_RUN, "debug=fast")
+    result = command("train.py", *SMALL_RUN, "debug=fast", "trainer.max_epochs=1")
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path, "debug_fast")
     assert [row["step"] for row in csv.DictReader((run / "metrics.csv").open())] == ["2"]

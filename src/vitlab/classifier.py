@@ -22,7 +22,7 @@ class ImageClassifier(pl.LightningModule):
 
     Logged, as means over the images of an epoch: `train/loss` (nats, with label smoothing: what is minimised),
     `train/acc` (of the augmented images), and `val/loss val/acc test/loss test/acc` (nats without label smoothing;
-    fractions). Every `log_every_n_steps` steps: `train/loss_step`, `lr`.
+    fractions). Every `log_every_n_steps` steps: `train/loss_step`, and `lr`, which is logged at an epoch's end too.
 
     Args:
         network: What is trained.
@@ -74,9 +74,9 @@ class ImageClassifier(pl.LightningModule):
         logits = self(batch.images)
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
         self._update("train", loss, logits, batch.labels)
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self.log_dict({"train/loss_step": loss.detach(), "lr": lr})
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            # Not each step: a call costs 0.3 ms, and Lightning passes on no more than these to the loggers.
+            self.log_dict({"train/loss_step": loss.detach(), "lr": self._learning_rate()})
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -94,6 +94,9 @@ class ImageClassifier(pl.LightningModule):
         self.losses[f"{stage}_loss"].update(loss.detach(), weight=len(labels))  # type: ignore[operator]
         self.accuracies[f"{stage}_acc"].update(logits.detach(), labels)  # type: ignore[operator]
 
+    def _learning_rate(self) -> float:
+        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
+
     def train_metrics_so_far(self) -> tuple[float, float]:
         """Loss (nats) and accuracy of this rank's images of the epoch so far; waits for the device, not for ranks."""
         loss: Any = self.losses["train_loss"]
@@ -103,6 +106,7 @@ class ImageClassifier(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train")
+        self.log("lr", self._learning_rate())
 
     def on_validation_epoch_end(self) -> None:
         self._log_epoch("val")

@@ -129,8 +129,8 @@ def test_the_cache_goes_where_it_is_told_to(image_root: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: os.rename(root / "train", root / "Training"), "there is no folder"),
-        (lambda root: os.rename(root / "test" / "ant", root / "test" / "elk"), "lacks: elk"),
+        (lambda root: (root / "train").rename(root / "Training"), "there is no folder"),
+        (lambda root: (root / "test" / "ant").rename(root / "test" / "elk"), "lacks: elk"),
     ],
 )
 def test_a_wrong_layout_is_told(image_root: Path, spoil: Any, message: str) -> None:

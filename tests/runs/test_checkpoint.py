@@ -1,6 +1,5 @@
 import os
 import pickle
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ class Hostile:
 def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({CONFIG_KEY: Hostile()}, "zip.ckpt")
-    Path("bare.ckpt").write_bytes(pickle.dumps(Hostile()))
+    Path("bare.ckpt").write_bytes(pickle.dumps(Hostile(), protocol=2))
     for name in ("zip.ckpt", "bare.ckpt"):
         with pytest.raises(UserError, match="can't be read as a checkpoint"):
             read_checkpoint(Path(name))
@@ -92,5 +91,4 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="No space left"):
         WholeCheckpointIO().save_checkpoint({"step": 2}, file)
     assert torch.load(file, weights_only=True) == {"step": 1}
-    assert os.listdir(tmp_path) == ["last.ckpt"]
-    shutil.rmtree(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]

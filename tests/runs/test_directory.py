@@ -59,9 +59,14 @@ def test_best_of_a_run_without_selection_is_its_last(tmp_path: Path) -> None:
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "file.json"
     write_text(file, "old")
-    with pytest.raises(RuntimeError), replacing(file) as temporary:
-        temporary.write_text("ne")
-        raise RuntimeError
+
+    def fail_halfway() -> None:
+        with replacing(file) as temporary:
+            temporary.write_text("ne")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
     assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
     assert file.read_text() == "old"
 

@@ -34,9 +34,7 @@ class EpochMetricsCSV(Checkpoint):
         metrics = trainer.callback_metrics
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         row["seconds"] = round(time.perf_counter() - self.started, 3)  # type: ignore[assignment]
-        # The epoch's last learning rate: the logged one may be some steps old.
-        values = {**metrics, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
-        self.rows.append({**row, **{name: float(values[name]) for name in COLUMNS if name in values}})
+        self.rows.append({**row, **{name: float(metrics[name]) for name in COLUMNS if name in metrics}})
         if trainer.is_global_zero:
             text = io.StringIO()
             writer = csv.DictWriter(text, ("epoch", "step", "seconds", *COLUMNS), lineterminator="\n")

@@ -9,7 +9,7 @@ from models.test_vision_transformer import SMALL
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vitlab.classifier import ImageClassifier
+from vitlab.classifier import ImageClassifier, rank_classes
 from vitlab.data import Batch
 from vitlab.models import VisionTransformer
 
@@ -23,6 +23,19 @@ class Constant(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.logits.expand(len(images), -1)
+
+
+class Noise(nn.Module):
+    """Notes what it draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+        self.seen: list[float] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(torch.rand(()).item())
+        return self.weight.expand(len(images), -1)
 
 
 def batches(labels: list[int], sizes: list[int]) -> DataLoader[Any]:
@@ -130,16 +143,6 @@ def test_the_schedule_moves_at_its_interval(interval: str, rates: list[float]) -
 
 
 def test_dropout_of_a_step_does_not_hang_on_what_was_drawn_before() -> None:
-    class Noise(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(3))
-            self.seen: list[float] = []
-
-        def forward(self, images: Tensor) -> Tensor:
-            self.seen.append(torch.rand(()).item())
-            return self.weight.expand(len(images), -1)
-
     def draws(disturb: bool, seed: int) -> list[float]:
         class Disturb(pl.Callback):
             def on_train_batch_end(self, *_: Any) -> None:
@@ -153,3 +156,43 @@ def test_dropout_of_a_step_does_not_hang_on_what_was_drawn_before() -> None:
 
     assert draws(disturb=False, seed=0) == draws(disturb=True, seed=0)
     assert len({*draws(False, seed=0), *draws(False, seed=1)}) == 6
+
+
+@pytest.mark.parametrize(("interval", "total"), [("step", 6), ("epoch", 2)])
+def test_total_steps_are_counted_in_the_schedule_s_interval(interval: str, total: int) -> None:
+    seen = []
+
+    def schedule(optimizer: torch.optim.Optimizer, total_steps: int | None) -> Any:
+        seen.append(total_steps)
+        return torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+    classifier = make(
+        Constant(),
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+        scheduler=partial(schedule, total_steps=None),
+        interval=interval,
+    )
+    run = trainer()
+    run.fit_loop.max_epochs = 2
+    run.fit(classifier, batches([0] * 6, [2] * 3))
+    assert seen == [total]
+
+
+def test_a_nan_is_not_averaged_away() -> None:
+    network = Constant()
+    network.logits.data[0] = float("nan")
+    assert math.isnan(trainer().test(make(network), batches([0, 1], [1, 1]), verbose=False)[0]["test/loss"])
+
+
+def test_accumulated_batches_do_not_share_their_dropout() -> None:
+    network = Noise()
+    classifier = make(network, optimizer=partial(torch.optim.SGD, lr=1.0))
+    trainer(accumulate_grad_batches=2).fit(classifier, batches([0] * 8, [2] * 4))
+    assert len(set(network.seen)) == 4
+
+
+def test_equal_logits_are_ranked_as_accuracy_counts_them() -> None:
+    logits = torch.randint(0, 3, (1000, 10), generator=torch.Generator().manual_seed(0)).float()
+    ranked = rank_classes(logits)
+    assert torch.equal(ranked[:, 0], logits.argmax(dim=1))
+    assert torch.equal(ranked.sort(dim=1).values, torch.arange(10).expand(1000, -1))

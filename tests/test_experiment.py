@@ -175,6 +175,7 @@ def test_a_network_of_one_s_own_trains_evaluates_and_predicts(
     demo = [a for a in SMALL_RUN if not a.startswith("model.")]
     result = command("train.py", *demo, "model._target_=mypackage.MyNet", "+model.hidden=24", env=env)
     assert result.returncode == 0, result.stderr
+    assert "images=photos/ trusted_targets=[mypackage.]" in result.stdout
     config = yaml.safe_load((only_run(tmp_path) / "config.yaml").read_text())
     assert config["model"] == {"_target_": "mypackage.MyNet", "image_size": 32, "num_classes": 10, "hidden": 24}
 
@@ -204,6 +205,7 @@ def test_a_compiled_run_leaves_an_ordinary_checkpoint(command: Command, tmp_path
 def test_two_processes_train_as_one_experiment(command: Command, tmp_path: Path) -> None:
     result = command("train.py", *SMALL_RUN, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
     assert result.returncode == 0, result.stderr
+    assert "sync_dist" not in result.stderr
     run = only_run(tmp_path)
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     assert [row["step"] for row in rows] == ["5", "10"]  # the global batch is divided, not multiplied
@@ -211,6 +213,48 @@ def test_two_processes_train_as_one_experiment(command: Command, tmp_path: Path)
     alone = json.loads((run / "evaluation_test.json").read_text())
     assert alone["test/acc"] == metrics_of(run)["test/acc"]
     assert alone["test/loss"] == pytest.approx(metrics_of(run)["test/loss"], rel=1e-5)
+
+
+def test_knobs_that_seldom_meet(command: Command, tmp_path: Path) -> None:
+    knobs = "trainer.enable_progress_bar=false trainer.check_val_every_n_epoch=2 trainer.precision=bf16-true"
+    more = (
+        "augment.flip=null trainer.accumulate_grad_batches=2 scheduler.interval=epoch checkpoint.last_every_n_epochs=2"
+    )
+    result = command("train.py", *SMALL_RUN, *knobs.split(), *more.split(), "trainer.max_epochs=3")
+    assert result.returncode == 0, result.stderr
+    run = only_run(tmp_path)
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    assert [bool(row["val/acc"]) for row in rows] == [False, True, False]
+    assert [row["step"] for row in rows] == ["3", "6", "9"]
+    assert metrics_of(run)["epoch"] == 1
+    assert "epoch" not in result.stdout.split("run directory")[1].splitlines()[1]
+    evaluated = command("evaluate.py", "run=latest")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads((run / "evaluation_test.json").read_text())["test/loss"] == metrics_of(run)["test/loss"]
+
+
+@pytest.mark.parametrize(
+    ("choices", "sentence"),
+    [
+        (["trainer.max_epochs=-1", "trainer.max_time=00:00:00:05"], "set trainer.max_epochs or trainer.max_steps"),
+        (["callbacks=early_stopping", "data.val_size=0"], "EarlyStopping follows val/acc"),
+        (["scheduler=plateau", "data.val_size=0"], "scheduler follows val/acc"),
+        (["data.batch_size=401"], "data.batch_size=401 is more than the 360 training images"),
+    ],
+)
+def test_choices_that_do_not_go_together(choices: list[str], sentence: str, command: Command) -> None:
+    result = command("train.py", *SMALL_RUN, *choices)
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_bug_in_one_s_own_network_is_shown_with_its_traceback(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "buggy.py").write_text(MY_NET.replace("Flatten()", "Flattne()"))
+    result = command("train.py", *SMALL_RUN[:3], "model._target_=buggy.MyNet", env={"PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "Flattne" in result.stderr
 
 
 def test_debug_fast_goes_the_whole_way(command: Command, tmp_path: Path) -> None:
@@ -227,6 +271,8 @@ def test_debug_overfit_brings_the_loss_of_one_batch_near_zero(command: Command, 
     final = metrics_of(only_run(tmp_path, "debug_overfit"))
     assert final["train/loss"] < 0.02
     assert final["train/acc"] == 1.0
+    evaluated = command("evaluate.py", "run=latest")  # as the run's last lines say
+    assert evaluated.returncode == 0, evaluated.stderr
 
 
 def test_debug_profile_says_where_the_time_went(command: Command, tmp_path: Path) -> None:

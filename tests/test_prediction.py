@@ -21,23 +21,24 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 
 def test_pictures_of_any_kind_get_a_class(run: Path, command: Command, tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
+    photos = tmp_path / "2026"  # a name that reads as a number
     (photos / "deep er").mkdir(parents=True)
     draw = np.random.default_rng(0)
     colour = Image.fromarray(draw.integers(0, 256, (90, 120, 3), dtype=np.uint8))
-    colour.save(photos / "photo.jpg")
+    colour.save(photos / "x$^$y.jpg")
     colour.convert("L").save(photos / "grey.png")
     colour.convert("P").save(photos / "palette.gif")
     colour.convert("RGBA").save(photos / "deep er" / "alpha.webp")
     colour.resize((3, 5)).save(photos / "tiny.bmp")
     Image.fromarray(draw.integers(0, 65536, (20, 20), dtype=np.uint16)).save(photos / "deep.tif")
     (photos / "notes.txt").write_text("no picture")
-    result = command("predict.py", "run=latest", "images=photos/")
+    (photos / "paper.pdf").write_text("no picture either")
+    result = command("predict.py", "run=latest", "images=2026")
     assert result.returncode == 0, result.stderr
     rows = rows_of(run / "predictions")
     assert {row["image"] for row in rows} == {
-        f"photos/{name}" for name in ["photo.jpg", "grey.png", "palette.gif", "tiny.bmp", "deep.tif"]
-    } | {"photos/deep er/alpha.webp"}
+        f"2026/{name}" for name in ["x$^$y.jpg", "grey.png", "palette.gif", "tiny.bmp", "deep.tif"]
+    } | {"2026/deep er/alpha.webp"}
     for row in rows:
         probabilities = [float(row[f"probability_{rank}"]) for rank in (1, 2, 3)]
         assert probabilities == sorted(probabilities, reverse=True)
@@ -74,8 +75,9 @@ def test_a_bare_checkpoint_is_enough(run: Path, command: Command, tmp_path: Path
 def test_patterns_and_lists_take_each_picture_once(run: Path, command: Command, tmp_path: Path) -> None:
     for name in ("a1.png", "a2.png", "b.png"):
         Image.new("RGB", (32, 32)).save(tmp_path / name)
-    result = command("predict.py", "run=latest", "images=[b.png,'a*.png',a1.png]")
+    result = command("predict.py", "run=latest", "images=[b.png,'a*.png',a1.png]", "grid=0")
     assert result.returncode == 0, result.stderr
+    assert not list(run.rglob("grid.png"))
     assert [row["image"] for row in rows_of(run / "predictions")] == ["b.png", "a1.png", "a2.png"]
 
 

@@ -10,11 +10,33 @@ import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from vitlab.data import Batch
 from vitlab.errors import UserError
+
+
+class MeanLoss(Metric):
+    """Mean over images of a loss that comes as means over batches.
+
+    torchmetrics' MeanMetric leaves NaNs out, or looks for them on the host in every step.
+    """
+
+    total: Tensor
+    images: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, images: int) -> None:
+        self.total += loss.float() * images
+        self.images += images
+
+    def compute(self) -> Tensor:
+        return self.total / self.images
 
 
 class ImageClassifier(pl.LightningModule):
@@ -28,7 +50,7 @@ class ImageClassifier(pl.LightningModule):
         network: What is trained.
         num_classes: Width of the logits.
         label_smoothing: Share of the target spread over all classes (Szegedy et al. 2016, section 7).
-        seed: Dropout and stochastic depth of a step are a function of (seed, step, rank).
+        seed: Dropout and stochastic depth of a batch are a function of (seed, number of the batch in the run, rank).
         optimizer: Called with parameter groups; biases, norms and what the network's `no_weight_decay()` names have
             no weight decay.
         scheduler: Called with the optimizer, and with `total_steps` of the run where it has that keyword.
@@ -57,7 +79,7 @@ class ImageClassifier(pl.LightningModule):
         self.interval = interval
         self.monitor = monitor
         stages = ("train", "val", "test")
-        self.losses = nn.ModuleDict({f"{s}_loss": MeanMetric() for s in stages})
+        self.losses = nn.ModuleDict({f"{s}_loss": MeanLoss() for s in stages})
         self.accuracies = nn.ModuleDict(
             {f"{s}_acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False) for s in stages}
         )
@@ -67,8 +89,11 @@ class ImageClassifier(pl.LightningModule):
         return logits
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Large odd strides keep (seed, step, rank) apart: seed 0, step 1 is not seed 1, step 0.
-        torch.manual_seed(((self.seed * 1_000_003 + self.global_step) * 65_537 + self.global_rank) % 2**63)
+        # Batches, not steps: accumulated batches of one step must not share their masks. The strides keep seed, batch
+        # and rank apart: seed 0, batch 1 is not seed 1, batch 0.
+        batch_number = self.trainer.fit_loop.total_batch_idx
+        torch.manual_seed(((self.seed * 1_000_003 + batch_number) * 65_537 + self.global_rank) % 2**63)
+        self._learning_rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self(batch.images)
@@ -76,7 +101,7 @@ class ImageClassifier(pl.LightningModule):
         self._update("train", loss, logits, batch.labels)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             # Not each step: a call costs 0.3 ms, and Lightning passes on no more than these to the loggers.
-            self.log_dict({"train/loss_step": loss.detach(), "lr": self._learning_rate()})
+            self.log_dict({"train/loss_step": loss.detach(), "lr": self._learning_rate})
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -91,22 +116,19 @@ class ImageClassifier(pl.LightningModule):
         return logits
 
     def _update(self, stage: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self.losses[f"{stage}_loss"].update(loss.detach(), weight=len(labels))  # type: ignore[operator]
+        self.losses[f"{stage}_loss"].update(loss.detach(), len(labels))  # type: ignore[operator]
         self.accuracies[f"{stage}_acc"].update(logits.detach(), labels)  # type: ignore[operator]
-
-    def _learning_rate(self) -> float:
-        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def train_metrics_so_far(self) -> tuple[float, float]:
         """Loss (nats) and accuracy of this rank's images of the epoch so far; waits for the device, not for ranks."""
         loss: Any = self.losses["train_loss"]
         accuracy: Any = self.accuracies["train_acc"]
         seen = (accuracy.tp + accuracy.fn).item()
-        return (loss.mean_value / loss.weight).item(), accuracy.tp.item() / max(seen, 1)
+        return (loss.total / loss.images).item(), accuracy.tp.item() / max(seen, 1)
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train")
-        self.log("lr", self._learning_rate())
+        self.log("lr", self._learning_rate, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         self._log_epoch("val")
@@ -115,9 +137,19 @@ class ImageClassifier(pl.LightningModule):
         self._log_epoch("test")
 
     def _log_epoch(self, stage: str) -> None:
-        for kind, metric in (("loss", self.losses[f"{stage}_loss"]), ("acc", self.accuracies[f"{stage}_acc"])):
-            self.log(f"{stage}/{kind}", metric.compute())  # type: ignore[operator]
-            metric.reset()  # type: ignore[operator]
+        # Given the metrics themselves, Lightning computes them over all ranks and resets them.
+        loss: Any = self.losses[f"{stage}_loss"]
+        accuracy: Any = self.accuracies[f"{stage}_acc"]
+        self.log_dict({f"{stage}/loss": loss, f"{stage}/acc": accuracy})
+
+    def _total_steps(self) -> int:
+        """How often the schedule moves in the whole run."""
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise UserError(
+                "this scheduler must know the length of the run: set trainer.max_epochs or trainer.max_steps"
+            )
+        return int(steps) if self.interval == "step" else int(self.trainer.max_epochs or 1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         assert self.optimizer is not None
@@ -129,10 +161,18 @@ class ImageClassifier(pl.LightningModule):
             return optimizer
         facts = {}
         if "total_steps" in self.scheduler.keywords:
-            facts["total_steps"] = int(self.trainer.estimated_stepping_batches)
+            facts["total_steps"] = self._total_steps()
         try:
             scheduler = self.scheduler(optimizer, **facts)
         except ValueError as error:
             raise UserError(str(error)) from error
         wiring = {"scheduler": scheduler, "interval": self.interval, "monitor": self.monitor}
         return {"optimizer": optimizer, "lr_scheduler": wiring}  # type: ignore[return-value]
+
+
+def rank_classes(logits: Tensor) -> Tensor:
+    """Classes by falling logit, int64 `[B, classes]` of float `[B, classes]`.
+
+    Equal logits, not rare in bfloat16, keep the classes' order: the first column is what accuracy counts.
+    """
+    return logits.argsort(dim=1, descending=True, stable=True)

@@ -13,14 +13,16 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from vitlab.callbacks import CollectLogits, RunProgress
-from vitlab.classifier import ImageClassifier
+from vitlab.classifier import ImageClassifier, rank_classes
 from vitlab.config.building import build
 from vitlab.config.command import apply_overrides
+from vitlab.config.machine import resolve_machine
 from vitlab.config.quiet import quiet_libraries
 from vitlab.data import ImageDataModule
 from vitlab.data.arrays import ImageArrays
 from vitlab.errors import UserError
 from vitlab.files import set_aside, write_json, write_text
+from vitlab.interruption import told_apart
 from vitlab.report import print_evaluation
 from vitlab.runs.checkpoint import read_checkpoint
 from vitlab.runs.directory import RunDirectory
@@ -45,11 +47,15 @@ def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> 
     split = command.split
     if split not in ("test", "val"):
         raise UserError(f"split={split} is unknown; choose test or val")
-    run = RunDirectory.open(command.run, command.outputs)
+    run = RunDirectory.open(str(command.run), command.outputs)
     config = run.config()
+    for limit in ("limit_val_batches", "limit_test_batches"):
+        if config.trainer[limit] == 0:  # a run that left it out is evaluated on all images
+            config.trainer[limit] = None
     apply_overrides(config, overrides, conf, command)
+    resolve_machine(config)
     torch.set_float32_matmul_precision(config.matmul_precision)
-    file = run.checkpoint(command.checkpoint)
+    file = run.checkpoint(str(command.checkpoint))
     network = rebuild_network(config, read_checkpoint(file), file, list(command.trusted_targets))
 
     data: ImageDataModule = build(config.data, "data", augmentations=[], seed=config.seed)
@@ -70,11 +76,16 @@ def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> 
         callbacks=[collected, RunProgress(refresh_seconds=1.0)],
         logger=False,
         profiler=None,
+        enable_progress_bar=True,
         enable_checkpointing=False,
         default_root_dir=str(run.path),
     )
     loop = trainer.test if split == "test" else trainer.validate
-    metrics: dict[str, Any] = dict(loop(classifier, datamodule=data, verbose=False)[0])
+    with told_apart(trainer):
+        results = loop(classifier, datamodule=data, verbose=False)
+    if not results:
+        raise UserError(f"trainer.limit_{split}_batches=0 leaves no image to evaluate")
+    metrics: dict[str, Any] = dict(results[0])
 
     logits, index = collected.logits, collected.index
     seen = arrays.take(index)
@@ -93,7 +104,7 @@ def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> 
 
 def per_class(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
     """For each class its number of images and the fraction of them recognised (None without images)."""
-    correct = logits.argmax(dim=1) == labels
+    correct = rank_classes(logits)[:, 0] == labels
     table = {}
     for label, name in enumerate(classes):
         own = correct[labels == label]
@@ -107,8 +118,9 @@ def predictions_csv(logits: Tensor, arrays: ImageArrays, classes: Sequence[str])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", "label", "prediction", "probability", "correct", *(f"p({name})" for name in classes)])
-    for name, label, row in zip(arrays.names, arrays.labels.tolist(), probabilities.tolist(), strict=True):
-        best = max(range(len(row)), key=row.__getitem__)
+    predictions = rank_classes(logits)[:, 0].tolist()
+    labels = arrays.labels.tolist()
+    for name, label, best, row in zip(arrays.names, labels, predictions, probabilities.tolist(), strict=True):
         cells = [f"{p:.6f}" for p in row]
         writer.writerow([name, classes[label], classes[best], cells[best], int(best == label), *cells])
     return text.getvalue()

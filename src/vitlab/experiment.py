@@ -9,21 +9,20 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from vitlab.callbacks import EpochMetricsCSV
 from vitlab.classifier import ImageClassifier
 from vitlab.config.building import adopt_user_network, build
-from vitlab.config.entry import TerminatedError
 from vitlab.config.machine import resolve_machine
 from vitlab.config.quiet import quiet_libraries
 from vitlab.data import ImageDataModule
-from vitlab.errors import UserError
+from vitlab.errors import TerminatedError, UserError
 from vitlab.files import write_json
+from vitlab.interruption import told_apart
 from vitlab.report import print_header, print_interrupted, print_results
-from vitlab.runs.checkpoint import ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
+from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.manifest import describe_origin
 
@@ -56,13 +55,15 @@ def train(config: DictConfig) -> dict[str, float]:
     classifier = build_classifier(config, network)
 
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    run = begin_run(Path(config.run_dir), resolved, data)
+    run = RunDirectory(Path(config.run_dir))
     trainer = build_trainer(config, resolved, run)
+    begin_run(run, resolved, data)
     print_header(config, data, network, run.path)
-
     try:
-        fit(trainer, classifier, data)
-        metrics = test_selected(trainer, classifier, data, run)
+        with told_apart(trainer):
+            log_config(trainer, resolved)
+            trainer.fit(classifier, datamodule=data, weights_only=True)
+            metrics = test_selected(trainer, classifier, data, run)
     except (KeyboardInterrupt, TerminatedError):
         end_run(run, "interrupted")
         print_interrupted(run)
@@ -79,7 +80,7 @@ def train(config: DictConfig) -> dict[str, float]:
 
 
 def build_data(config: DictConfig) -> ImageDataModule:
-    augmentations = [build(node, f"augment.{name}") for name, node in config.augment.items()]
+    augmentations = [build(node, f"augment.{name}") for name, node in config.augment.items() if node is not None]
     data: ImageDataModule = build(config.data, "data", augmentations=augmentations, seed=config.seed)
     return data
 
@@ -105,8 +106,11 @@ def build_classifier(config: DictConfig, network: torch.nn.Module) -> ImageClass
 
 def build_trainer(config: DictConfig, resolved: dict[str, Any], run: RunDirectory) -> pl.Trainer:
     callbacks = [build(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node is not None]
-    logger: Any = build(config.logger, "logger") if config.logger else False
+    if not config.trainer.enable_progress_bar:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     selects = config.data.val_size > 0 and config.trainer.limit_val_batches != 0
+    if not selects:
+        check_nothing_follows_validation(config, callbacks)
     trainer: pl.Trainer = build(
         config.trainer,
         "trainer",
@@ -114,25 +118,42 @@ def build_trainer(config: DictConfig, resolved: dict[str, Any], run: RunDirector
             *callbacks,
             ConfigInCheckpoint(resolved),
             EpochMetricsCSV(run.epochs_file),
-            *checkpoints(run, config.checkpoint.monitor if selects else None, config.checkpoint.mode),
+            *checkpoints(run, config.checkpoint, selects=selects),
         ],
-        logger=logger,
+        logger=build(config.logger, "logger") if config.logger else False,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         plugins=[WholeCheckpointIO()],
         default_root_dir=str(run.path),
     )
-    if logger and hasattr(logger.experiment, "add_text") and trainer.is_global_zero:
-        logger.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(resolved))}\n```")
     return trainer
 
 
-def checkpoints(run: RunDirectory, monitor: str | None, mode: str) -> Sequence[ModelCheckpoint]:
-    """`best.ckpt` by the monitored metric (none where nothing is selected on) and `last.ckpt`, each epoch and on any
+def check_nothing_follows_validation(config: DictConfig, callbacks: Sequence[pl.Callback]) -> None:
+    """Refuses a run without validation in which a callback or the scheduler waits for its metrics.
+
+    Raises:
+        UserError: naming what waits.
+    """
+    waiting = {"scheduler": config.scheduler.monitor}
+    waiting |= {type(callback).__name__: getattr(callback, "monitor", None) for callback in callbacks}
+    for name, monitor in waiting.items():
+        if str(monitor).startswith("val/"):
+            raise UserError(f"{name} follows {monitor}, but data.val_size or trainer.limit_val_batches is 0")
+
+
+def checkpoints(run: RunDirectory, choice: DictConfig, *, selects: bool) -> Sequence[ModelCheckpoint]:
+    """`best.ckpt` by the monitored metric (none where nothing is selected on), and `last.ckpt`, also written on any
     exception."""
-    shared: dict[str, Any] = {"dirpath": run.checkpoints, "enable_version_counter": False, "save_weights_only": False}
-    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, save_on_exception=True, **shared)
-    if monitor is None:
-        return [last]
-    return [ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **shared), last]
+    shared: dict[str, Any] = {"dirpath": run.checkpoints, "enable_version_counter": False}
+    last = ModelCheckpoint(
+        filename="last",
+        every_n_epochs=choice.last_every_n_epochs,
+        save_on_train_epoch_end=True,
+        save_on_exception=True,
+        **shared,
+    )
+    best = ModelCheckpoint(filename="best", monitor=choice.monitor, mode=choice.mode, **shared)
+    return [best, last] if selects else [last]
 
 
 @rank_zero_only
@@ -140,26 +161,21 @@ def end_run(run: RunDirectory, status: str) -> None:
     run.end(status)
 
 
-def begin_run(path: Path, resolved: dict[str, Any], data: ImageDataModule) -> RunDirectory:
-    """Writes what is known before training; the other ranks of the run find it done."""
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        return RunDirectory(path)
+@rank_zero_only
+def begin_run(run: RunDirectory, resolved: dict[str, Any], data: ImageDataModule) -> None:
+    """Writes what is known before training."""
     fingerprint = {name: {"images": len(split), "sha256": split.fingerprint()} for name, split in data.splits.items()}
-    return RunDirectory.create(path, resolved, {**describe_origin(), "seed": resolved["seed"], "data": fingerprint})
+    run.create(resolved, {**describe_origin(), "seed": resolved["seed"], "data": fingerprint})
 
 
-def fit(trainer: pl.Trainer, classifier: ImageClassifier, data: ImageDataModule) -> None:
-    """Trains; turns Lightning's ways of being interrupted into exceptions that tell Ctrl-C and SIGTERM apart."""
-    try:
-        trainer.fit(classifier, datamodule=data, weights_only=True)
-    except SIGTERMException:
-        raise TerminatedError from None
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
-    except MisconfigurationException as error:
-        raise UserError(f"trainer: {error}") from error
+@rank_zero_only
+def log_config(trainer: pl.Trainer, resolved: dict[str, Any]) -> None:
+    """Shows the config as text, where the logger can (TensorBoard's can)."""
+    for logger in trainer.loggers:
+        writer = getattr(logger, "experiment", None)
+        if hasattr(writer, "add_text"):
+            yaml = OmegaConf.to_yaml(OmegaConf.create(resolved))
+            writer.add_text("config", f"```yaml\n{yaml}\n```")
 
 
 def test_selected(
@@ -167,9 +183,10 @@ def test_selected(
 ) -> dict[str, float]:
     """Tests the best checkpoint (the last one where nothing was selected): metrics of its epoch and of the test."""
     file = run.checkpoint("best")
-    epoch = int(read_checkpoint(file)["epoch"])
-    metrics = run.epoch_row(epoch)
+    checkpoint = read_checkpoint(file)
+    # The checkpoint's own validation: with val_check_interval it may have come in the middle of its epoch.
+    metrics = {**run.epoch_row(checkpoint["epoch"]), **checkpoint[METRICS_KEY]}
     if trainer.limit_test_batches != 0:
         results = trainer.test(classifier, datamodule=data, ckpt_path=str(file), verbose=False, weights_only=True)
         metrics.update(results[0])
-    return {**metrics, "epoch": epoch, "step": int(metrics["step"])}
+    return {**metrics, "epoch": checkpoint["epoch"], "step": checkpoint["global_step"]}

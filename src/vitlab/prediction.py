@@ -9,19 +9,21 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.override_parser.types import Override
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from vitlab.classifier import rank_classes
 from vitlab.config.command import apply_overrides
+from vitlab.config.machine import resolve_machine
 from vitlab.config.quiet import quiet_libraries
 from vitlab.data import BatchTransform
-from vitlab.data.decoding import describe_failure, read_image, to_square
+from vitlab.data.decoding import describe_failure, picture_suffixes, read_image, to_square
 from vitlab.errors import UserError
 from vitlab.files import replacing, write_text
 from vitlab.prediction_grid import draw_grid
@@ -54,8 +56,12 @@ def predict(command: DictConfig, overrides: Sequence[Override], conf: Path) -> N
     classes = list(config.data.classes)
     top_k = min(command.top_k, len(classes))
 
+    resolve_machine(config)
     torch.set_float32_matmul_precision(config.matmul_precision)
-    fabric = Fabric(accelerator=config.trainer.accelerator, devices=1, precision=config.trainer.precision)
+    try:
+        fabric = Fabric(accelerator=config.trainer.accelerator, devices=1, precision=config.trainer.precision)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"trainer: {error}; trainer=cpu takes the CPU") from error
     model = fabric.setup_module(network)
     transform = BatchTransform(
         [],
@@ -70,8 +76,10 @@ def predict(command: DictConfig, overrides: Sequence[Override], conf: Path) -> N
     for paths, images in _batches(files, config.data.stored_size, config.data.eval_batch_size, failures):
         with torch.inference_mode():
             logits = model(transform(images.to(fabric.device))).float().cpu()
-        top = logits.softmax(dim=1).topk(top_k)
-        for path, values, labels in zip(paths, top.values.tolist(), top.indices.tolist(), strict=True):
+        top = rank_classes(logits)[:, :top_k]
+        for path, values, labels in zip(
+            paths, logits.softmax(dim=1).gather(1, top).tolist(), top.tolist(), strict=True
+        ):
             names = [classes[label] for label in labels]
             rows.append((path, names, values))
             guesses = "  ".join(f"{name} {value:.1%}" for name, value in zip(names, values, strict=True))
@@ -80,9 +88,11 @@ def predict(command: DictConfig, overrides: Sequence[Override], conf: Path) -> N
     if rows:
         folder = _output_folder(command.out, run)
         write_text(folder / "predictions.csv", _csv(rows, top_k))
-        with replacing(folder / "grid.png") as temporary:
-            draw_grid([(path, names[0], values[0]) for path, names, values in rows[: command.grid]], temporary)
-        console.print(f"written: {shorten(folder / 'predictions.csv')}, {shorten(folder / 'grid.png')}", markup=False)
+        console.print(f"written: {shorten(folder / 'predictions.csv')}", markup=False)
+        if command.grid > 0:
+            with replacing(folder / "grid.png") as temporary:
+                draw_grid([(path, names[0], values[0]) for path, names, values in rows[: command.grid]], temporary)
+            console.print(f"written: {shorten(folder / 'grid.png')}", markup=False)
     if failures:
         listing = "\n".join(f"  {path}: {why}" for path, why in failures.items())
         sys.stdout.flush()
@@ -91,12 +101,12 @@ def predict(command: DictConfig, overrides: Sequence[Override], conf: Path) -> N
         raise UserError(f"images={command.images}: there is no picture there")
 
 
-def find_images(wanted: str | ListConfig) -> tuple[list[Path], dict[str, str]]:
+def find_images(wanted: Any) -> tuple[list[Path], dict[str, str]]:
     """Files for files, folders (every picture below them) and patterns, each once, in order; and what is not there."""
     files: dict[Path, None] = {}
     missing: dict[str, str] = {}
-    known = set(Image.registered_extensions())
-    for item in [wanted] if isinstance(wanted, str) else list(wanted):
+    known = picture_suffixes()
+    for item in list(wanted) if isinstance(wanted, ListConfig) else [wanted]:
         path = Path(str(item)).expanduser()
         if path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in known and p.is_file())
@@ -115,11 +125,11 @@ def find_images(wanted: str | ListConfig) -> tuple[list[Path], dict[str, str]]:
 
 def _find_checkpoint(command: DictConfig) -> tuple[Path, RunDirectory | None]:
     if command.run is not None:
-        run = RunDirectory.open(command.run, command.outputs)
-        return run.checkpoint(command.checkpoint), run
+        run = RunDirectory.open(str(command.run), command.outputs)
+        return run.checkpoint(str(command.checkpoint)), run
     if command.checkpoint in ("best", "last"):
         raise UserError("which model? give run=<run directory>, run=latest, or checkpoint=<file>")
-    return Path(command.checkpoint), None
+    return Path(str(command.checkpoint)), None
 
 
 def _batches(
@@ -130,7 +140,7 @@ def _batches(
     def decode(path: Path) -> Tensor | str:
         try:
             return torch.from_numpy(to_square(read_image(path), size))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow's decoders raise whatever they stumble on
             return describe_failure(error)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -143,9 +153,13 @@ def _batches(
                 yield [path for path, _ in good], torch.stack([image for _, image in good])
 
 
-def _output_folder(out: str | None, run: RunDirectory | None) -> Path:
+def _output_folder(out: Any, run: RunDirectory | None) -> Path:
     """A new folder: nothing that an earlier call wrote is overwritten."""
-    base = Path(out) if out else (run.path if run else Path()) / "predictions" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    base = (
+        Path(str(out))
+        if out is not None
+        else (run.path if run else Path()) / "predictions" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    )
     folder, count = base, 1
     while (folder / "predictions.csv").exists():
         count += 1

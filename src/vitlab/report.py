@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from vitlab.config.building import is_allowed
 from vitlab.data import ImageDataModule
 from vitlab.runs.directory import RunDirectory
 
@@ -54,9 +55,11 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
     what = "best epoch by val" if "val/loss" in metrics else "last epoch"
     console.print(f"epoch {int(metrics['epoch']) + 1} ({what}); {minutes} min {seconds:02d} s in all")
     console.print(f"run directory: {shorten(run)}")
-    console.print("next:")
-    console.print(f"  python evaluate.py run={shorten(run)}")
-    console.print(f"  python predict.py run={shorten(run)} images=photos/")
+    target = str(config.model["_target_"])
+    trust = "" if is_allowed(target) else f" trusted_targets=[{target.split('.')[0]}.]"
+    console.print("next:", markup=False)
+    console.print(f"  python evaluate.py run={shorten(run)}{trust}", markup=False)
+    console.print(f"  python predict.py run={shorten(run)} images=photos/{trust}", markup=False)
 
 
 def print_evaluation(metrics: dict[str, Any], split: str, files: list[Path]) -> None:

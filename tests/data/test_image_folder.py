@@ -70,22 +70,31 @@ def test_a_change_of_the_files_is_seen(image_root: Path, change: str) -> None:
     assert any(before.splits[s].fingerprint() != after.splits[s].fingerprint() for s in before.splits)
 
 
-def test_unreadable_files_are_all_named_and_refused_or_skipped(
+def test_a_finished_run_s_settings_find_the_same_decoded_images(
     image_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    make(image_root)
+    forbid_decoding(monkeypatch)
+    make(image_root, stored_size=32)  # what an evaluation asks for: the size is a fact by then
+
+
+def test_unreadable_files_are_all_named_and_refused_or_skipped(image_root: Path) -> None:
     broken = [image_root / "train" / "ant" / "broken.png", image_root / "test" / "cow" / "empty.jpg"]
     broken[0].write_text("no image")
     broken[1].touch()
     whole = (image_root / "train" / "bee" / "00.png").read_bytes()
     broken.append(image_root / "train" / "bee" / "cut.png")
     broken[2].write_bytes(whole[: len(whole) // 2])
+    broken.append(image_root / "train" / "bee" / "nowhere.png")
+    broken[3].symlink_to(image_root / "gone.png")
     with pytest.raises(UserError) as refusal:
         make(image_root)
-    assert "3 image files can't be read (data.skip_unreadable=true" in str(refusal.value)
+    assert "4 image files can't be read (data.skip_unreadable=true" in str(refusal.value)
     assert all(str(file) in str(refusal.value) for file in broken)
-    forbid_decoding(monkeypatch)  # the verdict is kept, too
     data = make(image_root, skip_unreadable=True)
     assert sum(len(split) for split in data.splits.values()) == 48
+    with pytest.raises(UserError, match="4 image files"):
+        make(image_root)
 
 
 def test_without_test_folder_a_stratified_split_is_held_out(image_root: Path) -> None:

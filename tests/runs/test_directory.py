@@ -8,8 +8,14 @@ from vitlab.files import replacing, set_aside, write_text
 from vitlab.runs.directory import RunDirectory
 
 
+def begun(path: Path) -> RunDirectory:
+    run = RunDirectory(path)
+    run.create({"seed": 0}, {})
+    return run
+
+
 def finished(path: Path) -> RunDirectory:
-    run = RunDirectory.create(path, {"seed": 0}, {})
+    run = begun(path)
     run.end("finished")
     return run
 
@@ -17,8 +23,8 @@ def finished(path: Path) -> RunDirectory:
 def test_latest_is_the_newest_finished_run(tmp_path: Path) -> None:
     finished(tmp_path / "b" / "1")
     newest = finished(tmp_path / "a" / "2")
-    RunDirectory.create(tmp_path / "c" / "3", {"seed": 0}, {})  # still running
-    RunDirectory.create(tmp_path / "c" / "4", {"seed": 0}, {}).end("failed")
+    begun(tmp_path / "c" / "3")  # still running
+    begun(tmp_path / "c" / "4").end("failed")
     assert RunDirectory.open("latest", str(tmp_path)).path == newest.path
 
 
@@ -31,7 +37,7 @@ def test_a_run_is_never_written_over_another(tmp_path: Path) -> None:
     run = finished(tmp_path / "run")
     before = run.manifest_file.read_text()
     with pytest.raises(UserError, match="holds a run already"):
-        RunDirectory.create(tmp_path / "run", {"seed": 1}, {})
+        RunDirectory(tmp_path / "run").create({"seed": 1}, {})
     assert run.manifest_file.read_text() == before
     assert run.config().seed == 0
 

@@ -30,11 +30,19 @@ class EpochMetricsCSV(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = time.perf_counter()
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated = True
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = trainer.callback_metrics
+        # Lightning keeps an earlier epoch's validation where this one had none.
+        columns = [name for name in COLUMNS if name in metrics and (self.validated or not name.startswith("val/"))]
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         row["seconds"] = round(time.perf_counter() - self.started, 3)  # type: ignore[assignment]
-        self.rows.append({**row, **{name: float(metrics[name]) for name in COLUMNS if name in metrics}})
+        self.rows.append({**row, **{name: float(metrics[name]) for name in columns}})
         if trainer.is_global_zero:
             text = io.StringIO()
             writer = csv.DictWriter(text, ("epoch", "step", "seconds", *COLUMNS), lineterminator="\n")

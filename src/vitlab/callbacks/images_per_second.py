@@ -9,7 +9,7 @@ from vitlab.data import Batch
 
 
 class ImagesPerSecond(pl.Callback):
-    """Logs `images_per_second` each epoch: images trained on by all ranks, over the time not spent in validation.
+    """Logs `images_per_second` each epoch: images trained on by all ranks, over the time outside validation.
 
     Lightning's ThroughputMonitor measures the same, under names of its own, and into the logger alone.
     """
@@ -33,4 +33,4 @@ class ImagesPerSecond(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds += time.perf_counter() - self.resumed
-        pl_module.log("images_per_second", self.images / self.seconds)
+        pl_module.log("images_per_second", self.images / self.seconds, sync_dist=True)

@@ -1,7 +1,7 @@
 """One progress bar for the whole run, and one line an epoch that stays."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -28,6 +28,7 @@ class RunProgress(ProgressBar):
         self.console = Console(soft_wrap=True)
         self._progress: Progress | None = None
         self._enabled = True
+        self._validated = False
 
     def disable(self) -> None:  # Lightning calls it on all ranks but the first
         self._enabled = False
@@ -40,9 +41,8 @@ class RunProgress(ProgressBar):
             return
         self._last_look = self._started = time.perf_counter()
         self._images = 0
-        epochs = trainer.max_epochs
-        bounded = epochs is not None and epochs > 0
-        self._begin("training", trainer.num_training_batches * epochs if bounded else None)  # type: ignore[operator, arg-type]
+        steps = trainer.estimated_stepping_batches
+        self._begin("training", None if steps == float("inf") else int(steps) * trainer.accumulate_grad_batches)
 
     def _begin(self, what: str, total: int | None) -> None:
         self._progress = Progress(
@@ -77,11 +77,20 @@ class RunProgress(ProgressBar):
         self._progress.update(self._task, advance=1, description=epoch, **figures)  # type: ignore[arg-type]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._progress is not None and not trainer.sanity_checking:
+        if trainer.state.fn == "validate":
+            self._begin("validating", int(sum(trainer.num_val_batches)))
+        elif self._progress is not None:
             self._progress.update(self._task, description="validating")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._images, self._last_look = 0, time.perf_counter()
+        self._validated = True
+        if trainer.state.fn == "validate":
+            self._stop()
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.state.fn == "validate" and self._progress is not None:
+            self._progress.advance(self._task)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._enabled:
@@ -97,6 +106,7 @@ class RunProgress(ProgressBar):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch > 0:
             self._print_epoch(trainer, trainer.current_epoch)
+        self._validated = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._print_epoch(trainer, trainer.current_epoch)
@@ -109,9 +119,10 @@ class RunProgress(ProgressBar):
         """Prints the last epoch's line: by the next one's start, Lightning has all of its metrics."""
         if self._progress is None or "train/loss" not in trainer.callback_metrics:
             return
+        figures = epoch_line(trainer.callback_metrics, ("train", "val") if self._validated else ("train",))
         minutes, seconds = divmod(round(time.perf_counter() - self._started), 60)
         self.console.print(
-            f"epoch {epochs:>3}/{trainer.max_epochs}  {epoch_line(trainer.callback_metrics)}  {minutes}:{seconds:02d}",
+            f"epoch {epochs:>3}/{trainer.max_epochs}  {figures}  {minutes}:{seconds:02d}",
             highlight=False,
         )
 
@@ -121,10 +132,10 @@ class RunProgress(ProgressBar):
             self._progress = None
 
 
-def epoch_line(metrics: Mapping[str, Any]) -> str:
+def epoch_line(metrics: Mapping[str, Any], splits: Sequence[str]) -> str:
     """`train loss 1.234 acc 0.567  val loss ...  890 img/s` of the metrics that are there."""
     parts = []
-    for split in ("train", "val"):
+    for split in splits:
         if f"{split}/loss" in metrics:
             parts.append(f"{split} loss {metrics[f'{split}/loss']:.4f} acc {metrics[f'{split}/acc']:.4f}")
     if "images_per_second" in metrics:

@@ -1,1 +1,1 @@
-"""From YAML and the command line to a checked config and to objects. Nothing here imports torch."""
+"""From YAML and the command line to a checked config and to objects. Importing it imports no torch."""

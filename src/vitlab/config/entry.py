@@ -4,6 +4,7 @@ Status 0: finished. 2: the user's input is wrong. 130 and 143: interrupted by Ct
 """
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -14,13 +15,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from vitlab.config.building import did_you_mean
-from vitlab.errors import UserError
+from vitlab.errors import TerminatedError, UserError
 
 INTERRUPTED, TERMINATED = 130, 143
-
-
-class TerminatedError(Exception):
-    """The process was asked to end by SIGTERM."""
 
 
 def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -50,6 +47,7 @@ def _guarded(function: Callable[[], Any]) -> Any:
     except TerminatedError:
         sys.exit(TERMINATED)
     except (UserError, CompactHydraException, OmegaConfBaseException) as error:
+        logging.getLogger(__name__).info("where the error arose:", exc_info=error)  # in run.log alone
         print(f"error: {explain(error)}", file=sys.stderr)
         sys.exit(2)
 

@@ -150,9 +150,8 @@ class ImageDataModule(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         batch_size = self.batch_size if training else self.eval_batch_size
-        if batch_size % trainer.world_size:
-            name = "batch_size" if training else "eval_batch_size"
-            raise UserError(f"data.{name}={batch_size} does not divide among {trainer.world_size} devices")
+        if training and batch_size % trainer.world_size:
+            raise UserError(f"data.batch_size={batch_size} does not divide among {trainer.world_size} devices")
         arrays = self.splits[split]
         count = len(arrays)
         return ResidentLoader(
@@ -179,7 +178,9 @@ class ImageDataModule(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         draws = Draws(self.seed, trainer.current_epoch, index) if trainer.training else None
-        return Batch(self.transform.to(images.device)(images, draws), labels, index)
+        images = self.transform.to(images.device)(images, draws)
+        # Lightning converts batches to a half precision before they come here: as uint8, which stay what they are.
+        return Batch(trainer.precision_plugin.convert_input(images), labels, index)
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:

@@ -1,9 +1,9 @@
 """Decoded images, kept for the next start."""
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,39 +38,56 @@ class Decoded:
 
 @dataclass(frozen=True)
 class DecodedCache:
-    """A folder with two files an entry: `<key>.npy`, the pixels, and `<key>.json`, all else, written last."""
+    """Two files an entry: `<key>-<side>.npy`, the pixels, and `<key>-<side>.json`, the rest, written last.
+
+    `<key>-auto<image_size>.json` notes the side that images of this key are stored at for a network of this size.
+    """
 
     folder: Path
 
     @classmethod
-    def choose(cls, folder: Path | None, *, beside: Path) -> "DecodedCache":
-        """The first of these folders that can be written to: `folder` if given, else beside the data, else the home's.
+    def choose(cls, folder: Path | None, *, beside: Path, key: str) -> "DecodedCache":
+        """The first of these folders that has `key`, else the first that can be written to: `folder` if given, else
+        beside the data, else in the home.
 
         Raises:
             UserError: none can.
         """
         candidates = [folder] if folder else [beside / ".vitlab_cache", Path.home() / ".cache" / "vitlab"]
         for candidate in candidates:
+            if candidate.is_dir() and any(candidate.glob(f"{key}-*.npy")):
+                return cls(candidate)
+        for candidate in candidates:
             try:
                 candidate.mkdir(parents=True, exist_ok=True)
-                with replacing(candidate / "writable") as temporary:
-                    temporary.touch()
-                (candidate / "writable").unlink()
+                tempfile.TemporaryFile(dir=candidate).close()
             except OSError:
                 continue
             return cls(candidate)
         raise UserError(f"can't write to {' or '.join(map(str, candidates))}: name a folder with data.cache_dir=...")
 
-    def has(self, key: str) -> bool:
-        return (self.folder / f"{key}.json").exists()
+    def has(self, key: str, side: int) -> bool:
+        return (self.folder / f"{key}-{side}.json").exists()
 
-    def write(self, key: str, content: dict[str, Any]) -> None:
-        """Stores `Decoded`'s fields."""
-        about = dict(content)
-        with replacing(self.folder / f"{key}.npy") as temporary, temporary.open("wb") as file:
-            np.save(file, about.pop("images"), allow_pickle=False)
-        write_text(self.folder / f"{key}.json", json.dumps(about))
+    def write(self, key: str, side: int, content: Decoded) -> None:
+        about = {name: value for name, value in vars(content).items() if name != "images"}
+        try:
+            with replacing(self.folder / f"{key}-{side}.npy") as temporary, temporary.open("wb") as file:
+                np.save(file, content.images, allow_pickle=False)
+            write_text(self.folder / f"{key}-{side}.json", json.dumps(about))
+        except OSError as error:
+            raise UserError(
+                f"can't keep the decoded images in {self.folder} ({error.strerror}): name a folder with "
+                "data.cache_dir=..."
+            ) from error
 
-    def read(self, key: str) -> Decoded:
-        about = json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
-        return Decoded(np.load(self.folder / f"{key}.npy", allow_pickle=False), **about)
+    def read(self, key: str, side: int) -> Decoded:
+        about = json.loads((self.folder / f"{key}-{side}.json").read_text(encoding="utf-8"))
+        return Decoded(np.load(self.folder / f"{key}-{side}.npy", allow_pickle=False), **about)
+
+    def note_side(self, key: str, image_size: int, side: int) -> None:
+        write_text(self.folder / f"{key}-auto{image_size}.json", json.dumps(side))
+
+    def recall_side(self, key: str, image_size: int) -> int | None:
+        file = self.folder / f"{key}-auto{image_size}.json"
+        return int(json.loads(file.read_text())) if file.exists() else None

@@ -11,7 +11,8 @@ def read_image(path: Path) -> Image.Image:
     """Any image Pillow reads as an upright RGB picture: EXIF rotation applied, transparency laid on white.
 
     Raises:
-        OSError, ValueError, SyntaxError, Image.DecompressionBombError: what Pillow raises on a file it can't read.
+        Exception: of any kind: Pillow's decoders raise, beside OSError, what their parsers stumble on (SyntaxError,
+            struct.error, RuntimeError, NotImplementedError ...). `describe_failure` puts it into words.
     """
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
@@ -23,6 +24,12 @@ def read_image(path: Path) -> Image.Image:
             backdrop = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(backdrop, image)
         return image.convert("RGB")
+
+
+def picture_suffixes() -> set[str]:
+    """Endings of the files that Pillow can read, in lower case: `.jpg`, `.png` ..."""
+    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return readable | {".mpo"}  # read as JPEG, registered for writing alone
 
 
 def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:

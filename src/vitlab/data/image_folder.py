@@ -15,8 +15,8 @@ from rich.progress import track
 
 from vitlab.data.arrays import Dataset, ImageArrays, stratified_split
 from vitlab.data.datamodule import ImageDataModule
-from vitlab.data.decoded_cache import DecodedCache
-from vitlab.data.decoding import describe_failure, read_image, to_square
+from vitlab.data.decoded_cache import Decoded, DecodedCache
+from vitlab.data.decoding import describe_failure, picture_suffixes, read_image, to_square
 from vitlab.errors import UserError
 
 
@@ -62,30 +62,35 @@ class ImageFolderDataModule(ImageDataModule):
         files = {split: list(_list_files(self.root, split, classes)) for split in ("train", "test")}
         if not files["train"]:
             raise UserError(f"no image files in {self.root / 'train'}/<class>/")
-        key = self._key(files)
-        cache = DecodedCache.choose(self.cache_dir, beside=self.root)
-        if not cache.has(key):
-            cache.write(key, self._decode(files, classes, cache.folder))
-        self._cached = cache.read(key)
-        skipped = self._cached.skipped
-        if skipped and not self.skip_unreadable:
-            raise UserError(
-                f"{len(skipped)} image files can't be read (data.skip_unreadable=true goes on without them):\n"
-                + "\n".join(f"  {self.root / name}: {why}" for name, why in skipped.items())
-            )
+        key = _key(files)
+        cache = DecodedCache.choose(self.cache_dir, beside=self.root, key=key)
+        # Without a wish for the side, what the files of this key came to once they still come to.
+        side = self.stored_size or cache.recall_side(key, self.image_size)
+        cached = cache.read(key, side) if side and cache.has(key, side) else None
+        if cached is None or (cached.skipped and not self.skip_unreadable):
+            side = side or self._common_side([file for split in files.values() for file in split])
+            cached = self._decode(files, classes, side, cache.folder)
+            if cached.skipped and not self.skip_unreadable:
+                raise UserError(
+                    f"{len(cached.skipped)} image files can't be read (data.skip_unreadable=true goes on without "
+                    "them):\n" + "\n".join(f"  {self.root / name}: {why}" for name, why in cached.skipped.items())
+                )
+            cache.write(key, side, cached)
+            cache.note_side(key, self.image_size, side)
+        self._decoded = cached
 
     def load(self) -> Dataset:
-        if not hasattr(self, "_cached"):
+        if not hasattr(self, "_decoded"):
             self.fetch()
-        cached, classes = self._cached, self._cached.classes
-        train, test = (ImageArrays(*cached.split(name)) for name in ("train", "test"))
+        classes = self._decoded.classes
+        train, test = (ImageArrays(*self._decoded.split(name)) for name in ("train", "test"))
         if not len(test):
             try:
                 kept, held_out = stratified_split(train.labels, self.test_size, self.split_seed)
             except ValueError as error:
                 raise UserError(f"data: {error}; change data.test_size") from None
             train, test = train.take(kept), train.take(held_out)
-        del self._cached
+        del self._decoded  # the splits hold what they need of it
         return Dataset(train, test, classes)
 
     def _class_names(self) -> list[str]:
@@ -103,21 +108,13 @@ class ImageFolderDataModule(ImageDataModule):
             raise UserError(f"classes in {self.root / 'test'} that {train} lacks: {', '.join(sorted(strangers))}")
         return classes
 
-    def _key(self, files: dict[str, list[ImageFile]]) -> str:
-        digest = hashlib.sha256(f"{self.stored_size} {self.image_size}".encode())
-        for split in files.values():
-            for file in split:
-                digest.update(repr(file).encode())
-        return digest.hexdigest()[:24]
-
-    def _decode(self, files: dict[str, list[ImageFile]], classes: list[str], folder: Path) -> dict[str, Any]:
+    def _decode(self, files: dict[str, list[ImageFile]], classes: list[str], side: int, folder: Path) -> Decoded:
         every = [file for split in files.values() for file in split]
-        size = self.stored_size or self._common_size(every)
 
         def decode(file: ImageFile) -> NDArray[np.uint8] | str:
             try:
-                return to_square(read_image(self.root / file.name), size)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                return to_square(read_image(self.root / file.name), side)
+            except Exception as error:  # Pillow's decoders raise whatever they stumble on
                 return describe_failure(error)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter lock
@@ -126,21 +123,22 @@ class ImageFolderDataModule(ImageDataModule):
         skipped = {f.name: why for f, why in zip(every, decoded, strict=True) if isinstance(why, str)}
         if not good:
             raise UserError(f"none of the {len(every)} image files in {self.root} can be read")
-        return {
-            "images": np.stack([pixels for _, pixels in good]),
-            "labels": [file.label for file, _ in good],
-            "names": [file.name for file, _ in good],
-            "classes": classes,
-            "skipped": skipped,
-        }
+        return Decoded(
+            images=np.stack([pixels for _, pixels in good]),
+            labels=[file.label for file, _ in good],
+            names=[file.name for file, _ in good],
+            classes=classes,
+            skipped=skipped,
+        )
 
-    def _common_size(self, files: list[ImageFile]) -> int:
+    def _common_side(self, files: list[ImageFile]) -> int:
+        """The side to store the images at: their own where all share one that the network's is no smaller than."""
         sizes = set()
         for file in files:
             try:
                 with Image.open(self.root / file.name) as image:  # reads the header alone
                     sizes.add(image.size)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            except Exception:
                 continue  # named, with all others, when it is decoded
             if len(sizes) > 1 or max(image.size) > self.image_size or image.width != image.height:
                 return self.image_size
@@ -154,11 +152,23 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _list_files(root: Path, split: str, classes: list[str]) -> Iterable[ImageFile]:
-    known = set(Image.registered_extensions())
+    known = picture_suffixes()
     for label, name in enumerate(classes):
         found = []
         for folder, _, entries in os.walk(root / split / name):
             found += [os.path.join(folder, entry) for entry in entries if Path(entry).suffix.lower() in known]  # noqa: PTH118
         for path in sorted(found):
-            status = os.stat(path)  # noqa: PTH116 - pathlib doubles the time for 60,000 files
-            yield ImageFile(Path(path).relative_to(root).as_posix(), label, status.st_size, status.st_mtime_ns)
+            try:
+                status = os.stat(path)  # noqa: PTH116 - pathlib doubles the time for 60,000 files
+                stamp = status.st_size, status.st_mtime_ns
+            except OSError:  # a link to nowhere, say: it is named with all that can't be read
+                stamp = 0, 0
+            yield ImageFile(Path(path).relative_to(root).as_posix(), label, *stamp)
+
+
+def _key(files: dict[str, list[ImageFile]]) -> str:
+    digest = hashlib.sha256()
+    for split in files.values():
+        for file in split:
+            digest.update(repr(file).encode())
+    return digest.hexdigest()[:24]

@@ -12,6 +12,7 @@ from vitlab.errors import UserError
 from vitlab.files import replacing
 
 CONFIG_KEY = "vitlab_config"
+METRICS_KEY = "vitlab_metrics"
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -28,7 +29,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 class ConfigInCheckpoint(pl.Callback):
-    """Puts the resolved config into every checkpoint, so that a model can be rebuilt from one file."""
+    """Puts the resolved config into every checkpoint, so that a model can be rebuilt from one file, and the last
+    validation's metrics."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -37,6 +39,8 @@ class ConfigInCheckpoint(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint[CONFIG_KEY] = self.config
+        metrics = trainer.callback_metrics.items()
+        checkpoint[METRICS_KEY] = {name: float(value) for name, value in metrics if name.startswith("val/")}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -39,24 +39,23 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    @classmethod
-    def create(cls, path: Path, config: dict[str, Any], manifest: dict[str, Any]) -> "RunDirectory":
+    def create(self, config: dict[str, Any], manifest: dict[str, Any]) -> None:
         """Begins a run: writes `config.yaml` and `manifest.json` (status "running").
 
         Raises:
             UserError: the directory holds a run already, or can't be written to.
         """
-        run = cls(path)
         try:
-            (path / "figures").mkdir(parents=True, exist_ok=True)
-            run.manifest_file.open("x").close()
-            write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-            write_json(run.manifest_file, {"status": "running", "started": _now(), "finished": None, **manifest})
+            (self.path / "figures").mkdir(parents=True, exist_ok=True)
+            self.manifest_file.open("x").close()
+            write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+            write_json(self.manifest_file, {"status": "running", "started": _now(), "finished": None, **manifest})
         except FileExistsError:
-            raise UserError(f"{path} holds a run already: choose another directory with hydra.run.dir=...") from None
+            raise UserError(
+                f"{self.path} holds a run already: choose another directory with hydra.run.dir=..."
+            ) from None
         except OSError as error:
-            raise UserError(f"can't write the run to {path} ({error.strerror or error})") from error
-        return run
+            raise UserError(f"can't write the run to {self.path} ({error.strerror or error})") from error
 
     @classmethod
     def open(cls, path: str, outputs: str) -> "RunDirectory":
@@ -97,10 +96,10 @@ class RunDirectory:
         assert isinstance(config, DictConfig)
         return config
 
-    def end(self, status: str, **facts: Any) -> None:
+    def end(self, status: str) -> None:
         """Writes how the run ended into the manifest: "finished", "interrupted" or "failed"."""
         manifest = json.loads(self.manifest_file.read_text(encoding="utf-8"))
-        write_json(self.manifest_file, {**manifest, "status": status, "finished": _now(), **facts})
+        write_json(self.manifest_file, {**manifest, "status": status, "finished": _now()})
 
     def checkpoint(self, which: str) -> Path:
         """The file behind "best", "last" or a path; the best of a run that selected none is its last.

@@ -76,7 +76,8 @@ class ImageFolderDataModule(ImageDataModule):
                     "them):\n" + "\n".join(f"  {self.root / name}: {why}" for name, why in cached.skipped.items())
                 )
             cache.write(key, side, cached)
-            cache.note_side(key, self.image_size, side)
+            if self.stored_size is None:
+                cache.note_side(key, self.image_size, side)
         self._decoded = cached
 
     def load(self) -> Dataset:

@@ -30,8 +30,8 @@ def test_evaluation_repeats_the_run_s_own_figures_to_the_last_digit(run: Path, c
             assert evaluated(run, split)[metric] == final[metric]
 
 
-def test_every_image_has_its_row_and_the_rows_make_the_figures(run: Path, command: Command) -> None:
-    assert command("evaluate.py", "run=latest").returncode == 0
+def test_every_image_has_its_row_and_the_rows_make_the_figures(run: Path, in_process: Command) -> None:
+    assert in_process("evaluate.py", "run=latest").returncode == 0
     rows = list(csv.DictReader((run / "predictions_test.csv").open()))
     metrics = evaluated(run)
     assert len(rows) == metrics["images"] == 103
@@ -49,28 +49,28 @@ def test_every_image_has_its_row_and_the_rows_make_the_figures(run: Path, comman
         assert (row["prediction"] == row["label"]) == (row["correct"] == "1")
 
 
-def test_a_second_evaluation_loses_nothing_of_the_first(run: Path, command: Command) -> None:
-    assert command("evaluate.py", "run=latest").returncode == 0
+def test_a_second_evaluation_loses_nothing_of_the_first(run: Path, in_process: Command) -> None:
+    assert in_process("evaluate.py", "run=latest").returncode == 0
     first = (run / "evaluation_test.json").read_text()
-    assert command("evaluate.py", "run=latest", "checkpoint=last").returncode == 0
+    assert in_process("evaluate.py", "run=latest", "checkpoint=last").returncode == 0
     assert evaluated(run)["checkpoint"].endswith("last.ckpt")
     assert first in [p.read_text() for p in run.glob("evaluation_test_*.json")]
 
 
-def test_overrides_reach_the_run_s_config(run: Path, command: Command, image_root: Path) -> None:
-    smaller = command("evaluate.py", "run=latest", "data.test_images=50", "trainer=cpu")
+def test_overrides_reach_the_run_s_config(run: Path, in_process: Command, image_root: Path) -> None:
+    smaller = in_process("evaluate.py", "run=latest", "data.test_images=50", "trainer=cpu")
     assert smaller.returncode == 0, smaller.stderr
     assert evaluated(run)["images"] == 50
     assert evaluated(run)["overrides"] == ["data.test_images=50", "trainer=cpu"]
-    other = command("evaluate.py", "run=latest", "data=image_folder", f"data.root={image_root}")
+    other = in_process("evaluate.py", "run=latest", "data=image_folder", f"data.root={image_root}")
     assert other.returncode == 2  # three classes where the run knows ten: said, not guessed
     assert "data.num_classes=10, but the data has 3 classes" in other.stderr
 
 
-def test_a_run_can_be_moved(run: Path, command: Command, tmp_path: Path) -> None:
+def test_a_run_can_be_moved(run: Path, in_process: Command, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     run.rename(moved)
-    assert command("evaluate.py", f"run={moved}").returncode == 0
+    assert in_process("evaluate.py", f"run={moved}").returncode == 0
     assert evaluated(moved)["test/acc"] == json.loads((moved / "metrics.json").read_text())["test/acc"]
 
 
@@ -87,8 +87,8 @@ def test_a_run_can_be_moved(run: Path, command: Command, tmp_path: Path) -> None
         (["run=latest", "+data.x=1"], "only key=value can be given here"),
     ],
 )
-def test_mistakes_get_one_sentence(run: Path, arguments: list[str], sentence: str, command: Command) -> None:
-    result = command("evaluate.py", *arguments)
+def test_mistakes_get_one_sentence(run: Path, arguments: list[str], sentence: str, in_process: Command) -> None:
+    result = in_process("evaluate.py", *arguments)
     assert result.returncode == 2
     assert sentence in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1

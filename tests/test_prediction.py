@@ -20,7 +20,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(file.open()))
 
 
-def test_pictures_of_any_kind_get_a_class(run: Path, command: Command, tmp_path: Path) -> None:
+def test_pictures_of_any_kind_get_a_class(run: Path, in_process: Command, tmp_path: Path) -> None:
     photos = tmp_path / "2026"  # a name that reads as a number
     (photos / "deep er").mkdir(parents=True)
     draw = np.random.default_rng(0)
@@ -33,7 +33,7 @@ def test_pictures_of_any_kind_get_a_class(run: Path, command: Command, tmp_path:
     Image.fromarray(draw.integers(0, 65536, (20, 20), dtype=np.uint16)).save(photos / "deep.tif")
     (photos / "notes.txt").write_text("no picture")
     (photos / "paper.pdf").write_text("no picture either")
-    result = command("predict.py", "run=latest", "images=2026")
+    result = in_process("predict.py", "run=latest", "images=2026")
     assert result.returncode == 0, result.stderr
     rows = rows_of(run / "predictions")
     assert {row["image"] for row in rows} == {
@@ -48,10 +48,10 @@ def test_pictures_of_any_kind_get_a_class(run: Path, command: Command, tmp_path:
     assert len(np.unique(np.asarray(grid.convert("L")))) > 50
 
 
-def test_unreadable_pictures_are_named_and_the_rest_goes_on(run: Path, command: Command, tmp_path: Path) -> None:
+def test_unreadable_pictures_are_named_and_the_rest_goes_on(run: Path, in_process: Command, tmp_path: Path) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_text("no picture")
-    result = command("predict.py", "run=latest", "images=[bad.png,good.png,missing.png,'*.jpg']", "top_k=1")
+    result = in_process("predict.py", "run=latest", "images=[bad.png,good.png,missing.png,'*.jpg']", "top_k=1")
     assert result.returncode == 2
     assert "3 of 4 pictures could not be read" in result.stderr
     for line in ("bad.png: not an image that Pillow can read", "missing.png: no such file", "*.jpg: no such file"):
@@ -60,32 +60,32 @@ def test_unreadable_pictures_are_named_and_the_rest_goes_on(run: Path, command: 
     assert "Traceback" not in result.stderr
 
 
-def test_a_bare_checkpoint_is_enough(run: Path, command: Command, tmp_path: Path) -> None:
+def test_a_bare_checkpoint_is_enough(run: Path, in_process: Command, tmp_path: Path) -> None:
     shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / "model.ckpt")
     shutil.rmtree(run)
     Image.new("RGB", (40, 40)).save(tmp_path / "one.png")
-    result = command("predict.py", "checkpoint=model.ckpt", "images=one.png", "out=here", "top_k=20")
+    result = in_process("predict.py", "checkpoint=model.ckpt", "images=one.png", "out=here", "top_k=20")
     assert result.returncode == 0, result.stderr
     assert len(rows_of(tmp_path / "here")[0]) == 1 + 2 * 10
-    again = command("predict.py", "checkpoint=model.ckpt", "images=*.png", "out=here")
+    again = in_process("predict.py", "checkpoint=model.ckpt", "images=*.png", "out=here")
     assert again.returncode == 0
     assert (tmp_path / "here_2" / "predictions.csv").exists()
 
 
-def test_patterns_and_lists_take_each_picture_once(run: Path, command: Command, tmp_path: Path) -> None:
+def test_patterns_and_lists_take_each_picture_once(run: Path, in_process: Command, tmp_path: Path) -> None:
     for name in ("a1.png", "a2.png", "b.png"):
         Image.new("RGB", (32, 32)).save(tmp_path / name)
-    result = command("predict.py", "run=latest", "images=[b.png,'a*.png',a1.png]", "grid=0")
+    result = in_process("predict.py", "run=latest", "images=[b.png,'a*.png',a1.png]", "grid=0")
     assert result.returncode == 0, result.stderr
     assert not list(run.rglob("grid.png"))
     assert [row["image"] for row in rows_of(run / "predictions")] == ["b.png", "a1.png", "a2.png"]
 
 
-def test_predictions_equal_those_of_the_evaluation(tmp_path: Path, image_root: Path) -> None:
+def test_predictions_equal_those_of_the_evaluation(in_process: Command, tmp_path: Path, image_root: Path) -> None:
     choices = ["data=image_folder", f"data.root={image_root}", "data.batch_size=8", "trainer.max_epochs=3", *TINY_MODEL]
     assert run_script("train.py", *choices, cwd=tmp_path).returncode == 0
-    assert run_script("evaluate.py", "run=latest", cwd=tmp_path).returncode == 0
-    assert run_script("predict.py", "run=latest", f"images={image_root}/test", "out=out", cwd=tmp_path).returncode == 0
+    assert in_process("evaluate.py", "run=latest").returncode == 0
+    assert in_process("predict.py", "run=latest", f"images={image_root}/test", "out=out").returncode == 0
     (file,) = tmp_path.rglob("predictions_test.csv")
     expected = {row["image"]: row["prediction"] for row in csv.DictReader(file.open())}
     predicted = {str(Path(row["image"]).relative_to(image_root)): row["class_1"] for row in rows_of(tmp_path / "out")}
@@ -103,8 +103,8 @@ def test_predictions_equal_those_of_the_evaluation(tmp_path: Path, image_root: P
         (["run=latest", "images=x.png", "top_k=0"], "top_k=0 must be at least 1"),
     ],
 )
-def test_mistakes_are_told(run: Path, arguments: list[str], sentence: str, command: Command) -> None:
-    result = command("predict.py", *arguments)
+def test_mistakes_are_told(run: Path, arguments: list[str], sentence: str, in_process: Command) -> None:
+    result = in_process("predict.py", *arguments)
     assert result.returncode == 2
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -17,6 +18,7 @@ class RunGuard(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        HydraConfig.instance().set_config(config)  # run.dir may ask it for the choices; Hydra sets it later on
         folder = Path(config.hydra.run.dir)
         first = config.hydra.output_subdir is not None and os.environ.get("RANK", "0") == "0"
         if first and (folder / "manifest.json").exists():

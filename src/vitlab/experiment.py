@@ -120,6 +120,7 @@ def build_trainer(config: DictConfig, resolved: dict[str, Any], run: RunDirector
             EpochMetricsCSV(run.epochs_file),
             *checkpoints(run, config.checkpoint, selects=selects),
         ],
+        limit_val_batches=config.trainer.limit_val_batches if selects else 0,
         logger=build(config.logger, "logger") if config.logger else False,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         plugins=[WholeCheckpointIO()],

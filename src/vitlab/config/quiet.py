@@ -9,7 +9,6 @@ _HARMLESS_WARNINGS = (
     r".*does not have many workers",  # batches come from memory: there are no workers
     r"The number of training batches .* is smaller than the logging interval",
     r".*`lr_scheduler\.step\(\)` before `optimizer\.step\(\)`",  # Lightning's order of calls under float16
-    r"You defined a `validation_step` but have no `val_dataloader`",  # data.val_size=0, which the run's header tells
     r"Checkpoint directory .* exists and is not empty",
 )
 

@@ -167,8 +167,8 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> ResidentLoader:
         return self._loader("train", training=True)
 
-    def val_dataloader(self) -> ResidentLoader | list[ResidentLoader]:
-        return self._loader("val", training=False) if len(self.splits["val"]) else []
+    def val_dataloader(self) -> ResidentLoader:
+        return self._loader("val", training=False)
 
     def test_dataloader(self) -> ResidentLoader:
         return self._loader("test", training=False)

@@ -173,7 +173,7 @@ def begin_run(run: RunDirectory, resolved: dict[str, Any], data: ImageDataModule
 def log_config(trainer: pl.Trainer, resolved: dict[str, Any]) -> None:
     """Shows the config as text, where the logger can (TensorBoard's can)."""
     for logger in trainer.loggers:
-        writer = getattr(logger, "experiment", None)
+        writer: Any = getattr(logger, "experiment", None)
         if hasattr(writer, "add_text"):
             yaml = OmegaConf.to_yaml(OmegaConf.create(resolved))
             writer.add_text("config", f"```yaml\n{yaml}\n```")

@@ -33,6 +33,7 @@ def test_evaluation_repeats_the_run_s_own_figures_to_the_last_digit(run: Path, c
 def test_every_image_has_its_row_and_the_rows_make_the_figures(run: Path, in_process: Command) -> None:
     assert in_process("evaluate.py", "run=latest").returncode == 0
     rows = list(csv.DictReader((run / "predictions_test.csv").open()))
+    assert [row["image"] for row in rows] == [f"test/{number}" for number in range(103)]
     metrics = evaluated(run)
     assert len(rows) == metrics["images"] == 103
     assert len({row["image"] for row in rows}) == 103

@@ -90,6 +90,11 @@ def test_predictions_equal_those_of_the_evaluation(in_process: Command, tmp_path
     expected = {row["image"]: row["prediction"] for row in csv.DictReader(file.open())}
     predicted = {str(Path(row["image"]).relative_to(image_root)): row["class_1"] for row in rows_of(tmp_path / "out")}
     assert predicted == expected
+    limited = in_process("evaluate.py", "run=latest", "trainer.limit_test_batches=1", "data.eval_batch_size=6")
+    assert limited.returncode == 0
+    rows = list(csv.DictReader((file.parent / "predictions_test.csv").open()))
+    assert len({row["label"] for row in rows}) > 1  # not the first of the class folders alone
+    assert len(rows) == 6
     assert len(predicted) == 12
 
 

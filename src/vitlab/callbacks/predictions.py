@@ -10,7 +10,8 @@ from vitlab.data import Batch
 
 
 class CollectLogits(pl.Callback):
-    """Keeps what an evaluation computed: `logits` float32 `[N, classes]` and `index` int64 `[N]`, on the CPU."""
+    """Keeps what an evaluation computed, on the CPU, in the order of the split: `logits` float32 `[N, classes]` and the
+    images' places `index`, int64 `[N]`, ascending."""
 
     def __init__(self) -> None:
         self._batches: list[tuple[Tensor, Tensor]] = []
@@ -31,8 +32,11 @@ class CollectLogits(pl.Callback):
 
     @property
     def logits(self) -> Tensor:
-        return torch.cat([logits for logits, _ in self._batches])
+        return torch.cat([logits for logits, _ in self._batches])[self._places().argsort()]
 
     @property
     def index(self) -> Tensor:
-        return torch.cat([index for _, index in self._batches])
+        return self._places().sort().values
+
+    def _places(self) -> Tensor:
+        return torch.cat([places for _, places in self._batches])

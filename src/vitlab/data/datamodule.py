@@ -154,9 +154,11 @@ class ImageDataModule(LightningDataModule):
             raise UserError(f"data.batch_size={batch_size} does not divide among {trainer.world_size} devices")
         arrays = self.splits[split]
         count = len(arrays)
+        # Evaluation has one fixed order, and a mixed one: files come class by class, and a limit on the batches would
+        # else count the first classes alone.
         return ResidentLoader(
             arrays,
-            lambda: epoch_order(count, self.seed, trainer.current_epoch) if training else torch.arange(count),
+            lambda: epoch_order(count, self.seed, trainer.current_epoch) if training else epoch_order(count, 0, 0),
             batch_size,
             drop_last=training,
             device=_home(arrays.images, trainer.strategy.root_device),

@@ -40,8 +40,8 @@ class EpochMetricsCSV(Checkpoint):
         metrics = trainer.callback_metrics
         # Lightning keeps an earlier epoch's validation where this one had none.
         columns = [name for name in COLUMNS if name in metrics and (self.validated or not name.startswith("val/"))]
-        row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        row["seconds"] = round(time.perf_counter() - self.started, 3)  # type: ignore[assignment]
+        seconds = round(time.perf_counter() - self.started, 3)
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "seconds": seconds}
         self.rows.append({**row, **{name: float(metrics[name]) for name in columns}})
         if trainer.is_global_zero:
             text = io.StringIO()

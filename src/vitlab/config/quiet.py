@@ -6,7 +6,6 @@ import warnings
 # Each is said by a library about itself or about a choice that the config makes on purpose.
 _HARMLESS_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning's, of torch's pytree
-    r".*does not have many workers",  # batches come from memory: there are no workers
     r"The number of training batches .* is smaller than the logging interval",
     r".*`lr_scheduler\.step\(\)` before `optimizer\.step\(\)`",  # Lightning's order of calls under float16
     r"Checkpoint directory .* exists and is not empty",

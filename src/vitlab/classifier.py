@@ -1,6 +1,6 @@
 """ImageClassifier, the LightningModule: loss, metrics, optimizer wiring."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -8,13 +8,14 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from vitlab.data import Batch
 from vitlab.errors import UserError
+from vitlab.models import head_modules, head_names
+from vitlab.optim import Finetuning
 
 
 class MeanLoss(Metric):
@@ -53,9 +54,13 @@ class ImageClassifier(pl.LightningModule):
         seed: Dropout and stochastic depth of a batch are a function of (seed, number of the batch in the run, rank).
         optimizer: Called with parameter groups; biases, norms and what the network's `no_weight_decay()` names have
             no weight decay.
+        finetuning: Which parameters learn, how fast, and from when on.
         scheduler: Called with the optimizer, and with `total_steps` of the run where it has that keyword.
         interval: The scheduler moves every "step" or "epoch".
         monitor: Metric for a scheduler that needs one.
+
+    Raises:
+        UserError: the strategy treats the head apart, and the network does not say what its head is.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class ImageClassifier(pl.LightningModule):
         label_smoothing: float,
         seed: int,
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        finetuning: Finetuning | None = None,
         scheduler: partial[Any] | None = None,
         interval: str = "step",
         monitor: str | None = None,
@@ -75,9 +81,20 @@ class ImageClassifier(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.seed = seed
         self.optimizer = optimizer
+        self.finetuning = finetuning or Finetuning()
         self.scheduler = scheduler
         self.interval = interval
         self.monitor = monitor
+        self.head = head_names(network)
+        if self.finetuning.needs_head and not self.head:
+            raise UserError(
+                f"finetune: {type(network).__name__} does not say what its head is: give it a method get_classifier() "
+                "that returns the last layer"
+            )
+        named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+        self.backbone = [parameter for name, parameter in named if name not in self.head]
+        if self.finetuning.freeze_epochs == "all":  # before DDP looks for the parameters that learn
+            self._let_backbone_learn(False)
         stages = ("train", "val", "test")
         self.losses = nn.ModuleDict({f"{s}_loss": MeanLoss() for s in stages})
         self.accuracies = nn.ModuleDict(
@@ -88,12 +105,26 @@ class ImageClassifier(pl.LightningModule):
         logits: Tensor = self.network(images)
         return logits
 
+    def _let_backbone_learn(self, learns: bool) -> None:
+        for parameter in self.backbone:
+            parameter.requires_grad_(learns)
+
+    def on_train_epoch_start(self) -> None:
+        if self.finetuning.freeze_epochs == 0:
+            return
+        frozen = self.finetuning.frozen(self.current_epoch)
+        self._let_backbone_learn(not frozen)
+        self.network.train(not frozen)  # in eval mode dropout is off and batch norms keep their statistics
+        for module in head_modules(self.network):
+            module.train()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Batches, not steps: accumulated batches of one step must not share their masks. The strides keep seed, batch
         # and rank apart: seed 0, batch 1 is not seed 1, batch 0.
         batch_number = self.trainer.fit_loop.total_batch_idx
         torch.manual_seed(((self.seed * 1_000_003 + batch_number) * 65_537 + self.global_rank) % 2**63)
-        self._learning_rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        group = self.trainer.optimizers[0].param_groups[0]
+        self._learning_rate = float(group["lr"]) / group["lr_scale"]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self(batch.images)
@@ -151,12 +182,24 @@ class ImageClassifier(pl.LightningModule):
             )
         return int(steps) if self.interval == "step" else int(self.trainer.max_epochs or 1)
 
+    def _parameter_groups(self, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+        no_weight_decay: Any = getattr(self.network, "no_weight_decay", set)
+        groups = self.finetuning.parameter_groups(
+            self.network,
+            self.head,
+            weight_decay=settings.get("weight_decay", 0.0),
+            no_weight_decay=no_weight_decay(),
+        )
+        for group in groups:
+            if group["lr_scale"] != 1:
+                if "lr" not in settings:
+                    raise UserError("finetune: learning rates of its own for a layer need optimizer.lr")
+                group["lr"] = settings["lr"] * group["lr_scale"]
+        return groups
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         assert self.optimizer is not None
-        weight_decay = getattr(self.optimizer, "keywords", {}).get("weight_decay", 0.0)
-        no_weight_decay: Any = getattr(self.network, "no_weight_decay", set)
-        groups = param_groups_weight_decay(self.network, weight_decay, no_weight_decay_list=no_weight_decay())
-        optimizer = self.optimizer([group for group in groups if group["params"]])
+        optimizer = self.optimizer(self._parameter_groups(getattr(self.optimizer, "keywords", {})))
         if self.scheduler is None:
             return optimizer
         facts = {}

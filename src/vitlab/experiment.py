@@ -1,7 +1,9 @@
 """A training run on one page: config -> objects -> fit -> test -> run directory."""
 
+import logging
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,20 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.callbacks import EpochMetricsCSV
 from vitlab.classifier import ImageClassifier
-from vitlab.config.building import adopt_user_network, build
+from vitlab.config.building import adopt_user_network, build, build_network
 from vitlab.config.machine import resolve_machine
 from vitlab.config.quiet import quiet_libraries
 from vitlab.data import ImageDataModule
 from vitlab.errors import TerminatedError, UserError
 from vitlab.files import write_json
 from vitlab.interruption import told_apart
-from vitlab.report import print_header, print_interrupted, print_results
+from vitlab.report import print_header, print_interrupted, print_results, print_weights
 from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.manifest import describe_origin
+from vitlab.weights import LoadReport, Weights, find_weights, fit_weights
+
+log = logging.getLogger(__name__)
 
 
 def train(config: DictConfig) -> dict[str, float]:
@@ -44,12 +49,16 @@ def train(config: DictConfig) -> dict[str, float]:
     torch.set_float32_matmul_precision(config.matmul_precision)
     pl.seed_everything(config.seed, verbose=False)
 
+    weights = find_weights(config.model)
+    if weights is not None:
+        adopt_input(config, weights)
     data = build_data(config)
     data.prepare_data()
     data.setup()
     adopt_facts(config, data)
     adopt_user_network(config, overrides)
-    network: torch.nn.Module = build(config.model, "model")
+    network = build_network(config.model)
+    report = fit_weights(network, weights, data.facts["classes"]) if weights and weights.state else None
     if config.compile:
         network.compile()  # in place: unlike torch.compile(network), it leaves the names of the weights alone
     classifier = build_classifier(config, network)
@@ -57,8 +66,10 @@ def train(config: DictConfig) -> dict[str, float]:
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     run = RunDirectory(Path(config.run_dir))
     trainer = build_trainer(config, resolved, run)
-    begin_run(run, resolved, data)
+    begin_run(run, resolved, data, weights, report)
     print_header(config, data, network, run.path)
+    if weights and report:
+        print_weights(weights, report)
     try:
         with told_apart(trainer):
             log_config(trainer, resolved)
@@ -91,6 +102,20 @@ def adopt_facts(config: DictConfig, data: ImageDataModule) -> None:
         config.data[key] = value
 
 
+def adopt_input(config: DictConfig, weights: Weights) -> None:
+    """Writes what the weights were trained on (image size, mean, std, interpolation) into the config where it left that
+    open; says so where the config chose something else."""
+    for key, value in weights.input.items():
+        chosen = OmegaConf.to_container(config.data)[key]  # type: ignore[index, call-overload]
+        if chosen is None:
+            config.data[key] = value
+        elif chosen != value:
+            log.warning(
+                "data.%s=%s, but the weights (%s) were trained with %s; data.%s=null takes that",
+                *(key, chosen, weights.origin, value, key),
+            )
+
+
 def build_classifier(config: DictConfig, network: torch.nn.Module) -> ImageClassifier:
     return ImageClassifier(
         network,
@@ -98,6 +123,7 @@ def build_classifier(config: DictConfig, network: torch.nn.Module) -> ImageClass
         label_smoothing=config.label_smoothing,
         seed=config.seed,
         optimizer=build(config.optimizer, "optimizer"),
+        finetuning=build(config.finetune, "finetune"),
         scheduler=build(config.scheduler.schedule, "scheduler.schedule"),
         interval=config.scheduler.interval,
         monitor=config.scheduler.monitor,
@@ -163,10 +189,19 @@ def end_run(run: RunDirectory, status: str) -> None:
 
 
 @rank_zero_only
-def begin_run(run: RunDirectory, resolved: dict[str, Any], data: ImageDataModule) -> None:
+def begin_run(
+    run: RunDirectory,
+    resolved: dict[str, Any],
+    data: ImageDataModule,
+    weights: Weights | None,
+    report: LoadReport | None,
+) -> None:
     """Writes what is known before training."""
     fingerprint = {name: {"images": len(split), "sha256": split.fingerprint()} for name, split in data.splits.items()}
-    run.create(resolved, {**describe_origin(), "seed": resolved["seed"], "data": fingerprint})
+    manifest = {**describe_origin(), "seed": resolved["seed"], "data": fingerprint, "weights": None}
+    if weights and report:
+        manifest["weights"] = {"from": weights.origin, "sha256": weights.fingerprint(), **asdict(report)}
+    run.create(resolved, manifest)
 
 
 @rank_zero_only

@@ -1,5 +1,6 @@
 """What a run says on the terminal before and after training."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch import nn
 from vitlab.config.building import is_allowed
 from vitlab.data import ImageDataModule
 from vitlab.runs.directory import RunDirectory
+from vitlab.weights import LoadReport, Weights
+
+log = logging.getLogger(__name__)
 
 
 def _console() -> Console:
@@ -31,6 +35,15 @@ def print_header(config: DictConfig, data: ImageDataModule, network: nn.Module, 
     if not len(data.splits["val"]):
         console.print("data.val_size=0: all images are trained on, no epoch is selected, the last one is tested")
     console.print(f"run directory: {shorten(run)}")
+
+
+@rank_zero_only
+def print_weights(weights: Weights, report: LoadReport) -> None:
+    """What became of the weights: a warning, also in the log, where more than the head stays random."""
+    text = report.describe(weights.origin)
+    log.log(logging.INFO if report.complete else logging.WARNING, text)
+    if report.complete:
+        _console().print(text, markup=False)
 
 
 @rank_zero_only

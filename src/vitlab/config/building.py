@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vitlab.errors import UserError
 
@@ -43,6 +43,20 @@ def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
         if explanation is None:
             raise (error.__cause__ or error) from None
         raise UserError(explanation) from error
+
+
+# Keys of the `model` group that say what is loaded into the network, not what it is.
+WEIGHT_KEYS = ("pretrained", "weights")
+
+
+def build_network(node: DictConfig) -> Any:
+    """The network of the `model` group, without pretrained weights: `vitlab.weights` loads those, for a new run alone.
+
+    Raises:
+        UserError: as `build`.
+    """
+    architecture = {key: node[key] for key in node if key not in WEIGHT_KEYS}
+    return build(OmegaConf.create(architecture), "model")
 
 
 def is_allowed(target: str) -> bool:
@@ -92,9 +106,10 @@ def adopt_user_network(config: DictConfig, overrides: Sequence[str]) -> None:
     parameters = signature(target, "model")
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    for key in sorted(typed - {"_target_"} - set(parameters)):
+    kept = {"_target_", "weights", *parameters}
+    for key in sorted(typed - kept):
         raise UserError(f"model.{key}: {target} takes no '{key}'{did_you_mean(key, parameters)}")
-    config.model = {key: value for key, value in config.model.items() if key in parameters or key == "_target_"}
+    config.model = {key: value for key, value in config.model.items() if key in kept}
 
 
 def signature(target: str, where: str) -> dict[str, inspect.Parameter]:

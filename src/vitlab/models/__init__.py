@@ -1,5 +1,7 @@
 """Networks in plain torch: float images `[B, C, H, W]` in, logits `[B, num_classes]` out."""
 
+from vitlab.models.head import head_modules, head_names
+from vitlab.models.timm_models import timm_facts, timm_model
 from vitlab.models.vision_transformer import VisionTransformer
 
-__all__ = ["VisionTransformer"]
+__all__ = ["VisionTransformer", "head_modules", "head_names", "timm_facts", "timm_model"]

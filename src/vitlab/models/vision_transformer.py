@@ -1,6 +1,7 @@
 """The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"), in plain torch."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -194,6 +195,18 @@ class VisionTransformer(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are no weights of a layer (timm's convention): class token and positions."""
         return {"cls_token", "pos_embed"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns of parameter names, layer by layer from the input on (timm's convention): stem, blocks with the
+        final norm in the last, and the head, which no pattern names."""
+        return {
+            "stem": r"^cls_token|pos_embed|patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
+    def get_classifier(self) -> nn.Module:
+        """The head (timm's convention)."""
+        return self.head
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normalised tokens `[B, N, D]` (`[B, 1 + N, D]`, the class token first) of images `[B, C, H, W]`."""

@@ -1,5 +1,6 @@
-"""Learning-rate schedules. The parameter groups are timm's (`timm.optim.param_groups_weight_decay`)."""
+"""Parameter groups and learning-rate schedules."""
 
+from vitlab.optim.finetuning import Finetuning
 from vitlab.optim.schedules import cosine_with_warmup
 
-__all__ = ["cosine_with_warmup"]
+__all__ = ["Finetuning", "cosine_with_warmup"]

@@ -13,6 +13,7 @@ from vitlab.files import replacing
 
 CONFIG_KEY = "vitlab_config"
 METRICS_KEY = "vitlab_metrics"
+WEIGHTS_PREFIX = "network."  # of the network's weights among the classifier's
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -67,12 +68,17 @@ def load_network(network: torch.nn.Module, checkpoint: dict[str, Any], path: Pat
     Raises:
         UserError: they are another network's.
     """
-    prefix = "network."
-    weights: dict[str, Tensor] = {
-        key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
-    }
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(network_weights(checkpoint))
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the weights in {path} do not fit the model of the config: {reason[:300]}") from error
+
+
+def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The network's own state_dict."""
+    return {
+        name.removeprefix(WEIGHTS_PREFIX): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(WEIGHTS_PREFIX)
+    }

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from vitlab.config.building import build, check_trusted
+from vitlab.config.building import build_network, check_trusted
 from vitlab.runs.checkpoint import load_network
 
 
@@ -23,7 +23,7 @@ def rebuild_network(config: DictConfig, checkpoint: dict[str, Any], path: Path, 
         UserError: the config names a target that is not trusted, or the weights are another network's.
     """
     check_trusted(OmegaConf.to_container(config, resolve=True), trusted)
-    network: nn.Module = build(config.model, "model")
+    network: nn.Module = build_network(config.model)
     load_network(network, checkpoint, path)
     if config.compile:
         network.compile()

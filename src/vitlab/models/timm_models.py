@@ -1,0 +1,75 @@
+"""timm's networks, by name."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+from timm.models import PretrainedCfg, get_pretrained_cfg, list_pretrained
+from torch import nn
+
+
+def timm_facts(name: str) -> PretrainedCfg:
+    """What timm knows of a network and its weights: input size, mean, std, interpolation, classes, where they lie.
+
+    Args:
+        name: An architecture, `vit_base_patch16_224`, which means its default weights, or one with the tag of its
+            weights, `vit_base_patch16_224.augreg2_in21k_ft_in1k`.
+
+    Raises:
+        ValueError: timm has no such architecture or weights; the message names the nearest.
+    """
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = get_close_matches(architecture, timm.list_models(), n=1)
+        hint = f". Did you mean '{near[0]}'?" if near else "; timm.list_models() lists what there is"
+        raise ValueError(f"timm has no model '{architecture}'{hint}")
+    try:
+        facts = get_pretrained_cfg(name)
+    except RuntimeError:
+        facts = None
+    if facts is None or (tag and facts.tag != tag):
+        tags = ", ".join(known.partition(".")[2] for known in list_pretrained(f"{architecture}.*"))
+        raise ValueError(f"timm has no weights '{tag}' of {architecture}; it has {tags or 'none'}")
+    return facts
+
+
+def timm_model(
+    name: str,
+    *,
+    num_classes: int,
+    image_size: int,
+    dropout: float | None = None,
+    drop_path: float | None = None,
+    fused_attention: bool | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A classifier of timm's with random weights: float images `[B, 3, H, W]` -> logits `[B, num_classes]`.
+
+    Nothing is downloaded: the weights come later, from a checkpoint or through `vitlab.weights`.
+
+    Args:
+        name: As in `timm_facts`.
+        num_classes: Width of the logits.
+        image_size: Side of the images in pixels, for the networks that must know it.
+        dropout, drop_path: timm's `drop_rate` (before the head) and `drop_path_rate`; None leaves them to the network.
+        fused_attention: True takes torch's scaled_dot_product_attention, False two matrix products around a softmax,
+            None what timm takes (the first, wherever it is to be had).
+        kwargs: Further arguments of `timm.create_model`.
+
+    Raises:
+        ValueError: there is no such network, or it refuses an argument.
+    """
+    facts = timm_facts(name)
+    arguments = {"num_classes": num_classes, "drop_rate": dropout, "drop_path_rate": drop_path, **(kwargs or {})}
+    if facts.fixed_input_size:
+        arguments.setdefault("img_size", image_size)
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=False, **arguments)
+    except (TypeError, AssertionError, RuntimeError) as error:
+        raise ValueError(f"timm's {name} refuses its arguments {arguments}: {error}") from error
+    if fused_attention is not None:
+        for module in network.modules():
+            if hasattr(module, "fused_attn"):
+                setattr(module, "fused_attn", fused_attention)  # noqa: B010 (typed as a submodule otherwise)
+    return network

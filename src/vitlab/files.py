@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vitlab.errors import UserError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -44,3 +46,20 @@ def set_aside(path: Path) -> None:
             count += 1
             older = path.with_name(f"{path.stem}_{written}_{count}{path.suffix}")
         path.rename(older)
+
+
+def folder_for(base: Path, *names: str) -> Path:
+    """Makes `base`, or where that holds one of the files, the first of `base_2`, `base_3` ... that does not.
+
+    Raises:
+        UserError: it can't be made.
+    """
+    folder, count = base, 1
+    while any((folder / name).exists() for name in names):
+        count += 1
+        folder = base.with_name(f"{base.name}_{count}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't write to {folder} ({error.strerror}): name another folder with out=...") from error
+    return folder

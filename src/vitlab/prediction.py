@@ -25,7 +25,7 @@ from vitlab.config.quiet import quiet_libraries
 from vitlab.data import BatchTransform
 from vitlab.data.decoding import describe_failure, picture_suffixes, read_image, to_square
 from vitlab.errors import UserError
-from vitlab.files import replacing, write_text
+from vitlab.files import folder_for, replacing, write_text
 from vitlab.prediction_grid import draw_grid
 from vitlab.report import shorten
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
@@ -160,15 +160,7 @@ def _output_folder(out: Any, run: RunDirectory | None) -> Path:
         if out is not None
         else (run.path if run else Path()) / "predictions" / time.strftime("%Y-%m-%d_%H-%M-%S")
     )
-    folder, count = base, 1
-    while (folder / "predictions.csv").exists():
-        count += 1
-        folder = base.with_name(f"{base.name}_{count}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"can't write to {folder} ({error.strerror}): name another folder with out=...") from error
-    return folder
+    return folder_for(base, "predictions.csv")
 
 
 def _csv(rows: Sequence[tuple[Path, list[str], list[float]]], top_k: int) -> str:

@@ -91,6 +91,14 @@ def print_evaluation(metrics: dict[str, Any], split: str, files: list[Path]) -> 
         console.print(f"written: {shorten(file)}")
 
 
+def print_export(files: list[Path], difference: float | None = None, images: int = 0) -> None:
+    """Names the files, and by how much an ONNX file's logits differ from torch's."""
+    for file in files:
+        _console().print(f"written: {shorten(file)}", markup=False)
+    if difference is not None:
+        _console().print(f"  onnxruntime's logits of {images} test images are torch's to within {difference:.1e}")
+
+
 def shorten(path: Path) -> str:
     """A path as one types it from here."""
     path = path.absolute()

@@ -73,7 +73,7 @@ class RunProgress(ProgressBar):
             speed = self._images / (now - self._last_look)
             self._images, self._last_look = 0, now
             figures = {"figures": f"loss {loss:.3f}  acc {accuracy:.3f}  {speed:,.0f} img/s"}
-        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        epoch = _position(trainer, trainer.current_epoch + 1)
         self._progress.update(self._task, advance=1, description=epoch, **figures)  # type: ignore[arg-type]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -122,7 +122,7 @@ class RunProgress(ProgressBar):
         figures = epoch_line(trainer.callback_metrics, ("train", "val") if self._validated else ("train",))
         minutes, seconds = divmod(round(time.perf_counter() - self._started), 60)
         self.console.print(
-            f"epoch {epochs:>3}/{trainer.max_epochs}  {figures}  {minutes}:{seconds:02d}",
+            f"{_position(trainer, epochs)}  {figures}  {minutes}:{seconds:02d}",
             highlight=False,
         )
 
@@ -130,6 +130,14 @@ class RunProgress(ProgressBar):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def _position(trainer: pl.Trainer, epochs: int) -> str:
+    """`epoch   3/30`, or `epoch   3 step   250/500` of a run whose length is given in steps."""
+    if (trainer.max_epochs or -1) > 0:
+        return f"epoch {epochs:>3}/{trainer.max_epochs}"
+    steps = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+    return f"epoch {epochs:>3} step {trainer.global_step:>5}{steps}"
 
 
 def epoch_line(metrics: Mapping[str, Any], splits: Sequence[str]) -> str:

@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from vitlab.config.building import did_you_mean
 from vitlab.errors import UserError
 
+CONF = Path(__file__).parents[3] / "conf"  # of the checkout that vitlab is installed from
+
 # What a network was trained with does not change with the images it is shown.
 FACTS = ("image_size", "stored_size", "interpolation", "num_classes", "classes", "mean", "std", "eval_batch_size")
 

@@ -1,0 +1,78 @@
+"""A model as an ONNX file."""
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitlab.errors import UserError
+from vitlab.files import replacing
+
+TOLERANCE = 1e-3  # largest difference of a logit, float32
+
+
+def save_onnx(network: nn.Module, data: Mapping[str, Any], images: Tensor, file: Path) -> float | None:
+    """Writes `model.onnx`: `images` float32 `[batch, 3, H, W]`, normalised -> `logits` float32 `[batch, classes]`.
+
+    The batch is of any size. The file's metadata say how an image becomes the input: `image_size`, `interpolation`,
+    `scale` (pixels are multiplied by it), `mean`, `std`, and `classes`, as JSON.
+
+    Args:
+        network: On the CPU, in eval mode.
+        data: The `data` group of its run's config, as plain data.
+        images: Float32 `[B, 3, H, W]`, normalised, on which onnxruntime has to give torch's logits; B may be 0.
+        file: Where it goes.
+
+    Returns:
+        The largest difference between torch's logits and onnxruntime's; None without images.
+
+    Raises:
+        UserError: a package is missing.
+        RuntimeError: the logits differ; nothing is written.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch's exporter needs it)
+    except ImportError as error:
+        raise UserError(f"formats=[onnx] needs the package {error.name}: pip install -e '.[onnx]'") from error
+    size = data["image_size"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's, of its own versions and of torch's
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            network,
+            (torch.zeros(2, 3, size, size),),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
+    model = program.model_proto  # type: ignore[union-attr]
+    facts = {"image_size": size, "scale": 1 / 255}
+    facts |= {key: data[key] for key in ("interpolation", "mean", "std", "classes")}
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
+    with replacing(file) as temporary:
+        onnx.save(model, temporary)
+        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        return _difference(network, session, images)
+
+
+def _difference(network: nn.Module, session: Any, images: Tensor) -> float | None:
+    if not len(images):
+        return None
+    with torch.inference_mode():
+        expected = network(images).numpy()
+    given = session.run(["logits"], {"images": images.numpy()})[0]
+    alone = session.run(["logits"], {"images": images[:1].numpy()})[0]  # another size of the batch
+    difference = max(np.abs(given - expected).max().item(), np.abs(alone - expected[:1]).max().item())
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"onnxruntime's logits differ by {difference:.2g} from torch's: the file was not written")
+    return difference

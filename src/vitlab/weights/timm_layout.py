@@ -1,0 +1,115 @@
+"""A model in timm's layout: `model.safetensors` and `config.json`, which `timm.create_model` reads without vitlab."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vitlab.errors import UserError
+from vitlab.files import write_json
+from vitlab.models import VisionTransformer, timm_facts
+
+ARCHITECTURE = "vit_base_patch16_224"  # an entry point to timm's VisionTransformer; every size is an argument of it
+# What timm's facts say of the weights that a fine-tuning began with alone.
+BEGINNING = ("test_input_size", "test_crop_pct", "test_pool_size", "label_offset", "label_names", "label_descriptions")
+TOLERANCE = 1e-4  # largest difference of a logit, float32
+
+
+def save_timm(network: nn.Module, model: Mapping[str, Any], data: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Writes both files, once timm has built the network from them and it has given the same logits.
+
+    `timm.create_model("local-dir:<folder>", pretrained=True)` takes all from them; for a network of timm's own at its
+    own image size `timm.create_model(<name>, num_classes=..., checkpoint_path="<folder>/model.safetensors")` does too.
+
+    Args:
+        network: On the CPU, in eval mode.
+        model, data: These groups of its run's config, resolved, as plain data.
+        folder: Where the files go.
+
+    Raises:
+        UserError: timm has no such network.
+    """
+    architecture, arguments, facts = _describe(network, model, data)
+    size = [3, data["image_size"], data["image_size"]]
+    preprocessing = {key: data[key] for key in ("mean", "std", "interpolation")}
+    config = {
+        "architecture": architecture,
+        "num_classes": data["num_classes"],
+        "label_names": data["classes"],
+        "model_args": arguments,
+        "pretrained_cfg": {
+            **{key: value for key, value in facts.items() if key not in BEGINNING},
+            "tag": "vitlab",
+            "input_size": size,
+            "num_classes": data["num_classes"],
+            "crop_pct": 1.0,  # images are brought straight to their size
+            **preprocessing,
+        },
+    }
+    names = ("config.json", "model.safetensors")
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        temporary = Path(place)
+        write_json(temporary / names[0], config)
+        save_file(_weights(network), temporary / names[1], metadata={"format": "pt"})
+        again = timm.create_model(f"local-dir:{temporary}", pretrained=True).eval()
+        _check_same_logits(network, again, torch.randn(2, *size, generator=torch.Generator().manual_seed(0)))
+        return [(temporary / name).replace(folder / name) for name in names]
+
+
+def _describe(
+    network: nn.Module, model: Mapping[str, Any], data: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """timm's architecture, its arguments, and what else timm should know."""
+    if isinstance(network, VisionTransformer):
+        facts = {"fixed_input_size": True, "first_conv": "patch_embed.proj", "classifier": "head"}
+        return ARCHITECTURE, _arguments(network), facts
+    if type(network).__module__.startswith("timm.") and "name" in model:
+        known = timm_facts(model["name"])
+        arguments = dict(model["kwargs"] or {})
+        if known.fixed_input_size:
+            arguments.setdefault("img_size", data["image_size"])
+        facts = known.to_dict(remove_source=True, remove_null=True)  # type: ignore[no-untyped-call]
+        return str(known.architecture), arguments, facts
+    raise UserError(f"timm has no {type(network).__name__}: formats=[onnx] writes it so that it needs no source code")
+
+
+def _arguments(network: VisionTransformer) -> dict[str, Any]:
+    if not isinstance(network.head, nn.Linear):
+        raise UserError("timm's ViT has no hidden layer in its head (model.head_hidden_dim): formats=[onnx] writes it")
+    block: Any = network.blocks[0]
+    hidden, embed_dim = block.mlp.fc1.weight.shape
+    return {
+        "img_size": list(network.image_size),
+        "patch_size": list(network.patch_embed.proj.weight.shape[2:]),
+        "in_chans": network.in_channels,
+        "embed_dim": embed_dim,
+        "depth": len(network.blocks),
+        "num_heads": block.attn.num_heads,
+        # timm cuts the product with embed_dim off to a whole number; the half keeps it from one less.
+        "mlp_ratio": hidden / embed_dim if hidden % embed_dim == 0 else (hidden + 0.5) / embed_dim,
+        "qk_norm": isinstance(block.attn.q_norm, nn.LayerNorm),
+        "class_token": network.cls_token is not None,
+        "global_pool": "avg" if network.cls_token is None else "token",
+        "fc_norm": False,
+        "pos_embed": "none" if network.pos_embed is None else "learn",
+        "act_layer": type(block.mlp.act).__name__.lower(),
+    }
+
+
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    weights = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
+    if isinstance(network, VisionTransformer) and network.pos_embed is not None:
+        weights["pos_embed"] = network.pos_embed.detach().clone().contiguous()  # fixed positions are no weight here
+    return weights
+
+
+def _check_same_logits(network: nn.Module, again: nn.Module, images: Tensor) -> None:
+    with torch.inference_mode():
+        difference = (network(images) - again(images)).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"timm's logits differ by {difference:.2g} from the run's: the files were not written")

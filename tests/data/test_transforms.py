@@ -1,9 +1,13 @@
 import pytest
+import timm
 import torch
+from data.modules import NEUTRAL
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.transforms.functional import to_pil_image
 
+from vitlab.data import SyntheticDataModule
 from vitlab.data.decoding import to_square
 from vitlab.data.draws import Draws
 from vitlab.data.transforms import BatchTransform, Normalize, RandomCrop, RandomHorizontalFlip, Resize
@@ -85,3 +89,29 @@ def test_a_batch_is_augmented_image_by_image(images: Tensor, draws: Draws) -> No
     same = transform(images[:1].expand(64, -1, -1, -1), draws)
     assert len(torch.unique(same.flatten(1), dim=0)) > 40  # one image, 64 places in the data set: as many draws
     assert torch.equal(transform(images), Normalize([0.5] * 3, [0.25] * 3)(images))  # evaluation: nothing is drawn
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_base_patch16_224.augreg2_in21k_ft_in1k", "deit3_small_patch16_224.fb_in1k", "resnet18.tv_in1k"]
+)
+def test_the_images_of_pretrained_weights_are_those_of_timm(name: str) -> None:
+    """timm's own evaluation transform without its crop: the image is brought straight to its size."""
+    facts = timm.models.get_pretrained_cfg(name)
+    known = timm.data.resolve_data_config(pretrained_cfg=facts.to_dict())
+    theirs = timm.data.create_transform(**{**known, "crop_pct": 1.0})
+    source = SyntheticDataModule(**{**NEUTRAL, "train_images": 60, "test_images": 20, "noise": 0.06, "data_seed": 0})
+    images = source.load().test.images
+    noise = torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.cat([images, noise])
+    expected = torch.stack([theirs(to_pil_image(image)) for image in images])
+    ours = BatchTransform(
+        [],
+        image_size=known["input_size"][1],
+        interpolation=known["interpolation"],
+        mean=known["mean"],
+        std=known["std"],
+    )(images)
+    assert ours.shape == (30, 3, 224, 224)
+    levels = (ours - expected).abs() * torch.tensor(known["std"]).view(-1, 1, 1) * 255
+    assert levels.max() < 2.01  # grey levels, one for each of the two roundings of a bicubic resize
+    assert levels.mean() < 0.01

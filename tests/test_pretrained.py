@@ -1,0 +1,148 @@
+"""Fine-tuning from files of weights, as a person does it; every run without a hub."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import SMALL_MODEL, Command, run_script
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import save_file
+
+NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+DATA = ["data=synthetic", "data.train_images=200", "data.test_images=50", "data.val_size=50", "data.batch_size=10"]
+SHORT = ["trainer.max_epochs=1", "trainer=cpu", *DATA]
+PRETRAINED = ["model=vit_pretrained", "model.name=test_vit", *SHORT]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a small network that timm made, of 1000 classes."""
+    file = tmp_path_factory.mktemp("weights") / "test_vit.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", pretrained=False).state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run from these weights, which are gone afterwards, as is the hub."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    shutil.copy(weights, folder / "here.safetensors")
+    arguments = [*PRETRAINED, "model.weights=here.safetensors", "finetune=layer_decay"]
+    result = run_script("train.py", *arguments, cwd=folder, env=NO_HUB)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "weights: 78 of 80 tensors (99.8% of the values) from here.safetensors" in result.stdout
+    (folder / "here.safetensors").unlink()
+    return next((folder / "outputs" / "vit_pretrained").iterdir())
+
+
+def test_the_images_are_those_of_the_weights(run: Path) -> None:
+    config = OmegaConf.load(run / "config.yaml")
+    facts = timm.data.resolve_model_data_config(timm.create_model("test_vit", pretrained=False))
+    assert config.data.image_size == facts["input_size"][1] == 160
+    assert tuple(config.data.mean) == facts["mean"]
+    assert tuple(config.data.std) == facts["std"]
+    assert config.data.interpolation == facts["interpolation"]
+
+
+def test_the_manifest_names_the_weights_and_what_became_of_them(run: Path, weights: Path) -> None:
+    told = json.loads((run / "manifest.json").read_text())["weights"]
+    assert told["from"] == "here.safetensors"
+    assert len(told["sha256"]) == 64
+    assert len(told["loaded"]) == 78
+    assert told["new_head"] == ["head.weight", "head.bias"]
+    assert told["missing"] == told["unexpected"] == []
+
+
+def test_evaluation_and_prediction_need_neither_hub_nor_file(run: Path, tmp_path: Path) -> None:
+    result = run_script("evaluate.py", f"run={run}", cwd=tmp_path, env=NO_HUB)
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((run / "metrics.json").read_text())
+    evaluated = json.loads((run / "evaluation_test.json").read_text())
+    assert evaluated["test/loss"] == metrics["test/loss"]
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "red.png")
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    result = run_script("predict.py", f"checkpoint={checkpoint}", "images=red.png", cwd=tmp_path, env=NO_HUB)
+    assert result.returncode == 0, result.stderr
+    assert "red.png" in result.stdout
+
+
+def test_another_choice_than_the_weights_is_told_with_both_values(weights: Path, command: Command) -> None:
+    choice = ["data.mean=[0.485,0.456,0.406]", "data.image_size=32", "trainer.max_steps=1"]
+    result = command("train.py", *PRETRAINED, f"model.weights={weights}", *choice, env=NO_HUB)
+    assert result.returncode == 0, result.stderr
+    told = result.stderr
+    assert "data.mean=[0.485, 0.456, 0.406], but the weights" in told
+    assert "were trained with [0.5, 0.5, 0.5]; data.mean=null takes that" in told
+    assert "data.image_size=32, but the weights" in told
+    assert "were trained with 160" in told
+    assert "data.std" not in told
+    assert "resampled: pos_embed" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["model.name=vit_base_patch16_224"],
+            "error: the weights of vit_base_patch16_224.augreg2_in21k_ft_in1k are not on this machine and can't be "
+            "downloaded",
+        ),
+        (["model.name=vit_bse_patch16_224"], "Did you mean 'vit_base_patch16_224'?"),
+        (["model.name=test_vit.nope"], "timm has no weights 'nope' of test_vit; it has r160_in1k"),
+        (["model.weights=nowhere.pth"], "model.weights=nowhere.pth does not exist"),
+        (["model.pretrained=false", "finetune.layer_decay=2"], "layer_decay=2"),
+        (["model.pretrained=false", "model.kwargs={dpth: 3}"], "unexpected keyword argument 'dpth'"),
+    ],
+    ids=str,
+)
+def test_mistakes_end_in_one_sentence(
+    arguments: list[str], message: str, in_process: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NO_HUB["HF_ENDPOINT"])
+    monkeypatch.setattr("vitlab.weights.hub.try_to_load_from_cache", lambda *_: None)
+    result = in_process("train.py", *PRETRAINED, *arguments)
+    assert result.returncode == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert message in line
+
+
+def test_an_unreachable_hub_says_where_the_file_is_and_where_to_name_it(command: Command, tmp_path: Path) -> None:
+    environment = {**NO_HUB, "HF_HOME": str(tmp_path / "home")}
+    result = command("train.py", "model=vit_pretrained", env=environment, timeout=60)
+    assert result.returncode == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k/resolve/main/model.safetensors" in line
+    assert line.endswith("name it: model.weights=<file>")
+
+
+def test_weights_in_which_nothing_fits(weights: Path, command: Command) -> None:
+    result = command("train.py", "model=vit_scratch", *SMALL_MODEL, *SHORT, f"model.weights={weights}")
+    assert result.returncode == 2
+    assert "nothing in" in result.stderr
+    assert "fits the model" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_run_of_vitlab_s_starts_another_one(small_run: Path, command: Command) -> None:
+    checkpoint = small_run / "checkpoints" / "best.ckpt"
+    sizes = [*SMALL_MODEL, "model.mlp_ratio=2.0"]
+    result = command(
+        "train.py", "model=vit_scratch", *sizes, *SHORT, f"model.weights={checkpoint}", "finetune=head_only"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "weights: 30 of 30 tensors (100.0% of the values)" in result.stdout
+
+
+def test_weights_that_leave_layers_random_are_warned_of(small_run: Path, command: Command) -> None:
+    checkpoint = small_run / "checkpoints" / "best.ckpt"
+    sizes = [*SMALL_MODEL, "model.mlp_ratio=2.0", "model.depth=3"]
+    result = command("train.py", "model=vit_scratch", *sizes, *SHORT, f"model.weights={checkpoint}", "debug=fast")
+    assert result.returncode == 0, result.stderr
+    assert "WARNING: weights: 30 of 42 tensors" in result.stderr
+    assert "missing in the file, random here: blocks.2.norm1.weight" in result.stderr

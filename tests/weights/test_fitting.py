@@ -1,0 +1,180 @@
+"""Weights in networks, against timm's own loading."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from models.test_vision_transformer import images_for, make
+from safetensors.torch import save_file
+
+from vitlab.errors import UserError
+from vitlab.models import timm_model
+from vitlab.weights import Weights, fit_weights
+from vitlab.weights.files import read_file
+
+CLASSES = [str(number) for number in range(10)]
+
+
+def timm_file(name: str, folder: Path, **kwargs: Any) -> Path:
+    """Weights that timm made, in the file that timm would download."""
+    torch.manual_seed(3)
+    network = timm.create_model(name, pretrained=False, **kwargs)
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    save_file(network.state_dict(), folder / f"{name}.safetensors")
+    return folder / f"{name}.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "kwargs"),
+    [
+        ("test_vit", 160, {}),
+        ("test_vit", 96, {}),
+        ("test_vit", 224, {}),
+        ("test_vit", 160, {"patch_size": 8}),
+        ("vit_tiny_patch16_224", 32, {"patch_size": 4}),
+        ("test_vit2", 64, {}),
+        ("test_resnet", 64, {}),
+        ("test_convnext", 64, {}),
+        ("test_efficientnet", 64, {}),
+        ("swin_tiny_patch4_window7_224", 112, {}),
+    ],
+    ids=str,
+)
+def test_a_network_of_timm_s_gets_what_timm_gives_it(
+    name: str, image_size: int, kwargs: dict[str, Any], tmp_path: Path
+) -> None:
+    file = timm_file(name, tmp_path)
+    network = timm_model(name, num_classes=10, image_size=image_size, kwargs=kwargs)
+    report = fit_weights(network, read_file(file), CLASSES)
+
+    sizes = {"img_size": image_size} if "vit" in name or "swin" in name else {}
+    oracle = timm.create_model(
+        name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}, num_classes=10, **sizes, **kwargs
+    )
+    expected, state = oracle.state_dict(), network.state_dict()
+    assert state.keys() == expected.keys()
+    for key in state:
+        if key not in report.new_head:
+            assert torch.equal(state[key], expected[key]), key
+    assert len(report.new_head) == 2
+    assert report.complete
+    resampled = {"pos_embed"} if image_size == 96 and name == "test_vit" else set()
+    assert resampled <= set(report.resampled)
+
+
+def test_weights_made_by_timm_load_bit_for_bit(tmp_path: Path) -> None:
+    file = timm_file("test_vit", tmp_path, num_classes=10)
+    network = timm_model("test_vit", num_classes=10, image_size=160).eval()
+    report = fit_weights(network, read_file(file), CLASSES)
+    original = timm.create_model("test_vit", num_classes=10, checkpoint_path=str(file)).eval()
+    assert report.new_head == []
+    assert (len(report.loaded), report.parameters) == (80, 1.0)
+    assert all(torch.equal(tensor, original.state_dict()[name]) for name, tensor in network.state_dict().items())
+    images = torch.randn(3, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(network(images), original(images))
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize(
+    "changes", [{"image_size": 48}, {"patch_size": 4}, {"image_size": 64, "patch_size": 4}], ids=str
+)
+def test_our_vit_resamples_as_timm_s(pool: str, changes: dict[str, Any]) -> None:
+    source = make(pool=pool)
+    network, oracle = make(pool=pool, **changes), make(pool=pool, **changes)
+    report = fit_weights(network, Weights("a test", source.state_dict()), CLASSES)
+    assert report.complete
+    assert "pos_embed" in report.resampled
+    assert ("patch_embed.proj.weight" in report.resampled) == ("patch_size" in changes)
+
+    sizes = {"image_size": 32, "patch_size": 8, **changes}
+    theirs = timm.models.VisionTransformer(
+        img_size=sizes["image_size"],
+        patch_size=sizes["patch_size"],
+        num_classes=10,
+        embed_dim=48,
+        depth=3,
+        num_heads=4,
+        mlp_ratio=2.0,
+        class_token=pool == "cls",
+        global_pool="token" if pool == "cls" else "avg",
+        fc_norm=False,
+    )
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    theirs.load_state_dict(checkpoint_filter_fn(source.state_dict(), theirs))
+    torch.testing.assert_close(network(images_for(oracle)), theirs.eval()(images_for(oracle)), atol=1e-5, rtol=0)
+
+
+def test_fixed_positions_in_a_file_are_the_network_s_own() -> None:
+    network = make(pos_embed="sincos2d")
+    assert network.pos_embed is not None
+    state = {**network.state_dict(), "pos_embed": network.pos_embed.clone()}
+    assert fit_weights(make(pos_embed="sincos2d"), Weights("a test", state), CLASSES).complete
+
+
+def test_a_head_of_another_width_is_left_out_and_said() -> None:
+    source, network = make(num_classes=1000), make()
+    before = network.head.weight.clone()
+    report = fit_weights(network, Weights("a.pth", source.state_dict()), CLASSES)
+    assert report.new_head == ["head.weight", "head.bias"]
+    assert torch.equal(network.head.weight, before)
+    assert "new head, random: head.weight, head.bias" in report.describe("a.pth")
+    assert report.complete
+
+
+def test_a_head_of_as_many_other_classes_is_left_out() -> None:
+    source, network = make(), make()
+    source.head.bias.data += 1
+    other = Weights("a.pth", source.state_dict(), classes=[*CLASSES[:9], "another"])
+    assert fit_weights(network, other, CLASSES).new_head == ["head.weight", "head.bias"]
+    same = Weights("a.pth", source.state_dict(), classes=CLASSES)
+    assert fit_weights(network, same, CLASSES).new_head == []
+    assert torch.equal(network.head.bias, source.head.bias)
+
+
+def test_a_file_without_a_head() -> None:
+    state = {name: tensor for name, tensor in make().state_dict().items() if not name.startswith("head")}
+    report = fit_weights(make(), Weights("a.pth", state), CLASSES)
+    assert report.new_head == ["head.weight", "head.bias"]
+    assert report.complete
+
+
+def test_what_is_missing_unexpected_or_of_another_shape_is_said() -> None:
+    source = make(depth=4).state_dict()
+    del source["norm.bias"]
+    source["blocks.0.mlp.fc1.bias"] = torch.zeros(7)
+    report = fit_weights(make(), Weights("a.pth", source), CLASSES)
+    assert not report.complete
+    assert report.missing == ["norm.bias"]
+    assert report.reshaped == {"blocks.0.mlp.fc1.bias": ([7], [96])}
+    assert set(report.unexpected) == {name for name in source if name.startswith("blocks.3.")}
+    text = report.describe("a.pth")
+    for line in ("missing in the file, random here: norm.bias", "blocks.0.mlp.fc1.bias [7] -> [96]", "and 6 more"):
+        assert line in text
+    assert "weights: 41 of 43 tensors" in text
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"encoder.layers.0.weight": torch.zeros(2, 2)},
+        make(embed_dim=64).state_dict(),  # the right names, every size another
+        {"head.weight": torch.zeros(1000, 48)},
+    ],
+    ids=["other names", "other sizes", "a head alone"],
+)
+def test_a_file_in_which_nothing_fits_is_an_error(state: dict[str, torch.Tensor]) -> None:
+    network = make()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(UserError, match=r"nothing in a\.pth fits the model"):
+        fit_weights(network, Weights("a.pth", state), CLASSES)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_nothing_fits_a_network_of_timm_s() -> None:
+    network = timm_model("test_vit", num_classes=10, image_size=160)
+    with pytest.raises(UserError, match=r"nothing in a\.pth fits the model"):
+        fit_weights(network, Weights("a.pth", {"conv.weight": torch.zeros(3)}), CLASSES)

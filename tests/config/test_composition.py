@@ -10,13 +10,26 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.config.building import build
+from vitlab.config.building import build, build_network
 from vitlab.config.machine import resolve_machine
-from vitlab.experiment import build_classifier
+from vitlab.experiment import adopt_input, build_classifier
 from vitlab.models import VisionTransformer
+from vitlab.weights import find_weights
 
 CONF = ROOT / "conf"
-GROUPS = ("model", "data", "augment", "optimizer", "scheduler", "trainer", "callbacks", "logger", "debug", "experiment")
+GROUPS = (
+    "model",
+    "data",
+    "augment",
+    "optimizer",
+    "finetune",
+    "scheduler",
+    "trainer",
+    "callbacks",
+    "logger",
+    "debug",
+    "experiment",
+)
 CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 
 
@@ -31,7 +44,10 @@ def composed(folder: Path, *overrides: str) -> DictConfig:
 def test_every_file_belongs_to_a_group() -> None:
     files = {file.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml")}
     grouped = {choice.replace("=", "/") + ".yaml" for choice in CHOICES}
-    others = {"train.yaml", "evaluate.yaml", "predict.yaml", "hydra/job_logging/run_log.yaml", "hydra/help/vitlab.yaml"}
+    others = {
+        *("train.yaml", "evaluate.yaml", "predict.yaml", "export.yaml"),
+        *("hydra/job_logging/run_log.yaml", "hydra/help/vitlab.yaml"),
+    }
     assert files == grouped | others
 
 
@@ -40,11 +56,17 @@ def test_a_choice_composes_and_gives_objects(choice: str, tmp_path: Path) -> Non
     config = composed(tmp_path, choice, *(["data.root=nowhere"] if choice == "data=image_folder" else []))
     resolve_machine(config)
     config.data.num_classes = config.data.num_classes or 10
+    if "pretrained" in config.model:
+        config.model.pretrained = False  # nothing is downloaded here
+        weights = find_weights(config.model)
+        assert weights is not None
+        adopt_input(config, weights)
+        assert (config.data.image_size, list(config.data.mean)) == (224, [0.5, 0.5, 0.5])
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
     augmentations = [build(node, "augment") for node in config.augment.values()]
     build(config.data, "data", augmentations=augmentations, seed=config.seed)
-    network: Any = build(config.model, "model")
+    network: Any = build_network(config.model)
     images = torch.randn(2, 3, config.data.image_size, config.data.image_size)
     assert network(images).shape == (2, 10)
     classifier = build_classifier(config, network)
@@ -64,6 +86,26 @@ class FakeTrainer:
     estimated_stepping_batches = 1000
 
 
+def test_the_notebook_s_fine_tuning_has_its_numbers(tmp_path: Path) -> None:
+    config = composed(tmp_path, "experiment=notebook_pretrained")
+    optimizer = build(config.optimizer, "optimizer")
+    assert (optimizer.func, optimizer.keywords["lr"]) == (torch.optim.Adam, 1e-4)
+    schedule = config.scheduler.schedule
+    assert (schedule._target_, schedule.step_size, schedule.gamma) == ("torch.optim.lr_scheduler.StepLR", 5, 0.1)
+    assert (config.data.batch_size, config.trainer.max_epochs, list(config.augment)) == (32, 10, ["flip"])
+
+
+def test_both_routes_of_cifar10_finetune(tmp_path: Path) -> None:
+    config = composed(tmp_path, "experiment=cifar10_finetune")
+    assert config.optimizer._target_ == "torch.optim.SGD"
+    assert (config.optimizer.momentum, config.optimizer.lr, config.trainer.gradient_clip_val) == (0.9, 0.03, 1.0)
+    assert (config.data.batch_size, config.trainer.max_steps) == (512, 500)
+    other = ["optimizer=adamw", "optimizer.lr=5e-5", "finetune=layer_decay"]
+    config = composed(tmp_path, "experiment=cifar10_finetune", *other)
+    assert config.optimizer._target_ == "torch.optim.AdamW"
+    assert (config.optimizer.lr, config.finetune.layer_decay) == (5e-5, 0.75)
+
+
 def test_facts_flow_from_their_owner(tmp_path: Path) -> None:
     config = composed(tmp_path, "data.image_size=64", "data.num_classes=7")
     assert (config.model.image_size, config.model.num_classes) == (64, 7)
@@ -76,18 +118,19 @@ def test_cifar10_s_facts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "millions"), [("vit_scratch", 4.0), ("vit_tiny", 5.4), ("vit_small", 21.3), ("vit_base", 85.1)]
+    ("model", "millions"), [("vit_scratch", 4.0), ("vit_tiny", 5.4), ("vit_small", 21.3), ("vit_base", 85.1), ("vit_pretrained", 85.8)]
 )
 def test_models_have_the_size_they_say(model: str, millions: float, tmp_path: Path) -> None:
     config = composed(tmp_path, f"model={model}")
-    network = build(config.model, "model")
+    config.data.image_size = config.data.image_size or 224
+    network = build_network(config.model)
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == millions
     assert f"{millions} M parameters" in (CONF / "model" / f"{model}.yaml").read_text()
 
 
 def test_the_notebook_s_network_has_its_sizes(tmp_path: Path) -> None:
     config = composed(tmp_path, "experiment=notebook_scratch")
-    network: VisionTransformer = build(config.model, "model")
+    network: VisionTransformer = build_network(config.model)
     assert network.grid_size == (14, 14)
     assert network.blocks[0].mlp.fc1.weight.shape == (1024, 768)
     assert (len(network.blocks), network.blocks[0].attn.num_heads) == (6, 8)

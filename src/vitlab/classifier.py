@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -108,6 +109,16 @@ class ImageClassifier(pl.LightningModule):
     def _let_backbone_learn(self, learns: bool) -> None:
         for parameter in self.backbone:
             parameter.requires_grad_(learns)
+
+    def on_fit_start(self) -> None:
+        # DDP expects gradients from all that learned when it was set up, unless it is told to look each time.
+        strategy = self.trainer.strategy
+        looks = strategy._ddp_kwargs.get("find_unused_parameters") if isinstance(strategy, DDPStrategy) else True
+        if self.finetuning.freeze_epochs not in (0, "all") and not looks:
+            raise UserError(
+                f"finetune.freeze_epochs={self.finetuning.freeze_epochs} on several devices needs "
+                "trainer.strategy=ddp_find_unused_parameters_true"
+            )
 
     def on_train_epoch_start(self) -> None:
         if self.finetuning.freeze_epochs == 0:

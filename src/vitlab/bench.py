@@ -1,0 +1,17 @@
+"""Measures speed: `python -m vitlab.bench name=finetuning`. All keys: `--help`."""
+
+import sys
+
+from vitlab.config.command import CONF, read_command
+from vitlab.config.entry import run
+
+
+def main() -> None:
+    command, overrides = read_command(CONF, "bench", sys.argv[1:])
+    from vitlab.benchmarks import bench
+
+    bench(command, overrides, CONF)
+
+
+if __name__ == "__main__":
+    run(main)

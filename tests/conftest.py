@@ -1,5 +1,6 @@
 """What the tests share: commands run as a person would, small data sets, a finished run."""
 
+import hashlib
 import logging
 import os
 import pickle
@@ -7,12 +8,18 @@ import runpy
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -29,15 +36,18 @@ SMALL_RUN = [
     *SMALL_MODEL,
 ]
 
+HUB_NAME = "test_vit.r160_in1k"  # a small network of timm's
+HUB_FILE = f"timm/{HUB_NAME}/resolve/main/model.safetensors"
+
 Result = subprocess.CompletedProcess[str]
 Command = Callable[..., Result]
 
 
 def run_script(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 300) -> Result:
-    """`python <arguments>` in `cwd`; an entry point is named by its file name."""
+    """`python <arguments>` in `cwd`; an entry point is named by its file name, or as `-m <module>`."""
     script, *rest = arguments
     return subprocess.run(
-        [sys.executable, str(ROOT / script), *rest],
+        [sys.executable, script if script == "-m" else str(ROOT / script), *rest],
         cwd=cwd,
         env={**os.environ, **(env or {})},
         capture_output=True,
@@ -112,3 +122,30 @@ def image_root(tmp_path: Path) -> Path:
             for number in range(count):
                 Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number:02d}.png")
     return root
+
+
+class Hub(SimpleHTTPRequestHandler):
+    """Serves files as the Hugging Face hub does: with the revision and a hash of each."""
+
+    def end_headers(self) -> None:
+        file = Path(self.translate_path(self.path))
+        if file.is_file():
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("ETag", f'"{hashlib.sha256(file.read_bytes()).hexdigest()}"')
+        super().end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[str]:
+    """The address of a hub that has the weights of one small network."""
+    file = tmp_path / "hub" / HUB_FILE
+    file.parent.mkdir(parents=True)
+    torch.manual_seed(1)
+    save_file(timm.create_model(HUB_NAME, pretrained=False).state_dict(), file)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, directory=tmp_path / "hub")) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

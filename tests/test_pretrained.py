@@ -72,9 +72,9 @@ def test_evaluation_and_prediction_need_neither_hub_nor_file(run: Path, tmp_path
     assert "red.png" in result.stdout
 
 
-def test_another_choice_than_the_weights_is_told_with_both_values(weights: Path, command: Command) -> None:
+def test_another_choice_than_the_weights_is_told_with_both_values(weights: Path, in_process: Command) -> None:
     choice = ["data.mean=[0.485,0.456,0.406]", "data.image_size=32", "trainer.max_steps=1"]
-    result = command("train.py", *PRETRAINED, f"model.weights={weights}", *choice, env=NO_HUB)
+    result = in_process("train.py", *PRETRAINED, f"model.weights={weights}", *choice)
     assert result.returncode == 0, result.stderr
     told = result.stderr
     assert "data.mean=[0.485, 0.456, 0.406], but the weights" in told
@@ -121,28 +121,28 @@ def test_an_unreachable_hub_says_where_the_file_is_and_where_to_name_it(command:
     assert line.endswith("name it: model.weights=<file>")
 
 
-def test_weights_in_which_nothing_fits(weights: Path, command: Command) -> None:
-    result = command("train.py", "model=vit_scratch", *SMALL_MODEL, *SHORT, f"model.weights={weights}")
+def test_weights_in_which_nothing_fits(weights: Path, in_process: Command) -> None:
+    result = in_process("train.py", "model=vit_scratch", *SMALL_MODEL, *SHORT, f"model.weights={weights}")
     assert result.returncode == 2
     assert "nothing in" in result.stderr
     assert "fits the model" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_run_of_vitlab_s_starts_another_one(small_run: Path, command: Command) -> None:
+def test_a_run_of_vitlab_s_starts_another_one(small_run: Path, in_process: Command) -> None:
     checkpoint = small_run / "checkpoints" / "best.ckpt"
     sizes = [*SMALL_MODEL, "model.mlp_ratio=2.0"]
-    result = command(
+    result = in_process(
         "train.py", "model=vit_scratch", *sizes, *SHORT, f"model.weights={checkpoint}", "finetune=head_only"
     )
     assert result.returncode == 0, result.stderr
     assert "weights: 30 of 30 tensors (100.0% of the values)" in result.stdout
 
 
-def test_weights_that_leave_layers_random_are_warned_of(small_run: Path, command: Command) -> None:
+def test_weights_that_leave_layers_random_are_warned_of(small_run: Path, in_process: Command) -> None:
     checkpoint = small_run / "checkpoints" / "best.ckpt"
     sizes = [*SMALL_MODEL, "model.mlp_ratio=2.0", "model.depth=3"]
-    result = command("train.py", "model=vit_scratch", *sizes, *SHORT, f"model.weights={checkpoint}", "debug=fast")
+    result = in_process("train.py", "model=vit_scratch", *sizes, *SHORT, f"model.weights={checkpoint}", "debug=fast")
     assert result.returncode == 0, result.stderr
     assert "WARNING: weights: 30 of 42 tensors" in result.stderr
     assert "missing in the file, random here: blocks.2.norm1.weight" in result.stderr

@@ -16,16 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_script
+import timm
+from conftest import HUB_NAME, ROOT, run_script
 from data.test_cifar10 import QuietHandler
 from PIL import Image
+from safetensors.torch import save_file
 
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
-SHORT = (
-    "model.embed_dim=32 model.depth=1 model.num_heads=2 model.patch_size=8 "
-    "trainer.max_epochs=1 data.batch_size=10 data.val_size=10"
-)
+SHORT = "trainer.max_epochs=1 data.batch_size=10 data.val_size=10"
+SMALL = "model.embed_dim=32 model.depth=1 model.num_heads=2 model.patch_size=8"
+SMALL_PRETRAINED = f"model.name={HUB_NAME} trainer.max_steps=2 trainer.val_check_interval=1"
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(count):
                 Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place / f"{number}.jpg")
     (folder / "photos").mkdir()
+    save_file(timm.create_model(HUB_NAME, pretrained=False).state_dict(), folder / "model.safetensors")
     Image.new("RGB", (200, 100), "green").save(folder / "photos" / "meadow.jpg")
     return folder
 
@@ -62,16 +64,18 @@ def test_the_fresh_machine_s_commands_are_what_ci_runs() -> None:
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python ")])
-def test_command(line: str, folder: Path, download: list[str]) -> None:
-    if "<time>" in line:
-        runs = sorted((folder / "outputs" / "vit_scratch").iterdir())
+def test_command(line: str, folder: Path, download: list[str], hub: str) -> None:
+    if match := re.search(r"outputs/(\w+)/<time>", line):
+        runs = sorted((folder / "outputs" / match[1]).iterdir())
         line = line.replace("<time>", runs[0].name)
     script, *arguments = shlex.split(line)[1:]
     if script == "train.py" and "--help" not in arguments:
-        arguments += SHORT.split()
+        pretrained = "model=vit_pretrained" in line or "finetune" in line
+        arguments += [*SHORT.split(), *(SMALL_PRETRAINED if pretrained else SMALL).split()]
         if "data=image_folder" not in arguments:
             arguments += download
-    result = run_script(script, *arguments, cwd=folder)
+    environment = {"HF_ENDPOINT": hub, "HF_HOME": str(folder / "huggingface")}
+    result = run_script(script, *arguments, cwd=folder, env=environment)
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     assert "warn" not in result.stderr.lower()

@@ -137,9 +137,9 @@ def test_an_interrupted_run_says_so_and_keeps_its_last_state(sent: signal.Signal
 
 
 def test_without_validation_everything_is_trained_on_and_the_last_epoch_tested(
-    command: Command, in_process: Command, tmp_path: Path
+    in_process: Command, tmp_path: Path
 ) -> None:
-    result = command("train.py", *SMALL_RUN, "data.val_size=0")
+    result = in_process("train.py", *SMALL_RUN, "data.val_size=0")
     assert result.returncode == 0
     assert result.stderr == ""
     assert "all images are trained on, no epoch is selected" in result.stdout
@@ -179,7 +179,13 @@ def test_a_network_of_one_s_own_trains_evaluates_and_predicts(
     assert result.returncode == 0, result.stderr
     assert "images=photos/ trusted_targets=[mypackage.]" in result.stdout
     config = yaml.safe_load((only_run(tmp_path) / "config.yaml").read_text())
-    assert config["model"] == {"_target_": "mypackage.MyNet", "image_size": 32, "num_classes": 10, "hidden": 24}
+    assert config["model"] == {
+        "_target_": "mypackage.MyNet",
+        "image_size": 32,
+        "num_classes": 10,
+        "weights": None,
+        "hidden": 24,
+    }
 
     refusal = in_process("evaluate.py", "run=latest")
     assert refusal.returncode == 2
@@ -217,12 +223,12 @@ def test_two_processes_train_as_one_experiment(command: Command, in_process: Com
     assert alone["test/loss"] == pytest.approx(metrics_of(run)["test/loss"], rel=1e-5)
 
 
-def test_knobs_that_seldom_meet(command: Command, in_process: Command, tmp_path: Path) -> None:
+def test_knobs_that_seldom_meet(in_process: Command, tmp_path: Path) -> None:
     knobs = "trainer.enable_progress_bar=false trainer.check_val_every_n_epoch=2 trainer.precision=bf16-true"
     more = (
         "augment.flip=null trainer.accumulate_grad_batches=2 scheduler.interval=epoch checkpoint.last_every_n_epochs=2"
     )
-    result = command("train.py", *SMALL_RUN, *knobs.split(), *more.split(), "trainer.max_epochs=3")
+    result = in_process("train.py", *SMALL_RUN, *knobs.split(), *more.split(), "trainer.max_epochs=3")
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path)
     rows = list(csv.DictReader((run / "metrics.csv").open()))
@@ -244,8 +250,8 @@ def test_knobs_that_seldom_meet(command: Command, in_process: Command, tmp_path:
         (["data.batch_size=401"], "data.batch_size=401 is more than the 360 training images"),
     ],
 )
-def test_choices_that_do_not_go_together(choices: list[str], sentence: str, command: Command) -> None:
-    result = command("train.py", *SMALL_RUN, *choices)
+def test_choices_that_do_not_go_together(choices: list[str], sentence: str, in_process: Command) -> None:
+    result = in_process("train.py", *SMALL_RUN, *choices)
     assert result.returncode == 2
     assert sentence in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
@@ -259,18 +265,16 @@ def test_a_bug_in_one_s_own_network_is_shown_with_its_traceback(command: Command
     assert "Flattne" in result.stderr
 
 
-def test_debug_fast_goes_the_whole_way(command: Command, tmp_path: Path) -> None:
-    result = command("train.py", *SMALL_RUN, "debug=fast", "trainer.max_epochs=1")
+def test_debug_fast_goes_the_whole_way(in_process: Command, tmp_path: Path) -> None:
+    result = in_process("train.py", *SMALL_RUN, "debug=fast", "trainer.max_epochs=1")
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path, "debug_fast")
     assert [row["step"] for row in csv.DictReader((run / "metrics.csv").open())] == ["2"]
     assert "test/acc" in metrics_of(run)
 
 
-def test_debug_overfit_brings_the_loss_of_one_batch_near_zero(
-    command: Command, in_process: Command, tmp_path: Path
-) -> None:
-    result = command("train.py", "experiment=demo", "debug=overfit", "model.depth=2", "trainer.max_epochs=100")
+def test_debug_overfit_brings_the_loss_of_one_batch_near_zero(in_process: Command, tmp_path: Path) -> None:
+    result = in_process("train.py", "experiment=demo", "debug=overfit", "model.depth=2", "trainer.max_epochs=100")
     assert result.returncode == 0, result.stderr
     final = metrics_of(only_run(tmp_path, "debug_overfit"))
     assert final["train/loss"] < 0.02
@@ -279,16 +283,16 @@ def test_debug_overfit_brings_the_loss_of_one_batch_near_zero(
     assert evaluated.returncode == 0, evaluated.stderr
 
 
-def test_debug_profile_says_where_the_time_went(command: Command, tmp_path: Path) -> None:
-    result = command("train.py", *SMALL_RUN, "debug=profile")
+def test_debug_profile_says_where_the_time_went(in_process: Command, tmp_path: Path) -> None:
+    result = in_process("train.py", *SMALL_RUN, "debug=profile")
     assert result.returncode == 0, result.stderr
     reports = list((only_run(tmp_path, "debug_profile") / "profile").iterdir())
     assert any("run_training_batch" in report.read_text() for report in reports)
 
 
 @pytest.mark.parametrize("logger", ["csv", "none"])
-def test_other_loggers(logger: str, command: Command, tmp_path: Path) -> None:
-    result = command("train.py", *SMALL_RUN, f"logger={logger}", "trainer.max_epochs=1")
+def test_other_loggers(logger: str, in_process: Command, tmp_path: Path) -> None:
+    result = in_process("train.py", *SMALL_RUN, f"logger={logger}", "trainer.max_epochs=1")
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path)
     assert not (run / "tensorboard").exists()
@@ -296,8 +300,8 @@ def test_other_loggers(logger: str, command: Command, tmp_path: Path) -> None:
     assert (run / "metrics.csv").exists()
 
 
-def test_early_stopping_and_plateau_follow_the_validation(command: Command, tmp_path: Path) -> None:
+def test_early_stopping_and_plateau_follow_the_validation(in_process: Command, tmp_path: Path) -> None:
     choices = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "scheduler=plateau"]
-    result = command("train.py", *SMALL_RUN, *choices, "optimizer.lr=1e-9", "trainer.max_epochs=20")
+    result = in_process("train.py", *SMALL_RUN, *choices, "optimizer.lr=1e-9", "trainer.max_epochs=20")
     assert result.returncode == 0, result.stderr
     assert len(list(csv.DictReader((only_run(tmp_path) / "metrics.csv").open()))) < 20

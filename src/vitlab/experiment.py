@@ -49,6 +49,7 @@ def train(config: DictConfig) -> dict[str, float]:
     torch.set_float32_matmul_precision(config.matmul_precision)
     pl.seed_everything(config.seed, verbose=False)
 
+    adopt_user_network(config, overrides)
     weights = find_weights(config.model)
     if weights is not None:
         adopt_input(config, weights)
@@ -56,7 +57,6 @@ def train(config: DictConfig) -> dict[str, float]:
     data.prepare_data()
     data.setup()
     adopt_facts(config, data)
-    adopt_user_network(config, overrides)
     network = build_network(config.model)
     report = fit_weights(network, weights, data.facts["classes"]) if weights and weights.state else None
     if config.compile:
@@ -110,7 +110,7 @@ def adopt_input(config: DictConfig, weights: Weights) -> None:
         if chosen is None:
             config.data[key] = value
         elif chosen != value:
-            log.warning(
+            rank_zero_only(log.warning)(
                 "data.%s=%s, but the weights (%s) were trained with %s; data.%s=null takes that",
                 *(key, chosen, weights.origin, value, key),
             )

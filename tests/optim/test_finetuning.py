@@ -1,12 +1,14 @@
 """Every parameter's group, learning rate and decay, by name."""
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from models.test_vision_transformer import make
+from pytorch_lightning.strategies import DDPStrategy
 from test_classifier import Constant, trainer
 from test_classifier import make as make_classifier
 from torch import nn
@@ -157,6 +159,20 @@ def test_the_learning_rate_shown_is_the_optimizer_s() -> None:
 def test_a_network_that_does_not_tell_its_head() -> None:
     with pytest.raises(UserError, match=r"Constant does not say what its head is: give it a method get_classifier"):
         make_classifier(Constant(), finetuning=Finetuning(freeze_epochs="all"))
+
+
+@pytest.mark.parametrize(
+    ("freeze_epochs", "options", "refused"),
+    [(1, {}, True), (1, {"find_unused_parameters": True}, False), ("all", {}, False), (0, {}, False)],
+)
+def test_ddp_must_look_for_what_is_frozen(freeze_epochs: int | str, options: dict[str, bool], refused: bool) -> None:
+    classifier = make_classifier(make(), num_classes=10, finetuning=Finetuning(freeze_epochs=freeze_epochs))
+    classifier.trainer = SimpleNamespace(strategy=DDPStrategy(**options))  # type: ignore[assignment]
+    if refused:
+        with pytest.raises(UserError, match=r"needs trainer\.strategy=ddp_find_unused_parameters_true"):
+            classifier.on_fit_start()
+    else:
+        classifier.on_fit_start()
 
 
 @pytest.mark.parametrize(

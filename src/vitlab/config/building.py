@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vitlab.errors import UserError
 
@@ -109,7 +109,9 @@ def adopt_user_network(config: DictConfig, overrides: Sequence[str]) -> None:
     kept = {"_target_", "weights", *parameters}
     for key in sorted(typed - kept):
         raise UserError(f"model.{key}: {target} takes no '{key}'{did_you_mean(key, parameters)}")
-    config.model = {key: value for key, value in config.model.items() if key in kept}
+    with open_dict(config):
+        for key in set(config.model) - kept:
+            del config.model[key]
 
 
 def signature(target: str, where: str) -> dict[str, inspect.Parameter]:

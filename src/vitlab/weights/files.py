@@ -1,13 +1,14 @@
 """Weights from a file: timm's formats, vitlab's checkpoints, and bare state_dicts. Reading one runs nothing in it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data import resolve_data_config
 from timm.models import load_state_dict
 from torch import Tensor
 
@@ -84,22 +85,22 @@ def _beside(path: Path) -> tuple[dict[str, Any], list[str] | None]:
         return {}, None
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        return input_of(config.get("pretrained_cfg", {})), config.get("label_names")
-    except (ValueError, AttributeError, TypeError, IndexError) as error:
-        raise UserError(f"{file}, beside the weights, can't be read as timm's config.json ({error})") from error
+    except ValueError as error:
+        raise UserError(f"{file}, beside the weights, is no JSON ({error})") from error
+    if not isinstance(config, dict) or "pretrained_cfg" not in config:
+        return {}, None  # another library's
+    return input_of(config["pretrained_cfg"]), config.get("label_names")
 
 
 def input_of(pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """What timm's pretrained_cfg says of the images: the facts of `Weights.input` that it holds."""
-    known: dict[str, Any] = {}
-    size: Sequence[int] | None = pretrained_cfg.get("input_size")
-    if size:
-        if size[1] != size[2]:
-            raise UserError(f"the weights take images of {size[1]} x {size[2]} px: here images are square")
-        known["image_size"] = size[1]
-    for key in ("mean", "std"):
-        if pretrained_cfg.get(key):
-            known[key] = [float(value) for value in pretrained_cfg[key]]
-    if pretrained_cfg.get("interpolation"):
-        known["interpolation"] = pretrained_cfg["interpolation"]
-    return known
+    """What timm's pretrained_cfg says of the images, as in `Weights.input`.
+
+    Raises:
+        UserError: the images are not square.
+    """
+    known = resolve_data_config(pretrained_cfg=pretrained_cfg)  # type: ignore[no-untyped-call]
+    _, height, width = known["input_size"]
+    if height != width:
+        raise UserError(f"the weights take images of {height} x {width} px: here images are square")
+    mean, std = ([float(value) for value in known[key]] for key in ("mean", "std"))
+    return {"image_size": height, "mean": mean, "std": std, "interpolation": known["interpolation"]}

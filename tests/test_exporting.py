@@ -180,13 +180,20 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["formats=[tflite]"], "formats=[tflite] is unknown; choose of timm, onnx"),
+        (["formats=[tflite]"], "formats=['tflite'] must be a list of timm, onnx"),
+        (["formats=timm"], "formats=timm must be a list of timm, onnx: formats=[timm]"),
+        (["formats=[]"], "formats=[] must be a list"),
+        (["check_images=2.5"], "check_images=2.5 must be a number of images"),
+        (["check_images=-1"], "check_images=-1 must be a number of images"),
+        (["data.image_size=64"], "data.image_size=64: an export is of the model as it was trained"),
+        (["data.train_images=5"], "(check_images=0 leaves the images out)"),
         (["chekpoint=last"], "Did you mean 'checkpoint'?"),
         (["checkpoint=nowhere.ckpt"], "there is no file nowhere.ckpt"),
     ],
     ids=str,
 )
 def test_mistakes(arguments: list[str], message: str, small_run: Path, in_process: Command) -> None:
-    result = in_process("src/vitlab/export.py", f"run={small_run}", *arguments)
+    result = in_process("src/vitlab/export.py", f"run={small_run}", "out=here", *arguments)
     assert result.returncode == 2
     assert message in result.stderr
+    assert not Path("here").exists()

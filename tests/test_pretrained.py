@@ -77,10 +77,12 @@ def test_another_choice_than_the_weights_is_told_with_both_values(weights: Path,
     result = in_process("train.py", *PRETRAINED, f"model.weights={weights}", *choice)
     assert result.returncode == 0, result.stderr
     told = result.stderr
-    assert "data.mean=[0.485, 0.456, 0.406], but the weights" in told
-    assert "were trained with [0.5, 0.5, 0.5]; data.mean=null takes that" in told
-    assert "data.image_size=32, but the weights" in told
-    assert "were trained with 160" in told
+    known_by = "timm's test_vit.r160_in1k"  # the file itself says nothing of its images
+    mean = (
+        f"data.mean=[0.485, 0.456, 0.406], but {known_by} was trained with [0.5, 0.5, 0.5]; data.mean=null takes that"
+    )
+    assert mean in told
+    assert f"data.image_size=32, but {known_by} was trained with 160; data.image_size=null takes that" in told
     assert "data.std" not in told
     assert "resampled: pos_embed" in result.stdout
 
@@ -90,13 +92,22 @@ def test_another_choice_than_the_weights_is_told_with_both_values(weights: Path,
     [
         (
             ["model.name=vit_base_patch16_224"],
-            "error: the weights of vit_base_patch16_224.augreg2_in21k_ft_in1k are not on this machine and can't be "
-            "downloaded",
+            "error: the weights of vit_base_patch16_224.augreg2_in21k_ft_in1k could not be had",
         ),
         (["model.name=vit_bse_patch16_224"], "Did you mean 'vit_base_patch16_224'?"),
         (["model.name=test_vit.nope"], "timm has no weights 'nope' of test_vit; it has r160_in1k"),
         (["model.weights=nowhere.pth"], "model.weights=nowhere.pth does not exist"),
+        (["model.name=null"], "None is none of timm's names"),
+        (["model.name=hf-hub:timm/test_vit"], "weights from elsewhere: model.weights=<file>"),
+        (["model.pretrained=false", "data.image_size=100"], "takes no images of image_size=100 px"),
         (["model.pretrained=false", "finetune.layer_decay=2"], "layer_decay=2"),
+        (["model.pretrained=false", "finetune.layer_decay=x"], "layer_decay=x must be above 0"),
+        (["model.pretrained=false", "finetune.freeze_epochs=0.5"], "freeze_epochs=0.5 must be a whole number"),
+        (["model._target_=torchvision.models.resnet18"], "data.image_size must be given"),
+        (
+            ["model.pretrained=false", "trainer.max_epochs=-1", "trainer.max_steps=5", "scheduler.interval=epoch"],
+            "scheduler.interval=epoch needs the run's length in epochs",
+        ),
         (["model.pretrained=false", "model.kwargs={dpth: 3}"], "unexpected keyword argument 'dpth'"),
     ],
     ids=str,
@@ -146,3 +157,48 @@ def test_weights_that_leave_layers_random_are_warned_of(small_run: Path, in_proc
     assert result.returncode == 0, result.stderr
     assert "WARNING: weights: 30 of 42 tensors" in result.stderr
     assert "missing in the file, random here: blocks.2.norm1.weight" in result.stderr
+
+
+OWN = """
+import torch
+
+class Own(torch.nn.Module):
+    def __init__(self, num_classes, weights="mine", pretrained="too"):
+        super().__init__()
+        assert (weights, pretrained) == ("yes", "so")
+        self.head = torch.nn.Linear(3 * 32 * 32, num_classes)
+
+    def forward(self, images):
+        return self.head(images.flatten(1))
+
+class Plain(torch.nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = torch.nn.Linear(3 * 32 * 32, num_classes)
+
+    def forward(self, images):
+        return self.head(images.flatten(1))
+"""
+
+
+def test_a_network_s_own_arguments_of_these_names_are_its_own(
+    in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_weights.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ["model._target_=own_weights.Own", "model.weights=yes", "+model.pretrained=so", "debug=fast"]
+    result = in_process("train.py", *SHORT, *arguments)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_network_of_one_s_own_starts_from_a_file(
+    in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_weights.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    state = {"head.weight": torch.zeros(10, 3072), "head.bias": torch.arange(10.0)}
+    torch.save(state, tmp_path / "own.pth")
+    arguments = ["model._target_=own_weights.Plain", "model.weights=own.pth", "debug=fast"]
+    result = in_process("train.py", *SHORT, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "weights: 2 of 2 tensors (100.0% of the values) from own.pth" in result.stdout

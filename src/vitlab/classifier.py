@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -120,6 +121,12 @@ class ImageClassifier(pl.LightningModule):
                 "trainer.strategy=ddp_find_unused_parameters_true"
             )
 
+        last = self.trainer.max_epochs or -1
+        if isinstance(self.finetuning.freeze_epochs, int) and 0 < last <= self.finetuning.freeze_epochs:
+            rank_zero_warn(
+                f"finetune.freeze_epochs={self.finetuning.freeze_epochs} is the whole run: only the head will learn"
+            )
+
     def on_train_epoch_start(self) -> None:
         if self.finetuning.freeze_epochs == 0:
             return
@@ -191,7 +198,12 @@ class ImageClassifier(pl.LightningModule):
             raise UserError(
                 "this scheduler must know the length of the run: set trainer.max_epochs or trainer.max_steps"
             )
-        return int(steps) if self.interval == "step" else int(self.trainer.max_epochs or 1)
+        if self.interval == "step":
+            return int(steps)
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise UserError("scheduler.interval=epoch needs the run's length in epochs: set trainer.max_epochs")
+        return epochs
 
     def _parameter_groups(self, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
         no_weight_decay: Any = getattr(self.network, "no_weight_decay", set)

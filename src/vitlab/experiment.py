@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.callbacks import EpochMetricsCSV
 from vitlab.classifier import ImageClassifier
-from vitlab.config.building import adopt_user_network, build, build_network
+from vitlab.config.building import adopt_user_network, build, build_network, weight_keys
 from vitlab.config.machine import resolve_machine
 from vitlab.config.quiet import quiet_libraries
 from vitlab.data import ImageDataModule
@@ -50,9 +50,9 @@ def train(config: DictConfig) -> dict[str, float]:
     pl.seed_everything(config.seed, verbose=False)
 
     adopt_user_network(config, overrides)
-    weights = find_weights(config.model)
-    if weights is not None:
-        adopt_input(config, weights)
+    choice = {key: config.model.get(key) for key in weight_keys(config.model)}
+    weights = find_weights(choice, config.model.get("name"))
+    adopt_input(config, weights)
     data = build_data(config)
     data.prepare_data()
     data.setup()
@@ -102,18 +102,25 @@ def adopt_facts(config: DictConfig, data: ImageDataModule) -> None:
         config.data[key] = value
 
 
-def adopt_input(config: DictConfig, weights: Weights) -> None:
+def adopt_input(config: DictConfig, weights: Weights | None) -> None:
     """Writes what the weights were trained on (image size, mean, std, interpolation) into the config where it left that
-    open; says so where the config chose something else."""
-    for key, value in weights.input.items():
-        chosen = OmegaConf.to_container(config.data)[key]  # type: ignore[index, call-overload]
+    open; says so where the config chose something else.
+
+    Raises:
+        UserError: nothing says how the images come to the network.
+    """
+    known, origin = (weights.input, weights.input_origin) if weights else ({}, "")
+    for key, value in known.items():
+        chosen = config.data[key]
         if chosen is None:
             config.data[key] = value
-        elif chosen != value:
+        elif chosen != value:  # a ListConfig equals the list
             rank_zero_only(log.warning)(
-                "data.%s=%s, but the weights (%s) were trained with %s; data.%s=null takes that",
-                *(key, chosen, weights.origin, value, key),
+                f"data.{key}={chosen}, but {origin} was trained with {value}; data.{key}=null takes that"
             )
+    for key in ("image_size", "interpolation"):
+        if config.data[key] is None:
+            raise UserError(f"data.{key} must be given: there are no pretrained weights that it could be taken from")
 
 
 def build_classifier(config: DictConfig, network: torch.nn.Module) -> ImageClassifier:

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from vitlab.config.building import build
-from vitlab.config.command import apply_overrides
+from vitlab.config.command import FACTS, apply_overrides
 from vitlab.config.quiet import quiet_libraries
 from vitlab.data import ImageDataModule
 from vitlab.data.loader import epoch_order
@@ -20,10 +20,11 @@ from vitlab.report import print_export
 from vitlab.runs.checkpoint import read_checkpoint
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.rebuild import rebuild_network
-from vitlab.weights.onnx_file import save_onnx
+from vitlab.weights.onnx_file import onnx_packages, save_onnx
 from vitlab.weights.timm_layout import save_timm
 
 FORMATS = ("timm", "onnx")
+FILES = ("model.safetensors", "config.json", "model.onnx")
 
 
 def export(command: DictConfig, overrides: Sequence[Override], conf: Path) -> list[Path]:
@@ -41,34 +42,51 @@ def export(command: DictConfig, overrides: Sequence[Override], conf: Path) -> li
         UserError: run, checkpoint, format or an override is wrong, a package is missing, or timm has no such network.
     """
     quiet_libraries()
-    formats = list(command.formats)
-    for unknown in set(formats) - set(FORMATS):
-        raise UserError(f"formats=[{unknown}] is unknown; choose of {', '.join(FORMATS)}")
+    formats = _formats(command)
     run = RunDirectory.open(str(command.run), command.outputs)
     config = run.config()
+    _refuse_facts(overrides)
     apply_overrides(config, overrides, conf, command)
     config.compile = False
     file = run.checkpoint(str(command.checkpoint))
     network = rebuild_network(config, read_checkpoint(file), file, list(command.trusted_targets))
     groups: Any = OmegaConf.to_container(config, resolve=True)
+    images = _test_images(config, command.check_images) if "onnx" in formats else None
 
-    folder = folder_for(
-        run.path / "export" if command.out is None else Path(str(command.out)),
-        "model.safetensors",
-        "config.json",
-        "model.onnx",
-    )
+    folder = folder_for(run.path / "export" if command.out is None else Path(str(command.out)), *FILES)
     files: list[Path] = []
-    difference = None
-    if "timm" in formats:
-        files += save_timm(network, groups["model"], groups["data"], folder)
-        print_export(files)
-    if "onnx" in formats:
-        images = _test_images(config, command.check_images)
-        difference = save_onnx(network, groups["data"], images, folder / "model.onnx")
-        files.append(folder / "model.onnx")
-        print_export(files[-1:], difference, len(images))
+    try:
+        if "timm" in formats:
+            files += save_timm(network, groups["model"], groups["data"], folder)
+            print_export(files)
+        if images is not None:
+            files.append(folder / "model.onnx")
+            difference = save_onnx(network, groups["data"], images, files[-1])
+            print_export(files[-1:], difference, len(images))
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
     return files
+
+
+def _formats(command: DictConfig) -> list[str]:
+    """What is asked for, once all that it takes is known to be there."""
+    formats = command.formats
+    if not isinstance(formats, ListConfig) or not formats or set(formats) - set(FORMATS):
+        raise UserError(f"formats={formats} must be a list of {', '.join(FORMATS)}: formats=[timm]")
+    if not isinstance(command.check_images, int) or command.check_images < 0:
+        raise UserError(f"check_images={command.check_images} must be a number of images, 0 or more")
+    if "onnx" in formats:
+        onnx_packages()
+    return list(formats)
+
+
+def _refuse_facts(overrides: Sequence[Override]) -> None:
+    """What the weights were trained with goes into the files: it is not to be changed here."""
+    for override in overrides:
+        group, _, key = override.key_or_group.partition(".")
+        if group == "model" or (group == "data" and key in FACTS):
+            raise UserError(f"{override.input_line}: an export is of the model as it was trained")
 
 
 def _test_images(config: DictConfig, count: int) -> Tensor:
@@ -76,8 +94,11 @@ def _test_images(config: DictConfig, count: int) -> Tensor:
     size = config.data.image_size
     if not count:
         return torch.empty(0, 3, size, size)
-    data: ImageDataModule = build(config.data, "data", augmentations=[], seed=config.seed)
-    data.prepare_data()
-    data.setup()
+    try:
+        data: ImageDataModule = build(config.data, "data", augmentations=[], seed=config.seed)
+        data.prepare_data()
+        data.setup()
+    except UserError as error:
+        raise UserError(f"{error} (check_images=0 leaves the images out)") from error
     arrays = data.splits["test"]
     return data.transform(arrays.images[epoch_order(len(arrays), 0, 0)[:count]])

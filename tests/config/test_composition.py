@@ -45,7 +45,7 @@ def test_every_file_belongs_to_a_group() -> None:
     files = {file.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml")}
     grouped = {choice.replace("=", "/") + ".yaml" for choice in CHOICES}
     others = {
-        *("train.yaml", "evaluate.yaml", "predict.yaml", "export.yaml"),
+        *("train.yaml", "evaluate.yaml", "predict.yaml", "export.yaml", "bench.yaml"),
         *("hydra/job_logging/run_log.yaml", "hydra/help/vitlab.yaml"),
     }
     assert files == grouped | others
@@ -58,9 +58,7 @@ def test_a_choice_composes_and_gives_objects(choice: str, tmp_path: Path) -> Non
     config.data.num_classes = config.data.num_classes or 10
     if "pretrained" in config.model:
         config.model.pretrained = False  # nothing is downloaded here
-        weights = find_weights(config.model)
-        assert weights is not None
-        adopt_input(config, weights)
+        adopt_input(config, find_weights({"pretrained": False, "weights": None}, config.model.name))
         assert (config.data.image_size, list(config.data.mean)) == (224, [0.5, 0.5, 0.5])
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 

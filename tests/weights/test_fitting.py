@@ -178,3 +178,20 @@ def test_nothing_fits_a_network_of_timm_s() -> None:
     network = timm_model("test_vit", num_classes=10, image_size=160)
     with pytest.raises(UserError, match=r"nothing in a\.pth fits the model"):
         fit_weights(network, Weights("a.pth", {"conv.weight": torch.zeros(3)}), CLASSES)
+
+
+def test_values_that_are_no_numbers_are_refused() -> None:
+    state = make().state_dict()
+    state["blocks.1.mlp.fc1.weight"][3, 4] = float("nan")
+    with pytest.raises(UserError, match=r"a\.pth is spoilt: blocks\.1\.mlp\.fc1\.weight"):
+        fit_weights(make(), Weights("a.pth", state), CLASSES)
+
+
+def test_a_file_that_timm_can_t_translate_is_taken_as_it_is() -> None:
+    network = timm_model("test_vit", num_classes=10, image_size=160)
+    state = network.state_dict()
+    del state["cls_token"]
+    state["pos_embed"] = state["pos_embed"][:, 2:]
+    report = fit_weights(timm_model("test_vit", num_classes=10, image_size=160), Weights("a.pth", state), CLASSES)
+    assert (list(report.reshaped), report.missing) == (["pos_embed"], ["cls_token"])
+    assert not report.complete

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -39,16 +39,19 @@ def bench(command: DictConfig, overrides: Sequence[Override], conf: Path) -> dic
     quiet_libraries()
     if command.name not in BENCHMARKS:
         raise UserError(f"name={command.name} is unknown; choose of {', '.join(BENCHMARKS)}")
-    typed = [str(override.input_line) for override in overrides]
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        config = compose("train", [*OVERRIDES[command.name], "name=bench", "run_dir=outputs", *typed])
-    speeds = measure(BENCHMARKS[command.name](config), command.rounds, command.steps)
+    if command.rounds < 1 or command.steps < 1:
+        raise UserError(f"rounds={command.rounds} and steps={command.steps} must be at least 1")
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     file = Path(command.out or f"outputs/bench/{command.name}_{stamp}.json")
     if file.exists():
         raise UserError(f"out={file} is there already: nothing is overwritten")
+    typed = [str(override.input_line) for override in overrides]
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = compose("train", [*OVERRIDES[command.name], "name=bench", "run_dir=outputs", *typed])
+    speeds = measure(BENCHMARKS[command.name](config), command.rounds, command.steps)
     file.parent.mkdir(parents=True, exist_ok=True)
-    result = {**describe_origin(), "images_per_second": speeds}
+    resolved = {group: OmegaConf.to_container(config[group], resolve=True) for group in ("model", "data")}
+    result = {**describe_origin(), **resolved, "images_per_second": speeds}
     write_json(file, result)
     _print(command.name, speeds)
     Console(soft_wrap=True, highlight=False).print(f"written: {shorten(file)}", markup=False)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 
-from vitlab.config.building import build, build_network
+from vitlab.config.building import build, build_network, weight_keys
 from vitlab.data import ImageDataModule
 from vitlab.data.arrays import ImageArrays
 from vitlab.data.draws import Draws
@@ -40,9 +40,8 @@ class PILImages(Dataset[tuple[Tensor, int]]):
 
 def finetuning(config: DictConfig) -> dict[str, Variant]:
     """The notebook's loop, and vitlab's path in float32 and bfloat16, each with both kinds of attention."""
-    weights = find_weights(config.model)
-    assert weights is not None
-    adopt_input(config, weights)
+    choice = {key: config.model.get(key) for key in weight_keys(config.model)}
+    adopt_input(config, find_weights(choice, config.model.get("name")))
     data = build_data(config)
     data.prepare_data()
     data.setup()

@@ -45,8 +45,16 @@ def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
         raise UserError(explanation) from error
 
 
-# Keys of the `model` group that say what is loaded into the network, not what it is.
-WEIGHT_KEYS = ("pretrained", "weights")
+TIMM_TARGET = "vitlab.models.timm_model"
+
+
+def weight_keys(node: DictConfig) -> set[str]:
+    """Keys of the `model` group that say what is loaded into the network, not what it is: `weights`, unless the target
+    takes an argument of that name itself, and `pretrained` of timm's networks."""
+    target = node["_target_"]
+    if target == TIMM_TARGET:
+        return {"pretrained", "weights"}
+    return {"weights"} - set(signature(target, "model"))
 
 
 def build_network(node: DictConfig) -> Any:
@@ -55,8 +63,8 @@ def build_network(node: DictConfig) -> Any:
     Raises:
         UserError: as `build`.
     """
-    architecture = {key: node[key] for key in node if key not in WEIGHT_KEYS}
-    return build(OmegaConf.create(architecture), "model")
+    left_out = weight_keys(node)
+    return build(OmegaConf.create({key: node[key] for key in node if key not in left_out}), "model")
 
 
 def is_allowed(target: str) -> bool:

@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import timm
+import torch
 from timm.models import PretrainedCfg, get_pretrained_cfg, list_pretrained
 from torch import nn
 
@@ -19,6 +20,10 @@ def timm_facts(name: str) -> PretrainedCfg:
     Raises:
         ValueError: timm has no such architecture or weights; the message names the nearest.
     """
+    if not isinstance(name, str) or ":" in name:
+        raise ValueError(
+            f"{name} is none of timm's names (timm.list_pretrained()); weights from elsewhere: model.weights=<file>"
+        )
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = get_close_matches(architecture, timm.list_models(), n=1)
@@ -58,7 +63,7 @@ def timm_model(
         kwargs: Further arguments of `timm.create_model`.
 
     Raises:
-        ValueError: there is no such network, or it refuses an argument.
+        ValueError: there is no such network, or it refuses an argument or the size of the images.
     """
     facts = timm_facts(name)
     arguments = {"num_classes": num_classes, "drop_rate": dropout, "drop_path_rate": drop_path, **(kwargs or {})}
@@ -68,6 +73,12 @@ def timm_model(
         network: nn.Module = timm.create_model(name, pretrained=False, **arguments)
     except (TypeError, AssertionError, RuntimeError) as error:
         raise ValueError(f"timm's {name} refuses its arguments {arguments}: {error}") from error
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 3, image_size, image_size))
+    except Exception as error:  # each network has its own way of refusing a size
+        raise ValueError(f"timm's {name} takes no images of image_size={image_size} px: {error}") from error
+    network.train()
     if fused_attention is not None:
         for module in network.modules():
             if hasattr(module, "fused_attn"):

@@ -28,12 +28,12 @@ class Finetuning:
     freeze_epochs: int | str = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.layer_decay <= 1:
+        if not isinstance(self.layer_decay, int | float) or not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1 (1: no decay)")
-        if self.head_lr_multiplier <= 0:
+        if not isinstance(self.head_lr_multiplier, int | float) or self.head_lr_multiplier <= 0:
             raise ValueError(f"head_lr_multiplier={self.head_lr_multiplier} must be above 0")
-        if self.freeze_epochs != "all" and (isinstance(self.freeze_epochs, str) or self.freeze_epochs < 0):
-            raise ValueError(f"freeze_epochs={self.freeze_epochs} must be a number of epochs, 0 or more, or all")
+        if self.freeze_epochs != "all" and (not isinstance(self.freeze_epochs, int) or self.freeze_epochs < 0):
+            raise ValueError(f"freeze_epochs={self.freeze_epochs} must be a whole number of epochs, 0 or more, or all")
 
     @property
     def needs_head(self) -> bool:

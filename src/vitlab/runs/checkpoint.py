@@ -1,5 +1,6 @@
 """Checkpoint files: plain data and tensors, written whole, read without running anything."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def load_network(network: torch.nn.Module, checkpoint: dict[str, Any], path: Pat
         raise UserError(f"the weights in {path} do not fit the model of the config: {reason[:300]}") from error
 
 
-def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The network's own state_dict."""
     return {
         name.removeprefix(WEIGHTS_PREFIX): tensor

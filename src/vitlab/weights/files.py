@@ -1,21 +1,26 @@
 """Weights from a file: timm's formats, vitlab's checkpoints, and bare state_dicts. Reading one runs nothing in it."""
 
 import json
+import zipfile
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from timm.data import resolve_data_config
-from timm.models import load_state_dict
+from timm.models import clean_state_dict
 from torch import Tensor
 
 from vitlab.errors import UserError
-from vitlab.runs.checkpoint import CONFIG_KEY, WEIGHTS_PREFIX, network_weights, read_checkpoint
+from vitlab.runs.checkpoint import CONFIG_KEY, WEIGHTS_PREFIX, network_weights
 
 INPUT_FACTS = ("image_size", "mean", "std", "interpolation")
+STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order: the average before the last
 
 
 @dataclass(frozen=True)
@@ -27,12 +32,14 @@ class Weights:
         state: Tensors by name; empty leaves a network as it was drawn.
         input: What the images were like that they were trained with, as far as it is known: `image_size` in pixels,
             `mean` and `std` per channel on the scale [0, 1], `interpolation`.
+        input_origin: Who knows that, for people.
         classes: The head's, where their names are known.
     """
 
     origin: str
     state: dict[str, Tensor] = field(repr=False)
     input: dict[str, Any] = field(default_factory=dict)
+    input_origin: str = ""
     classes: list[str] | None = None
 
     def fingerprint(self) -> str:
@@ -54,28 +61,51 @@ def read_file(path: Path) -> Weights:
     if not path.is_file():
         what = "is a folder: name the file in it" if path.is_dir() else "does not exist"
         raise UserError(f"model.weights={path} {what}")
-    try:
-        content: Any = load_state_dict(str(path), weights_only=True)
-        state = {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
-    except Exception as error:  # whatever the readers of these formats stumble on
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(
-            f"model.weights={path} can't be read as weights ({reason}); "
-            "torch.save(network.state_dict(), file) writes what can"
-        ) from error
-    if any(name.startswith(WEIGHTS_PREFIX) for name in state):
-        return _from_checkpoint(path)
+    content = _read(path)
+    origin = str(path)
+    for key in STATE_KEYS:
+        if isinstance(content.get(key), Mapping) and content[key]:
+            origin = f"{path} (its {key})"
+            state = content[key]
+            break
+    else:
+        state = content
+    state = {name: tensor for name, tensor in clean_state_dict(state).items() if isinstance(tensor, Tensor)}
     if not state:
         raise UserError(f"model.weights={path} holds no tensors by name")
-    return Weights(str(path), state, *_beside(path))
+    if CONFIG_KEY in content:
+        data = content[CONFIG_KEY]["data"]
+        known = {key: data[key] for key in INPUT_FACTS}
+        return Weights(str(path), network_weights(content), known, str(path), list(data["classes"]))
+    for prefix in (WEIGHTS_PREFIX, "model.", "net."):  # attributes that hold the network in people's LightningModules
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    known, classes = _beside(path)
+    return Weights(origin, state, known, str(path), classes)
 
 
-def _from_checkpoint(path: Path) -> Weights:
-    checkpoint = read_checkpoint(path)
-    data = checkpoint[CONFIG_KEY]["data"]
-    return Weights(
-        str(path), network_weights(checkpoint), {key: data[key] for key in INPUT_FACTS}, list(data["classes"])
-    )
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([Namespace]):  # the arguments of timm's own training
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the readers of these formats stumble on
+        raise UserError(
+            f"model.weights={path} can't be read as weights ({_reason(path, error)}); "
+            "torch.save(network.state_dict(), file) writes what can"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"model.weights={path} holds no tensors by name")
+    return content
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, UnpicklingError) and zipfile.is_zipfile(path):
+        objects = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+        if objects:
+            return f"it holds {', '.join(objects[:3])}: objects could run code, and are never loaded"
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
 def _beside(path: Path) -> tuple[dict[str, Any], list[str] | None]:

@@ -1,7 +1,8 @@
 """Puts weights into a network that may differ from the one they come from."""
 
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from vitlab.errors import UserError
 from vitlab.models import VisionTransformer, head_names
 from vitlab.weights.files import Weights
+
+log = logging.getLogger(__name__)
 
 Shapes = dict[str, tuple[list[int], list[int]]]  # in the file, in the network
 
@@ -73,7 +76,7 @@ def fit_weights(network: nn.Module, weights: Weights, classes: Sequence[str]) ->
         classes: Of the network's head, in order.
 
     Raises:
-        UserError: nothing in the file fits the network.
+        UserError: nothing in the file fits the network, or it holds NaNs.
     """
     state = _translate(network, weights)
     own = network.state_dict()
@@ -90,12 +93,13 @@ def fit_weights(network: nn.Module, weights: Weights, classes: Sequence[str]) ->
     loaded = {name: tensor for name, tensor in fitting.items() if name not in new_head}
     left = [name for name in own if name not in loaded and name not in new_head]
     if not loaded:
-        example = f"{next(iter(state))} {list(next(iter(state.values())).shape)}"
-        mine = f"{next(iter(own))} {list(next(iter(own.values())).shape)}"
         raise UserError(
-            f"nothing in {weights.origin} fits the model: its tensors are {example} ..., the model's are {mine} ...; "
-            "choose the model that the weights were made with (model.name or the sizes of the model group)"
+            f"nothing in {weights.origin} fits the model: its tensors are {_first(weights.state)} ..., the model's are "
+            f"{_first(own)} ...; choose the model that the weights were made with (model.name or its sizes)"
         )
+    for name, tensor in loaded.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{weights.origin} is spoilt: {name} holds values that are no finite numbers")
     network.load_state_dict(loaded, strict=False)
     values = sum(tensor.numel() for tensor in own.values())
     return LoadReport(
@@ -121,7 +125,8 @@ def _translate(network: nn.Module, weights: Weights) -> dict[str, Tensor]:
     try:
         return dict(timm_s_filter(state, network))
     except Exception as error:  # it takes a file of the network's kind for granted
-        raise UserError(f"nothing in {weights.origin} fits the model: timm can't translate it ({error})") from error
+        log.info("timm can't translate %s: %s", weights.origin, error)
+        return state
 
 
 def _resample(state: dict[str, Tensor], network: VisionTransformer) -> dict[str, Tensor]:
@@ -138,6 +143,11 @@ def _resample(state: dict[str, Tensor], network: VisionTransformer) -> dict[str,
     if not isinstance(mine, nn.Parameter) and torch.equal(positions, mine):
         del state["pos_embed"]  # the file keeps the fixed positions that the network makes itself
     return state
+
+
+def _first(state: Mapping[str, Tensor]) -> str:
+    name, tensor = next(iter(state.items()))
+    return f"{name} {list(tensor.shape)}"
 
 
 def _shapes(shapes: Shapes) -> str:

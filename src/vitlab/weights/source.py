@@ -11,30 +11,34 @@ from vitlab.weights.files import Weights, input_of, read_file
 from vitlab.weights.hub import fetch
 
 
-def find_weights(model: Mapping[str, Any]) -> Weights | None:
-    """Reads or downloads what the `model` group asks for: `weights`, a file, else `pretrained`, timm's own of `name`.
+def find_weights(choice: Mapping[str, Any], name: Any = None) -> Weights | None:
+    """Reads or downloads the weights that a run starts from.
 
     It comes before all that takes long: what is wrong with the weights is said within seconds.
 
+    Args:
+        choice: `weights`, a file or None; of a network of timm's also `pretrained`, whether to take timm's own.
+        name: timm's, of that network.
+
     Returns:
         Of a network of timm's always the input that it was made for, with `pretrained: false` with an empty state.
-        None where the group asks for no weights.
+        None where no weights are asked for.
 
     Raises:
         UserError: the file can't be read, timm has no such network or weights, or the hub can't be reached.
     """
     known: dict[str, Any] = {}
-    if "pretrained" in model:
+    known_by = ""
+    if "pretrained" in choice:
         try:
-            facts = timm_facts(model["name"])
+            facts = timm_facts(name)
         except ValueError as error:
             raise UserError(f"model.name: {error}") from error
-        known = input_of(asdict(facts))
-        if model["weights"] is None:
-            name = ".".join(filter(None, [facts.architecture, facts.tag]))
-            state = fetch(facts) if model["pretrained"] else {}
-            return Weights(f"timm's {name}" if state else "nowhere: they are random", state, known)
-    if model.get("weights") is None:
+        known, known_by = input_of(asdict(facts)), "timm's " + ".".join(filter(None, [facts.architecture, facts.tag]))
+        if choice["weights"] is None:
+            state = fetch(facts) if choice["pretrained"] else {}
+            return Weights(known_by, state, known, known_by)
+    if choice.get("weights") is None:
         return None
-    weights = read_file(Path(str(model["weights"])).expanduser())
-    return replace(weights, input={**known, **weights.input})
+    weights = read_file(Path(str(choice["weights"])).expanduser())
+    return weights if weights.input else replace(weights, input=known, input_origin=known_by)

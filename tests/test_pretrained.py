@@ -119,8 +119,9 @@ def test_mistakes_end_in_one_sentence(
     monkeypatch.setattr("vitlab.weights.hub.try_to_load_from_cache", lambda *_: None)
     result = in_process("train.py", *PRETRAINED, *arguments)
     assert result.returncode == 2
-    (line,) = result.stderr.strip().splitlines()
+    *warnings, line = result.stderr.strip().splitlines()
     assert message in line
+    assert all("was trained with" in warning for warning in warnings)
 
 
 def test_an_unreachable_hub_says_where_the_file_is_and_where_to_name_it(command: Command, tmp_path: Path) -> None:

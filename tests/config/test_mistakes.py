@@ -63,5 +63,8 @@ def test_help_of_the_others_lists_every_key_with_its_meaning(script: str, comman
 
 def test_help_lists_the_choices(command: Command) -> None:
     help_text = command("train.py", "--help").stdout
-    for line in ("model: vit_base, vit_scratch, vit_small, vit_tiny", "experiment: demo, notebook_scratch"):
+    for line in (
+        "model: vit_base, vit_pretrained, vit_scratch, vit_small, vit_tiny",
+        "experiment: demo, notebook_scratch",
+    ):
         assert line in help_text

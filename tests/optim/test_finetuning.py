@@ -136,7 +136,8 @@ def test_a_linear_probe_leaves_the_backbone_as_it_was_bit_for_bit() -> None:
 
 
 def test_frozen_epochs_end() -> None:
-    network, before, _ = after(1, 1)
+    with pytest.warns(UserWarning, match=r"freeze_epochs=1 is the whole run: only the head will learn"):
+        network, before, _ = after(1, 1)
     assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items() if n.startswith("body"))
     network, before, _ = after(3, 1)
     assert network.modes == [(False, True, False)] * 3 + [(True, True, True)] * 6
@@ -167,7 +168,7 @@ def test_a_network_that_does_not_tell_its_head() -> None:
 )
 def test_ddp_must_look_for_what_is_frozen(freeze_epochs: int | str, options: dict[str, bool], refused: bool) -> None:
     classifier = make_classifier(make(), num_classes=10, finetuning=Finetuning(freeze_epochs=freeze_epochs))
-    classifier.trainer = SimpleNamespace(strategy=DDPStrategy(**options))  # type: ignore[assignment]
+    classifier.trainer = SimpleNamespace(strategy=DDPStrategy(**options), max_epochs=5)  # type: ignore[assignment]
     if refused:
         with pytest.raises(UserError, match=r"needs trainer\.strategy=ddp_find_unused_parameters_true"):
             classifier.on_fit_start()
@@ -181,7 +182,7 @@ def test_ddp_must_look_for_what_is_frozen(freeze_epochs: int | str, options: dic
         ({"layer_decay": 0.0}, "layer_decay=0.0 must be above 0"),
         ({"layer_decay": 1.1}, "at most 1"),
         ({"head_lr_multiplier": 0}, "head_lr_multiplier=0 must be above 0"),
-        ({"freeze_epochs": -1}, "freeze_epochs=-1 must be a number of epochs, 0 or more, or all"),
+        ({"freeze_epochs": -1}, "freeze_epochs=-1 must be a whole number of epochs, 0 or more, or all"),
         ({"freeze_epochs": "some"}, "freeze_epochs=some"),
     ],
     ids=str,

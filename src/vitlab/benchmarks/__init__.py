@@ -73,7 +73,7 @@ def measure(variants: Mapping[str, Callable[[int], int]], rounds: int, steps: in
 
 def _print(name: str, speeds: Mapping[str, Sequence[float]]) -> None:
     table = Table(title=name, title_justify="left")
-    table.add_column("variant")
+    table.add_column("variant", no_wrap=True)
     for column in ("images/s, median", "lowest", "highest", "ratio"):
         table.add_column(column, justify="right")
     base = median(next(iter(speeds.values())))

@@ -65,6 +65,6 @@ def test_help_lists_the_choices(command: Command) -> None:
     help_text = command("train.py", "--help").stdout
     for line in (
         "model: vit_base, vit_pretrained, vit_scratch, vit_small, vit_tiny",
-        "experiment: demo, notebook_scratch",
+        "experiment: cifar10_finetune, demo, notebook_pretrained, notebook_scratch",
     ):
         assert line in help_text

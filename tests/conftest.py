@@ -68,17 +68,24 @@ def in_process(
 ) -> Iterator[Command]:
     """As `command`, without a process of its own: saves the seconds of importing torch."""
 
-    def run_here(script: str, *arguments: str) -> Result:
-        monkeypatch.chdir(tmp_path)
+    def run_here(script: str, *arguments: str, cwd: Path = tmp_path) -> Result:
+        monkeypatch.chdir(cwd)
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the entry point sets it: undone with the test
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         capsys.readouterr()
+        go = partial(runpy.run_path, str(ROOT / script))
+        if script == "-m":
+            monkeypatch.setattr(sys, "argv", list(arguments))
+            go = partial(runpy.run_module, arguments[0], alter_sys=True)
         with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            go(run_name="__main__")
         return Result(sys.argv, int(end.value.code or 0), *capsys.readouterr())
 
+    handlers = list(logging.root.handlers)
     yield run_here
     logging.captureWarnings(False)
+    # Hydra's write to this test's terminal, which is closed with it.
+    logging.root.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")

@@ -199,6 +199,7 @@ def test_a_network_of_one_s_own_trains_evaluates_and_predicts(
     assert "mypackage.MyNet takes no 'hiden'. Did you mean 'hidden'?" in refusal.stderr
 
 
+@pytest.mark.slow  # torch.compile builds C++ for most of a minute
 def test_a_compiled_run_leaves_an_ordinary_checkpoint(command: Command, in_process: Command, tmp_path: Path) -> None:
     result = command("train.py", *SMALL_RUN, "compile=true", "model.depth=1", "trainer.max_epochs=1")
     assert result.returncode == 0, result.stderr
@@ -274,7 +275,8 @@ def test_debug_fast_goes_the_whole_way(in_process: Command, tmp_path: Path) -> N
 
 
 def test_debug_overfit_brings_the_loss_of_one_batch_near_zero(in_process: Command, tmp_path: Path) -> None:
-    result = in_process("train.py", "experiment=demo", "debug=overfit", "model.depth=2", "trainer.max_epochs=100")
+    choices = ["model.depth=2", "trainer.max_epochs=100", "checkpoint.last_every_n_epochs=50"]
+    result = in_process("train.py", "experiment=demo", "debug=overfit", *choices)
     assert result.returncode == 0, result.stderr
     final = metrics_of(only_run(tmp_path, "debug_overfit"))
     assert final["train/loss"] < 0.02

@@ -149,6 +149,7 @@ def test_a_run_of_vitlab_s_starts_another_one(small_run: Path, in_process: Comma
     )
     assert result.returncode == 0, result.stderr
     assert "weights: 30 of 30 tensors (100.0% of the values)" in result.stdout
+    assert "does not say" not in result.stdout
 
 
 def test_weights_that_leave_layers_random_are_warned_of(small_run: Path, in_process: Command) -> None:
@@ -203,3 +204,4 @@ def test_a_network_of_one_s_own_starts_from_a_file(
     result = in_process("train.py", *SHORT, *arguments)
     assert result.returncode == 0, result.stderr
     assert "weights: 2 of 2 tensors (100.0% of the values) from own.pth" in result.stdout
+    assert "does not say how its images were normalised: here by data.mean and data.std" in result.stdout

@@ -50,9 +50,7 @@ def train(config: DictConfig) -> dict[str, float]:
     pl.seed_everything(config.seed, verbose=False)
 
     adopt_user_network(config, overrides)
-    choice = {key: config.model.get(key) for key in weight_keys(config.model)}
-    weights = find_weights(choice, config.model.get("name"))
-    adopt_input(config, weights)
+    weights = weights_to_start_from(config)
     data = build_data(config)
     data.prepare_data()
     data.setup()
@@ -102,13 +100,15 @@ def adopt_facts(config: DictConfig, data: ImageDataModule) -> None:
         config.data[key] = value
 
 
-def adopt_input(config: DictConfig, weights: Weights | None) -> None:
-    """Writes what the weights were trained on (image size, mean, std, interpolation) into the config where it left that
-    open; says so where the config chose something else.
+def weights_to_start_from(config: DictConfig) -> Weights | None:
+    """Finds the weights that the config asks for, and writes what they were trained on (image size, mean, std,
+    interpolation) into it where it left that open; says so where it chose something else.
 
     Raises:
-        UserError: nothing says how the images come to the network.
+        UserError: the weights can't be had, or nothing says how the images come to the network.
     """
+    choice = {key: config.model.get(key) for key in weight_keys(config.model)}
+    weights = find_weights(choice, config.model.get("name"))
     known, origin = (weights.input, weights.input_origin) if weights else ({}, "")
     for key, value in known.items():
         chosen = config.data[key]
@@ -121,6 +121,7 @@ def adopt_input(config: DictConfig, weights: Weights | None) -> None:
     for key in ("image_size", "interpolation"):
         if config.data[key] is None:
             raise UserError(f"data.{key} must be given: there are no pretrained weights that it could be taken from")
+    return weights
 
 
 def build_classifier(config: DictConfig, network: torch.nn.Module) -> ImageClassifier:

@@ -41,6 +41,8 @@ def print_header(config: DictConfig, data: ImageDataModule, network: nn.Module, 
 def print_weights(weights: Weights, report: LoadReport) -> None:
     """What became of the weights: a warning, also in the log, where more than the head stays random."""
     text = report.describe(weights.origin)
+    if not weights.input:
+        text += "\n  the file does not say how its images were normalised: here by data.mean and data.std"
     log.log(logging.INFO if report.complete else logging.WARNING, text)
     if report.complete:
         _console().print(text, markup=False)

@@ -12,9 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config.building import build, build_network
 from vitlab.config.machine import resolve_machine
-from vitlab.experiment import adopt_input, build_classifier
+from vitlab.experiment import build_classifier, weights_to_start_from
 from vitlab.models import VisionTransformer
-from vitlab.weights import find_weights
 
 CONF = ROOT / "conf"
 GROUPS = (
@@ -58,7 +57,7 @@ def test_a_choice_composes_and_gives_objects(choice: str, tmp_path: Path) -> Non
     config.data.num_classes = config.data.num_classes or 10
     if "pretrained" in config.model:
         config.model.pretrained = False  # nothing is downloaded here
-        adopt_input(config, find_weights({"pretrained": False, "weights": None}, config.model.name))
+        weights_to_start_from(config)
         assert (config.data.image_size, list(config.data.mean)) == (224, [0.5, 0.5, 0.5])
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 

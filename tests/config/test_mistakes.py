@@ -28,8 +28,8 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), MISTAKES, ids=lambda value: str(value)[:40])
-def test_training_refuses_in_one_sentence(arguments: list[str], sentence: str, command: Command) -> None:
-    result = command("train.py", *arguments)
+def test_training_refuses_in_one_sentence(arguments: list[str], sentence: str, in_process: Command) -> None:
+    result = in_process("train.py", *arguments)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     message = result.stderr.strip().splitlines()

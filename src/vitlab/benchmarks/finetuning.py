@@ -13,13 +13,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 
-from vitlab.config.building import build, build_network, weight_keys
+from vitlab.config.building import build, build_network
 from vitlab.data import ImageDataModule
 from vitlab.data.arrays import ImageArrays
 from vitlab.data.draws import Draws
 from vitlab.data.loader import ResidentLoader, epoch_order
-from vitlab.experiment import adopt_facts, adopt_input, build_data
-from vitlab.weights import find_weights
+from vitlab.experiment import adopt_facts, build_data, weights_to_start_from
 
 Variant = Callable[[int], int]
 
@@ -40,8 +39,7 @@ class PILImages(Dataset[tuple[Tensor, int]]):
 
 def finetuning(config: DictConfig) -> dict[str, Variant]:
     """The notebook's loop, and vitlab's path in float32 and bfloat16, each with both kinds of attention."""
-    choice = {key: config.model.get(key) for key in weight_keys(config.model)}
-    adopt_input(config, find_weights(choice, config.model.get("name")))
+    weights_to_start_from(config)
     data = build_data(config)
     data.prepare_data()
     data.setup()

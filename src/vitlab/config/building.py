@@ -129,9 +129,13 @@ def signature(target: str, where: str) -> dict[str, inspect.Parameter]:
         UserError: it can't be imported.
     """
     try:
-        return dict(inspect.signature(pkgutil.resolve_name(target)).parameters)
+        found = pkgutil.resolve_name(target)
     except Exception as error:  # importing runs the user's module: anything may come out of it
         raise UserError(f"{where}._target_={target} can't be imported ({_first_line(error)})") from error
+    try:
+        return dict(inspect.signature(found).parameters)
+    except ValueError:  # a class of Python's own, written in C
+        return {}
 
 
 def did_you_mean(word: str, known: Any) -> str:

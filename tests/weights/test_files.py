@@ -1,4 +1,5 @@
 import json
+from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,6 @@ def test_an_average_of_the_weights_is_taken_before_the_last_and_said(tmp_path: P
 
 
 def test_a_checkpoint_of_timm_s_own_training(tmp_path: Path) -> None:
-    from argparse import Namespace
-
     network = timm.create_model("test_vit", pretrained=False)
     torch.save({"state_dict": network.state_dict(), "args": Namespace(lr=0.1), "epoch": 1}, tmp_path / "last.pth.tar")
     assert same(read_file(tmp_path / "last.pth.tar").state, network.state_dict())

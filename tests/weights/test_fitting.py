@@ -8,6 +8,7 @@ import timm
 import torch
 from models.test_vision_transformer import images_for, make
 from safetensors.torch import save_file
+from timm.models.vision_transformer import checkpoint_filter_fn
 
 from vitlab.errors import UserError
 from vitlab.models import timm_model
@@ -71,7 +72,7 @@ def test_weights_made_by_timm_load_bit_for_bit(tmp_path: Path) -> None:
     report = fit_weights(network, read_file(file), CLASSES)
     original = timm.create_model("test_vit", num_classes=10, checkpoint_path=str(file)).eval()
     assert report.new_head == []
-    assert (len(report.loaded), report.parameters) == (80, 1.0)
+    assert (len(report.loaded), report.fraction) == (80, 1.0)
     assert all(torch.equal(tensor, original.state_dict()[name]) for name, tensor in network.state_dict().items())
     images = torch.randn(3, 3, 160, 160, generator=torch.Generator().manual_seed(0))
     assert torch.equal(network(images), original(images))
@@ -102,8 +103,6 @@ def test_our_vit_resamples_as_timm_s(pool: str, changes: dict[str, Any]) -> None
         global_pool="token" if pool == "cls" else "avg",
         fc_norm=False,
     )
-    from timm.models.vision_transformer import checkpoint_filter_fn
-
     theirs.load_state_dict(checkpoint_filter_fn(source.state_dict(), theirs))
     torch.testing.assert_close(network(images_for(oracle)), theirs.eval()(images_for(oracle)), atol=1e-5, rtol=0)
 

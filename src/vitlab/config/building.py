@@ -21,6 +21,7 @@ ALLOWED_PREFIXES = (
     "torchmetrics.",
 )
 EXTRAS = {"wandb": "wandb", "mlflow": "mlflow"}
+TIMM_TARGET = "vitlab.models.timm_model"
 REFUSALS = ("MisconfigurationException",)
 
 
@@ -43,9 +44,6 @@ def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
         if explanation is None:
             raise (error.__cause__ or error) from None
         raise UserError(explanation) from error
-
-
-TIMM_TARGET = "vitlab.models.timm_model"
 
 
 def weight_keys(node: DictConfig) -> set[str]:

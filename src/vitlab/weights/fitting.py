@@ -25,7 +25,7 @@ class LoadReport:
 
     Args:
         loaded: Names of those that were put into the network, of all that the network has.
-        parameters: Fraction of the network's values that were loaded.
+        fraction: Of the network's values, those that were loaded.
         resampled: Position and patch embeddings that were brought to another size.
         new_head: The head's parameters where they stay random: the file has no head, or one of other classes.
         reshaped: Others whose shape in the file is not the network's: left out, random in the network.
@@ -34,7 +34,7 @@ class LoadReport:
     """
 
     loaded: list[str]
-    parameters: float
+    fraction: float
     resampled: Shapes
     new_head: list[str]
     reshaped: Shapes
@@ -49,7 +49,7 @@ class LoadReport:
     def describe(self, origin: str) -> str:
         """Some lines for people."""
         total = len(self.loaded) + len(self.new_head) + len(self.reshaped) + len(self.missing)
-        lines = [f"weights: {len(self.loaded)} of {total} tensors ({self.parameters:.1%} of the values) from {origin}"]
+        lines = [f"weights: {len(self.loaded)} of {total} tensors ({self.fraction:.1%} of the values) from {origin}"]
         if self.resampled:
             lines.append(f"  resampled: {_shapes(self.resampled)}")
         if self.new_head:
@@ -104,7 +104,7 @@ def fit_weights(network: nn.Module, weights: Weights, classes: Sequence[str]) ->
     values = sum(tensor.numel() for tensor in own.values())
     return LoadReport(
         loaded=[name for name in own if name in loaded],
-        parameters=sum(own[name].numel() for name in loaded) / values,
+        fraction=sum(own[name].numel() for name in loaded) / values,
         resampled=resampled,
         new_head=new_head,
         reshaped={name: (list(state[name].shape), list(own[name].shape)) for name in left if name in state},

@@ -28,7 +28,9 @@ def onnx_packages() -> tuple[Any, Any]:
         import onnxruntime
         import onnxscript  # noqa: F401 (torch's exporter needs it)
     except ImportError as error:
-        raise UserError(f"formats=[onnx] needs the package {error.name}: pip install -e '.[onnx]'") from error
+        raise UserError(
+            f"formats=[onnx] needs the package {error.name}: pip install -e '.[onnx]' (formats=[timm] does not)"
+        ) from error
     return onnx, onnxruntime
 
 

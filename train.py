@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from vitlab.config.entry import job, run
+from vitlab.config.entry import job, launch
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -15,4 +15,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    launch(main)

@@ -1,8 +1,6 @@
 """The one place where a config's `_target_` becomes an object."""
 
-import inspect
-import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -10,6 +8,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from vitlab.config.signatures import read_signature
 from vitlab.errors import UserError
 
 ALLOWED_PREFIXES = (
@@ -20,7 +19,6 @@ ALLOWED_PREFIXES = (
     "torchvision.",
     "torchmetrics.",
 )
-EXTRAS = {"wandb": "wandb", "mlflow": "mlflow"}
 TIMM_TARGET = "vitlab.models.timm_model"
 REFUSALS = ("MisconfigurationException",)
 
@@ -34,25 +32,24 @@ def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
         **kwargs: Added to the node's own.
 
     Raises:
-        UserError: the target can't be imported, lacks a package, or refuses its arguments.
+        UserError: the target can't be imported, or refuses its arguments.
     """
-    target = node.get("_target_")
     try:
         return instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:
-        explanation = _explain(error, where, target)
+        explanation = _explain(error, where)
         if explanation is None:
             raise (error.__cause__ or error) from None
         raise UserError(explanation) from error
 
 
-def weight_keys(node: DictConfig) -> set[str]:
+def weight_keys(node: Mapping[str, Any]) -> set[str]:
     """Keys of the `model` group that say what is loaded into the network, not what it is: `weights`, unless the target
     takes an argument of that name itself, and `pretrained` of timm's networks."""
     target = node["_target_"]
     if target == TIMM_TARGET:
         return {"pretrained", "weights"}
-    return {"weights"} - set(signature(target, "model"))
+    return {"weights"} - set(read_signature(target, "model").parameters)
 
 
 def build_network(node: DictConfig) -> Any:
@@ -94,46 +91,28 @@ def check_trusted(node: Any, trusted: Sequence[str]) -> None:
 def adopt_user_network(config: DictConfig, overrides: Sequence[str]) -> None:
     """Where the user typed `model._target_=...`, leaves in `config.model` the keys that this network takes, in place.
 
-    The rest is what the chosen group's own network would have taken. A key that the user typed is never left out.
+    The rest is what the chosen group's own network would have taken. A key that the user typed stays: where the network
+    does not take it, that is a mistake to be named.
 
     Args:
         config: With the `model` group.
         overrides: What the user typed.
 
     Raises:
-        UserError: the target can't be imported, or does not take a key that was typed.
+        UserError: the target can't be imported.
     """
     typed = {
         o.lstrip("+").split("=")[0].removeprefix("model.") for o in overrides if o.lstrip("+").startswith("model.")
     }
     if "_target_" not in typed:
         return
-    target = config.model["_target_"]
-    parameters = signature(target, "model")
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    signature = read_signature(config.model["_target_"], "model")
+    if signature.is_open:
         return
-    kept = {"_target_", "weights", *parameters}
-    for key in sorted(typed - kept):
-        raise UserError(f"model.{key}: {target} takes no '{key}'{did_you_mean(key, parameters)}")
+    kept = {"_target_", "weights", *signature.parameters, *typed}
     with open_dict(config):
         for key in set(config.model) - kept:
             del config.model[key]
-
-
-def signature(target: str, where: str) -> dict[str, inspect.Parameter]:
-    """The parameters that a target takes, by name.
-
-    Raises:
-        UserError: it can't be imported.
-    """
-    try:
-        found = pkgutil.resolve_name(target)
-    except Exception as error:  # importing runs the user's module: anything may come out of it
-        raise UserError(f"{where}._target_={target} can't be imported ({_first_line(error)})") from error
-    try:
-        return dict(inspect.signature(found).parameters)
-    except ValueError:  # a class of Python's own, written in C
-        return {}
 
 
 def did_you_mean(word: str, known: Any) -> str:
@@ -145,15 +124,11 @@ def did_you_mean(word: str, known: Any) -> str:
     return f"; it has {', '.join(known)}" if known else ""
 
 
-def _explain(error: InstantiationException, where: str, target: Any) -> str | None:
+def _explain(error: InstantiationException, where: str) -> str | None:
     """A sentence where the input is at fault; None where the target's own code is."""
     cause = error.__cause__
     if isinstance(cause, UserError):
         return str(cause)
-    if isinstance(cause, ImportError):
-        for package, extra in EXTRAS.items():
-            if package in str(target).lower():
-                return f"{where} needs the package {package}: pip install -e '.[{extra}]'"
     # By name: importing Lightning for the class would take seconds.
     refused = isinstance(cause, ImportError | ValueError | TypeError) or type(cause).__name__ in REFUSALS
     if cause is None or refused:

@@ -1,0 +1,213 @@
+"""Values that are right each for itself and wrong together."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+# What a run logs (the contract of metric names), and whether more of it is better.
+METRICS = {
+    **{f"{split}/loss": "min" for split in ("train", "val")},
+    **{f"{split}/acc": "max" for split in ("train", "val")},
+}
+CIFAR10_TRAIN_IMAGES = 50_000  # Krizhevsky 2009, section 3.1
+Config = Mapping[str, Any]
+
+
+def contradictions(config: Config) -> Iterator[tuple[str, str]]:
+    """The path that a contradiction is best mended at, and a sentence for it.
+
+    Args:
+        config: Plain data in which every value by itself is in order; what is not, is left out.
+    """
+    for fact in FACTS:
+        try:
+            yield from fact(config)
+        except (KeyError, TypeError):  # it needs a value that is missing or wrong, and named already
+            continue
+
+
+def _sizes(config: Config) -> Iterator[tuple[str, str]]:
+    model = config["model"]
+    if not model["_target_"].startswith("vitlab.models.VisionTransformer"):
+        return
+    images, patches = _pair(model["image_size"]), _pair(model["patch_size"])
+    if any(image % patch for image, patch in zip(images, patches, strict=True)):
+        near = [size for size in range(1, images[0] + 1) if images[0] % size == 0]
+        divisor = min(near, key=lambda size: abs(size - patches[0]))
+        yield (
+            "model.patch_size",
+            f"image_size={images[0]} is not a multiple of patch_size={patches[0]}: take patch_size={divisor}",
+        )
+
+
+def _widths(config: Config) -> Iterator[tuple[str, str]]:
+    model = config["model"]
+    if not model["_target_"].startswith("vitlab.models.VisionTransformer"):
+        return
+    width, heads = model["embed_dim"], model["num_heads"]
+    if width % heads:
+        yield (
+            "model.num_heads",
+            f"embed_dim={width} is not a multiple of num_heads={heads}: "
+            f"embed_dim={round(width / heads) * heads} or num_heads={_nearest_divisor(width, heads)} would do",
+        )
+    if width % 4 and model["pos_embed"] == "sincos2d":
+        yield (
+            "model.embed_dim",
+            f"pos_embed=sincos2d needs embed_dim to be a multiple of 4, not {width}: take {round(width / 4) * 4}",
+        )
+
+
+def _channels(config: Config) -> Iterator[tuple[str, str]]:
+    if config["model"].get("in_channels", 3) != 3:
+        yield "model.in_channels", f"in_channels={config['model']['in_channels']}, but the images have 3 channels"
+
+
+def _classes(config: Config) -> Iterator[tuple[str, str]]:
+    data = config["data"]
+    if data["classes"] is not None and data["num_classes"] not in (None, len(data["classes"])):
+        yield "data.num_classes", f"num_classes={data['num_classes']}, but data.classes names {len(data['classes'])}"
+
+
+def _epochs(config: Config) -> Iterator[tuple[str, str]]:
+    trainer, schedule = config["trainer"], config["scheduler"]["schedule"]
+    endless = trainer["max_steps"] == -1 and trainer["max_epochs"] in (None, -1)
+    if endless and "total_steps" in schedule:
+        yield "trainer.max_epochs", "this schedule must know the run's length: set trainer.max_epochs or max_steps"
+    elif endless and trainer["max_time"] is None:
+        yield "trainer.max_epochs", "the run would never end: set trainer.max_epochs, max_steps or max_time"
+
+
+def _warmup(config: Config) -> Iterator[tuple[str, str]]:
+    schedule, trainer = config["scheduler"]["schedule"], config["trainer"]
+    warmup, total = schedule["warmup"], _total_steps(config)
+    if config["scheduler"]["interval"] == "epoch":
+        total = trainer["max_epochs"] if trainer["max_epochs"] not in (None, -1) else None
+    if total is not None and warmup >= 1 and int(warmup) >= total:
+        yield (
+            "scheduler.schedule.warmup",
+            f"warmup={warmup:g} takes {int(warmup)} of the run's {total} steps: "
+            "take fewer, or a fraction of the run (0.05)",
+        )
+
+
+def _images(config: Config) -> Iterator[tuple[str, str]]:
+    data = config["data"]
+    available = _train_images(data)
+    if available is None:
+        return
+    held_out = round(data["val_size"] * available) if data["val_size"] < 1 else int(data["val_size"])
+    left = available - held_out
+    if left < 1:
+        yield "data.val_size", f"val_size={data['val_size']} leaves none of the {available} images to train on"
+        return
+    left = min(left, data["max_train_images"] or left)
+    if data["batch_size"] > left:
+        yield "data.batch_size", f"batch_size={data['batch_size']} is more than the {left} training images"
+
+
+def _devices(config: Config) -> Iterator[tuple[str, str]]:
+    devices, nodes, batch = (
+        config["trainer"]["devices"],
+        config["trainer"]["num_nodes"],
+        config["data"]["batch_size"],
+    )
+    count = len(devices) if isinstance(devices, list) else devices
+    if isinstance(count, int) and count > 0 and batch % (count * nodes):
+        ranks = count * nodes
+        near = max(round(batch / ranks), 1) * ranks
+        yield "data.batch_size", f"batch_size={batch} does not divide among {ranks} devices: take {near}"
+
+
+def _precision(config: Config) -> Iterator[tuple[str, str]]:
+    trainer = config["trainer"]
+    if trainer["accelerator"] == "cpu" and str(trainer["precision"]) in ("16", "16-true", "16-mixed"):
+        yield (
+            "trainer.precision",
+            f"precision={trainer['precision']}: a CPU does not train in float16; take auto, bf16-mixed or 32-true",
+        )
+
+
+def _waiting_for_validation(config: Config) -> Iterator[tuple[str, str]]:
+    data, trainer = config["data"], config["trainer"]
+    if data["val_size"] != 0 and trainer["limit_val_batches"] != 0:
+        return
+    off = "data.val_size=0" if data["val_size"] == 0 else "trainer.limit_val_batches=0"
+    for path, monitor, _ in _monitors(config):
+        if path != "checkpoint" and monitor.startswith("val/"):  # without validation the last state is kept
+            yield f"{path}.monitor", f"{path} follows {monitor}, but {off} leaves no validation"
+
+
+def _metric_names(config: Config) -> Iterator[tuple[str, str]]:
+    for path, monitor, mode in _monitors(config):
+        if monitor not in METRICS:
+            yield f"{path}.monitor", f"{path} follows '{monitor}', which nothing logs; there are {', '.join(METRICS)}"
+        elif mode is not None and mode != METRICS[monitor]:
+            kept = "worst" if path == "checkpoint" else "wrong"
+            yield f"{path}.mode", f"mode={mode} of {monitor} would take the {kept} epoch: take mode={METRICS[monitor]}"
+
+
+def _plateau(config: Config) -> Iterator[tuple[str, str]]:
+    scheduler = config["scheduler"]
+    if not scheduler["schedule"]["_target_"].endswith(".ReduceLROnPlateau"):
+        return
+    if scheduler["monitor"] is None:
+        yield "scheduler.monitor", "ReduceLROnPlateau needs scheduler.monitor: val/acc or val/loss"
+    if scheduler["interval"] != "epoch":
+        yield "scheduler.interval", "ReduceLROnPlateau moves when there is a validation: take interval=epoch"
+
+
+FACTS: tuple[Callable[[Config], Iterator[tuple[str, str]]], ...] = (
+    _sizes,
+    _widths,
+    _channels,
+    _classes,
+    _epochs,
+    _warmup,
+    _images,
+    _devices,
+    _precision,
+    _waiting_for_validation,
+    _metric_names,
+    _plateau,
+)
+
+
+def _monitors(config: Config) -> Iterator[tuple[str, str, str | None]]:
+    """Path, metric and mode of each that follows a metric."""
+    checkpoint, scheduler = config["checkpoint"], config["scheduler"]
+    yield "checkpoint", checkpoint["monitor"], checkpoint["mode"]
+    if scheduler["monitor"] is not None:
+        yield "scheduler", scheduler["monitor"], scheduler["schedule"].get("mode")
+    for name, callback in config["callbacks"].items():
+        if isinstance(callback, dict) and callback.get("monitor") is not None:
+            yield f"callbacks.{name}", callback["monitor"], callback.get("mode")
+
+
+def _train_images(data: Mapping[str, Any]) -> int | None:
+    """Images there are to train and validate on, where that is known before they are read."""
+    if data["_target_"] == "vitlab.data.SyntheticDataModule":
+        return int(data["train_images"])
+    official = data["_target_"] == "vitlab.data.CIFAR10DataModule" and "cs.toronto.edu" in data["url"]
+    return CIFAR10_TRAIN_IMAGES if official else None
+
+
+def _total_steps(config: Config) -> int | None:
+    """Optimizer steps of the run, where that is known before the images are read."""
+    trainer, data = config["trainer"], config["data"]
+    if trainer["max_steps"] != -1:
+        return int(trainer["max_steps"])
+    available = _train_images(data)
+    if available is None or trainer["limit_train_batches"] is not None or trainer["max_epochs"] in (None, -1):
+        return None
+    held_out = round(data["val_size"] * available) if data["val_size"] < 1 else int(data["val_size"])
+    images = min(available - held_out, data["max_train_images"] or available)
+    batches = images // data["batch_size"]
+    return -(-batches // trainer["accumulate_grad_batches"]) * int(trainer["max_epochs"])
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _nearest_divisor(of: int, to: int) -> int:
+    return min((n for n in range(1, of + 1) if of % n == 0), key=lambda n: abs(n - to))

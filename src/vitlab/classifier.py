@@ -128,9 +128,11 @@ class ImageClassifier(pl.LightningModule):
             )
 
     def on_train_epoch_start(self) -> None:
-        if self.finetuning.freeze_epochs == 0:
-            return
-        frozen = self.finetuning.frozen(self.current_epoch)
+        if self.finetuning.freeze_epochs != 0:
+            self.freeze_backbone(self.finetuning.frozen(self.current_epoch))
+
+    def freeze_backbone(self, frozen: bool) -> None:
+        """Lets the head alone learn, with the rest in eval mode, or everything, in training mode."""
         self._let_backbone_learn(not frozen)
         self.network.train(not frozen)  # in eval mode dropout is off and batch norms keep their statistics
         for module in head_modules(self.network):
@@ -146,12 +148,16 @@ class ImageClassifier(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self(batch.images)
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        loss = self.training_loss(logits, batch.labels)
         self._update("train", loss, logits, batch.labels)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             # Not each step: a call costs 0.3 ms, and Lightning passes on no more than these to the loggers.
             self.log_dict({"train/loss_step": loss.detach(), "lr": self._learning_rate})
         return loss
+
+    def training_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What is minimised, in nats, a scalar."""
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._evaluate("val", batch)
@@ -220,9 +226,12 @@ class ImageClassifier(pl.LightningModule):
                 group["lr"] = settings["lr"] * group["lr_scale"]
         return groups
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def make_optimizer(self) -> torch.optim.Optimizer:
         assert self.optimizer is not None
-        optimizer = self.optimizer(self._parameter_groups(getattr(self.optimizer, "keywords", {})))
+        return self.optimizer(self._parameter_groups(getattr(self.optimizer, "keywords", {})))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.make_optimizer()
         if self.scheduler is None:
             return optimizer
         facts = {}

@@ -23,7 +23,8 @@ from vitlab.data import ImageDataModule
 from vitlab.errors import TerminatedError, UserError
 from vitlab.files import write_json
 from vitlab.interruption import told_apart
-from vitlab.report import print_header, print_interrupted, print_results, print_weights
+from vitlab.preflight import Subject, run_preflight
+from vitlab.report import print_header, print_interrupted, print_preflight, print_results, print_weights
 from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.manifest import describe_origin
@@ -69,8 +70,22 @@ def train(config: DictConfig) -> dict[str, float]:
     if weights and report:
         print_weights(weights, report)
     try:
+        if config.preflight != "off" and trainer.is_global_zero:
+            subject = Subject(
+                classifier,
+                data,
+                trainer,
+                expected_input=weights.input if weights else {},
+                head_is_loaded=report is not None and not report.new_head,
+                positions=config.model.get("pos_embed") != "none",
+                batch=data.first_batch(trainer.strategy.root_device),
+            )
+            check_before_training(subject, run, str(config.preflight))
+        if config.preflight == "only":
+            end_run(run, "checked")
+            return {}
         with told_apart(trainer):
-            log_config(trainer, resolved)
+            log_text(trainer, "config", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(resolved))}\n```")
             trainer.fit(classifier, datamodule=data, weights_only=True)
             metrics = test_selected(trainer, classifier, data, run)
     except (KeyboardInterrupt, TerminatedError):
@@ -212,14 +227,28 @@ def begin_run(
     run.create(resolved, manifest)
 
 
+def check_before_training(subject: Subject, run: RunDirectory, mode: str) -> None:
+    """Looks at the run's objects, prints what was found, and keeps it in `preflight.json` and the dashboard.
+
+    Raises:
+        UserError: a check failed, and the mode is not "warn".
+    """
+    preflight = run_preflight(subject, run.checkpoints)
+    write_json(run.path / "preflight.json", preflight.as_data())
+    log_text(subject.trainer, "preflight", preflight.as_markdown())
+    print_preflight(preflight)
+    if preflight.failures and mode != "warn":
+        names = ", ".join(finding.check for finding in preflight.failures)
+        raise UserError(f"preflight: {names} failed: see above; preflight=warn trains all the same")
+
+
 @rank_zero_only
-def log_config(trainer: pl.Trainer, resolved: dict[str, Any]) -> None:
-    """Shows the config as text, where the logger can (TensorBoard's can)."""
+def log_text(trainer: pl.Trainer, tag: str, markdown: str) -> None:
+    """Shows a text where the logger can (TensorBoard's can)."""
     for logger in trainer.loggers:
         writer: Any = getattr(logger, "experiment", None)
         if hasattr(writer, "add_text"):
-            yaml = OmegaConf.to_yaml(OmegaConf.create(resolved))
-            writer.add_text("config", f"```yaml\n{yaml}\n```")
+            writer.add_text(tag, markdown)
 
 
 def test_selected(

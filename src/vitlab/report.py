@@ -7,11 +7,13 @@ from typing import Any
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
 from vitlab.config.building import is_allowed
 from vitlab.data import ImageDataModule
+from vitlab.preflight import Preflight, Status
 from vitlab.runs.directory import RunDirectory
 from vitlab.weights import LoadReport, Weights
 
@@ -46,6 +48,27 @@ def print_weights(weights: Weights, report: LoadReport) -> None:
     log.log(logging.INFO if report.complete else logging.WARNING, text)
     if report.complete:
         _console().print(text, markup=False)
+
+
+STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "bold red", Status.SKIPPED: "dim"}
+
+
+def print_preflight(preflight: Preflight) -> None:
+    """A line a check; below what is not in order, what it means."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for finding in preflight.findings:
+        style = STYLES[finding.status]
+        table.add_row(f"[{style}]{finding.status.value}[/{style}]", finding.check, escape(finding.figure))
+        if finding.meaning:
+            table.add_row("", "", f"[{style}]{escape(finding.meaning)}[/{style}]")
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+    _console().print(f"preflight: {preflight.verdict}", markup=False)
 
 
 @rank_zero_only

@@ -176,13 +176,30 @@ class ImageDataModule(LightningDataModule):
         return self._loader("test", training=False)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor, Tensor], dataloader_idx: int) -> Batch:
-        images, labels, index = batch
         trainer = self.trainer
         assert trainer is not None
-        draws = Draws(self.seed, trainer.current_epoch, index) if trainer.training else None
-        images = self.transform.to(images.device)(images, draws)
+        epoch = trainer.current_epoch if trainer.training else None
+        images, labels, places = self.prepare_batch(batch, epoch)
         # Lightning converts batches to a half precision before they come here: as uint8, which stay what they are.
-        return Batch(trainer.precision_plugin.convert_input(images), labels, index)
+        return Batch(trainer.precision_plugin.convert_input(images), labels, places)
+
+    def prepare_batch(self, batch: tuple[Tensor, Tensor, Tensor], epoch: int | None) -> Batch:
+        """What the network gets of a loader's batch, on the batch's device.
+
+        Args:
+            batch: uint8 images `[B, 3, h, w]`, labels int64 `[B]`, and the images' places in their split, int64 `[B]`.
+            epoch: Augments as in this epoch; None does not augment.
+        """
+        images, labels, places = batch
+        draws = None if epoch is None else Draws(self.seed, epoch, places)
+        return Batch(self.transform.to(images.device)(images, draws), labels, places)
+
+    def first_batch(self, device: torch.device) -> Batch:
+        """The images that one process trains on first."""
+        train = self.splits["train"]
+        places = epoch_order(len(train), self.seed, 0)[: self.batch_size]
+        raw = train.images[places].to(device), train.labels[places].to(device), places.to(device)
+        return self.prepare_batch(raw, 0)
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:

@@ -1,0 +1,137 @@
+"""What the run will cost."""
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitlab.classifier import ImageClassifier
+from vitlab.preflight.findings import Finding, failed, ok
+from vitlab.preflight.subject import Subject
+
+TIMED_SECONDS = 0.5  # about what a timed step may take on a CPU
+KEPT_FILES = 3  # best.ckpt, last.ckpt, and one of them while it is written anew
+
+
+def work(subject: Subject, network: nn.Module) -> Finding:
+    """Parameters, and multiply-adds of an image's forward pass.
+
+    Args:
+        subject: The run.
+        network: In float32 and eval mode.
+    """
+    image = subject.plain_images(1).float()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(image)
+    parameters = sum(p.numel() for p in network.parameters())
+    macs = counter.get_total_flops() / 2
+    return ok("work", f"{parameters / 1e6:,.1f} M parameters, {macs / 1e9:,.2f} G multiply-adds an image forward")
+
+
+def time_and_memory(
+    subject: Subject, twin: ImageClassifier, optimizer: torch.optim.Optimizer, seconds_per_image: float
+) -> Iterator[Finding]:
+    """Images a second of whole training steps, what that makes of the run, and the memory they take.
+
+    Args:
+        subject: The run.
+        twin: Its weights are trained away.
+        optimizer: Of the twin.
+        seconds_per_image: A guess, from smaller steps: how many images of the batch a CPU can be asked for.
+    """
+    device, trainer = subject.device, subject.trainer
+    share = len(subject.batch.labels) // max(trainer.world_size, 1)
+    count = share if device.type == "cuda" else min(share, max(8, int(TIMED_SECONDS / seconds_per_image)))
+    images, labels = subject.batch.images[:count], subject.batch.labels[:count]
+
+    def steps(number: int) -> float:
+        started = time.perf_counter()
+        for _ in range(number):
+            subject.gradients(twin, images, labels)  # waits for the device at the end
+            subject.clip(twin)
+            optimizer.step()
+        return time.perf_counter() - started
+
+    try:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        steps(1)  # the first of a size is slower
+        number = 5 if device.type == "cuda" else 1
+        seconds = steps(number) / number
+    except torch.OutOfMemoryError:
+        total = torch.cuda.get_device_properties(device).total_memory
+        yield failed(
+            "memory",
+            f"a batch of {count} images does not fit into {total / 2**30:.0f} GiB",
+            "a smaller data.batch_size with a larger trainer.accumulate_grad_batches trains the same with less",
+        )
+        return
+    speed = count * trainer.world_size / seconds
+    yield ok("time", _duration(subject, speed))
+    if device.type == "cuda":
+        peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+        yield ok("memory", f"{peak / 2**30:.1f} of {total / 2**30:.0f} GiB of the GPU, this check's copies included")
+    elif sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        yield ok("memory", f"{peak / 2**30:.1f} GiB so far, at the most")
+
+
+def _duration(subject: Subject, speed: float) -> str:
+    trainer, splits = subject.trainer, subject.data.splits
+    batches = _limited(len(splits["train"]) // subject.data.batch_size, trainer.limit_train_batches)
+    validated = _limited(len(splits["val"]), trainer.limit_val_batches, subject.data.eval_batch_size)
+    lengths = []
+    if trainer.max_epochs and trainer.max_epochs > 0:
+        lengths.append(trainer.max_epochs * batches)
+    if trainer.max_steps > 0:
+        lengths.append(trainer.max_steps * trainer.accumulate_grad_batches)
+    figure = f"{speed:,.0f} images a second in training steps"
+    if not lengths:
+        return figure
+    total = min(lengths)
+    # A forward pass is about a third of a training step.
+    seconds = (total * subject.data.batch_size + validated / 3 * total / max(batches, 1)) / speed
+    return f"{figure}: about {_words(seconds)} for {total:,} batches of {subject.data.batch_size}, validation included"
+
+
+def _limited(count: int, limit: int | float | None, size: int = 1) -> int:
+    """What a limit of the trainer's leaves: a number of batches of `size`, or a fraction."""
+    if limit is None:
+        return count
+    return min(count, limit * size) if isinstance(limit, int) else int(count * limit)
+
+
+def disk(twin: ImageClassifier, optimizer: torch.optim.Optimizer, folder: Path) -> Finding:
+    """What the checkpoints take of what is free.
+
+    Args:
+        twin: A copy.
+        optimizer: Has taken a step: its state is there.
+        folder: Where the checkpoints go.
+    """
+    tensors = [*twin.network.state_dict().values()]
+    tensors += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    figure = f"checkpoints of {size / 1e6:,.0f} MB, up to {KEPT_FILES} at a time; {free / 1e9:,.1f} GB free"
+    if KEPT_FILES * size > free:
+        return failed("disk", figure, "the run would lose its model: make room, or set hydra.run.dir to another disk")
+    return ok("disk", figure)
+
+
+def _words(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,124 @@
+"""All checks in their order, and what came of them."""
+
+import copy
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitlab.preflight import cost_checks, data_checks, learning_checks, network_checks
+from vitlab.preflight.findings import Finding, Status, skipped
+from vitlab.preflight.subject import Subject, chance_untouched
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What all checks found, on which device, in which precision and how many seconds."""
+
+    findings: list[Finding]
+    device: str
+    precision: str
+    seconds: float
+
+    @property
+    def failures(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.status is Status.FAILED]
+
+    @property
+    def verdict(self) -> str:
+        """One line."""
+        counts = {status: sum(f.status is status for f in self.findings) for status in Status}
+        said = [f"{counts[s]} {s.value}" for s in Status if counts[s]]
+        return f"{', '.join(said)} in {self.seconds:.1f} s ({self.device}, {self.precision})"
+
+    def as_markdown(self) -> str:
+        """A table for a dashboard."""
+        rows = [f"| {f.status.value} | {f.check} | {f.figure} {f.meaning} |" for f in self.findings]
+        return "\n".join([f"{self.verdict}\n", "| | check | found |", "|---|---|---|", *rows])
+
+    def as_data(self) -> dict[str, Any]:
+        """What preflight.json holds."""
+        return {
+            "passed": not self.failures,
+            "device": self.device,
+            "precision": self.precision,
+            "seconds": round(self.seconds, 2),
+            "checks": [
+                {"check": f.check, "status": f.status.value, "figure": f.figure, "meaning": f.meaning}
+                for f in self.findings
+            ],
+        }
+
+
+def run_preflight(subject: Subject, folder: Path) -> Preflight:
+    """Runs all checks; the run's weights and random numbers are afterwards what they were.
+
+    Args:
+        subject: The run, before it starts.
+        folder: Where its checkpoints will go.
+    """
+    started = time.perf_counter()
+    with chance_untouched(subject.device):
+        findings = _all_checks(subject, folder)
+    return Preflight(findings, str(subject.device), str(subject.trainer.precision), time.perf_counter() - started)
+
+
+def _all_checks(subject: Subject, folder: Path) -> list[Finding]:
+    found: list[Finding] = []
+
+    def look(check: str, function: Callable[..., Finding | Iterable[Finding]], *arguments: Any) -> bool:
+        """Whether all that it found is in order.
+
+        A network that a check has not met the like of must not keep a sound run from starting.
+        """
+        try:
+            result = function(*arguments)
+            new = [result] if isinstance(result, Finding) else list(result)
+        except Exception as error:
+            log.info("preflight: %s could not be looked at", check, exc_info=error)
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            new = [skipped(check, f"could not be looked at ({reason[:200]}); run.log has more")]
+        found.extend(new)
+        return all(finding.status in (Status.OK, Status.WARNING) for finding in new)
+
+    look("what learns", learning_checks.what_learns, subject)
+    look("normalised input", data_checks.normalised_input, subject)
+    sound = look("augmentation", data_checks.augmented_range, subject)
+    sound &= look("labels", data_checks.labels, subject)
+    look("splits are apart", data_checks.shared_images, subject)
+    look("labels fit images", data_checks.labels_tell, subject)
+    if sound and look("head", network_checks.head, subject):
+        look("loss at the start", learning_checks.loss_at_start, subject)
+        look("network", _on_a_trained_copy, subject, look)
+        look("recipe", _on_the_run_s_recipe, subject, look, folder)
+    return found
+
+
+def _on_a_trained_copy(subject: Subject, look: Callable[..., bool]) -> list[Finding]:
+    attempt = learning_checks.probe(subject)
+    look("one batch is learned", learning_checks.overfits, attempt)
+    if look("gradients", learning_checks.gradients, attempt):
+        rounded = attempt.twin.network.eval()
+        network = copy.deepcopy(rounded).float()
+        look("sees its input", network_checks.sees_its_input, subject, network)
+        look("images are independent", network_checks.images_are_independent, subject, network)
+        look("order matters", network_checks.order_matters, subject, network)
+        look("precision", network_checks.survives_precision, subject, rounded, network)
+        look("work", cost_checks.work, subject, network)
+    return []
+
+
+def _on_the_run_s_recipe(subject: Subject, look: Callable[..., bool], folder: Path) -> list[Finding]:
+    twin = subject.copy()
+    optimizer = twin.make_optimizer()
+    look("optimizer", learning_checks.optimizer_groups, twin, optimizer)
+    started = time.perf_counter()
+    look("learning rate", learning_checks.recipe, subject, twin, optimizer)
+    seconds_per_image = (time.perf_counter() - started) / (learning_checks.STEPS * learning_checks.IMAGES)
+    look("time", cost_checks.time_and_memory, subject, twin, optimizer, seconds_per_image)
+    look("disk", cost_checks.disk, twin, optimizer, folder)
+    return []

@@ -1,0 +1,117 @@
+"""What is checked: copies of the run's objects, and one of its batches."""
+
+import copy
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from vitlab.classifier import ImageClassifier
+from vitlab.data import Batch, ImageDataModule
+
+FLOAT16_SCALE = 4096.0  # of the loss, against gradients too small for float16; Lightning's scaler finds its own
+
+
+@dataclass
+class Subject:
+    """The run as the checks see it; they change copies alone.
+
+    Attributes:
+        classifier: The run's own, with its network on the CPU.
+        data: Set up.
+        trainer: Not yet started.
+        expected_input: What pretrained weights say of their images (`mean`, `std` ...); empty without.
+        head_is_loaded: The pretrained weights brought a head for these classes.
+        positions: Whether the network is meant to tell the order of patches.
+        batch: The first batch of the run, as the network gets it, on the device.
+    """
+
+    classifier: ImageClassifier
+    data: ImageDataModule
+    trainer: pl.Trainer
+    expected_input: dict[str, Any]
+    head_is_loaded: bool
+    positions: bool
+    batch: Batch
+
+    @property
+    def device(self) -> torch.device:
+        return self.trainer.strategy.root_device
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.data.facts["num_classes"])
+
+    def copy(self) -> ImageClassifier:
+        """The classifier as it starts, on the device, in the precision and the mode that it trains in."""
+        twin = copy.deepcopy(self.classifier).to(self.device)
+        twin.network = self.trainer.precision_plugin.convert_module(twin.network)
+        twin.train()
+        if twin.finetuning.freeze_epochs == "all":
+            twin.freeze_backbone(True)
+        return twin
+
+    def logits(self, network: nn.Module, images: Tensor) -> Tensor:
+        """In the run's precision."""
+        with self.trainer.precision_plugin.forward_context():
+            logits: Tensor = network(images)
+        return logits
+
+    def loss(self, twin: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor:
+        return twin.training_loss(self.logits(twin.network, images), labels)
+
+    def gradients(self, twin: ImageClassifier, images: Tensor, labels: Tensor) -> float:
+        """Leaves gradients in the parameters; returns the loss."""
+        scale = FLOAT16_SCALE if str(self.trainer.precision) == "16-mixed" else 1.0
+        twin.zero_grad()
+        loss = self.loss(twin, images, labels)
+        (loss * scale).backward()  # type: ignore[no-untyped-call]
+        for parameter in twin.network.parameters():
+            if parameter.grad is not None and scale != 1:
+                parameter.grad /= scale
+        return loss.item()
+
+    def clip(self, twin: ImageClassifier) -> None:
+        """Clips the gradients as the run does."""
+        value = self.trainer.gradient_clip_val
+        if not value:
+            return
+        parameters = list(twin.network.parameters())
+        if self.trainer.gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, value)
+        else:
+            nn.utils.clip_grad_norm_(parameters, value)
+
+    def plain_images(self, count: int) -> Tensor:
+        """Training images without augmentation, as the network gets them, float32 `[count, 3, H, W]`, spread over the
+        split."""
+        train = self.data.splits["train"]
+        index = torch.linspace(0, len(train) - 1, min(count, len(train))).long()
+        transform = self.data.transform.to(self.device)
+        images: Tensor = transform(train.images[index].to(self.device))
+        return images
+
+
+def gradient_norm(network: nn.Module) -> float:
+    """Over all parameters."""
+    squares = [p.grad.float().square().sum() for p in network.parameters() if p.grad is not None]
+    return math.sqrt(torch.stack(squares).sum().item()) if squares else 0.0
+
+
+@contextmanager
+def chance_untouched(device: torch.device) -> Iterator[None]:
+    """Gives the random numbers back as they were: torch's, numpy's and Python's."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            np.random.set_state(numpy_state)

@@ -55,20 +55,13 @@ STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "bold red
 
 def print_preflight(preflight: Preflight) -> None:
     """A line a check; below what is not in order, what it means."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column()
+    console = _console()
     for finding in preflight.findings:
         style = STYLES[finding.status]
-        table.add_row(f"[{style}]{finding.status.value}[/{style}]", finding.check, escape(finding.figure))
+        console.print(f"[{style}]{finding.status.value:<8}[/] {finding.check:<23} {escape(finding.figure)}")
         if finding.meaning:
-            table.add_row("", "", f"[{style}]{escape(finding.meaning)}[/{style}]")
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
-    _console().print(f"preflight: {preflight.verdict}", markup=False)
+            console.print(f"[{style}]{'':<9}{escape(finding.meaning)}[/]")
+    console.print(f"preflight: {preflight.verdict}", markup=False)
 
 
 @rank_zero_only

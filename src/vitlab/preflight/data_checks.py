@@ -102,7 +102,7 @@ def labels(subject: Subject) -> Iterator[Finding]:
             yield failed(
                 check,
                 f"{split} has labels from {low} to {high} for {classes} classes",
-                f"they must go from 0 to {classes - 1}. Usual causes: labels counted from 1, another data set's classes",
+                f"they must go from 0 to {classes - 1}. Usual causes: labels counted from 1, another data set",
             )
             return
         counts = torch.bincount(arrays.labels, minlength=classes)

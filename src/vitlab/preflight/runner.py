@@ -101,12 +101,13 @@ def _all_checks(subject: Subject, folder: Path) -> list[Finding]:
 def _on_a_trained_copy(subject: Subject, look: Callable[..., bool]) -> list[Finding]:
     attempt = learning_checks.probe(subject)
     look("one batch is learned", learning_checks.overfits, attempt)
-    if look("gradients", learning_checks.gradients, attempt):
+    look("gradients", learning_checks.gradients, attempt)
+    if not attempt.broken:
         rounded = attempt.twin.network.eval()
         network = copy.deepcopy(rounded).float()
-        look("sees its input", network_checks.sees_its_input, subject, network)
         look("images are independent", network_checks.images_are_independent, subject, network)
-        look("order matters", network_checks.order_matters, subject, network)
+        if look("sees its input", network_checks.sees_its_input, subject, network):
+            look("order matters", network_checks.order_matters, subject, network)
         look("precision", network_checks.survives_precision, subject, rounded, network)
         look("work", cost_checks.work, subject, network)
     return []

@@ -1,0 +1,277 @@
+"""The config is checked before torch is imported: names, types, ranges, and what does not fit together."""
+
+import inspect
+import pkgutil
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from config.test_composition import CHOICES, CONF
+from conftest import ROOT, Command
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+
+from vitlab.config import run_guard
+from vitlab.config.run_guard import describe_mistakes
+from vitlab.config.signatures import _find, _signature, read_signature
+
+
+def mistakes(*overrides: str, conf: Path = CONF) -> list[str]:
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = compose("train", list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        return describe_mistakes(config)
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c not in ("logger=wandb", "logger=mlflow")])
+def test_what_is_shipped_is_in_order(choice: str) -> None:
+    assert mistakes(choice, *(["data.root=somewhere"] if choice == "data=image_folder" else [])) == []
+
+
+ONE = [
+    # names
+    (["+optimizer.lrr=1"], "unknown key 'optimizer.lrr'. Did you mean 'lr'?"),
+    (["+model.depht=3"], "unknown key 'model.depht'. Did you mean 'depth'?"),
+    (["+data.batchsize=3"], "unknown key 'data.batchsize'. Did you mean 'batch_size'?"),
+    (["+trainer.max_epoch=3"], "unknown key 'trainer.max_epoch'. Did you mean 'max_epochs'?"),
+    (["+scheduler.schedule.warm_up=3"], "unknown key 'scheduler.schedule.warm_up'. Did you mean 'warmup'?"),
+    (["+scheduler.warmup=3"], "unknown key 'scheduler.warmup'"),
+    (["+checkpoint.metric=val/acc"], "unknown key 'checkpoint.metric'"),
+    (["+augment.flip.prob=0.5"], "unknown key 'augment.flip.prob'"),
+    (["+callbacks.progress.refresh=1"], "unknown key 'callbacks.progress.refresh'. Did you mean 'refresh_seconds'?"),
+    (["+lable_smoothing=0.1"], "unknown key 'lable_smoothing'. Did you mean 'label_smoothing'?"),
+    (["+data.seed=1"], "data.seed can't be set here: vitlab gives it to vitlab.data.CIFAR10DataModule itself"),
+    (["callbacks=early_stopping", "+callbacks.early_stoping.patience=3"], "Did you mean 'early_stopping'?"),
+    (["optimizer._target_=torch.optim.AdamX"], "optimizer._target_=torch.optim.AdamX can't be imported"),
+    (["optimizer._target_=torch.optim.Lamb"], "optimizer._target_=torch.optim.Lamb can't be imported"),
+    (["data=image_folder"], "data.root in conf/data/image_folder.yaml must be given: add data.root=..."),
+    # types
+    (["trainer.max_epochs=abc"], "trainer.max_epochs=abc must be a whole number of at least 1"),
+    (["trainer.max_epochs=3.5"], "trainer.max_epochs=3.5 must be a whole number of at least 1"),
+    (["optimizer.lr=fast"], "optimizer.lr=fast must be a number above 0"),
+    (["trainer.deterministic=maybe"], "trainer.deterministic=maybe must be true or false or warn or null"),
+    (["trainer.precision=float12"], "trainer.precision=float12 must be "),
+    (["model.qk_norm=3"], "model.qk_norm=3 must be true or false"),
+    (["data.root=3"], "data.root=3 must be text"),
+    (["compile=1"], "compile=1 must be true or false"),
+    (["optimizer.betas=0.9"], "optimizer.betas=0.9 must be a list of 2, each a number of at least 0 and below 1"),
+    (["+optimizer.amsgrad=3"], "optimizer.amsgrad=3 must be true or false"),
+    # ranges
+    (["optimizer.lr=0"], "optimizer.lr=0 must be a number above 0"),
+    (["optimizer.lr=-1e-3"], "optimizer.lr=-0.001 must be a number above 0"),
+    (["model.dropout=1.0"], "model.dropout=1.0 must be a number of at least 0 and below 1"),
+    (["data.batch_size=0"], "data.batch_size=0 must be a whole number of at least 1"),
+    (["label_smoothing=1"], "label_smoothing=1 must be a number of at least 0 and below 1"),
+    (["trainer.limit_train_batches=1.5"], "trainer.limit_train_batches=1.5 must be a whole number of batches"),
+    (["data.std=[0.2,0.2,0]"], "data.std=[0.2, 0.2, 0] must be a list of 3, each a number above 0"),
+    (["augment.flip.p=2"], "augment.flip.p=2 must be a number of at least 0 and at most 1"),
+    (["finetune.layer_decay=1.5"], "finetune.layer_decay=1.5 must be a number above 0 and at most 1"),
+    (["model.pool=max"], "model.pool=max must be one of cls, mean"),
+    (["preflight=maybe"], "preflight=maybe must be one of strict, warn, only, off"),
+    (["seed=-1"], "seed=-1 must be a whole number from 0 to 4294967295"),
+    # together
+    (["model.patch_size=5"], "image_size=32 is not a multiple of patch_size=5: take patch_size=4"),
+    (["model.num_heads=5"], "embed_dim=192 is not a multiple of num_heads=5: embed_dim=190 or num_heads=4 would do"),
+    (["model.embed_dim=90"], "pos_embed=sincos2d needs embed_dim to be a multiple of 4, not 90: take 88"),
+    (["scheduler.schedule.warmup=100000"], "warmup=100000 takes 100000 of the run's 10530 steps"),
+    (["trainer.max_steps=10", "scheduler.schedule.warmup=10"], "warmup=10 takes 10 of the run's 10 steps"),
+    (["trainer.devices=3"], "batch_size=128 does not divide among 3 devices: take 129"),
+    (
+        ["trainer=cpu", "trainer.precision=16-mixed"],
+        "a CPU does not train in float16; take auto, bf16-mixed or 32-true",
+    ),
+    (["scheduler=plateau", "data.val_size=0"], "scheduler follows val/acc, but data.val_size=0 leaves no validation"),
+    (["scheduler=plateau", "scheduler.monitor=null"], "ReduceLROnPlateau needs scheduler.monitor"),
+    (["scheduler=plateau", "scheduler.interval=step"], "take interval=epoch"),
+    (["checkpoint.monitor=val/accuracy"], "checkpoint follows 'val/accuracy', which nothing logs; there are "),
+    (["checkpoint.monitor=val/loss"], "mode=max of val/loss would take the worst epoch: take mode=min"),
+    (["trainer.max_epochs=-1"], "this schedule must know the run's length"),
+    (["trainer.max_epochs=-1", "scheduler=constant"], "the run would never end"),
+    (["data.num_classes=9"], "num_classes=9, but data.classes names 10"),
+    (["model.in_channels=1"], "in_channels=1, but the images have 3 channels"),
+    (["data.val_size=50000"], "val_size=50000 leaves none of the 50000 images to train on"),
+    (["data.max_train_images=100"], "batch_size=128 is more than the 100 training images"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "sentence"), ONE, ids=lambda value: str(value)[:40])
+def test_one_mistake_is_one_sentence(overrides: list[str], sentence: str) -> None:
+    (line,) = mistakes(*overrides)
+    assert sentence in line
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer._target_=torch.optim.RAdam", "+optimizer.decoupled_weight_decay=true"],
+        ["trainer.max_epochs=-1", "trainer.max_steps=100"],
+        ["trainer.devices=[0,1]", "trainer.limit_val_batches=0.5", "trainer.val_check_interval=10"],
+        ["trainer.max_time=00:01:00:00", "trainer.max_epochs=null", "scheduler=constant"],
+        ["model._target_=torchvision.models.resnet18", "+model.weights=null"],
+        ["+trainer.reload_dataloaders_every_n_epochs=1", "trainer.profiler=simple"],
+        ["checkpoint.monitor=val/loss", "checkpoint.mode=min"],
+        ["callbacks.progress=null", "augment.flip=null", "logger=none"],
+        ["+width=64", "model.embed_dim=${width}", "model.num_heads=2"],
+        ["optimizer.betas=[0.9,0.95]", "data.val_size=0", "trainer.precision=bf16-mixed"],
+        ["+callbacks.summary._target_=pytorch_lightning.callbacks.ModelSummary", "+callbacks.summary.max_depth=2"],
+    ],
+    ids=lambda value: value[0],
+)
+def test_what_is_right_passes(overrides: list[str]) -> None:
+    assert mistakes(*overrides) == []
+
+
+def test_all_mistakes_are_said_at_once_with_the_file_they_stand_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf)
+    monkeypatch.setattr(run_guard, "CONF", conf)
+    experiment = {"optimizer": {"lrr": 1}, "trainer": {"max_epochs": "many"}, "batch_sise": 3, "data": {"val_size": -1}}
+    (conf / "experiment" / "mine.yaml").write_text("# @package _global_\n" + yaml.dump(experiment))
+    (conf / "model" / "mine.yaml").write_text("defaults: [vit_scratch]\nnum_head: 3\n")
+    lines = mistakes("experiment=mine", "model=mine", "+model.dept=3", "optimizer.eps=-1", conf=conf)
+    assert sorted(lines) == [
+        "data.val_size=-1 in conf/experiment/mine.yaml must be a number of at least 0",
+        "optimizer.eps=-1 must be a number of at least 0",
+        "trainer.max_epochs=many in conf/experiment/mine.yaml must be a whole number of at least 1, "
+        "or -1 for no limit, or null",
+        "unknown key 'batch_sise' in conf/experiment/mine.yaml; it has " + ", ".join(sorted(run_guard.known_names())),
+        "unknown key 'model.dept'. Did you mean 'depth'?",
+        "unknown key 'model.num_head' in conf/model/mine.yaml. Did you mean 'num_heads'?",
+        "unknown key 'optimizer.lrr' in conf/experiment/mine.yaml. Did you mean 'lr'?",
+    ]
+
+
+def test_the_command_line_gets_all_of_them(in_process: Command, tmp_path: Path) -> None:
+    mistyped = ["optimizer.lrr=1", "modle=vit", "scheduler=cosinus", "model.depth=[3"]
+    result = in_process("train.py", *mistyped, "trainer.max_epochs=abc", "+model.depht=3")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert sorted(result.stderr.splitlines()) == [
+        "error: 'model.depth=[3' is not of the form key=value (no viable alternative at input '[3')",
+        "error: there is no scheduler=cosinus. Did you mean 'cosine'? (scheduler: constant, cosine, plateau, step)",
+        "error: trainer.max_epochs=abc must be a whole number of at least 1, or -1 for no limit, or null",
+        "error: unknown key 'model.depht'. Did you mean 'depth'?",
+        "error: unknown key 'modle'. Did you mean 'model'?",
+        "error: unknown key 'optimizer.lrr'. Did you mean 'lr'?",
+    ]
+    assert not (tmp_path / "outputs").exists()  # nothing was begun
+
+
+def test_a_sweep_s_jobs_are_checked(in_process: Command) -> None:
+    result = in_process("train.py", "-m", "optimizer.lr=0,1")
+    assert result.returncode == 2
+    assert "error: optimizer.lr=0 must be a number above 0" in result.stderr
+
+
+MY_MODULE = """
+from typing import Literal, Optional, Union
+import torch
+from torch import nn
+
+Side = Union[int, tuple[int, int]]
+
+class Base(nn.Module):
+    def __init__(self, num_classes: int, *, image_size: Side = 32, name: Optional[str] = None, bias=True):
+        super().__init__()
+
+class Child(Base):
+    def __init__(self, kind: Literal["a", "b"], width: "int" = 3, **shared):
+        super().__init__(name="child", **shared)
+
+class Grandchild(Child):
+    pass
+
+Alias = Grandchild
+
+def make(num_classes: int, *, layers: list[int], **anything):
+    return Base(num_classes)
+"""
+
+
+@pytest.fixture
+def my_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("from .nets import *\n")
+    (tmp_path / "mine" / "nets.py").write_text(MY_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "mine"
+
+
+def test_signatures_are_read_through_imports_bases_and_aliases(my_module: str) -> None:
+    for name in ("Child", "Grandchild", "Alias"):
+        signature = read_signature(f"mine.{name}", "model")
+        assert set(signature.parameters) == {"num_classes", "image_size", "bias", "kind", "width"}
+        assert not signature.is_open
+        assert [n for n, p in signature.parameters.items() if p.required] == ["num_classes", "kind"]
+    assert read_signature("mine.make", "model").is_open
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["+model.kind=c"], "model.kind=c must be a, b"),
+        (["+model.kind=a", "+model.width=wide"], "model.width=wide must be a whole number"),
+        (["+model.kind=a", "+model.name=x"], "unknown key 'model.name'"),
+        ([], "model lacks kind, which mine.Grandchild needs"),
+    ],
+    ids=str,
+)
+def test_a_network_of_one_s_own_is_checked_too(overrides: list[str], sentence: str, my_module: str) -> None:
+    (line,) = mistakes("model._target_=mine.Grandchild", *overrides)
+    assert sentence in line
+
+
+def targets() -> list[str]:
+    found = set()
+    for file in CONF.rglob("*.yaml"):
+        found |= set(_targets_in(yaml.safe_load(file.read_text())))
+    return sorted(found)
+
+
+def _targets_in(node: object) -> list[str]:
+    if not isinstance(node, dict):
+        return []
+    own = [node["_target_"]] if "_target_" in node else []
+    return own + [target for value in node.values() for target in _targets_in(value)]
+
+
+OTHERS = [
+    *(f"torch.optim.{name}" for name in ("Adadelta", "NAdam", "RMSprop", "Muon", "LBFGS")),
+    *(f"torch.optim.lr_scheduler.{name}" for name in ("OneCycleLR", "CosineAnnealingLR", "LinearLR", "PolynomialLR")),
+    "pytorch_lightning.callbacks.StochasticWeightAveraging",
+    "pytorch_lightning.callbacks.WeightAveraging",
+    "pytorch_lightning.callbacks.ModelCheckpoint",
+    "pytorch_lightning.profilers.PyTorchProfiler",
+    "torchvision.models.resnet18",
+    "torchvision.transforms.v2.RandAugment",
+    "timm.create_model",
+    "timm.optim.Lamb",
+    "timm.models.vision_transformer.VisionTransformer",
+    "torchmetrics.classification.MulticlassAccuracy",
+]
+
+
+@pytest.mark.parametrize("target", [t for t in (*targets(), *OTHERS) if not t.startswith("vitlab.config.run_guard")])
+def test_what_is_read_from_the_source_is_what_python_says(target: str) -> None:
+    if "Wandb" in target or "MLFlow" in target:
+        pytest.skip("an extra")
+    found = _find(target)
+    assert found is not None
+    signature = _signature(*found)
+    assert signature is not None
+    parameters = inspect.signature(pkgutil.resolve_name(target)).parameters.values()
+    named = {p.name: p.default is p.empty for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):  # Python does not say what becomes of them
+        assert named.items() <= {name: p.required for name, p in signature.parameters.items()}.items()
+    else:
+        assert named == {name: p.required for name, p in signature.parameters.items()}
+        assert not signature.is_open
+
+
+def test_readme_s_commands_are_in_order() -> None:
+    for line in (ROOT / "README.md").read_text().splitlines():
+        if line.startswith("python train.py ") and not {"--help", "-m"} & set(line.split()):
+            assert mistakes(*line.split()[2:]) == []

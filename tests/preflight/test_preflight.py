@@ -1,0 +1,297 @@
+"""What people get wrong is found before training, and nothing is found where nothing is wrong."""
+
+import copy
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from config.test_composition import composed
+from conftest import SMALL_RUN, Command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vitlab.config.building import adopt_user_network, build, build_network
+from vitlab.data.arrays import ImageArrays
+from vitlab.experiment import adopt_facts, build_classifier, build_data, weights_to_start_from
+from vitlab.preflight import Preflight, Status, Subject, run_preflight
+from vitlab.runs.checkpoint import read_checkpoint
+
+DATA = ["data=synthetic", "data.train_images=1600", "data.test_images=100", "data.batch_size=32", "trainer=cpu"]
+TINY = ["model.patch_size=8", "model.embed_dim=32", "model.depth=2", "model.num_heads=2"]
+
+
+def subject_of(folder: Path, *overrides: str, change: Callable[[Subject], None] = lambda subject: None) -> Subject:
+    """The objects of a run, as `train` builds them."""
+    arguments = [*DATA, "trainer.precision=32-true", *overrides]
+    config = composed(folder, *arguments)
+    torch.manual_seed(0)
+    adopt_user_network(config, arguments)
+    weights = weights_to_start_from(config)
+    data = build_data(config)
+    data.prepare_data()
+    data.setup()
+    adopt_facts(config, data)
+    classifier = build_classifier(config, build_network(config.model))
+    trainer = build(config.trainer, "trainer", logger=False, callbacks=[], default_root_dir=str(folder))
+    subject = Subject(
+        classifier,
+        data,
+        trainer,
+        expected_input=weights.input if weights else {},
+        head_is_loaded=False,
+        positions=config.model.get("pos_embed") != "none",
+        batch=data.first_batch(torch.device("cpu")),
+    )
+    change(subject)
+    return subject
+
+
+def failures(preflight: Preflight) -> dict[str, str]:
+    return {finding.check: f"{finding.figure}: {finding.meaning}" for finding in preflight.failures}
+
+
+def network(name: str) -> list[str]:
+    return [f"model._target_=preflight.networks.{name}"]
+
+
+FAULTY_NETWORKS = [
+    ("NotebookNet", "sees its input", "blocks.0.attention (MultiheadAttention) mixes along the batch axis"),
+    ("SoftmaxOverTheBatch", "images are independent", "images see each other along the batch axis"),
+    ("EndsInSoftmax", "head", "the network ends in a softmax"),
+    ("ThousandClasses", "head", "there are 10 classes: the shape must be [7, 10]"),
+    ("NoPositions", "order matters", "position embeddings left out"),
+    ("ForgottenParameter", "what learns", "positions is a plain tensor"),
+    ("DetachedPatches", "gradients", "none reaches 2 of 19 parameters: patches.weight, patches.bias"),
+    ("FrozenBackbone", "what learns", "these have requires_grad=False"),
+    ("UnusedLayer", "gradients", "left_over.weight"),
+    ("LosesTokens", "sees its input", "the gradient reaches 12 of 16 patches"),
+    ("LargeStart", "loss at the start", "sure of wrong answers"),
+    ("NanGradient", "gradients", "NaN or infinite in"),
+    ("Overflows", "head", "are NaN or infinite"),
+    ("WrongSize", "head", "the network fails on images [7, 3, 32, 32]: RuntimeError"),
+    ("Blind", "sees its input", "all images give the same logits"),
+    ("CutOff", "one batch is learned", "the gradient is cut"),
+]
+
+
+@pytest.mark.parametrize(("name", "check", "sentence"), FAULTY_NETWORKS, ids=lambda value: str(value)[:25])
+def test_a_faulty_network_is_found(name: str, check: str, sentence: str, tmp_path: Path) -> None:
+    found = failures(run_preflight(subject_of(tmp_path, *network(name)), tmp_path))
+    assert sentence in found.get(check, str(found))
+
+
+def test_attention_over_the_batch_axis_is_named_also_where_the_logits_differ(tmp_path: Path) -> None:
+    subject = subject_of(tmp_path, *network("NotebookNet"), "+model.average=true")
+    found = failures(run_preflight(subject, tmp_path))
+    assert "first in blocks.0.attention (MultiheadAttention)" in found["images are independent"]
+
+
+def shuffle_labels(subject: Subject) -> None:
+    train = subject.data.splits["train"]
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    subject.data.splits["train"] = ImageArrays(train.images, train.labels[order], train.names)
+    subject.batch = subject.data.first_batch(torch.device("cpu"))
+
+
+def put_test_images_into_train(subject: Subject) -> None:
+    train, test = subject.data.splits["train"], subject.data.splits["test"]
+    images = torch.cat([train.images[:-50], test.images[:50]])
+    subject.data.splits["train"] = ImageArrays(images, train.labels, train.names)
+
+
+def count_labels_from_one(subject: Subject) -> None:
+    train = subject.data.splits["train"]
+    subject.data.splits["train"] = ImageArrays(train.images, train.labels + 1, train.names)
+
+
+def bad_augmentation(kind: str) -> list[str]:
+    return [
+        "augment.flip._target_=preflight.networks.BadAugmentation",
+        "~augment.flip.p",
+        f"+augment.flip.kind={kind}",
+    ]
+
+
+FAULTY_DATA = [
+    (["data.mean=[0,0,0]", "data.std=[1,1,1]"], None, "normalised input", "not near mean 0 and standard deviation 1"),
+    (["data.mean=[0,0,0]", "data.std=[0.004,0.004,0.004]"], None, "normalised input", "unscaled, as values up to 255"),
+    (bad_augmentation("nan"), None, "augmentation", "augmented images hold NaN"),
+    (bad_augmentation("bright"), None, "augmentation", "leave the range from black to white"),
+    ([], shuffle_labels, "labels fit images", "nothing to do with the images"),
+    ([], put_test_images_into_train, "splits are apart", "50 of 100 test images are also in train"),
+    ([], count_labels_from_one, "labels", "labels from 1 to 10 for 10 classes"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "change", "check", "sentence"), FAULTY_DATA, ids=lambda v: str(v)[:30])
+def test_faulty_data_is_found(
+    overrides: list[str], change: Callable[[Subject], None] | None, check: str, sentence: str, tmp_path: Path
+) -> None:
+    subject = subject_of(tmp_path, *network("Sound"), *overrides, change=change or (lambda subject: None))
+    found = failures(run_preflight(subject, tmp_path))
+    assert sentence in found.get(check, str(found))
+    assert set(found) <= {check, "order matters"}  # beside values up to 250, positions of 0.02 are nothing
+
+
+FAULTY_RECIPES = [
+    (["optimizer.lr=0.1"], "learning rate", "the learning rate is too high"),
+    (
+        ["optimizer=sgd", "optimizer.lr=3", "trainer.gradient_clip_val=null"],
+        "learning rate",
+        "the learning rate is too high",
+    ),
+    (["trainer.gradient_clip_val=1e-6"], "clipping", "next to nothing is left to learn from"),
+    (["trainer.gradient_clip_val=1e-9", "trainer.gradient_clip_algorithm=value"], "clipping", "next to nothing"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "check", "sentence"), FAULTY_RECIPES, ids=lambda value: str(value)[:30])
+def test_a_faulty_recipe_is_found(overrides: list[str], check: str, sentence: str, tmp_path: Path) -> None:
+    found = failures(run_preflight(subject_of(tmp_path, *TINY, *overrides), tmp_path))
+    assert sentence in found.get(check, str(found))
+    assert len(found) == 1
+
+
+def test_what_does_not_survive_bfloat16(tmp_path: Path) -> None:
+    subject = subject_of(tmp_path, *network("DropsDigits"), "trainer.precision=bf16-mixed")
+    found = failures(run_preflight(subject, tmp_path))
+    assert "the network does not survive rounding" in found["precision"]
+    assert failures(run_preflight(subject_of(tmp_path, *network("DropsDigits")), tmp_path)) == {}
+
+
+def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 100_000}))
+    found = failures(run_preflight(subject_of(tmp_path, *network("Sound")), tmp_path))
+    assert "the run would lose its model" in found["disk"]
+
+
+SOUND = [
+    *(network(name) for name in ("Sound", "ZeroHead", "TokensFirst")),
+    TINY,
+    [*TINY, "model.pool=cls", "model.pos_embed=learned", "model.drop_path=0.2", "model.dropout=0.1"],
+    [*TINY, "model.pos_embed=none"],
+    [*TINY, "model.head_hidden_dim=16", "model.qk_norm=true"],
+    [*TINY, "optimizer=sgd"],
+    [*TINY, "optimizer=adam", "scheduler=step", "trainer.gradient_clip_val=null"],
+    [*TINY, "finetune=head_only"],
+    [*TINY, "finetune=freeze_first"],
+    [*TINY, "finetune=layer_decay", "optimizer.lr=5e-5"],
+    [*TINY, "augment=none", "data.val_size=0", "data.max_train_images=32"],
+    *(
+        ["model=vit_pretrained", "model.pretrained=false", f"model.name={name}", "data.image_size=64"]
+        for name in ("test_vit", "test_convnext", "test_resnet", "test_efficientnet")
+    ),
+]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("overrides", SOUND, ids=lambda value: " ".join(value)[-45:])
+def test_no_false_alarm(overrides: list[str], precision: str, tmp_path: Path) -> None:
+    preflight = run_preflight(subject_of(tmp_path, *overrides, f"trainer.precision={precision}"), tmp_path)
+    assert failures(preflight) == {}
+    assert not [f for f in preflight.findings if f.status is Status.SKIPPED and f.check != "labels fit images"]
+
+
+def test_everything_is_afterwards_what_it_was(tmp_path: Path) -> None:
+    subject = subject_of(tmp_path, *TINY, "model.dropout=0.1", "augment=basic")
+    network = subject.classifier.network
+    before = copy.deepcopy(network.state_dict())
+    chance = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    preflight = run_preflight(subject, tmp_path)
+    assert failures(preflight) == {}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+    assert network.training
+    assert torch.equal(chance[0], torch.get_rng_state())
+    assert np.array_equal(chance[1], np.random.get_state()[1])
+    assert chance[2] == random.getstate()
+
+
+def test_a_checked_run_gives_the_numbers_of_an_unchecked_one(in_process: Command, tmp_path: Path) -> None:
+    checkpoints = []
+    for mode in ("strict", "off"):
+        result = in_process("train.py", *SMALL_RUN, f"preflight={mode}", f"hydra.run.dir={mode}")
+        assert result.returncode == 0, result.stderr
+        checkpoints.append(read_checkpoint(tmp_path / mode / "checkpoints" / "last.ckpt"))
+    checked, unchecked = checkpoints
+    assert (tmp_path / "strict" / "preflight.json").exists()
+    assert not (tmp_path / "off" / "preflight.json").exists()
+    assert all(torch.equal(checked["state_dict"][key], unchecked["state_dict"][key]) for key in unchecked["state_dict"])
+    assert_same(checked["optimizer_states"], unchecked["optimizer_states"])
+
+
+def assert_same(one: Any, other: Any) -> None:
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list):
+        for left, right in zip(one, other, strict=True):
+            assert_same(left, right)
+    else:
+        assert one == other
+
+
+NOTEBOOK = [
+    *(a for a in SMALL_RUN if not a.startswith("model.")),
+    "model._target_=preflight.networks.NotebookNet",
+    "hydra.run.dir=run",
+]
+
+
+def test_the_notebook_s_network_is_refused(in_process: Command, tmp_path: Path) -> None:
+    result = in_process("train.py", *NOTEBOOK)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "preflight: gradients, sees its input failed: see above" in result.stderr
+    assert "blocks.0.attention (MultiheadAttention) mixes along the batch axis" in result.stdout
+    assert "batch_first=True" in result.stdout
+    run = tmp_path / "run"
+    assert json.loads((run / "manifest.json").read_text())["status"] == "failed"
+    assert not (run / "checkpoints").exists()
+    checks = json.loads((run / "preflight.json").read_text())
+    assert not checks["passed"]
+    (seen,) = [check for check in checks["checks"] if check["check"] == "sees its input"]
+    assert seen["status"] == "failed"
+    assert "along the batch axis" in seen["meaning"]
+
+
+def test_warn_trains_all_the_same(in_process: Command, tmp_path: Path) -> None:
+    result = in_process("train.py", *NOTEBOOK, "preflight=warn")
+    assert result.returncode == 0
+    assert "mixes along the batch axis" in result.stdout
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
+
+
+def test_only_shows_the_table_and_ends(in_process: Command, tmp_path: Path) -> None:
+    result = in_process("train.py", *SMALL_RUN, "preflight=only", "hydra.run.dir=run")
+    assert result.returncode == 0, result.stderr
+    for line in (
+        "sees its input",
+        "images a second in training steps: about",
+        "M parameters",
+        "GB free",
+        " ok, 1 skipped",
+    ):
+        assert line in result.stdout
+    run = tmp_path / "run"
+    assert json.loads((run / "manifest.json").read_text())["status"] == "checked"
+    assert json.loads((run / "preflight.json").read_text())["passed"]
+    assert not (run / "metrics.json").exists()
+    assert in_process("train.py", *NOTEBOOK[:-1], "preflight=only").returncode == 2
+
+
+def test_tensorboard_shows_the_checks(small_run: Path) -> None:
+    events = EventAccumulator(str(small_run / "tensorboard"))
+    events.Reload()
+    (text,) = events.Tensors("preflight/text_summary")
+    table = text.tensor_proto.string_val[0].decode()
+    assert "| ok | sees its input | logits differ by" in table
+    checks = json.loads((small_run / "preflight.json").read_text())
+    assert [check["check"] in table for check in checks["checks"]] == [True] * len(checks["checks"])

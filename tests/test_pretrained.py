@@ -101,7 +101,7 @@ def test_another_choice_than_the_weights_is_told_with_both_values(weights: Path,
         (["model.name=hf-hub:timm/test_vit"], "weights from elsewhere: model.weights=<file>"),
         (["model.pretrained=false", "data.image_size=100"], "takes no images of image_size=100 px"),
         (["model.pretrained=false", "finetune.layer_decay=2"], "layer_decay=2"),
-        (["model.pretrained=false", "finetune.layer_decay=x"], "layer_decay=x must be above 0"),
+        (["model.pretrained=false", "finetune.layer_decay=x"], "finetune.layer_decay=x must be a number above 0 and at most 1"),
         (["model.pretrained=false", "finetune.freeze_epochs=0.5"], "freeze_epochs=0.5 must be a whole number"),
         (["model._target_=torchvision.models.resnet18"], "data.image_size must be given"),
         (
@@ -198,7 +198,7 @@ def test_a_network_of_one_s_own_starts_from_a_file(
 ) -> None:
     (tmp_path / "own_weights.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    state = {"head.weight": torch.zeros(10, 3072), "head.bias": torch.arange(10.0)}
+    state = {"head.weight": torch.zeros(10, 3072), "head.bias": torch.arange(10.0) / 10}
     torch.save(state, tmp_path / "own.pth")
     arguments = ["model._target_=own_weights.Plain", "model.weights=own.pth", "debug=fast"]
     result = in_process("train.py", *SHORT, *arguments)

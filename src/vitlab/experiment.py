@@ -70,7 +70,8 @@ def train(config: DictConfig) -> dict[str, float]:
     if weights and report:
         print_weights(weights, report)
     try:
-        if config.preflight != "off" and trainer.is_global_zero:
+        mode = config.preflight or "off"  # YAML reads an unquoted off as false
+        if mode != "off" and trainer.is_global_zero:
             subject = Subject(
                 classifier,
                 data,
@@ -80,8 +81,8 @@ def train(config: DictConfig) -> dict[str, float]:
                 positions=config.model.get("pos_embed") != "none",
                 batch=data.first_batch(trainer.strategy.root_device),
             )
-            check_before_training(subject, run, str(config.preflight))
-        if config.preflight == "only":
+            check_before_training(subject, run, mode)
+        if mode == "only":
             end_run(run, "checked")
             return {}
         with told_apart(trainer):
@@ -158,8 +159,6 @@ def build_trainer(config: DictConfig, resolved: dict[str, Any], run: RunDirector
     if not config.trainer.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     selects = config.data.val_size > 0 and config.trainer.limit_val_batches != 0
-    if not selects:
-        check_nothing_follows_validation(config, callbacks)
     trainer: pl.Trainer = build(
         config.trainer,
         "trainer",
@@ -176,19 +175,6 @@ def build_trainer(config: DictConfig, resolved: dict[str, Any], run: RunDirector
         default_root_dir=str(run.path),
     )
     return trainer
-
-
-def check_nothing_follows_validation(config: DictConfig, callbacks: Sequence[pl.Callback]) -> None:
-    """Refuses a run without validation in which a callback or the scheduler waits for its metrics.
-
-    Raises:
-        UserError: naming what waits.
-    """
-    waiting = {"scheduler": config.scheduler.monitor}
-    waiting |= {type(callback).__name__: getattr(callback, "monitor", None) for callback in callbacks}
-    for name, monitor in waiting.items():
-        if str(monitor).startswith("val/"):
-            raise UserError(f"{name} follows {monitor}, but data.val_size or trainer.limit_val_batches is 0")
 
 
 def checkpoints(run: RunDirectory, choice: DictConfig, *, selects: bool) -> Sequence[ModelCheckpoint]:

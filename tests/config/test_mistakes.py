@@ -12,7 +12,7 @@ MISTAKES = [
     (["optimizer.lrr=1"], "unknown key 'optimizer.lrr'. Did you mean 'lr'?"),
     (["modle=vit_scratch"], "unknown key 'modle'. Did you mean 'model'?"),
     (["model=vit_scrach"], "there is no model=vit_scrach. Did you mean 'vit_scratch'?"),
-    (["data=image_folder"], "data.root must be given: add data.root=..."),
+    (["data=image_folder"], "data.root in conf/data/image_folder.yaml must be given: add data.root=..."),
     (["data=image_folder", "data.root=nowhere"], "data.root=nowhere: there is no folder nowhere/train"),
     ([*SMALL_RUN, "model.patch_size=5"], "image_size=32 is not a multiple of patch_size=5"),
     ([*SMALL_RUN, "model._target_=nowhere.Net"], "model._target_=nowhere.Net can't be imported"),
@@ -20,7 +20,7 @@ MISTAKES = [
     ([*SMALL_RUN, "trainer=gpu"], "trainer"),
     pytest.param(
         [*SMALL_RUN, "logger=wandb"],
-        "logger needs the package wandb: pip install -e '.[wandb]'",
+        "logger in conf/logger/wandb.yaml needs the package wandb: pip install -e '.[wandb]'",
         marks=pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed"),
     ),
     (["model.depth=[3"], "'model.depth=[3' is not of the form key=value"),

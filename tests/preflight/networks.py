@@ -7,8 +7,8 @@ from torch import Tensor, nn
 class NotebookNet(nn.Module):
     """The scratch network of the notebook that this project replaces.
 
-    `nn.MultiheadAttention` without `batch_first=True` gets `[B, N, D]` and attends over the images of the batch. The class
-    token meets class tokens alone: the logits are constant.
+    `nn.MultiheadAttention` without `batch_first=True` gets `[B, N, D]` and attends over the images of the batch. The
+    class token meets class tokens alone: the logits are constant.
     """
 
     def __init__(

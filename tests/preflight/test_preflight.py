@@ -35,7 +35,10 @@ def subject_of(folder: Path, *overrides: str, change: Callable[[Subject], None] 
     data.prepare_data()
     data.setup()
     adopt_facts(config, data)
-    classifier = build_classifier(config, build_network(config.model))
+    network = build_network(config.model)
+    if config.compile:
+        network.compile()
+    classifier = build_classifier(config, network)
     trainer = build(config.trainer, "trainer", logger=False, callbacks=[], default_root_dir=str(folder))
     subject = Subject(
         classifier,
@@ -181,6 +184,7 @@ SOUND = [
     [*TINY, "finetune=freeze_first"],
     [*TINY, "finetune=layer_decay", "optimizer.lr=5e-5"],
     [*TINY, "augment=none", "data.val_size=0", "data.max_train_images=32"],
+    [*TINY, "compile=true"],
     *(
         ["model=vit_pretrained", "model.pretrained=false", f"model.name={name}", "data.image_size=64"]
         for name in ("test_vit", "test_convnext", "test_resnet", "test_efficientnet")
@@ -188,12 +192,64 @@ SOUND = [
 ]
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("overrides", SOUND, ids=lambda value: " ".join(value)[-45:])
 def test_no_false_alarm(overrides: list[str], precision: str, tmp_path: Path) -> None:
     preflight = run_preflight(subject_of(tmp_path, *overrides, f"trainer.precision={precision}"), tmp_path)
     assert failures(preflight) == {}
     assert not [f for f in preflight.findings if f.status is Status.SKIPPED and f.check != "labels fit images"]
+
+
+def shuffle_half_of_the_labels(subject: Subject) -> None:
+    train = subject.data.splits["train"]
+    labels = train.labels.clone()
+    half = len(labels) // 2
+    labels[:half] = labels[torch.randperm(half, generator=torch.Generator().manual_seed(0))]
+    subject.data.splits["train"] = ImageArrays(train.images, labels, train.names)
+
+
+def put_mirrored_test_images_into_train(subject: Subject) -> None:
+    train, test = subject.data.splits["train"], subject.data.splits["test"]
+    images = torch.cat([train.images[:-50], test.images[:50].flip(-1)])
+    subject.data.splits["train"] = ImageArrays(images, train.labels, train.names)
+
+
+NOT_CAUGHT = [
+    ([], shuffle_half_of_the_labels),
+    ([], put_mirrored_test_images_into_train),
+    (["data.mean=[0.5,0.5,0.5]", "data.std=[0.25,0.25,0.25]"], None),
+    (["optimizer.lr=3e-3"], None),
+    (["optimizer=sgd", "optimizer.lr=3"], None),  # gradients clipped to norm 1
+    (["optimizer.lr=1e-6"], None),
+]
+
+
+@pytest.mark.parametrize(("overrides", "change"), NOT_CAUGHT, ids=lambda v: str(v)[:40])
+def test_what_is_not_caught_is_said_to_be_so(
+    overrides: list[str], change: Callable[[Subject], None] | None, tmp_path: Path
+) -> None:
+    subject = subject_of(tmp_path, *TINY, *overrides, change=change or (lambda subject: None))
+    assert failures(run_preflight(subject, tmp_path)) == {}
+
+
+def test_frozen_positions_are_a_warning(tmp_path: Path) -> None:
+    # Fixed ones are common; whether these were meant to learn, nobody can see.
+    preflight = run_preflight(subject_of(tmp_path, *network("ForgottenRequiresGrad")), tmp_path)
+    (finding,) = [f for f in preflight.findings if f.check == "what learns"]
+    assert finding.status is Status.WARNING
+    assert "frozen: positions" in finding.figure
+
+
+def test_weights_say_how_their_images_were_normalised(tmp_path: Path) -> None:
+    timm = ["model=vit_pretrained", "model.pretrained=false", "model.name=test_vit", "data.image_size=64"]
+    chosen = ["data.mean=[0.4,0.4,0.4]", "data.std=[0.3,0.3,0.3]"]
+    found = [
+        {f.check: f for f in run_preflight(subject_of(tmp_path, *timm, *more), tmp_path).findings}["normalised input"]
+        for more in ([], chosen)
+    ]
+    assert (found[0].status, found[1].status) == (Status.OK, Status.WARNING)
+    assert "as the pretrained weights had it" in found[0].figure
+    assert "trained with mean=[0.5, 0.5, 0.5] std=[0.5, 0.5, 0.5], not with [0.4, 0.4, 0.4]" in found[1].meaning
 
 
 def test_everything_is_afterwards_what_it_was(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vitlab.config.building import did_you_mean
+from vitlab.config.check import find_mistakes
 from vitlab.errors import UserError
 
 CONF = Path(__file__).parents[3] / "conf"  # of the checkout that vitlab is installed from
@@ -63,7 +64,7 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Pat
         command: The command's own values: a misspelt key may have meant one of those.
 
     Raises:
-        UserError: a key is unknown.
+        UserError: a key is unknown, or a value is not what its place takes.
         hydra.errors.MissingConfigException: a group has no such option.
     """
     OmegaConf.set_struct(config, True)
@@ -75,6 +76,11 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Pat
             raise UserError(f"unknown key '{key}'{did_you_mean(key, {*config.keys(), *command.keys()})}")
         else:
             OmegaConf.update(config, key, value, merge=True)
+    typed = tuple(override.key_or_group for override in overrides)
+    found = find_mistakes(config, [], set(map(str, config)))
+    wrong = [f"{m.subject}{m.rest}" for m in found if m.path.startswith(typed)]
+    if wrong:
+        raise UserError("; ".join(wrong))
 
 
 def _replace_group(config: DictConfig, group: str, option: str, conf: Path) -> None:

@@ -1,12 +1,32 @@
-"""What the config leaves to the machine."""
+"""What the config leaves to the machine, and what the machine can't do of it."""
+
+import logging
 
 from omegaconf import DictConfig
 
+from vitlab.errors import UserError
+
+log = logging.getLogger(__name__)
+
 
 def resolve_machine(config: DictConfig) -> None:
-    """Replaces `trainer.precision=auto` by what this machine has, in place."""
-    if config.trainer.precision == "auto":
-        config.trainer.precision = best_precision(str(config.trainer.accelerator))
+    """Replaces `trainer.precision=auto` by what this machine has, in place; warns of one that it only emulates.
+
+    Raises:
+        UserError: it can't train in the precision asked for.
+    """
+    trainer = config.trainer
+    best = best_precision(str(trainer.accelerator))
+    if trainer.precision == "auto":
+        trainer.precision = best
+    chosen = str(trainer.precision)
+    if not _has_gpu(str(trainer.accelerator)) and chosen in ("16", "16-true", "16-mixed"):
+        raise UserError(f"trainer.precision={chosen}: a CPU does not train in float16; take auto ({best} here)")
+    if chosen.startswith("bf16") and not best.startswith("bf16"):
+        log.warning(
+            f"trainer.precision={chosen}: this machine emulates bfloat16, many times slower than float32; "
+            f"trainer.precision=auto takes {best}"
+        )
 
 
 def best_precision(accelerator: str) -> str:
@@ -23,3 +43,9 @@ def best_precision(accelerator: str) -> str:
         return "32-true"
     has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def _has_gpu(accelerator: str) -> bool:
+    import torch
+
+    return accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())

@@ -72,7 +72,7 @@ RULES: Mapping[str, Rule] = {
     "label_smoothing": SHARE,
     "compile": SWITCH,
     "matmul_precision": choice("highest", "high", "medium"),
-    "preflight": choice("strict", "warn", "only", "off"),
+    "preflight": Rule("one of strict, warn, only, off", lambda v: v in ("strict", "warn", "only", "off", False)),
     "checkpoint.mode": choice("min", "max"),
     "checkpoint.last_every_n_epochs": whole(1),
     "data.image_size": whole(1) | NULL,

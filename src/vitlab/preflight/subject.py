@@ -60,8 +60,9 @@ class Subject:
 
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
         """In the run's precision."""
-        with self.trainer.precision_plugin.forward_context():
-            logits: Tensor = network(images)
+        precision = self.trainer.precision_plugin
+        with precision.forward_context():
+            logits: Tensor = network(precision.convert_input(images))
         return logits
 
     def loss(self, twin: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor:

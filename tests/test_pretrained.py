@@ -101,7 +101,10 @@ def test_another_choice_than_the_weights_is_told_with_both_values(weights: Path,
         (["model.name=hf-hub:timm/test_vit"], "weights from elsewhere: model.weights=<file>"),
         (["model.pretrained=false", "data.image_size=100"], "takes no images of image_size=100 px"),
         (["model.pretrained=false", "finetune.layer_decay=2"], "layer_decay=2"),
-        (["model.pretrained=false", "finetune.layer_decay=x"], "finetune.layer_decay=x must be a number above 0 and at most 1"),
+        (
+            ["model.pretrained=false", "finetune.layer_decay=x"],
+            "finetune.layer_decay=x must be a number above 0 and at most 1",
+        ),
         (["model.pretrained=false", "finetune.freeze_epochs=0.5"], "freeze_epochs=0.5 must be a whole number"),
         (["model._target_=torchvision.models.resnet18"], "data.image_size must be given"),
         (

@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
 from vitlab.config import run_guard
+from vitlab.config.check import GROUPS, SETTINGS
 from vitlab.config.run_guard import describe_mistakes
 from vitlab.config.signatures import _find, _signature, read_signature
 
@@ -27,6 +28,12 @@ def mistakes(*overrides: str, conf: Path = CONF) -> list[str]:
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c not in ("logger=wandb", "logger=mlflow")])
 def test_what_is_shipped_is_in_order(choice: str) -> None:
     assert mistakes(choice, *(["data.root=somewhere"] if choice == "data=image_folder" else [])) == []
+
+
+def test_the_names_at_the_top_are_those_of_the_files() -> None:
+    declared = set(yaml.safe_load((CONF / "train.yaml").read_text())) - {"defaults", "hydra"}
+    groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra"}
+    assert declared | groups == {*GROUPS, *SETTINGS}
 
 
 ONE = [
@@ -137,7 +144,7 @@ def test_all_mistakes_are_said_at_once_with_the_file_they_stand_in(
         "optimizer.eps=-1 must be a number of at least 0",
         "trainer.max_epochs=many in conf/experiment/mine.yaml must be a whole number of at least 1, "
         "or -1 for no limit, or null",
-        "unknown key 'batch_sise' in conf/experiment/mine.yaml; it has " + ", ".join(sorted(run_guard.known_names())),
+        "unknown key 'batch_sise' in conf/experiment/mine.yaml; it has " + ", ".join(sorted((*GROUPS, *SETTINGS))),
         "unknown key 'model.dept'. Did you mean 'depth'?",
         "unknown key 'model.num_head' in conf/model/mine.yaml. Did you mean 'num_heads'?",
         "unknown key 'optimizer.lrr' in conf/experiment/mine.yaml. Did you mean 'lr'?",

@@ -27,6 +27,11 @@ FILLED_IN = {
 }
 TARGETS = ("model", "data", "optimizer", "finetune", "scheduler.schedule", "trainer")  # that a run can't do without
 COLLECTIONS = ("augment", "callbacks")  # of targets, each under a name of the user's choice
+GROUPS = ("model", "data", "augment", "optimizer", "finetune", "scheduler", "trainer", "callbacks", "logger")
+SETTINGS = (
+    *("name", "run_dir", "seed", "label_smoothing", "compile", "preflight", "matmul_precision", "checkpoint"),
+    *("experiment", "debug"),  # groups whose files fill the others
+)
 PLAIN = {"checkpoint": {"monitor", "mode", "last_every_n_epochs"}, "scheduler": {"schedule", "interval", "monitor"}}
 AUTO = {"trainer.precision": "auto"}  # replaced before the target sees it
 EXTRAS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # packages that an extra of the same name installs
@@ -59,13 +64,12 @@ class Plain:
     mistakes: list[Mistake] = field(default_factory=list)
 
 
-def find_mistakes(config: DictConfig, overrides: Sequence[str], known: set[str]) -> list[Mistake]:
+def find_mistakes(config: DictConfig, overrides: Sequence[str]) -> list[Mistake]:
     """All mistakes of a composed config.
 
     Args:
         config: Without Hydra's own node; it is left as it is.
         overrides: What the user typed.
-        known: Names that the top of the config may have.
     """
     config = copy.deepcopy(config)
     with suppress(UserError, OmegaConfBaseException):  # a target that is missing or can't be found is named below
@@ -74,7 +78,7 @@ def find_mistakes(config: DictConfig, overrides: Sequence[str], known: set[str])
     plain = Plain({})
     plain.values = _resolve(config, "", plain)
     found += plain.mistakes
-    found += _unknown_names(config, plain.values, known)
+    found += _unknown_names(config, plain.values)
     for path, node in _targets(plain.values, ""):
         found += _check_target(path, node, plain)
     found += _out_of_range(plain.values, "", plain)
@@ -110,7 +114,8 @@ def _resolve(node: DictConfig, path: str, plain: Plain) -> dict[str, Any]:
     return values
 
 
-def _unknown_names(config: DictConfig, values: Mapping[str, Any], known: set[str]) -> Iterator[Mistake]:
+def _unknown_names(config: DictConfig, values: Mapping[str, Any]) -> Iterator[Mistake]:
+    known = {*GROUPS, *SETTINGS}
     strangers = set(values) - known
     if strangers:
         # A value that others refer to is of use, wherever it stands.

@@ -77,7 +77,7 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Pat
         else:
             OmegaConf.update(config, key, value, merge=True)
     typed = tuple(override.key_or_group for override in overrides)
-    found = find_mistakes(config, [], set(map(str, config)))
+    found = find_mistakes(config, [])
     wrong = [f"{m.subject}{m.rest}" for m in found if m.path.startswith(typed)]
     if wrong:
         raise UserError("; ".join(wrong))

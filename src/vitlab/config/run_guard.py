@@ -48,16 +48,10 @@ def describe_mistakes(config: DictConfig) -> list[str]:
     overrides = list(config.hydra.overrides.task)
     job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     lines = []
-    for mistake in find_mistakes(job, overrides, known_names()):
+    for mistake in find_mistakes(job, overrides):
         file = place_of(mistake.path, CONF, config.hydra.job.config_name, overrides)
         lines.append(f"{mistake.subject}{f' in {file}' if file else ''}{mistake.rest}")
     return lines
-
-
-def known_names() -> set[str]:
-    """What the top of a config may hold: what train.yaml declares, and the groups."""
-    declared = {str(key) for key in OmegaConf.load(CONF / "train.yaml")}
-    return (declared | {folder.name for folder in CONF.iterdir() if folder.is_dir()}) - {"defaults", "hydra"}
 
 
 def _is_first_process(config: DictConfig) -> bool:

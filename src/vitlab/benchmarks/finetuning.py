@@ -1,6 +1,5 @@
 """Fine-tuning steps beside those of the notebook that this project replaces."""
 
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -8,36 +7,20 @@ import timm
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
+from torch.utils.data import DataLoader
 from torchvision import transforms
-from torchvision.transforms.functional import to_pil_image
 
+from vitlab.benchmarks.pil_images import PILImages
+from vitlab.benchmarks.variant import Sections, Variant, endless
 from vitlab.config.building import build, build_network
 from vitlab.data import ImageDataModule
-from vitlab.data.arrays import ImageArrays
 from vitlab.data.draws import Draws
 from vitlab.data.loader import ResidentLoader, epoch_order
 from vitlab.experiment import adopt_facts, build_data, weights_to_start_from
 
-Variant = Callable[[int], int]
 
-
-class PILImages(Dataset[tuple[Tensor, int]]):
-    """Images as torchvision's CIFAR10 serves them: each through PIL and a transform, in a worker process."""
-
-    def __init__(self, arrays: ImageArrays, transform: Callable[[Any], Tensor]) -> None:
-        self.arrays = arrays
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.arrays)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(to_pil_image(self.arrays.images[index])), int(self.arrays.labels[index])
-
-
-def finetuning(config: DictConfig) -> dict[str, Variant]:
+def finetuning(config: DictConfig) -> Sections:
     """The notebook's loop, and vitlab's path in float32 and bfloat16, each with both kinds of attention."""
     weights_to_start_from(config)
     data = build_data(config)
@@ -50,7 +33,7 @@ def finetuning(config: DictConfig) -> dict[str, Variant]:
         for fused in (True, False):
             name = f"vitlab, {str(precision).removeprefix('torch.')}, {'fused' if fused else 'plain'} attention"
             variants[name] = _vitlab(config, data, device, precision, fused)
-    return variants
+    return {"fine-tuning steps": variants}
 
 
 def _notebook(config: DictConfig, data: ImageDataModule, device: torch.device) -> Variant:
@@ -67,7 +50,7 @@ def _notebook(config: DictConfig, data: ImageDataModule, device: torch.device) -
     loader: DataLoader[Any] = DataLoader(images, config.data.batch_size, shuffle=True, num_workers=2)
     network = timm.create_model(config.model.name, num_classes=config.data.num_classes).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-    batches = _endless(loader)
+    batches = endless(loader)
 
     def run(steps: int) -> int:
         count, correct = 0, 0
@@ -105,7 +88,7 @@ def _vitlab(
         world_size=1,
     )
     transform = data.transform.to(device)
-    batches = _endless(loader)
+    batches = endless(loader)
 
     def run(steps: int) -> int:
         count = 0
@@ -123,8 +106,3 @@ def _vitlab(
         return count
 
     return run
-
-
-def _endless(loader: Any) -> Iterator[Any]:
-    while True:
-        yield from loader

@@ -93,6 +93,8 @@ RULES: Mapping[str, Rule] = {
     "data.noise": number(0),
     "augment.*.p": number(0, 1),
     "augment.*.padding": whole(0),
+    "augment.*.num_ops": whole(1),
+    "augment.*.magnitude": whole(0, 30),
     "optimizer.lr": number(0, above=True),
     "optimizer.weight_decay": number(0),
     "optimizer.momentum": SHARE,

@@ -3,6 +3,7 @@
 from vitlab.data.cifar10 import CIFAR10DataModule
 from vitlab.data.datamodule import Batch, ImageDataModule
 from vitlab.data.image_folder import ImageFolderDataModule
+from vitlab.data.random_operations import RandAugment, TrivialAugment
 from vitlab.data.synthetic import SyntheticDataModule
 from vitlab.data.transforms import BatchTransform, Normalize, RandomCrop, RandomHorizontalFlip, Resize
 
@@ -13,8 +14,10 @@ __all__ = [
     "ImageDataModule",
     "ImageFolderDataModule",
     "Normalize",
+    "RandAugment",
     "RandomCrop",
     "RandomHorizontalFlip",
     "Resize",
     "SyntheticDataModule",
+    "TrivialAugment",
 ]

@@ -1,0 +1,100 @@
+"""Training batches as vitlab makes them, beside torchvision's Pillow transforms in a DataLoader with two workers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from vitlab.benchmarks.pil_images import PILImages
+from vitlab.benchmarks.variant import Sections, Variant, endless
+from vitlab.data import ImageDataModule, RandAugment, RandomCrop, RandomHorizontalFlip, TrivialAugment
+from vitlab.data.draws import Draws
+from vitlab.data.loader import ResidentLoader, epoch_order
+from vitlab.data.transforms import BatchTransform
+from vitlab.experiment import build_data
+
+LARGE = 224  # px, as pretrained networks take them
+
+
+def input_paths(config: DictConfig) -> Sections:
+    """Crop and flip; the same with RandAugment and with TrivialAugment; the resize to 224 px."""
+    data = build_data(config)
+    data.prepare_data()
+    data.setup()
+    size = data.splits["train"].images.shape[-1]
+    crop, flip = RandomCrop(size // 8), RandomHorizontalFlip(0.5)
+    pil_crop = [transforms.RandomCrop(size, padding=size // 8), transforms.RandomHorizontalFlip()]
+    ours: dict[str, Sequence[nn.Module]] = {
+        "RandAugment": [crop, flip, RandAugment(2, 9)],
+        "TrivialAugment": [crop, flip, TrivialAugment()],
+    }
+    theirs = {"RandAugment": transforms.RandAugment(2, 9), "TrivialAugment": transforms.TrivialAugmentWide()}
+    sections = {
+        f"crop and flip, {size} px": {
+            "Pillow, 2 workers": _pillow(data, pil_crop),
+            "vitlab": _vitlab(data, [crop, flip], size),
+        }
+    }
+    for name, augmentations in ours.items():
+        sections[f"crop, flip and {name}, {size} px"] = {
+            "Pillow, 2 workers": _pillow(data, [*pil_crop, theirs[name]]),
+            "vitlab": _vitlab(data, augmentations, size),
+        }
+    sections[f"flip, resize to {LARGE} px"] = {
+        "Pillow, 2 workers (the notebook's)": _pillow(
+            data, [transforms.Resize(LARGE), transforms.RandomHorizontalFlip()]
+        ),
+        "vitlab, bilinear": _vitlab(data, [flip], LARGE, "bilinear"),
+        "vitlab, bicubic": _vitlab(data, [flip], LARGE),
+    }
+    return sections
+
+
+def _pillow(data: ImageDataModule, steps: list[Any]) -> Variant:
+    normalize = transforms.Normalize(data.facts["mean"], data.facts["std"])
+    images = PILImages(data.splits["train"], transforms.Compose([*steps, transforms.ToTensor(), normalize]))
+    loader: DataLoader[Any] = DataLoader(
+        images, data.batch_size, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True
+    )
+    batches = endless(loader)
+
+    def run(steps: int) -> int:
+        return sum(len(next(batches)[1]) for _ in range(steps))
+
+    return run
+
+
+def _vitlab(
+    data: ImageDataModule, augmentations: Sequence[nn.Module], size: int, interpolation: str = "bicubic"
+) -> Variant:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    arrays, facts = data.splits["train"], data.facts
+    transform = BatchTransform(
+        augmentations, image_size=size, interpolation=interpolation, mean=facts["mean"], std=facts["std"]
+    ).to(device)
+    loader = ResidentLoader(
+        arrays,
+        lambda: epoch_order(len(arrays), 0, 0),
+        data.batch_size,
+        drop_last=True,
+        device=device,
+        rank=0,
+        world_size=1,
+    )
+    batches = endless(loader)
+
+    def run(steps: int) -> int:
+        count = 0
+        for _ in range(steps):
+            images, labels, places = next(batches)
+            transform(images, Draws(0, 0, places))
+            count += len(labels)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return count
+
+    return run

@@ -1,0 +1,139 @@
+"""RandAugment and TrivialAugment for whole batches: each image with operations and magnitudes of its own."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vitlab.data import operations
+from vitlab.data.draws import Draws
+
+COLOURS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "Brightness": operations.adjust_brightness,
+    "Color": operations.adjust_colour,
+    "Contrast": operations.adjust_contrast,
+    "Sharpness": operations.adjust_sharpness,
+    "Posterize": operations.posterize,
+    "Solarize": operations.solarize,
+    "AutoContrast": operations.autocontrast,
+    "Equalize": operations.equalize,
+}
+NAMES = ("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", *COLOURS)
+SIGNED = frozenset(NAMES[1:6]) | {"Brightness", "Color", "Contrast", "Sharpness"}
+BINS = 31  # steps from no to full magnitude
+
+
+def apply(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
+    """Applies one operation to each image.
+
+    Args:
+        images: uint8 `[B, 3, H, W]`.
+        operation: int64 `[B]`, places in `NAMES`.
+        magnitude: float64 `[B]`, signed.
+    """
+    height, width = images.shape[-2:]
+    moves = {
+        "ShearX": operations.shear(magnitude, height, along=0),
+        "ShearY": operations.shear(magnitude, width, along=1),
+        "TranslateX": operations.translate(magnitude, along=0),
+        "TranslateY": operations.translate(magnitude, along=1),
+        "Rotate": operations.rotate(magnitude),
+    }
+    inverse = torch.zeros_like(moves["Rotate"])
+    for name, move in moves.items():
+        inverse = torch.where((operation == NAMES.index(name)).view(-1, 1, 1), move, inverse)
+    moved = (operation > 0) & (operation <= len(moves))
+    images = _where(moved, operations.transform_affinely, images, inverse)
+    for name, change in COLOURS.items():
+        images = _where(operation == NAMES.index(name), change, images, magnitude)
+    return images
+
+
+def _where(chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor], images: Tensor, argument: Tensor) -> Tensor:
+    """Changes the chosen images.
+
+    On a CPU those alone are computed. To find them out a GPU would have to wait: there all are, and thrown away.
+    """
+    if images.device.type != "cpu":
+        return torch.where(chosen.view(-1, 1, 1, 1), change(images, argument), images)
+    rows = chosen.nonzero().flatten()
+    if len(rows):
+        images = images.index_copy(0, rows, change(images[rows], argument[rows]))
+    return images
+
+
+class RandAugment(nn.Module):
+    """Some operations in a row, drawn for each image, at one magnitude (Cubuk et al. 2020, "RandAugment").
+
+    Args:
+        num_ops: Operations in a row.
+        magnitude: 0 (nothing) to 30.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    def __init__(self, num_ops: int, magnitude: int) -> None:
+        super().__init__()
+        if num_ops < 1 or not 0 <= magnitude < BINS:
+            raise ValueError(
+                f"RandAugment: num_ops={num_ops} must be at least 1, magnitude={magnitude} 0 to {BINS - 1}"
+            )
+        self.num_ops = num_ops
+        self.magnitude = magnitude
+
+    def forward(self, images: Tensor, draws: Draws, stream: int) -> Tensor:
+        side = images.shape[-1]
+        table = magnitudes(
+            shear=0.3, translate=150.0 / 331.0 * side, rotate=30.0, colour=0.9, posterize=4, device=images.device
+        )
+        uniform = draws.uniform(stream, 2 * self.num_ops)
+        for number in range(self.num_ops):
+            operation = (uniform[:, 2 * number] * len(NAMES)).long()
+            images = apply(
+                images, operation, table[operation, self.magnitude] * _sign(operation, uniform[:, 2 * number + 1])
+            )
+        return images
+
+
+class TrivialAugment(nn.Module):
+    """One operation at one magnitude, both drawn for each image (Müller and Hutter 2021, "TrivialAugment", wide)."""
+
+    def forward(self, images: Tensor, draws: Draws, stream: int) -> Tensor:
+        table = magnitudes(shear=0.99, translate=32.0, rotate=135.0, colour=0.99, posterize=6, device=images.device)
+        uniform = draws.uniform(stream, 3)
+        operation = (uniform[:, 0] * len(NAMES)).long()
+        magnitude = table[operation, (uniform[:, 1] * BINS).long()]
+        return apply(images, operation, magnitude * _sign(operation, uniform[:, 2]))
+
+
+def magnitudes(
+    *, shear: float, translate: float, rotate: float, colour: float, posterize: int, device: torch.device
+) -> Tensor:
+    """Each operation's magnitudes, float64 `[operations, BINS]`, from none to the largest.
+
+    Args:
+        shear: The largest tangent.
+        translate: The largest move in pixels.
+        rotate: The largest angle in degrees.
+        colour: The largest change of brightness, colour, contrast and sharpness.
+        posterize: The most bits dropped.
+        device: Where the table lies.
+    """
+    none = torch.zeros(BINS)
+    bits = (8 - torch.arange(BINS) / ((BINS - 1) / posterize)).round()
+    rows: Sequence[Tensor] = [
+        none,
+        *(torch.linspace(0.0, most, BINS) for most in (shear, shear, translate, translate, rotate)),
+        *(torch.linspace(0.0, colour, BINS) for _ in range(4)),
+        bits,
+        torch.linspace(1.0, 0.0, BINS),
+        none,
+        none,
+    ]
+    return torch.stack(list(rows)).double().to(device)
+
+
+def _sign(operation: Tensor, uniform: Tensor) -> Tensor:
+    signed = torch.tensor([name in SIGNED for name in NAMES], device=operation.device)[operation]
+    return torch.where(signed & (uniform < 0.5), -1.0, 1.0).double()

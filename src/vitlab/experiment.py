@@ -17,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from vitlab.callbacks import EpochMetricsCSV
 from vitlab.classifier import ImageClassifier
 from vitlab.config.building import adopt_user_network, build, build_network, weight_keys
+from vitlab.config.composition import typed_overrides
 from vitlab.config.machine import resolve_machine
 from vitlab.config.quiet import quiet_libraries
 from vitlab.data import ImageDataModule
@@ -44,7 +45,7 @@ def train(config: DictConfig) -> dict[str, float]:
         KeyboardInterrupt, TerminatedError: the run was interrupted; `checkpoints/last.ckpt` is written.
     """
     started = time.perf_counter()
-    overrides = list(HydraConfig.get().overrides.task)
+    overrides = typed_overrides(HydraConfig.get())
     quiet_libraries()
     resolve_machine(config)
     torch.set_float32_matmul_precision(config.matmul_precision)

@@ -12,8 +12,8 @@ from conftest import ROOT, Command
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from vitlab.config import run_guard
-from vitlab.config.check import GROUPS, SETTINGS
+from vitlab.config import composition
+from vitlab.config.check import FILLING, GROUPS, SETTINGS
 from vitlab.config.run_guard import describe_mistakes
 from vitlab.config.signatures import _find, _signature, read_signature
 
@@ -33,7 +33,7 @@ def test_what_is_shipped_is_in_order(choice: str) -> None:
 def test_the_names_at_the_top_are_those_of_the_files() -> None:
     declared = set(yaml.safe_load((CONF / "train.yaml").read_text())) - {"defaults", "hydra"}
     groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra"}
-    assert declared | groups == {*GROUPS, *SETTINGS}
+    assert declared | groups == {*GROUPS, *SETTINGS, *FILLING}
 
 
 ONE = [
@@ -50,8 +50,8 @@ ONE = [
     (["+lable_smoothing=0.1"], "unknown key 'lable_smoothing'. Did you mean 'label_smoothing'?"),
     (["+data.seed=1"], "data.seed can't be set here: vitlab gives it to vitlab.data.CIFAR10DataModule itself"),
     (["callbacks=early_stopping", "+callbacks.early_stoping.patience=3"], "Did you mean 'early_stopping'?"),
-    (["optimizer._target_=torch.optim.AdamX"], "optimizer._target_=torch.optim.AdamX can't be imported"),
-    (["optimizer._target_=torch.optim.Lamb"], "optimizer._target_=torch.optim.Lamb can't be imported"),
+    (["optimizer._target_=torch.optim.AdamX"], "torch.optim has no AdamX. Did you mean 'Adam'?"),
+    (["optimizer._target_=torch.optim.Lamb"], "optimizer._target_=torch.optim.Lamb: torch.optim has no Lamb"),
     (["data=image_folder"], "data.root in conf/data/image_folder.yaml must be given: add data.root=..."),
     # types
     (["trainer.max_epochs=abc"], "trainer.max_epochs=abc must be a whole number of at least 1"),
@@ -77,7 +77,23 @@ ONE = [
     (["model.pool=max"], "model.pool=max must be one of cls, mean"),
     (["preflight=maybe"], "preflight=maybe must be one of strict, warn, only, off"),
     (["seed=-1"], "seed=-1 must be a whole number from 0 to 4294967295"),
+    (["trainer.accelerator=cpuu"], "Did you mean 'cpu'?"),
+    (["trainer.strategy=dpp"], "Did you mean 'dp'?"),
+    (["trainer.precision=bf16-mixd"], "Did you mean 'bf16-mixed'?"),
+    (["trainer.devices=0"], "must be auto, a number of devices, or a list of their numbers"),
+    (["trainer.max_time=abc"], "must be DD:HH:MM:SS"),
+    (["trainer.limit_train_batches=0"], "must be a whole number of batches from 1 on"),
+    (["optimizer.lr='1e-3'"], "optimizer.lr='1e-3' must be a number above 0"),
+    (["checkpoint.monitor=[a]"], "checkpoint.monitor=['a'] must be one of"),
+    (["scheduler.monitor=5"], "scheduler.monitor=5 must be one of"),
+    (["~seed"], "seed is missing"),
+    (["scheduler=plateau", "~scheduler.monitor"], "scheduler.monitor is missing"),
+    (["trainer.max_epochs=${foo}"], "trainer.max_epochs can't be resolved: Interpolation key 'foo' not found"),
+    (["+width=abc", "model.embed_dim=${width}"], "model.embed_dim=abc must be a whole number of at least 1"),
+    (["+experiment.optimizer.lr=1"], "experiment takes no effect"),
     # together
+    (["scheduler=plateau", "scheduler.schedule.mode=min"], "scheduler.schedule.mode: mode=min of val/acc would take"),
+    (["model.image_size=[32,30]", "model.patch_size=[8,8]"], "image_size=30 is not a multiple of patch_size=8"),
     (["model.patch_size=5"], "image_size=32 is not a multiple of patch_size=5: take patch_size=4"),
     (["model.num_heads=5"], "embed_dim=192 is not a multiple of num_heads=5: embed_dim=190 or num_heads=4 would do"),
     (["model.embed_dim=90"], "pos_embed=sincos2d needs embed_dim to be a multiple of 4, not 90: take 88"),
@@ -91,7 +107,10 @@ ONE = [
     (["scheduler=plateau", "data.val_size=0"], "scheduler follows val/acc, but data.val_size=0 leaves no validation"),
     (["scheduler=plateau", "scheduler.monitor=null"], "ReduceLROnPlateau needs scheduler.monitor"),
     (["scheduler=plateau", "scheduler.interval=step"], "take interval=epoch"),
-    (["checkpoint.monitor=val/accuracy"], "checkpoint follows 'val/accuracy', which nothing logs; there are "),
+    (
+        ["checkpoint.monitor=val/accuracy"],
+        "must be one of train/loss, val/loss, train/acc, val/acc. Did you mean 'val/acc'?",
+    ),
     (["checkpoint.monitor=val/loss"], "mode=max of val/loss would take the worst epoch: take mode=min"),
     (["trainer.max_epochs=-1"], "this schedule must know the run's length"),
     (["trainer.max_epochs=-1", "scheduler=constant"], "the run would never end"),
@@ -134,7 +153,7 @@ def test_all_mistakes_are_said_at_once_with_the_file_they_stand_in(
 ) -> None:
     conf = tmp_path / "conf"
     shutil.copytree(CONF, conf)
-    monkeypatch.setattr(run_guard, "CONF", conf)
+    monkeypatch.setattr(composition, "CONF", conf)
     experiment = {"optimizer": {"lrr": 1}, "trainer": {"max_epochs": "many"}, "batch_sise": 3, "data": {"val_size": -1}}
     (conf / "experiment" / "mine.yaml").write_text("# @package _global_\n" + yaml.dump(experiment))
     (conf / "model" / "mine.yaml").write_text("defaults: [vit_scratch]\nnum_head: 3\n")
@@ -167,10 +186,51 @@ def test_the_command_line_gets_all_of_them(in_process: Command, tmp_path: Path) 
     assert not (tmp_path / "outputs").exists()  # nothing was begun
 
 
-def test_a_sweep_s_jobs_are_checked(in_process: Command) -> None:
-    result = in_process("train.py", "-m", "optimizer.lr=0,1")
+def test_all_jobs_of_a_sweep_are_checked_before_the_first_trains(in_process: Command, tmp_path: Path) -> None:
+    result = in_process("train.py", "-m", "optimizer.lr=1e-3,0", "model.depth=0,1")
     assert result.returncode == 2
-    assert "error: optimizer.lr=0 must be a number above 0" in result.stderr
+    assert result.stderr.splitlines() == [
+        "error: model.depth=0 must be a whole number of at least 1",
+        "error: optimizer.lr=0 must be a number above 0",
+    ]
+    assert not list(tmp_path.rglob("*.ckpt"))
+    result = in_process("train.py", "-m", "optimizer.lrr=1,2", "model=vit_tiny,vit_tny")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stdout + result.stderr
+    assert len(result.stderr.splitlines()) == 2
+    assert "error: unknown key 'optimizer.lrr'. Did you mean 'lr'?" in result.stderr
+    assert "there is no model=vit_tny. Did you mean 'vit_tiny'?" in result.stderr
+
+
+def test_a_check_that_breaks_is_not_passed_over(in_process: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(composition, "find_mistakes", lambda *_: 1 / 0)
+    result = in_process("train.py", "experiment=demo")
+    assert result.returncode == 1
+    assert "ZeroDivisionError" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["optimizer=null"], "error: optimizer=null: nothing can stand in for it; choose of adam, adamw, sgd"),
+        (["optimizer.lr=1e-3,1e-2"], "error: optimizer.lr=1e-3,1e-2 has several values: add -m to sweep over them"),
+    ],
+    ids=str,
+)
+def test_what_does_not_compose(arguments: list[str], sentence: str, in_process: Command) -> None:
+    result = in_process("train.py", *arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith(sentence)
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_file_that_is_no_yaml(in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "bad.yaml").write_text("optimizer:\n  lr: [1\n")
+    result = in_process("train.py", "--config-dir=mine", "experiment=bad")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "mine/experiment/bad.yaml, line 3 is no YAML" in result.stderr
 
 
 MY_MODULE = """

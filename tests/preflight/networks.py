@@ -218,3 +218,32 @@ class BadAugmentation(nn.Module):
 
     def forward(self, images: Tensor, draws: object, stream: int) -> Tensor:
         return images.float() * 3 if self.kind == "bright" else images.float().log() * 0 / 0
+
+
+class RandomInEvaluation(Sound):
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(images), 0.5)
+
+
+class ReturnsATuple(Sound):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(images), images
+
+
+class OneColour(Sound):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images[:, :1].expand(-1, 3, -1, -1))
+
+
+class ConstantHead(Sound):
+    """What reaches the head does not hang on the images at all."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(torch.ones_like(images))
+
+
+class ChangesItsInput(Sound):
+    """Sound: works on its input in place."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.mul_(1.0))

@@ -1,35 +1,11 @@
 """Whether a value of the config fits a parameter's annotation, read from its source."""
 
 import ast
-from collections.abc import Callable
 from typing import Any
 
+from vitlab.config.kinds import ANYTHING, LIST, MAPPING, NULL, NUMBER, OBJECT, SWITCH, TEXT, WHOLE, Kind
 from vitlab.config.signatures import Module, Parameter, look_up
 
-
-class Kind:
-    """What an annotation admits: a test of a value, and the words for it."""
-
-    def __init__(self, words: str, fits: Callable[[Any], bool]) -> None:
-        self.words = words
-        self.fits = fits
-
-
-def is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-ANYTHING = Kind("", lambda value: True)
-NULL = Kind("null", lambda value: value is None)
-WHOLE = Kind("a whole number", is_whole)
-NUMBER = Kind("a number", is_number)
-TEXT = Kind("text", lambda value: isinstance(value, str))
-SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
-OBJECT = Kind("an object with a _target_", lambda value: isinstance(value, dict) and "_target_" in value)
 SIMPLE = {
     **{"int": WHOLE, "float": NUMBER, "str": TEXT, "bool": SWITCH, "None": NULL},
     **{"Path": TEXT, "PathLike": TEXT, "timedelta": OBJECT, "Tensor": OBJECT},
@@ -48,17 +24,17 @@ PLAIN_BASES = {
 MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
 
 
-def misfit(value: Any, parameter: Parameter) -> str | None:
-    """What the parameter expects, in words, where the value is something else; None where it fits or nothing is known.
+def misfit(value: Any, parameter: Parameter) -> Kind | None:
+    """What the parameter expects where the value is something else; None where it fits or nothing is known.
 
     Args:
         value: Plain data: numbers, text, null, lists, dicts.
         parameter: With the annotation.
     """
-    if parameter.annotation is None:
+    if parameter.annotation is None or (value is None and parameter.none_by_default):
         return None
     kind = _kind(parameter.annotation, parameter.module)
-    return None if kind.fits(value) else kind.words
+    return None if kind.fits(value) else kind
 
 
 def _kind(node: ast.expr, module: Module | None) -> Kind:
@@ -87,13 +63,13 @@ def _generic(head: str, inner: ast.expr, module: Module | None) -> Kind:
         return _either([_kind(part, module) for part in parts])
     if head == "Literal":
         choices = [part.value for part in parts if isinstance(part, ast.Constant)]
-        return Kind(", ".join(map(str, choices)), lambda value: value in choices)
+        return Kind(", ".join(map(str, choices)), lambda value: value in choices, tuple(map(str, choices)))
     if head in LISTS:
         element = _either([_kind(part, module) for part in parts if not _is_ellipsis(part)])
         words = f"a list, each {element.words}" if element.words else "a list"
         return Kind(words, lambda value: isinstance(value, list) and all(map(element.fits, value)))
     if head in MAPPINGS:
-        return Kind("a mapping", lambda value: isinstance(value, dict))
+        return MAPPING
     return ANYTHING
 
 
@@ -101,9 +77,9 @@ def _named(name: str, node: ast.expr, module: Module | None) -> Kind:
     if name in SIMPLE:
         return SIMPLE[name]
     if name in LISTS:
-        return Kind("a list", lambda value: isinstance(value, list))
+        return LIST
     if name in MAPPINGS:
-        return Kind("a mapping", lambda value: isinstance(value, dict))
+        return MAPPING
     if module is None or name in ANY_NAMES or not isinstance(node, ast.Name):
         return ANYTHING
     match look_up(module, name):

@@ -1,7 +1,6 @@
 """The one place where a config's `_target_` becomes an object."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -107,21 +106,10 @@ def adopt_user_network(config: DictConfig, overrides: Sequence[str]) -> None:
     if "_target_" not in typed:
         return
     signature = read_signature(config.model["_target_"], "model")
-    if signature.is_open:
-        return
     kept = {"_target_", "weights", *signature.parameters, *typed}
     with open_dict(config):
         for key in set(config.model) - kept:
             del config.model[key]
-
-
-def did_you_mean(word: str, known: Any) -> str:
-    """ ". Did you mean 'x'?" for the nearest of the known words, else a list of them, else nothing."""
-    known = sorted(str(k) for k in known)
-    near = get_close_matches(word, known, n=1)
-    if near:
-        return f". Did you mean '{near[0]}'?"
-    return f"; it has {', '.join(known)}" if known else ""
 
 
 def _explain(error: InstantiationException, where: str) -> str | None:

@@ -12,8 +12,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from vitlab.config.annotations import misfit
-from vitlab.config.building import adopt_user_network, did_you_mean, weight_keys
+from vitlab.config.building import adopt_user_network, weight_keys
 from vitlab.config.facts import contradictions
+from vitlab.config.kinds import Kind
+from vitlab.config.nearest import did_you_mean, nearest
 from vitlab.config.rules import rule_for
 from vitlab.config.signatures import read_signature
 from vitlab.errors import UserError
@@ -28,13 +30,11 @@ FILLED_IN = {
 TARGETS = ("model", "data", "optimizer", "finetune", "scheduler.schedule", "trainer")  # that a run can't do without
 COLLECTIONS = ("augment", "callbacks")  # of targets, each under a name of the user's choice
 GROUPS = ("model", "data", "augment", "optimizer", "finetune", "scheduler", "trainer", "callbacks", "logger")
-SETTINGS = (
-    *("name", "run_dir", "seed", "label_smoothing", "compile", "preflight", "matmul_precision", "checkpoint"),
-    *("experiment", "debug"),  # groups whose files fill the others
-)
+SETTINGS = (*("name", "run_dir", "seed", "label_smoothing", "compile", "preflight", "matmul_precision", "checkpoint"),)
+FILLING = ("experiment", "debug")  # groups whose files fill the others
 PLAIN = {"checkpoint": {"monitor", "mode", "last_every_n_epochs"}, "scheduler": {"schedule", "interval", "monitor"}}
-AUTO = {"trainer.precision": "auto"}  # replaced before the target sees it
 EXTRAS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # packages that an extra of the same name installs
+FILLED_IN_LATER = {"scheduler.schedule.total_steps"}  # where it stands as null
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
@@ -53,13 +53,13 @@ class Plain:
 
     Attributes:
         values: Nested dicts.
-        derived: Paths of the values that are interpolations: their owners are checked.
+        derived: Paths of the values that refer to another, and how.
         missing: Paths of the values that must be given, and are not.
         mistakes: What was left out.
     """
 
     values: dict[str, Any]
-    derived: set[str] = field(default_factory=set)
+    derived: dict[str, str] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
     mistakes: list[Mistake] = field(default_factory=list)
 
@@ -79,10 +79,12 @@ def find_mistakes(config: DictConfig, overrides: Sequence[str]) -> list[Mistake]
     plain.values = _resolve(config, "", plain)
     found += plain.mistakes
     found += _unknown_names(config, plain.values)
+    found += _missing_names(config, plain.values)
     for path, node in _targets(plain.values, ""):
         found += _check_target(path, node, plain)
-    found += _out_of_range(plain.values, "", plain)
+    found += _out_of_range(plain.values, "", plain, {mistake.path for mistake in found})
     wrong = {mistake.path for mistake in found}
+    found = [mistake for mistake in found if _owner(plain.derived.get(mistake.path)) not in wrong]
     for path, sentence in contradictions(_without(plain.values, "", wrong)):
         found.append(Mistake(path, path, f": {sentence}"))
     return list({(mistake.path, mistake.rest): mistake for mistake in found}.values())
@@ -97,7 +99,7 @@ def _resolve(node: DictConfig, path: str, plain: Plain) -> dict[str, Any]:
             plain.mistakes.append(Mistake(inner, inner, f" must be given: add {inner}=..."))
             continue
         if OmegaConf.is_interpolation(node, key):
-            plain.derived.add(inner)
+            plain.derived[inner] = str(OmegaConf.to_container(node, resolve=False)[key])  # type: ignore[call-overload,index]
         try:
             value = node[key]
         except InterpolationToMissingValueError:  # the missing value is named where it stands
@@ -115,29 +117,46 @@ def _resolve(node: DictConfig, path: str, plain: Plain) -> dict[str, Any]:
 
 
 def _unknown_names(config: DictConfig, values: Mapping[str, Any]) -> Iterator[Mistake]:
-    known = {*GROUPS, *SETTINGS}
-    strangers = set(values) - known
+    strangers = set(values) - {*GROUPS, *SETTINGS, *FILLING}
     if strangers:
         # A value that others refer to is of use, wherever it stands.
         used = set(re.findall(r"\$\{\s*(\w+)", OmegaConf.to_yaml(config)))
         for name in sorted(strangers - used):
-            yield _unknown(name, name, known)
+            yield _unknown(name, name, {*GROUPS, *SETTINGS})
+    for name in FILLING:
+        if values.get(name):
+            yield Mistake(name, name, " takes no effect: its file lacks the first line '# @package _global_'")
     for group, names in PLAIN.items():
-        for name in values.get(group) or {}:
-            if name not in names:
+        if isinstance(values.get(group), dict):
+            for name in set(values[group]) - names:
                 yield _unknown(f"{group}.{name}", name, names)
+
+
+def _missing_names(config: DictConfig, values: Mapping[str, Any]) -> Iterator[Mistake]:
+    for name in (*GROUPS, *SETTINGS):
+        if name not in config:
+            yield Mistake(name, name, " is missing: it must be there, for all that runs by it")
+    for group, names in PLAIN.items():
+        node = values.get(group)
+        if not isinstance(node, dict):
+            yield Mistake(group, f"{group}={_show(node)}", f" must hold {', '.join(sorted(names))}")
+            continue
+        for name in sorted(names - set(node)):
+            if not OmegaConf.is_missing(config[group], name) and name not in config[group]:
+                yield Mistake(f"{group}.{name}", f"{group}.{name}", " is missing")
     for path in TARGETS:
         node = _get(values, path)
-        if not isinstance(node, dict) or "_target_" not in node:
+        if isinstance(node, str):
+            rest = f" is a word, not a choice: under defaults write '- override /{path}: {node}'"
+            yield Mistake(path, f"{path}={node}", rest)
+        elif not isinstance(node, dict) or "_target_" not in node:
             yield Mistake(path, path, " has no _target_: nothing says what to build")
     for group in COLLECTIONS:
         for name, node in (values.get(group) or {}).items():
             if node is not None and not (isinstance(node, dict) and "_target_" in node):
                 siblings = {n for n, other in values[group].items() if isinstance(other, dict) and "_target_" in other}
-                hint = did_you_mean(name, siblings)
-                yield Mistake(
-                    f"{group}.{name}", f"{group}.{name}", f" has no _target_: nothing says what to build{hint}"
-                )
+                rest = f" has no _target_: nothing says what to build{did_you_mean(name, siblings)}"
+                yield Mistake(f"{group}.{name}", f"{group}.{name}", rest)
 
 
 def _targets(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -173,26 +192,41 @@ def _check_target(path: str, node: dict[str, Any], plain: Plain) -> Iterator[Mis
             yield Mistake(inner, inner, f" can't be set here: vitlab gives it to {target} itself")
         elif key not in parameters and not signature.is_open:
             yield _unknown(inner, key, {*parameters, *ours})
-        elif key in parameters and not (inner in plain.derived or rule_for(inner, target) or AUTO.get(inner) == value):
+        elif key in parameters and not (_is_open(inner, value, plain) or rule_for(inner, target)):
             expected = misfit(value, parameters[key])
             if expected:
-                yield Mistake(inner, f"{inner}={_show(value)}", f" must be {expected}")
-    there = {*node, *(name for name in parameters if {_join(path, name)} & (plain.missing | plain.derived))}
+                yield _misfit(inner, value, expected)
+    there = {*node, *(name for name in parameters if _join(path, name) in plain.missing | set(plain.derived))}
     lacking = [name for name, parameter in parameters.items() if parameter.required and name not in there]
     if lacking and "_args_" not in node:
         yield Mistake(path, path, f" lacks {', '.join(lacking)}, which {target} needs")
 
 
-def _out_of_range(node: Mapping[str, Any], path: str, plain: Plain) -> Iterator[Mistake]:
-    network = str((plain.values.get("model") or {}).get("_target_", ""))
+def _out_of_range(node: Mapping[str, Any], path: str, plain: Plain, wrong: set[str]) -> Iterator[Mistake]:
+    network = str(_get(plain.values, "model._target_"))
     for key, value in node.items():
         inner = _join(path, key)
-        if isinstance(value, dict):
-            yield from _out_of_range(value, inner, plain)
-        elif inner not in plain.derived:
-            rule = rule_for(inner, network)
-            if rule and not rule.holds(value):
-                yield Mistake(inner, f"{inner}={_show(value)}", f" must be {rule.words}")
+        rule = rule_for(inner, network)
+        if rule is None and isinstance(value, dict):
+            yield from _out_of_range(value, inner, plain, wrong)
+        elif rule and not (rule.fits(value) or inner in wrong or _is_open(inner, value, plain)):
+            yield _misfit(inner, value, rule)
+
+
+def _is_open(path: str, value: Any, plain: Plain) -> bool:
+    """Whether a value is known later: the number of classes, when the images are read."""
+    return value is None and (path in plain.derived or path in FILLED_IN_LATER)
+
+
+def _owner(reference: str | None) -> str | None:
+    """`data.image_size` of `${data.image_size}`."""
+    match = re.fullmatch(r"\$\{\s*([\w.]+)\s*\}", reference or "")
+    return match[1] if match else None
+
+
+def _misfit(path: str, value: Any, expected: Kind) -> Mistake:
+    hint = nearest(value, expected.names) if isinstance(value, str) else ""
+    return Mistake(path, f"{path}={_show(value)}", f" must be {expected.words}{hint}")
 
 
 def _without(node: Mapping[str, Any], path: str, wrong: set[str]) -> dict[str, Any]:
@@ -216,4 +250,7 @@ def _join(path: str, key: Any) -> str:
 
 
 def _show(value: Any) -> str:
+    """As one types it: what looks like a number and is text has its quotes."""
+    if isinstance(value, str) and re.fullmatch(r"[-+\d.][-+\d.eE]*", value):
+        return f"'{value}'"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

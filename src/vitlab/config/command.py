@@ -9,8 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from vitlab.config.building import did_you_mean
 from vitlab.config.check import find_mistakes
+from vitlab.config.nearest import did_you_mean
 from vitlab.errors import UserError
 
 CONF = Path(__file__).parents[3] / "conf"  # of the checkout that vitlab is installed from

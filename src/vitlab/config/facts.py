@@ -3,11 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-# What a run logs (the contract of metric names), and whether more of it is better.
-METRICS = {
-    **{f"{split}/loss": "min" for split in ("train", "val")},
-    **{f"{split}/acc": "max" for split in ("train", "val")},
-}
+from vitlab.config.rules import METRICS
+
 CIFAR10_TRAIN_IMAGES = 50_000  # Krizhevsky 2009, section 3.1
 Config = Mapping[str, Any]
 
@@ -30,13 +27,14 @@ def _sizes(config: Config) -> Iterator[tuple[str, str]]:
     if not model["_target_"].startswith("vitlab.models.VisionTransformer"):
         return
     images, patches = _pair(model["image_size"]), _pair(model["patch_size"])
-    if any(image % patch for image, patch in zip(images, patches, strict=True)):
-        near = [size for size in range(1, images[0] + 1) if images[0] % size == 0]
-        divisor = min(near, key=lambda size: abs(size - patches[0]))
-        yield (
-            "model.patch_size",
-            f"image_size={images[0]} is not a multiple of patch_size={patches[0]}: take patch_size={divisor}",
-        )
+    for image, patch in zip(images, patches, strict=True):
+        if image % patch:
+            divisor = _nearest_divisor(image, patch)
+            yield (
+                "model.patch_size",
+                f"image_size={image} is not a multiple of patch_size={patch}: take patch_size={divisor}",
+            )
+            return
 
 
 def _widths(config: Config) -> Iterator[tuple[str, str]]:
@@ -48,12 +46,13 @@ def _widths(config: Config) -> Iterator[tuple[str, str]]:
         yield (
             "model.num_heads",
             f"embed_dim={width} is not a multiple of num_heads={heads}: "
-            f"embed_dim={round(width / heads) * heads} or num_heads={_nearest_divisor(width, heads)} would do",
+            f"embed_dim={max(round(width / heads), 1) * heads} or num_heads={_nearest_divisor(width, heads)} would do",
         )
     if width % 4 and model["pos_embed"] == "sincos2d":
         yield (
             "model.embed_dim",
-            f"pos_embed=sincos2d needs embed_dim to be a multiple of 4, not {width}: take {round(width / 4) * 4}",
+            "pos_embed=sincos2d needs embed_dim to be a multiple of 4, "
+            f"not {width}: take {max(round(width / 4), 1) * 4}",
         )
 
 
@@ -95,8 +94,7 @@ def _images(config: Config) -> Iterator[tuple[str, str]]:
     available = _train_images(data)
     if available is None:
         return
-    held_out = round(data["val_size"] * available) if data["val_size"] < 1 else int(data["val_size"])
-    left = available - held_out
+    left = available - _held_out(data, available)
     if left < 1:
         yield "data.val_size", f"val_size={data['val_size']} leaves none of the {available} images to train on"
         return
@@ -137,13 +135,12 @@ def _waiting_for_validation(config: Config) -> Iterator[tuple[str, str]]:
             yield f"{path}.monitor", f"{path} follows {monitor}, but {off} leaves no validation"
 
 
-def _metric_names(config: Config) -> Iterator[tuple[str, str]]:
+def _modes(config: Config) -> Iterator[tuple[str, str]]:
     for path, monitor, mode in _monitors(config):
-        if monitor not in METRICS:
-            yield f"{path}.monitor", f"{path} follows '{monitor}', which nothing logs; there are {', '.join(METRICS)}"
-        elif mode is not None and mode != METRICS[monitor]:
+        if mode is not None and mode != METRICS[monitor]:
             kept = "worst" if path == "checkpoint" else "wrong"
-            yield f"{path}.mode", f"mode={mode} of {monitor} would take the {kept} epoch: take mode={METRICS[monitor]}"
+            place = "scheduler.schedule" if path == "scheduler" else path
+            yield f"{place}.mode", f"mode={mode} of {monitor} would take the {kept} epoch: take mode={METRICS[monitor]}"
 
 
 def _plateau(config: Config) -> Iterator[tuple[str, str]]:
@@ -167,7 +164,7 @@ FACTS: tuple[Callable[[Config], Iterator[tuple[str, str]]], ...] = (
     _devices,
     _precision,
     _waiting_for_validation,
-    _metric_names,
+    _modes,
     _plateau,
 )
 
@@ -191,6 +188,10 @@ def _train_images(data: Mapping[str, Any]) -> int | None:
     return CIFAR10_TRAIN_IMAGES if official else None
 
 
+def _held_out(data: Mapping[str, Any], available: int) -> int:
+    return round(data["val_size"] * available) if data["val_size"] < 1 else int(data["val_size"])
+
+
 def _total_steps(config: Config) -> int | None:
     """Optimizer steps of the run, where that is known before the images are read."""
     trainer, data = config["trainer"], config["data"]
@@ -199,8 +200,7 @@ def _total_steps(config: Config) -> int | None:
     available = _train_images(data)
     if available is None or trainer["limit_train_batches"] is not None or trainer["max_epochs"] in (None, -1):
         return None
-    held_out = round(data["val_size"] * available) if data["val_size"] < 1 else int(data["val_size"])
-    images = min(available - held_out, data["max_train_images"] or available)
+    images = min(available - _held_out(data, available), data["max_train_images"] or available)
     batches = images // data["batch_size"]
     return -(-batches // trainer["accumulate_grad_batches"]) * int(trainer["max_epochs"])
 

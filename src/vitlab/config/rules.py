@@ -1,85 +1,67 @@
 """The range of every value that has one."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
 
-from vitlab.config.annotations import is_number, is_whole
+from vitlab.config.kinds import NULL, NUMBER, OBJECT, SWITCH, Kind, choice, each, is_whole, number, whole
 
-
-@dataclass(frozen=True)
-class Rule:
-    """What a value must be, in words, and the test of it."""
-
-    words: str
-    holds: Callable[[Any], bool]
-
-    def __or__(self, other: "Rule") -> "Rule":
-        return Rule(f"{self.words}, or {other.words}", lambda value: self.holds(value) or other.holds(value))
-
-
-def whole(low: int, high: int | None = None) -> Rule:
-    words = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}"
-    return Rule(words, lambda v: is_whole(v) and v >= low and (high is None or v <= high))
-
-
-def number(low: float, high: float = float("inf"), *, above: bool = False, below: bool = False) -> Rule:
-    """From `low` to `high`, without the ends that `above` and `below` leave out."""
-    words = f"a number {'above' if above else 'of at least'} {low:g}"
-    if high != float("inf"):
-        words += f" and {'below' if below else 'at most'} {high:g}"
-
-    def holds(value: Any) -> bool:
-        if not is_number(value):
-            return False
-        over = value > low if above else value >= low
-        return over and (value < high if below else value <= high)
-
-    return Rule(words, holds)
-
-
-def choice(*names: str) -> Rule:
-    return Rule(f"one of {', '.join(names)}", lambda value: value in names)
-
-
-def each(count: int, rule: Rule) -> Rule:
-    return Rule(
-        f"a list of {count}, each {rule.words}",
-        lambda value: isinstance(value, list) and len(value) == count and all(map(rule.holds, value)),
-    )
-
-
-NULL = Rule("null", lambda value: value is None)
-SWITCH = Rule("true or false", lambda value: isinstance(value, bool))
-TEXT = Rule("text", lambda value: isinstance(value, str) and bool(value))
+# What a run logs (the contract of metric names), and whether more of it is better.
+METRICS = {
+    **{f"{split}/loss": "min" for split in ("train", "val")},
+    **{f"{split}/acc": "max" for split in ("train", "val")},
+}
+METRIC = choice(*METRICS)
 SHARE = number(0, 1, below=True)
-LIMIT = Rule(
+LIMIT = Kind(
     "a whole number of batches, or a fraction from 0.0 to 1.0",
     lambda v: (is_whole(v) and v >= 0) or (isinstance(v, float) and 0 <= v <= 1),
 )
-INTERVAL = Rule(
+SOME = Kind(
     "a whole number of batches from 1 on, or a fraction of an epoch up to 1.0",
     lambda v: (is_whole(v) and v >= 1) or (isinstance(v, float) and 0 < v <= 1),
 )
-LENGTH = whole(1) | Rule("-1 for no limit", lambda value: is_whole(value) and value == -1)
-SIDES = whole(1) | Rule("two of them", lambda v: isinstance(v, list) and len(v) == 2 and all(map(whole(1).holds, v)))
+LENGTH = whole(1) | Kind("-1 for no limit", lambda value: is_whole(value) and value == -1)
+SIDES = whole(1) | Kind("two of them", lambda v: isinstance(v, list) and len(v) == 2 and all(map(whole(1).fits, v)))
+DEVICES = Kind(
+    "auto, a number of devices, or a list of their numbers",
+    lambda v: v == "auto" or (is_whole(v) and (v >= 1 or v == -1)) or (isinstance(v, list) and all(map(is_whole, v))),
+)
+DURATION = Kind(
+    "DD:HH:MM:SS, an object with a _target_",
+    lambda v: isinstance(v, dict) or (isinstance(v, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", v) is not None),
+)
+NUMBERED = Kind("32, 16 or 64", lambda value: value in (16, 32, 64) and not isinstance(value, bool))
+PRECISIONS = (
+    *("auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true", "32", "16", "64", "bf16"),
+    *("transformer-engine", "transformer-engine-float16"),
+)
+STRATEGIES = (
+    *("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "ddp_spawn", "ddp_fork"),
+    *("ddp_notebook", "fsdp", "fsdp_cpu_offload", "deepspeed", "deepspeed_stage_1", "deepspeed_stage_2"),
+    *("deepspeed_stage_2_offload", "deepspeed_stage_3", "deepspeed_stage_3_offload", "single_device", "dp"),
+)
 
-# By path; * stands for one name. A rule is the whole truth of a value: annotations are not asked where there is one.
-RULES: Mapping[str, Rule] = {
-    "name": TEXT,
+OFF = Kind("off", lambda value: value is False)  # as YAML reads an unquoted off
+
+# By path; * stands for one name. A kind is the whole truth of a value: annotations are not asked where there is one.
+RULES: Mapping[str, Kind] = {
+    "name": Kind("text", lambda value: isinstance(value, str) and bool(value)),
     "seed": whole(0, 2**32 - 1),
     "label_smoothing": SHARE,
     "compile": SWITCH,
     "matmul_precision": choice("highest", "high", "medium"),
-    "preflight": Rule("one of strict, warn, only, off", lambda v: v in ("strict", "warn", "only", "off", False)),
+    "preflight": choice("strict", "warn", "only", "off") | OFF,
+    "checkpoint.monitor": METRIC,
+    "scheduler.monitor": METRIC | NULL,
+    "callbacks.*.monitor": METRIC | NULL,
     "checkpoint.mode": choice("min", "max"),
     "checkpoint.last_every_n_epochs": whole(1),
     "data.image_size": whole(1) | NULL,
     "data.stored_size": whole(1) | NULL,
     "data.interpolation": choice("bilinear", "bicubic") | NULL,
     "data.num_classes": whole(2) | NULL,
-    "data.mean": each(3, number(float("-inf"))) | NULL,
+    "data.mean": each(3, NUMBER) | NULL,
     "data.std": each(3, number(0, above=True)) | NULL,
     "data.val_size": number(0),
     "data.test_size": number(0),
@@ -102,7 +84,7 @@ RULES: Mapping[str, Rule] = {
     "optimizer.betas": each(2, SHARE),
     "finetune.layer_decay": number(0, 1, above=True),
     "finetune.head_lr_multiplier": number(0, above=True),
-    "finetune.freeze_epochs": whole(0) | Rule("all", lambda value: value == "all"),
+    "finetune.freeze_epochs": whole(0) | Kind("all", lambda value: value == "all"),
     "scheduler.interval": choice("step", "epoch"),
     "scheduler.schedule.warmup": number(0),
     "scheduler.schedule.min_lr_ratio": number(0, 1),
@@ -117,10 +99,16 @@ RULES: Mapping[str, Rule] = {
     "trainer.accumulate_grad_batches": whole(1),
     "trainer.gradient_clip_val": number(0) | NULL,
     "trainer.gradient_clip_algorithm": choice("norm", "value") | NULL,
-    "trainer.limit_train_batches": LIMIT | NULL,
+    "trainer.accelerator": choice("auto", "cpu", "gpu", "cuda", "mps", "tpu") | OBJECT,
+    "trainer.devices": DEVICES,
+    "trainer.strategy": choice(*STRATEGIES) | OBJECT,
+    "trainer.precision": choice(*PRECISIONS) | NUMBERED,
+    "trainer.profiler": choice("simple", "advanced", "pytorch") | OBJECT | NULL,
+    "trainer.max_time": DURATION | NULL,
+    "trainer.limit_train_batches": SOME | NULL,
     "trainer.limit_val_batches": LIMIT | NULL,
     "trainer.limit_test_batches": LIMIT | NULL,
-    "trainer.val_check_interval": INTERVAL | NULL,
+    "trainer.val_check_interval": SOME | NULL,
     "trainer.check_val_every_n_epoch": whole(1) | NULL,
     "trainer.log_every_n_steps": whole(1),
     "callbacks.*.patience": whole(0),
@@ -128,7 +116,7 @@ RULES: Mapping[str, Rule] = {
     "callbacks.*.refresh_seconds": number(0),
 }
 # Of vitlab's own networks; another's arguments of the same names may mean something else.
-NETWORK_RULES: Mapping[str, Rule] = {
+NETWORK_RULES: Mapping[str, Kind] = {
     "model.patch_size": SIDES,
     "model.in_channels": whole(1),
     "model.embed_dim": whole(1),
@@ -145,7 +133,7 @@ NETWORK_RULES: Mapping[str, Rule] = {
 }
 
 
-def rule_for(path: str, network: str) -> Rule | None:
+def rule_for(path: str, network: str) -> Kind | None:
     """The rule of a value by its path; `network` is the target of the `model` group."""
     tables = (RULES, NETWORK_RULES) if network.startswith("vitlab.") else (RULES,)
     for rules in tables:

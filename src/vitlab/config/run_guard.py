@@ -2,61 +2,66 @@
 
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
-from vitlab.config.check import find_mistakes
-from vitlab.config.command import CONF
-from vitlab.config.sources import place_of
+from vitlab.config.composition import NOT_COMPOSED, describe_mistakes, explain, sweep_jobs, typed_overrides
 
 
 class RunGuard(Callback):
-    """Hydra's callback at the start of a run: the last moment at which `.hydra/` and `run.log` are still an old run's.
-
-    Hydra turns a callback's exceptions into warnings, but for SystemExit.
-    """
+    """Hydra's callback before a run: the last moment at which `.hydra/` and `run.log` are still an old run's."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         HydraConfig.instance().set_config(config)  # run.dir may ask it for the choices; Hydra sets it later on
-        if not _is_first_process(config):
-            return
-        refuse_mistakes(config)
-        _claim_folder(config)
+        if _is_first_process():
+            with _never_passed_over():
+                _refuse(describe_mistakes(config))
+                _claim_folder(config)
 
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.hydra.mode == RunMode.MULTIRUN:  # a single run was checked before its folder was made
-            refuse_mistakes(config)
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Checks all jobs before the first one trains."""
+        with _never_passed_over():
+            loader = GlobalHydra.instance().config_loader()
+            lines = []
+            for overrides in sweep_jobs(typed_overrides(config.hydra)):
+                try:
+                    job = loader.load_sweep_config(config, overrides)
+                except NOT_COMPOSED as error:
+                    lines.append(explain(error))
+                    continue
+                HydraConfig.instance().set_config(job)
+                lines += describe_mistakes(job)
+            _refuse(list(dict.fromkeys(lines)))
 
 
-def refuse_mistakes(config: DictConfig) -> None:
-    """Prints the mistakes of a composed config, a line each, and ends the process with status 2 where there are any."""
-    lines = describe_mistakes(config)
+def _refuse(lines: Sequence[str]) -> None:
     for line in lines:
         print(f"error: {line}", file=sys.stderr)
     if lines:
         sys.exit(2)
 
 
-def describe_mistakes(config: DictConfig) -> list[str]:
-    """A sentence for each mistake of a composed config (with Hydra's own node) that says where it stands."""
-    overrides = list(config.hydra.overrides.task)
-    job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    lines = []
-    for mistake in find_mistakes(job, overrides):
-        file = place_of(mistake.path, CONF, config.hydra.job.config_name, overrides)
-        lines.append(f"{mistake.subject}{f' in {file}' if file else ''}{mistake.rest}")
-    return lines
+@contextmanager
+def _never_passed_over() -> Iterator[None]:
+    """Ends the process at any exception but SystemExit: Hydra makes warnings of a callback's, and goes on."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
 
 
-def _is_first_process(config: DictConfig) -> bool:
-    """Not one that Lightning (`hydra.output_subdir=null`) or torchrun (a rank) started for the same run."""
-    return config.hydra.output_subdir is not None and os.environ.get("RANK", "0") == "0"
+def _is_first_process() -> bool:
+    """Not one that Lightning, torchrun or SLURM started beside another for the same run."""
+    return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def _claim_folder(config: DictConfig) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from vitlab.config.nearest import nearest
 from vitlab.errors import UserError
 
 Definition = ast.ClassDef | ast.FunctionDef
@@ -33,9 +34,13 @@ class Module:
 
 @dataclass(frozen=True)
 class Parameter:
-    """Whether a parameter must be given, and its annotation, with the module to look the annotation's names up in."""
+    """Whether a parameter must be given, and its annotation, with the module to look the annotation's names up in.
+
+    Where the default is None, None is right whatever the annotation says.
+    """
 
     required: bool
+    none_by_default: bool = False
     annotation: ast.expr | None = None
     module: Module | None = None
 
@@ -61,12 +66,35 @@ def read_signature(target: str, where: str) -> Signature:
         signature = _signature(*found)
         if signature is not None:
             return signature
+    parent, _, name = target.rpartition(".")
+    known = _names(parent)
+    if known and name not in known:
+        raise UserError(f"{where}._target_={target}: {parent} has no {name}{nearest(name, known)}")
     return _imported(target, where)
 
 
 def look_up(module: Module, name: str) -> tuple[Module, ast.stmt] | None:
     """What a name stands for at a module's top level: a class, a function or an assignment, imports followed."""
     return _look_up(module, name, frozenset())
+
+
+def _names(module_name: str) -> set[str]:
+    """All names of a module; none where its source does not tell them all."""
+    module = _module(module_name)
+    names: set[str] = set()
+    for statement in _statements(module) if module else []:
+        match statement:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+                names.add(name)
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                names |= {alias.asname or alias.name.split(".")[0] for alias in aliases}
+            case ast.Assign(targets=targets):
+                names |= {target.id for target in targets if isinstance(target, ast.Name)}
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                names.add(name)
+            case ast.For() | ast.With() | ast.Expr(value=ast.Call()):  # may make names
+                return set()
+    return set() if names & {"*", "__getattr__"} else names
 
 
 def _imported(target: str, where: str) -> Signature:
@@ -225,9 +253,12 @@ def _parameters(module: Module, function: ast.FunctionDef, skip: int) -> Signatu
     pairs = [*zip(positional, defaults, strict=True)][skip:]
     pairs = [pair for pair in pairs if pair[0] not in arguments.posonlyargs]
     pairs += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    return Signature(
-        {a.arg: Parameter(default is None, a.annotation, module) for a, default in pairs}, arguments.kwarg is not None
-    )
+    parameters = {a.arg: Parameter(default is None, _is_none(default), a.annotation, module) for a, default in pairs}
+    return Signature(parameters, arguments.kwarg is not None)
+
+
+def _is_none(default: ast.expr | None) -> bool:
+    return isinstance(default, ast.Constant) and default.value is None
 
 
 def _fields(module: Module, definition: ast.ClassDef) -> Signature | None:
@@ -236,7 +267,7 @@ def _fields(module: Module, definition: ast.ClassDef) -> Signature | None:
         return None
     return Signature(
         {
-            s.target.id: Parameter(s.value is None, s.annotation, module)
+            s.target.id: Parameter(s.value is None, _is_none(s.value), s.annotation, module)
             for s in definition.body
             if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)
         }

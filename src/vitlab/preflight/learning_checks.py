@@ -17,6 +17,7 @@ STEPS = 6
 # the loss falls to 0.5 to 0.9 of its start); the others are for what is scaled differently.
 SAFE_RATES = (5e-4, 5e-3, 5e-5)
 LEARNED = 0.93  # of the loss at the start
+FAR_FROM_GUESSING = 2.5  # nats; untrained networks with batch norms may start 2 above ln(classes)
 RAMP = 3  # steps to the whole learning rate
 # At the shipped optimizers and networks a step changes a weight matrix by up to 0.05 of its norm; at 100 times their
 # learning rates AdamW's by 2 to 5.
@@ -53,7 +54,8 @@ def loss_at_start(subject: Subject) -> Finding:
         loss = subject.loss(subject.copy(), images, labels).item()
     figure = f"{loss:.3f}; guessing among {subject.num_classes} classes is ln {subject.num_classes} = {guessing:.3f}"
     if not loss < guessing + 0.7:
-        return failed(
+        find = warning if loss < guessing + FAR_FROM_GUESSING else failed
+        return find(
             check,
             figure,
             "the network starts out sure of wrong answers. Usual causes: weights or embeddings drawn too large, a norm "
@@ -95,8 +97,10 @@ def _train(subject: Subject, attempt: Probe, optimizer: torch.optim.Optimizer) -
         for name, parameter in attempt.twin.network.named_parameters():
             if parameter.grad is not None:
                 size = parameter.grad.abs().sum().item()
-                (attempt.reached if size > 0 else set()).add(name)
-                (set() if math.isfinite(size) else attempt.broken).add(name)
+                if not math.isfinite(size):
+                    attempt.broken.add(name)
+                elif size > 0:
+                    attempt.reached.add(name)
         nn.utils.clip_grad_norm_(list(attempt.twin.network.parameters()), 1.0)
         optimizer.step()
     with torch.no_grad():
@@ -154,7 +158,7 @@ def what_learns(subject: Subject) -> Finding:
         _join(name, key)
         for name, module in network.named_modules()
         for key, value in vars(module).items()
-        if isinstance(value, Tensor) and value.is_floating_point()
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1
     ]
     if astray:
         return failed(

@@ -8,11 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vitlab.preflight import cost_checks, data_checks, learning_checks, network_checks
-from vitlab.preflight.findings import Finding, Status, skipped
-from vitlab.preflight.subject import Subject, chance_untouched
+from vitlab.preflight.findings import Finding, Status, failed, skipped
+from vitlab.preflight.subject import Subject, chance_untouched, exact_products
 
 log = logging.getLogger(__name__)
+
+TOO_LARGE = (
+    "a smaller data.batch_size with a larger trainer.accumulate_grad_batches trains the same with less; these checks "
+    "hold a copy of the network beside the run's"
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Preflight:
 
     def as_markdown(self) -> str:
         """A table for a dashboard."""
-        rows = [f"| {f.status.value} | {f.check} | {f.figure} {f.meaning} |" for f in self.findings]
+        rows = [f"| {f.status.value} | {f.check} | {_cell(f'{f.figure} {f.meaning}')} |" for f in self.findings]
         return "\n".join([f"{self.verdict}\n", "| | check | found |", "|---|---|---|", *rows])
 
     def as_data(self) -> dict[str, Any]:
@@ -52,6 +59,10 @@ class Preflight:
                 for f in self.findings
             ],
         }
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def run_preflight(subject: Subject, folder: Path) -> Preflight:
@@ -75,51 +86,62 @@ def _all_checks(subject: Subject, folder: Path) -> list[Finding]:
 
         A network that a check has not met the like of must not keep a sound run from starting.
         """
+        new: list[Finding] = []
         try:
             result = function(*arguments)
-            new = [result] if isinstance(result, Finding) else list(result)
+            for finding in [result] if isinstance(result, Finding) else result:
+                new.append(finding)
+                found.append(finding)
+        except torch.OutOfMemoryError as error:
+            log.info("preflight: out of memory in %s", check, exc_info=error)
+            found.append(failed(check, "the GPU's memory is too small", TOO_LARGE))
+            return False
         except Exception as error:
             log.info("preflight: %s could not be looked at", check, exc_info=error)
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            new = [skipped(check, f"could not be looked at ({reason[:200]}); run.log has more")]
-        found.extend(new)
+            found.append(skipped(check, f"could not be looked at ({reason[:200]}); run.log has more"))
+            return False
         return all(finding.status in (Status.OK, Status.WARNING) for finding in new)
 
     look("what learns", learning_checks.what_learns, subject)
     look("normalised input", data_checks.normalised_input, subject)
     sound = look("augmentation", data_checks.augmented_range, subject)
-    sound &= look("labels", data_checks.labels, subject)
     look("splits are apart", data_checks.shared_images, subject)
-    look("labels fit images", data_checks.labels_tell, subject)
-    if sound and look("head", network_checks.head, subject):
+    if look("labels", data_checks.labels, subject):
+        look("labels fit images", data_checks.labels_tell, subject)
+    else:
+        sound = False
+    if not sound:
+        found.append(skipped("network", "not looked at: its images or labels are not in order"))
+    elif look("head", network_checks.head, subject):
         look("loss at the start", learning_checks.loss_at_start, subject)
         look("network", _on_a_trained_copy, subject, look)
         look("recipe", _on_the_run_s_recipe, subject, look, folder)
     return found
 
 
-def _on_a_trained_copy(subject: Subject, look: Callable[..., bool]) -> list[Finding]:
+def _on_a_trained_copy(subject: Subject, look: Callable[..., bool]) -> Iterable[Finding]:
     attempt = learning_checks.probe(subject)
-    look("one batch is learned", learning_checks.overfits, attempt)
-    look("gradients", learning_checks.gradients, attempt)
-    if not attempt.broken:
-        rounded = attempt.twin.network.eval()
-        network = copy.deepcopy(rounded).float()
+    yield learning_checks.overfits(attempt)
+    yield learning_checks.gradients(attempt)
+    if attempt.broken:
+        return
+    rounded = attempt.twin.network.eval()
+    network = copy.deepcopy(rounded).float()
+    with exact_products():
         look("images are independent", network_checks.images_are_independent, subject, network)
         if look("sees its input", network_checks.sees_its_input, subject, network):
             look("order matters", network_checks.order_matters, subject, network)
         look("precision", network_checks.survives_precision, subject, rounded, network)
-        look("work", cost_checks.work, subject, network)
-    return []
+    look("work", cost_checks.work, subject, network)
 
 
-def _on_the_run_s_recipe(subject: Subject, look: Callable[..., bool], folder: Path) -> list[Finding]:
+def _on_the_run_s_recipe(subject: Subject, look: Callable[..., bool], folder: Path) -> Iterable[Finding]:
     twin = subject.copy()
     optimizer = twin.make_optimizer()
-    look("optimizer", learning_checks.optimizer_groups, twin, optimizer)
+    yield learning_checks.optimizer_groups(twin, optimizer)
     started = time.perf_counter()
-    look("learning rate", learning_checks.recipe, subject, twin, optimizer)
+    yield from learning_checks.recipe(subject, twin, optimizer)
     seconds_per_image = (time.perf_counter() - started) / (learning_checks.STEPS * learning_checks.IMAGES)
     look("time", cost_checks.time_and_memory, subject, twin, optimizer, seconds_per_image)
     look("disk", cost_checks.disk, twin, optimizer, folder)
-    return []

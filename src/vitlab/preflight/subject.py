@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from vitlab.classifier import ImageClassifier
 from vitlab.data import Batch, ImageDataModule
 
-FLOAT16_SCALE = 4096.0  # of the loss, against gradients too small for float16; Lightning's scaler finds its own
+# Of the loss, against gradients too small for float16: the first that does not overflow.
+FLOAT16_SCALES = (4096.0, 64.0, 1.0)
 
 
 @dataclass
@@ -66,17 +67,23 @@ class Subject:
         return logits
 
     def loss(self, twin: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor:
-        return twin.training_loss(self.logits(twin.network, images), labels)
+        """The training loss in the run's precision, in nats, a scalar."""
+        precision = self.trainer.precision_plugin
+        with precision.forward_context():
+            return twin.training_loss(twin.network(precision.convert_input(images)), labels)
 
     def gradients(self, twin: ImageClassifier, images: Tensor, labels: Tensor) -> float:
         """Leaves gradients in the parameters; returns the loss."""
-        scale = FLOAT16_SCALE if str(self.trainer.precision) == "16-mixed" else 1.0
-        twin.zero_grad()
-        loss = self.loss(twin, images, labels)
-        (loss * scale).backward()  # type: ignore[no-untyped-call]
-        for parameter in twin.network.parameters():
-            if parameter.grad is not None and scale != 1:
-                parameter.grad /= scale
+        scales = FLOAT16_SCALES if str(self.trainer.precision) == "16-mixed" else (1.0,)
+        for scale in scales:
+            twin.zero_grad()
+            loss = self.loss(twin, images, labels)
+            (loss * scale).backward()  # type: ignore[no-untyped-call]
+            for parameter in twin.network.parameters():
+                if parameter.grad is not None and scale != 1:
+                    parameter.grad /= scale
+            if math.isfinite(gradient_norm(twin.network)):
+                break
         return loss.item()
 
     def clip(self, twin: ImageClassifier) -> None:
@@ -95,7 +102,7 @@ class Subject:
         split."""
         train = self.data.splits["train"]
         index = torch.linspace(0, len(train) - 1, min(count, len(train))).long()
-        transform = self.data.transform.to(self.device)
+        transform = copy.deepcopy(self.data.transform).to(self.device)
         images: Tensor = transform(train.images[index].to(self.device))
         return images
 
@@ -110,9 +117,25 @@ def gradient_norm(network: nn.Module) -> float:
 def chance_untouched(device: torch.device) -> Iterator[None]:
     """Gives the random numbers back as they were: torch's, numpy's and Python's."""
     state, numpy_state = random.getstate(), np.random.get_state()
+    mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             yield
         finally:
             random.setstate(state)
             np.random.set_state(numpy_state)
+            if mps_state is not None:
+                torch.mps.set_rng_state(mps_state)
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Float32 matrix products and convolutions in all of float32's digits, not in TF32."""
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions

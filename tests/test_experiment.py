@@ -92,10 +92,10 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_one_others(
-    command: Command, small_run: Path, tmp_path: Path
+    in_process: Command, small_run: Path, tmp_path: Path
 ) -> None:
     for name, seed in (("again", 0), ("other", 1)):
-        result = command("train.py", *SMALL_RUN, f"hydra.run.dir={name}", f"seed={seed}")
+        result = in_process("train.py", *SMALL_RUN, f"hydra.run.dir={name}", f"seed={seed}")
         assert result.returncode == 0, result.stderr
     first, again, other = weights_of(small_run), weights_of(tmp_path / "again"), weights_of(tmp_path / "other")
     assert all(torch.equal(first[key], again[key]) for key in first)
@@ -105,10 +105,10 @@ def test_the_same_seed_gives_the_same_numbers_and_another_one_others(
         assert key in ("seconds", "images_per_second") or ours[key] == theirs[key]
 
 
-def test_a_second_run_in_the_same_directory_is_refused(command: Command, tmp_path: Path) -> None:
-    assert command("train.py", *SMALL_RUN, "hydra.run.dir=run").returncode == 0
+def test_a_second_run_in_the_same_directory_is_refused(in_process: Command, tmp_path: Path) -> None:
+    assert in_process("train.py", *SMALL_RUN, "hydra.run.dir=run").returncode == 0
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    result = command("train.py", *SMALL_RUN, "hydra.run.dir=run")
+    result = in_process("train.py", *SMALL_RUN, "hydra.run.dir=run")
     assert result.returncode == 2
     assert "holds a run already" in result.stderr
     assert all(p.read_bytes() == content for p, content in before.items())
@@ -169,13 +169,12 @@ class MyNet(torch.nn.Module):
 
 
 def test_a_network_of_one_s_own_trains_evaluates_and_predicts(
-    command: Command, in_process: Command, tmp_path: Path, image_root: Path, monkeypatch: pytest.MonkeyPatch
+    in_process: Command, tmp_path: Path, image_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mypackage.py").write_text(MY_NET)
-    env = {"PYTHONPATH": str(tmp_path)}
     monkeypatch.syspath_prepend(tmp_path)
     demo = [a for a in SMALL_RUN if not a.startswith("model.")]
-    result = command("train.py", *demo, "model._target_=mypackage.MyNet", "+model.hidden=24", env=env)
+    result = in_process("train.py", *demo, "model._target_=mypackage.MyNet", "+model.hidden=24")
     assert result.returncode == 0, result.stderr
     assert "images=photos/ trusted_targets=[mypackage.]" in result.stdout
     config = yaml.safe_load((only_run(tmp_path) / "config.yaml").read_text())
@@ -194,7 +193,7 @@ def test_a_network_of_one_s_own_trains_evaluates_and_predicts(
     assert in_process("evaluate.py", "run=latest", trust).returncode == 0
     assert in_process("predict.py", "run=latest", f"images={image_root}/test/ant", trust).returncode == 0
 
-    refusal = command("train.py", *demo, "model._target_=mypackage.MyNet", "+model.hiden=24", env=env)
+    refusal = in_process("train.py", *demo, "model._target_=mypackage.MyNet", "+model.hiden=24")
     assert refusal.returncode == 2
     assert "unknown key 'model.hiden'. Did you mean 'hidden'?" in refusal.stderr
 

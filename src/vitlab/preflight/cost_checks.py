@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from pytorch_lightning.callbacks import Timer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -94,6 +95,12 @@ def _duration(subject: Subject, speed: float) -> str:
     total = min(lengths)
     # A forward pass is about a third of a training step.
     seconds = (total * subject.data.batch_size + validated / 3 * total / max(batches, 1)) / speed
+    timers = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    left = min((t for t in timers if t is not None), default=seconds)
+    if left < seconds:
+        return (
+            f"{figure}: trainer.max_time ends the run after {_words(left)}, about {left / seconds:.0%} of its batches"
+        )
     return f"{figure}: about {_words(seconds)} for {total:,} batches of {subject.data.batch_size}, validation included"
 
 

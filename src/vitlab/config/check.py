@@ -30,11 +30,11 @@ FILLED_IN = {
 TARGETS = ("model", "data", "optimizer", "finetune", "scheduler.schedule", "trainer")  # that a run can't do without
 COLLECTIONS = ("augment", "callbacks")  # of targets, each under a name of the user's choice
 GROUPS = ("model", "data", "augment", "optimizer", "finetune", "scheduler", "trainer", "callbacks", "logger")
-SETTINGS = (*("name", "run_dir", "seed", "label_smoothing", "compile", "preflight", "matmul_precision", "checkpoint"),)
+SETTINGS = ("name", "run_dir", "seed", "label_smoothing", "compile", "preflight", "matmul_precision", "checkpoint")
 FILLING = ("experiment", "debug")  # groups whose files fill the others
 PLAIN = {"checkpoint": {"monitor", "mode", "last_every_n_epochs"}, "scheduler": {"schedule", "interval", "monitor"}}
 EXTRAS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # packages that an extra of the same name installs
-FILLED_IN_LATER = {"scheduler.schedule.total_steps"}  # where it stands as null
+FILLED_IN_LATER = {"scheduler.schedule.total_steps"}  # null until the length of the run is known
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 

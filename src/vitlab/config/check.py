@@ -128,7 +128,7 @@ def _unknown_names(config: DictConfig, values: Mapping[str, Any]) -> Iterator[Mi
             yield Mistake(name, name, " takes no effect: its file lacks the first line '# @package _global_'")
     for group, names in PLAIN.items():
         if isinstance(values.get(group), dict):
-            for name in set(values[group]) - names:
+            for name in sorted(set(values[group]) - names):
                 yield _unknown(f"{group}.{name}", name, names)
 
 

@@ -22,7 +22,7 @@ RAMP = 3  # steps to the whole learning rate
 # At the shipped optimizers and networks a step changes a weight matrix by up to 0.05 of its norm; at 100 times their
 # learning rates AdamW's by 2 to 5.
 LARGEST_UPDATE = 0.5
-OUTSIDE = (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.Embedding)
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.Embedding)
 
 
 @dataclass
@@ -170,7 +170,7 @@ def what_learns(subject: Subject) -> Finding:
     if subject.classifier.finetuning.freeze_epochs == "all":
         return ok(check, f"{figure}: the head, as finetune asks")
     frozen = [name for name, p in parameters.items() if not p.requires_grad]
-    weights = [_join(n, k) for n, m in network.named_modules() if isinstance(m, OUTSIDE) for k in m._parameters]
+    weights = [_join(n, k) for n, m in network.named_modules() if isinstance(m, LAYERS) for k in m._parameters]
     of_layers = [name for name in frozen if name in weights]
     if of_layers:
         return failed(

@@ -52,8 +52,9 @@ def test_metrics_of_epochs_and_of_the_run(small_run: Path) -> None:
     rows = list(csv.DictReader((small_run / "metrics.csv").open()))
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert [row["step"] for row in rows] == ["5", "10"]  # 360 training images, 64 a batch
-    columns = ["train/loss", "train/acc", "val/loss", "val/acc", "lr", "images_per_second"]
-    assert all(float(row[column]) >= 0 for row in rows for column in columns)
+    columns = ["train/loss", "train/acc", "val/loss", "val/acc", "lr", "images_per_second", "data_wait", "memory_gib"]
+    assert all(float(row[column]) > 0 for row in rows for column in columns)
+    assert all(float(row["data_wait"]) < 1 for row in rows)
     final = metrics_of(small_run)
     best = max(rows, key=lambda row: float(row["val/acc"]))
     assert final["val/acc"] == float(best["val/acc"])
@@ -67,7 +68,7 @@ def test_tensorboard_has_curves_and_config(small_run: Path) -> None:
     events.Reload()
     tags = events.Tags()
     curves = {"train/loss", "train/acc", "train/loss_step", "val/loss", "val/acc", "test/loss", "test/acc", "lr"}
-    assert curves | {"images_per_second"} <= set(tags["scalars"])
+    assert curves | {"images_per_second", "data_wait", "memory_gib"} <= set(tags["scalars"])
     assert len(events.Scalars("val/acc")) == 2
     (text,) = events.Tensors("config/text_summary")
     assert b"_target_: vitlab.models.VisionTransformer" in text.tensor_proto.string_val[0]
@@ -102,7 +103,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_one_others(
     assert not torch.equal(first["network.head.weight"], other["network.head.weight"])
     ours, theirs = metrics_of(small_run), metrics_of(tmp_path / "again")
     for key in ours:
-        assert key in ("seconds", "images_per_second") or ours[key] == theirs[key]
+        assert key in ("seconds", "images_per_second", "data_wait", "memory_gib") or ours[key] == theirs[key]
 
 
 def test_a_second_run_in_the_same_directory_is_refused(in_process: Command, tmp_path: Path) -> None:

@@ -10,7 +10,10 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from vitlab.files import write_text
 
-COLUMNS = ("train/loss", "train/acc", "val/loss", "val/acc", "lr", "images_per_second")
+COLUMNS = (
+    *("train/loss", "train/acc", "val/loss", "val/acc", "lr"),
+    *("images_per_second", "data_wait", "memory_gib", "mfu"),
+)
 
 
 class EpochMetricsCSV(Checkpoint):

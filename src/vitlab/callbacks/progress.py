@@ -141,11 +141,17 @@ def _position(trainer: pl.Trainer, epochs: int) -> str:
 
 
 def epoch_line(metrics: Mapping[str, Any], splits: Sequence[str]) -> str:
-    """`train loss 1.234 acc 0.567  val loss ...  890 img/s` of the metrics that are there."""
+    """`train loss 1.234 acc 0.567  val loss ...  890 img/s  data wait 0.4%  1.4 GiB` of the metrics that are there."""
     parts = []
     for split in splits:
         if f"{split}/loss" in metrics:
             parts.append(f"{split} loss {metrics[f'{split}/loss']:.4f} acc {metrics[f'{split}/acc']:.4f}")
     if "images_per_second" in metrics:
         parts.append(f"{metrics['images_per_second']:,.0f} img/s")
+    if "mfu" in metrics:
+        parts.append(f"{metrics['mfu']:.0%} MFU")
+    if "data_wait" in metrics:
+        parts.append(f"data wait {metrics['data_wait']:.1%}")
+    if "memory_gib" in metrics:
+        parts.append(f"{metrics['memory_gib']:.1f} GiB")
     return "  ".join(parts)

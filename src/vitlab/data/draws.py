@@ -5,9 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
-_MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
-_MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+_WORD = (1 << 64) - 1
+_GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def _signed(word: int) -> int:
+    """An unsigned 64-bit integer as torch's int64 holds it."""
+    return word - (1 << 64) if word >> 63 else word
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -17,9 +21,16 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 def _mix(x: Tensor) -> Tensor:
     """The finaliser of SplitMix64 (Steele, Lea and Flood 2014, figure 16): a bijection of int64 that looks random."""
-    x = (x ^ _shift_right(x, 30)) * _MIX_1
-    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    x = (x ^ _shift_right(x, 30)) * _signed(_MIX_1)
+    x = (x ^ _shift_right(x, 27)) * _signed(_MIX_2)
     return x ^ _shift_right(x, 31)
+
+
+def _mix_word(x: int) -> int:
+    """The same of one unsigned number, on the host: nothing has to wait for a device."""
+    x = ((x ^ (x >> 30)) * _MIX_1) & _WORD
+    x = ((x ^ (x >> 27)) * _MIX_2) & _WORD
+    return x ^ (x >> 31)
 
 
 @dataclass(frozen=True)
@@ -38,11 +49,10 @@ class Draws:
 
     def uniform(self, stream: int, count: int) -> Tensor:
         """Uniform float32 `[B, count]` in [0, 1); another `stream` gives independent numbers."""
-        key = torch.tensor([self.seed, self.epoch, stream], dtype=torch.int64)
-        state = torch.zeros((), dtype=torch.int64)
-        for word in key:
-            state = _mix((state ^ word) + _GOLDEN)
-        per_image = _mix((self.index + state.item()) * _GOLDEN + state.item())
-        columns = torch.arange(1, count + 1, device=self.index.device) * _GOLDEN
+        state = 0
+        for word in (self.seed, self.epoch, stream):
+            state = _mix_word(((state ^ word) + _GOLDEN) & _WORD)
+        per_image = _mix((self.index + _signed(state)) * _signed(_GOLDEN) + _signed(state))
+        columns = torch.arange(1, count + 1, device=self.index.device) * _signed(_GOLDEN)
         bits = _mix(per_image.unsqueeze(1) + columns)
         return _shift_right(bits, 40).float() * 2.0**-24

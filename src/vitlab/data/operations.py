@@ -23,8 +23,9 @@ def transform_affinely(images: Tensor, inverse: Tensor) -> Tensor:
     places = torch.stack(
         [x.expand(height, width), y[:, None].expand(height, width), torch.ones_like(x).expand(height, width)]
     )
-    half = torch.tensor([0.5 * width, 0.5 * height], device=images.device)
-    theta = inverse.float().transpose(1, 2) / half
+    theta = inverse.float().transpose(1, 2)
+    theta[..., 0] /= 0.5 * width
+    theta[..., 1] /= 0.5 * height
     grid = (places.flatten(1).T.expand(len(images), -1, -1) @ theta).view(-1, height, width, 2)
     return F.grid_sample(images.float(), grid, mode="nearest", align_corners=False).round_().to(torch.uint8)
 

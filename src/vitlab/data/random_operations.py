@@ -1,6 +1,7 @@
 """RandAugment and TrivialAugment for whole batches: each image with operations and magnitudes of its own."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +108,7 @@ class TrivialAugment(nn.Module):
         return apply(images, operation, magnitude * _sign(operation, uniform[:, 2]))
 
 
+@cache  # once a device: what is copied to a GPU in a step waits for it
 def magnitudes(
     *, shear: float, translate: float, rotate: float, colour: float, posterize: int, device: torch.device
 ) -> Tensor:
@@ -135,5 +137,10 @@ def magnitudes(
 
 
 def _sign(operation: Tensor, uniform: Tensor) -> Tensor:
-    signed = torch.tensor([name in SIGNED for name in NAMES], device=operation.device)[operation]
-    return torch.where(signed & (uniform < 0.5), -1.0, 1.0).double()
+    negative = _signed_operations(operation.device)[operation] & (uniform < 0.5)
+    return torch.where(negative, -1.0, 1.0).double()
+
+
+@cache
+def _signed_operations(device: torch.device) -> Tensor:
+    return torch.tensor([name in SIGNED for name in NAMES], device=device)

@@ -1,7 +1,6 @@
 """What the run will cost."""
 
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +8,10 @@ from pathlib import Path
 import torch
 from pytorch_lightning.callbacks import Timer
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vitlab.classifier import ImageClassifier
+from vitlab.memory import peak_memory, reset_peak_memory
+from vitlab.models.flops import forward_flops
 from vitlab.preflight.findings import Finding, failed, ok
 from vitlab.preflight.subject import Subject
 
@@ -26,12 +26,9 @@ def work(subject: Subject, network: nn.Module) -> Finding:
         subject: The run.
         network: In float32 and eval mode.
     """
-    image = subject.plain_images(1).float()
-    # With gradients: without them nn.TransformerEncoderLayer takes a fused path that the counter does not know.
-    with FlopCounterMode(display=False) as counter, torch.enable_grad():
-        network(image)
+    image = subject.plain_images(1)
     parameters = sum(p.numel() for p in network.parameters())
-    macs = counter.get_total_flops() / 2
+    macs = forward_flops(network, image) / 2
     return ok("work", f"{parameters / 1e6:,.1f} M parameters, {macs / 1e9:,.2f} G multiply-adds an image forward")
 
 
@@ -61,22 +58,18 @@ def time_and_memory(
             torch.cuda.synchronize(device)
         return time.perf_counter() - started
 
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    reset_peak_memory(device)
     steps(1)  # the first of a size is slower
     number = 5 if device.type == "cuda" else 1
     seconds = steps(number) / number
     speed = count * trainer.world_size / seconds
     yield ok("time", _duration(subject, speed))
+    memory = peak_memory(device)
     if device.type == "cuda":
-        peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
-        yield ok("memory", f"{peak / 2**30:.1f} of {total / 2**30:.0f} GiB of the GPU, this check's copies included")
-    elif sys.platform != "win32":
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        yield ok("memory", f"{peak / 2**30:.1f} GiB so far, at the most")
+        total = torch.cuda.get_device_properties(device).total_memory / 2**30
+        yield ok("memory", f"{memory:.1f} of {total:.0f} GiB of the GPU, this check's copies included")
+    elif memory is not None:
+        yield ok("memory", f"{memory:.1f} GiB so far, at the most")
 
 
 def _duration(subject: Subject, speed: float) -> str:

@@ -1,0 +1,72 @@
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from models.test_vision_transformer import SMALL
+from test_classifier import make, trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from vitlab.callbacks import Throughput, throughput
+from vitlab.callbacks.peak_speed import known_peak, peak_flops
+from vitlab.data import Batch
+from vitlab.models import VisionTransformer
+from vitlab.models.flops import forward_flops
+
+
+class Clock:
+    """Stands still but for what is said to take time."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def loader(clock: Clock, count: int, seconds: float) -> DataLoader[Any]:
+    class Slow(IterableDataset[Batch]):
+        def __iter__(self) -> Iterator[Batch]:
+            for _ in range(count):
+                clock.now += seconds
+                yield Batch(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]), torch.tensor([0, 1]))
+
+        def __len__(self) -> int:
+            return count
+
+    return DataLoader(Slow(), batch_size=None)
+
+
+def test_figures_are_those_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(throughput, "perf_counter", clock)
+    monkeypatch.setattr(throughput, "peak_flops", lambda device, precision: 1e9)
+
+    class Network(VisionTransformer):
+        def forward(self, images: Tensor) -> Tensor:
+            if len(images) > 1:  # a step, not the count of its operations
+                clock.now += 3.0
+            return super().forward(images)
+
+    network = Network(**SMALL)
+    classifier = make(network, num_classes=SMALL["num_classes"], optimizer=partial(torch.optim.SGD, lr=0.1))
+    run = trainer(callbacks=[Throughput()], val_check_interval=2)
+    run.fit(classifier, loader(clock, 4, seconds=1.0), loader(clock, 1, seconds=50.0))
+    figures = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert figures["images_per_second"] == pytest.approx(8 / 16)  # validation is left out
+    assert figures["data_wait"] == pytest.approx(4 / 16)
+    flops = forward_flops(VisionTransformer(**SMALL), torch.zeros(1, 3, 32, 32))
+    assert figures["mfu"] == pytest.approx(3 * flops * 0.5 / 1e9)
+    assert 0.1 < figures["memory_gib"] < 100
+
+
+def test_the_peak_is_that_of_dense_products_in_half_precision() -> None:
+    assert known_peak("NVIDIA H200") == 989.4e12
+    assert known_peak("NVIDIA H100 80GB HBM3") == 989.4e12
+    assert known_peak("NVIDIA H100 PCIe") == 756.5e12
+    assert known_peak("NVIDIA L40S") == 362e12
+    assert known_peak("NVIDIA GeForce GTX 1080") is None
+    assert peak_flops(torch.device("cpu"), "bf16-mixed") is None
+    assert peak_flops(torch.device("cuda"), "32-true") is None

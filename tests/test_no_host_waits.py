@@ -1,0 +1,105 @@
+"""A training step on a GPU never makes the host wait, seen with tensors that only say that they lie on one."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchmetrics import Metric
+
+from vitlab.classifier import ImageClassifier
+from vitlab.data import RandAugment, RandomCrop, RandomHorizontalFlip, TrivialAugment, random_operations
+from vitlab.data.draws import Draws
+from vitlab.data.transforms import BatchTransform
+from vitlab.models import VisionTransformer
+
+
+class Transfers(TorchDispatchMode):
+    """Notes operations that bring a tensor from one device to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            devices = {a.device.type for a in args if isinstance(a, Tensor)}
+            if devices - {result.device.type}:
+                self.found.append(str(func))
+        return result
+
+
+@pytest.fixture
+def gpu() -> Iterator[FakeTensorMode]:
+    caches = (random_operations.magnitudes, random_operations._signed_operations)
+    with FakeTensorMode() as mode:
+        yield mode
+    for cached in caches:
+        cached.cache_clear()
+
+
+def pretend(module: nn.Module) -> None:
+    """Puts a module's tensors on a GPU that is not there."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(moved(parameter))
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = moved(buffer)
+        if isinstance(part, Metric):
+            for name in part._defaults:
+                setattr(part, name, moved(getattr(part, name)))
+
+
+def make() -> tuple[BatchTransform, ImageClassifier]:
+    transform = BatchTransform(
+        [RandomCrop(4), RandomHorizontalFlip(0.5), RandAugment(2, 9), TrivialAugment()],
+        image_size=64,
+        interpolation="bicubic",
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+    )
+    network = VisionTransformer(
+        **{"image_size": 64, "patch_size": 8, "in_channels": 3, "num_classes": 10, "embed_dim": 64, "depth": 2},
+        **{"num_heads": 2, "mlp_ratio": 2.0, "pool": "mean", "pos_embed": "sincos2d"},
+        **{"dropout": 0.1, "attention_dropout": 0.1, "drop_path": 0.1},
+    )
+    return transform, ImageClassifier(network, num_classes=10, label_smoothing=0.1, seed=0)
+
+
+def step(transform: BatchTransform, classifier: ImageClassifier) -> None:
+    images = torch.empty(8, 3, 32, 32, dtype=torch.uint8, device="cuda")
+    labels, places = (torch.empty(8, dtype=torch.int64, device="cuda") for _ in range(2))
+    logits = classifier(transform(images, Draws(0, 3, places)))
+    loss = classifier.training_loss(logits, labels)
+    classifier._update("train", loss, logits, labels)
+
+
+def test_neither_augmentation_nor_forward_pass_nor_metrics_wait(request: pytest.FixtureRequest) -> None:
+    transform, classifier = make()
+    request.getfixturevalue("gpu")
+    pretend(transform)
+    pretend(classifier)
+    step(transform, classifier)  # the first fills tables
+    with Transfers() as transfers:
+        step(transform, classifier)
+    assert transfers.found == []
+
+
+def test_what_waits_is_noticed(gpu: FakeTensorMode) -> None:
+    images = torch.empty(8, device="cuda")
+    with pytest.raises(DataDependentOutputException):
+        images.sum().item()
+    with Transfers() as transfers:
+        images.cpu()
+        torch.zeros(3).to("cuda")
+    assert len(transfers.found) == 2

@@ -5,20 +5,20 @@ from pathlib import Path
 import pytest
 from conftest import Command
 
-from vitlab.benchmarks import BENCHMARKS, Benchmark, measure
+from vitlab.benchmarks import BENCHMARKS, Benchmark, attention, measure
 from vitlab.benchmarks.input import input_paths
 
 
-def test_variants_take_turns_after_a_step_that_is_not_timed() -> None:
+def test_variants_take_turns() -> None:
     calls: list[tuple[str, int]] = []
 
-    def variant(name: str, steps: int) -> int:
+    def variant(name: str, steps: int) -> float:
         calls.append((name, steps))
-        return 8 * steps
+        return float(len(calls))
 
     speeds = measure({name: partial(variant, name) for name in ("a", "b")}, rounds=2, steps=3)
-    assert calls == [("a", 1), ("b", 1), ("a", 3), ("b", 3), ("a", 3), ("b", 3)]
-    assert {name: len(values) for name, values in speeds.items()} == {"a": 2, "b": 2}
+    assert calls == [("a", 3), ("b", 3), ("a", 3), ("b", 3)]
+    assert speeds == {"a": [1, 3], "b": [2, 4]}
 
 
 def test_the_fine_tuning_benchmark_writes_its_figures(in_process: Command, tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_the_fine_tuning_benchmark_writes_its_figures(in_process: Command, tmp_p
     result = in_process("src/vitlab/bench.py", "name=finetuning", *arguments)
     assert result.returncode == 0, result.stderr
     figures = json.loads((tmp_path / "here.json").read_text())
-    (speeds,) = figures["images_per_second"].values()
+    (speeds,) = figures["figures"].values()
     assert next(iter(speeds)) == "notebook, float32"
     assert [len(values) for values in speeds.values()] == [2] * 5
     assert (figures["model"]["name"], figures["data"]["batch_size"]) == ("test_vit", 4)
@@ -40,12 +40,12 @@ def test_the_fine_tuning_benchmark_writes_its_figures(in_process: Command, tmp_p
 def test_the_input_benchmark_compares_each_path_with_pillow_s(
     in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick = Benchmark(input_paths, (), 2, warmup=1)
+    quick = Benchmark(input_paths, (), 2)
     monkeypatch.setitem(BENCHMARKS, "input", quick)
     arguments = ["data=synthetic", "data.train_images=60", "data.test_images=20", "data.val_size=20"]
     result = in_process("src/vitlab/bench.py", "name=input", *arguments, "data.batch_size=4", "rounds=1", "out=x.json")
     assert result.returncode == 0, result.stderr
-    sections = json.loads((tmp_path / "x.json").read_text())["images_per_second"]
+    sections = json.loads((tmp_path / "x.json").read_text())["figures"]
     assert list(sections) == [
         "crop and flip, 32 px",
         "crop, flip and RandAugment, 32 px",
@@ -56,10 +56,54 @@ def test_the_input_benchmark_compares_each_path_with_pillow_s(
     assert all(speed > 0 for section in sections.values() for values in section.values() for speed in values)
 
 
+DATA = ["data=synthetic", "data.train_images=60", "data.test_images=20", "data.val_size=20", "data.batch_size=4"]
+QUICK = ["model.embed_dim=32", "model.depth=1", "model.num_heads=2", "rounds=1", "steps=1", "out=x.json"]
+
+
+def test_the_attention_benchmark_covers_lengths(
+    in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "SIZES", ((32, 2), (64, 1)))
+    result = in_process("src/vitlab/bench.py", "name=attention", *QUICK)
+    assert result.returncode == 0, result.stderr
+    sections = json.loads((tmp_path / "x.json").read_text())["figures"]
+    assert {"float32, 32 px, batches of 2", "float32, 64 px, batches of 1"} <= set(sections)
+    assert all(list(section) == ["plain", "fused"] for section in sections.values())
+
+
+def test_the_step_benchmark_runs_train_py_and_timm_s(in_process: Command, tmp_path: Path) -> None:
+    script = tmp_path / "timm_train.py"  # says what it was given, as timm's says its speed
+    script.write_text(
+        "import pathlib, sys\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "assert 'patch_size=4' in sys.argv and 'embed_dim=32' in sys.argv, sys.argv\n"
+        "assert len(list(folder.glob('train/*/*.png'))) == 4\n"
+        "assert len(list(folder.glob('validation/*/*.png'))) == 10\n"
+        "for epoch, step, speed in ((0, 0, 9), (0, 1, 8), (1, 0, 3), (1, 1, 50), (1, 2, 51.28), (1, 3, 70)):\n"
+        "    print(f'Train: {epoch} [   {step}/4 ( 50%)]  Loss: 2.3 (2.3)  Time: 2.4s, {speed:>7.2f}/s  (2s, 5/s)')\n"
+    )
+    result = in_process("src/vitlab/bench.py", "name=step", *DATA, *QUICK, "timm_train=timm_train.py")
+    assert result.returncode == 0, result.stderr
+    training, evaluation = json.loads((tmp_path / "x.json").read_text())["figures"].values()
+    assert list(training) == ["bare loop", "train.py", "timm's train.py"]
+    assert training["timm's train.py"] == [51.28]
+    assert training["train.py"][0] > 0
+    assert list(evaluation) == ["training", "evaluation"]
+    assert not (tmp_path / "outputs" / "vit_scratch").exists()
+
+
+def test_the_start_benchmark_gets_to_the_first_step(in_process: Command, tmp_path: Path) -> None:
+    result = in_process("src/vitlab/bench.py", "name=start", *DATA, *QUICK, "preflight=off")
+    assert result.returncode == 0, result.stderr
+    ((section, seconds),) = json.loads((tmp_path / "x.json").read_text())["figures"].items()
+    assert section == "seconds from typing"
+    assert seconds["train.py --help"][0] < seconds["train.py, first step done"][0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["name=nope"], "name=nope is unknown; choose of finetuning, input"),
+        (["name=nope"], "name=nope is unknown; choose of attention, finetuning, input, start, step"),
         (["name=finetuning", "rounds=0"], "rounds=0"),
     ],
     ids=str,

@@ -13,9 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from vitlab.benchmarks.attention import attention_kernels
 from vitlab.benchmarks.finetuning import finetuning
 from vitlab.benchmarks.input import input_paths
-from vitlab.benchmarks.variant import Sections, Variant
+from vitlab.benchmarks.start import start_times
+from vitlab.benchmarks.step import step_speeds
+from vitlab.benchmarks.variant import Sections, Variant, Work
 from vitlab.config.quiet import quiet_libraries
 from vitlab.errors import UserError
 from vitlab.files import write_json
@@ -28,28 +31,31 @@ class Benchmark:
     """What is measured.
 
     Attributes:
-        sections: Makes its variants of a training config. The first of a section is what its others are compared with.
+        sections: Makes its variants. The first of a section is what its others are compared with.
         overrides: Of the training config.
         steps: Timed steps of a variant in a round, where the command does not say.
-        warmup: Steps before those in each round that are not timed: what workers have made ahead is used up.
         pause: Seconds before a variant's turn: another one's workers fill their queues.
+        unit: Of the figures.
     """
 
-    sections: Callable[[DictConfig], Sections]
+    sections: Callable[[Work], Sections]
     overrides: tuple[str, ...]
     steps: int
-    warmup: int = 0
     pause: float = 0.0
+    unit: str = "images/s"
 
 
 BENCHMARKS = {
+    "attention": Benchmark(attention_kernels, (), 2),
     "finetuning": Benchmark(finetuning, ("model=vit_pretrained", "model.pretrained=false", "data.batch_size=32"), 1),
-    "input": Benchmark(input_paths, (), 40, warmup=10, pause=2.0),
+    "input": Benchmark(input_paths, (), 40, pause=2.0),
+    "start": Benchmark(start_times, (), 1, unit="seconds"),
+    "step": Benchmark(step_speeds, (), 10),
 }
 
 
 def bench(command: DictConfig, overrides: Sequence[Override], conf: Path) -> dict[str, Any]:
-    """Prints images a second of each variant, the median over the rounds, and writes all figures as JSON.
+    """Prints each variant's figure, the median over the rounds, and writes all of them as JSON.
 
     Args:
         command: The values of `conf/bench.yaml`.
@@ -73,50 +79,39 @@ def bench(command: DictConfig, overrides: Sequence[Override], conf: Path) -> dic
     typed = [str(override.input_line) for override in overrides]
     with initialize_config_dir(str(conf), version_base="1.3"):
         config = compose("train", [*benchmark.overrides, "name=bench", "run_dir=outputs", *typed])
-    sections = benchmark.sections(config)
-    speeds = {
-        title: measure(variants, command.rounds, steps, benchmark.warmup, benchmark.pause)
-        for title, variants in sections.items()
-    }
+    sections = benchmark.sections(Work(config, [*benchmark.overrides, *typed], command))
+    figures = {title: measure(variants, command.rounds, steps, benchmark.pause) for title, variants in sections.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
     resolved = {group: OmegaConf.to_container(config[group], resolve=True) for group in ("model", "data")}
-    result = {**describe_origin(), **resolved, "images_per_second": speeds}
+    result = {**describe_origin(), **resolved, "unit": benchmark.unit, "figures": figures}
     write_json(file, result)
-    for title, figures in speeds.items():
-        _print(title, figures)
+    for title, section in figures.items():
+        _print(title, benchmark.unit, section)
     Console(soft_wrap=True, highlight=False).print(f"written: {shorten(file)}", markup=False)
     return result
 
 
-def measure(
-    variants: Mapping[str, Variant], rounds: int, steps: int, warmup: int = 0, pause: float = 0.0
-) -> dict[str, list[float]]:
-    """Images a second of each variant in each round; all take turns, after one step each that is not timed."""
-    speeds: dict[str, list[float]] = {name: [] for name in variants}
-    for run in variants.values():
-        run(1)
+def measure(variants: Mapping[str, Variant], rounds: int, steps: int, pause: float = 0.0) -> dict[str, list[float]]:
+    """Each variant's figure in each round; all take turns."""
+    figures: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, run in variants.items():
             time.sleep(pause)
-            if warmup:
-                run(warmup)
-            started = time.perf_counter()
-            images = run(steps)
-            speeds[name].append(images / (time.perf_counter() - started))
-    return speeds
+            figures[name].append(run(steps))
+    return figures
 
 
-def _print(title: str, speeds: Mapping[str, Sequence[float]]) -> None:
+def _print(title: str, unit: str, section: Mapping[str, Sequence[float]]) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("variant", no_wrap=True)
-    for column in ("images/s, median", "lowest", "highest", "ratio"):
+    for column in (f"{unit}, median", "lowest", "highest", "ratio"):
         table.add_column(column, justify="right")
-    base = median(next(iter(speeds.values())))
-    for variant, values in speeds.items():
+    base = median(next(iter(section.values())))
+    for variant, values in section.items():
         figures = (median(values), min(values), max(values))
         table.add_row(
             variant,
-            *(f"{value:,.4g}" if value < 100 else f"{value:,.0f}" for value in figures),
+            *(f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in figures),
             f"{median(values) / base:.2f}",
         )
     Console(soft_wrap=True).print(table)

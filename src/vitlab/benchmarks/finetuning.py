@@ -1,38 +1,39 @@
 """Fine-tuning steps beside those of the notebook that this project replaces."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
-from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
+from vitlab.benchmarks.loops import augmented, this_device, training
 from vitlab.benchmarks.pil_images import PILImages
-from vitlab.benchmarks.variant import Sections, Variant, endless
+from vitlab.benchmarks.variant import Sections, Variant, Work, endless, timed
 from vitlab.config.building import build, build_network
 from vitlab.data import ImageDataModule
-from vitlab.data.draws import Draws
-from vitlab.data.loader import ResidentLoader, epoch_order
 from vitlab.experiment import adopt_facts, build_data, weights_to_start_from
 
 
-def finetuning(config: DictConfig) -> Sections:
+def finetuning(work: Work) -> Sections:
     """The notebook's loop, and vitlab's path in float32 and bfloat16, each with both kinds of attention."""
+    config, device = work.config, this_device()
     weights_to_start_from(config)
     data = build_data(config)
     data.prepare_data()
     data.setup()
     adopt_facts(config, data)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     variants = {"notebook, float32": _notebook(config, data, device)}
-    for precision in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16):
         for fused in (True, False):
-            name = f"vitlab, {str(precision).removeprefix('torch.')}, {'fused' if fused else 'plain'} attention"
-            variants[name] = _vitlab(config, data, device, precision, fused)
+            name = f"vitlab, {str(dtype).removeprefix('torch.')}, {'fused' if fused else 'plain'} attention"
+            node = config.model.copy()
+            node.fused_attention = fused
+            network = build_network(node).to(device)
+            optimizer = build(config.optimizer, "optimizer")
+            variants[name] = training(network, augmented(data, device), optimizer, device=device, dtype=dtype)
     return {"fine-tuning steps": variants}
 
 
@@ -52,7 +53,7 @@ def _notebook(config: DictConfig, data: ImageDataModule, device: torch.device) -
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     batches = endless(loader)
 
-    def run(steps: int) -> int:
+    def loop(steps: int) -> int:
         count, correct = 0, 0
         for _ in range(steps):
             images, labels = next(batches)
@@ -67,42 +68,4 @@ def _notebook(config: DictConfig, data: ImageDataModule, device: torch.device) -
             count += len(labels)
         return count
 
-    return run
-
-
-def _vitlab(
-    config: DictConfig, data: ImageDataModule, device: torch.device, precision: torch.dtype, fused: bool
-) -> Variant:
-    node = config.model.copy()
-    node.fused_attention = fused
-    network: nn.Module = build_network(node).to(device)
-    optimizer = build(config.optimizer, "optimizer")(network.parameters())
-    arrays = data.splits["train"]
-    loader = ResidentLoader(
-        arrays,
-        lambda: epoch_order(len(arrays), 0, 0),
-        config.data.batch_size,
-        drop_last=True,
-        device=device,
-        rank=0,
-        world_size=1,
-    )
-    transform = data.transform.to(device)
-    batches = endless(loader)
-
-    def run(steps: int) -> int:
-        count = 0
-        for _ in range(steps):
-            images, labels, index = next(batches)
-            images = transform(images, Draws(0, 0, index))
-            with torch.autocast(device.type, precision) if precision != torch.float32 else nullcontext():
-                loss = F.cross_entropy(network(images), labels)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            count += len(labels)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return count
-
-    return run
+    return timed(loop)

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from omegaconf import DictConfig
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
+from vitlab.benchmarks.loops import settle, this_device
 from vitlab.benchmarks.pil_images import PILImages
-from vitlab.benchmarks.variant import Sections, Variant, endless
+from vitlab.benchmarks.variant import Sections, Variant, Work, endless, timed
 from vitlab.data import ImageDataModule, RandAugment, RandomCrop, RandomHorizontalFlip, TrivialAugment
 from vitlab.data.draws import Draws
 from vitlab.data.loader import ResidentLoader, epoch_order
@@ -20,9 +19,9 @@ from vitlab.experiment import build_data
 LARGE = 224  # px, as pretrained networks take them
 
 
-def input_paths(config: DictConfig) -> Sections:
+def input_paths(work: Work) -> Sections:
     """Crop and flip; the same with RandAugment and with TrivialAugment; the resize to 224 px."""
-    data = build_data(config)
+    data = build_data(work.config)
     data.prepare_data()
     data.setup()
     size = data.splits["train"].images.shape[-1]
@@ -62,16 +61,16 @@ def _pillow(data: ImageDataModule, steps: list[Any]) -> Variant:
     )
     batches = endless(loader)
 
-    def run(steps: int) -> int:
+    def loop(steps: int) -> int:
         return sum(len(next(batches)[1]) for _ in range(steps))
 
-    return run
+    return timed(loop, warmup=10)
 
 
 def _vitlab(
     data: ImageDataModule, augmentations: Sequence[nn.Module], size: int, interpolation: str = "bicubic"
 ) -> Variant:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     arrays, facts = data.splits["train"], data.facts
     transform = BatchTransform(
         augmentations, image_size=size, interpolation=interpolation, mean=facts["mean"], std=facts["std"]
@@ -87,14 +86,13 @@ def _vitlab(
     )
     batches = endless(loader)
 
-    def run(steps: int) -> int:
+    def loop(steps: int) -> int:
         count = 0
         for _ in range(steps):
             images, labels, places = next(batches)
             transform(images, Draws(0, 0, places))
             count += len(labels)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        settle(device)
         return count
 
-    return run
+    return timed(loop, warmup=10)

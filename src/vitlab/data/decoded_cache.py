@@ -27,10 +27,10 @@ class Decoded:
     def split(self, split: str) -> tuple[Tensor, Tensor, list[str]]:
         """Images, labels (int64) and names of the files below `split/`."""
         rows = [i for i, name in enumerate(self.names) if name.startswith(f"{split}/")]
-        # The files of a split follow each other, so a slice serves: no copy of the pixels.
+        # The files of a split follow each other. A copy: a view would keep all splits in memory.
         place = slice(rows[0], rows[-1] + 1) if rows else slice(0)
         return (
-            torch.from_numpy(self.images[place]),
+            torch.from_numpy(np.array(self.images[place])),
             torch.tensor(self.labels[place], dtype=torch.int64),
             self.names[place],
         )
@@ -83,7 +83,8 @@ class DecodedCache:
 
     def read(self, key: str, side: int) -> Decoded:
         about = json.loads((self.folder / f"{key}-{side}.json").read_text(encoding="utf-8"))
-        return Decoded(np.load(self.folder / f"{key}-{side}.npy", allow_pickle=False), **about)
+        images = np.load(self.folder / f"{key}-{side}.npy", mmap_mode="r", allow_pickle=False)
+        return Decoded(images, **about)
 
     def note_side(self, key: str, image_size: int, side: int) -> None:
         write_text(self.folder / f"{key}-auto{image_size}.json", json.dumps(side))

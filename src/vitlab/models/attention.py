@@ -12,10 +12,22 @@ class SelfAttention(nn.Module):
     (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2).
 
     `fused_attention` chooses the kernel: True is torch's scaled_dot_product_attention, False is two matrix products
-    around a softmax, None takes the one that trains faster on the device at hand. Both give the same result to within
-    the precision. What None stands on: training steps of this ViT at 32 px (65 tokens or fewer, batch 128) on two CPU
-    cores, images a second, plain : fused = 325 : 176 (bfloat16) and 136 : 140 (float32) with AMX, 152 : 127 and 87 : 81
-    with AVX512-BF16, so plain on a CPU; on a GPU the fused kernels never write the N x N matrix to memory.
+    around a softmax, None takes the one that trains faster: plain for bfloat16 on a CPU, else fused. Both give the same
+    result to within the precision. What None stands on: training steps of `vit_scratch` on two CPU cores, images a
+    second (`python -m vitlab.bench name=attention`):
+
+    | CPU with | dtype | tokens | plain | fused |
+    |---|---|---|---|---|
+    | AMX | bfloat16 | 64 | 325 | 176 |
+    | AVX512-BF16 | bfloat16 | 64 | 152 | 127 |
+    | AMX | float32 | 64 | 136 | 140 |
+    | AVX512-BF16 | float32 | 64 | 87 | 81 |
+    | AVX2 | float32 | 64 | 54.8 | 59.2 |
+    | AVX2 | float32 | 256 | 12.3 | 12.9 |
+    | AVX2 | float32 | 1,024 | 1.77 | 2.02 |
+
+    In float32 the fused kernel also takes 0.25 GB less at 64 tokens and batches of 128. bfloat16 was not measured at
+    other lengths, nor was a GPU: there the fused kernels never write the N x N matrix to memory (Dao et al. 2022).
 
     Raises:
         ValueError: `embed_dim` is not a multiple of `num_heads`.
@@ -54,7 +66,9 @@ class SelfAttention(nn.Module):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         dropout = self.attention_dropout if self.training else 0.0
-        fused = query.device.type != "cpu" if self.fused_attention is None else self.fused_attention
+        fused = self.fused_attention
+        if fused is None:
+            fused = value.device.type != "cpu" or value.dtype != torch.bfloat16
         if fused:
             return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
         weights = torch.softmax((query * self.head_dim**-0.5) @ key.transpose(-2, -1), dim=-1)

@@ -1,0 +1,102 @@
+"""Bare loops in plain torch, with nothing around the step: what can be had at the most."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitlab.benchmarks.variant import Variant, endless, timed
+from vitlab.data import ImageDataModule
+from vitlab.data.draws import Draws
+from vitlab.data.loader import ResidentLoader, epoch_order
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+
+def this_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def settle(device: torch.device) -> None:
+    """Waits until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def casting(device: torch.device, dtype: torch.dtype) -> Any:
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def augmented(data: ImageDataModule, device: torch.device) -> Batches:
+    """Training batches as a run has them: images as the network takes them, and labels."""
+    arrays = data.splits["train"]
+    loader = ResidentLoader(
+        arrays,
+        lambda: epoch_order(len(arrays), 0, 0),
+        data.batch_size,
+        drop_last=True,
+        device=device,
+        rank=0,
+        world_size=1,
+    )
+    transform = data.transform.to(device)
+    for images, labels, places in endless(loader):
+        yield transform(images, Draws(0, 0, places)), labels
+
+
+def one_batch(size: int, image_size: int, classes: int, device: torch.device) -> Batches:
+    """The same random batch again and again."""
+    images, labels = torch.randn(size, 3, image_size, image_size), torch.randint(classes, (size,))
+    yield from endless([(images.to(device), labels.to(device))])
+
+
+def training(
+    network: nn.Module,
+    batches: Batches,
+    optimizer: Callable[..., torch.optim.Optimizer],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    label_smoothing: float = 0.0,
+    clip: float | None = None,
+) -> Variant:
+    """Whole training steps."""
+    steps_of = optimizer(network.parameters())
+
+    def loop(steps: int) -> int:
+        network.train()
+        count = 0
+        for _ in range(steps):
+            images, labels = next(batches)
+            with casting(device, dtype):
+                loss = F.cross_entropy(network(images), labels, label_smoothing=label_smoothing)
+            steps_of.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
+            steps_of.step()
+            count += len(labels)
+        settle(device)
+        return count
+
+    return timed(loop)
+
+
+def evaluating(network: nn.Module, batches: Batches, *, device: torch.device, dtype: torch.dtype) -> Variant:
+    """Forward passes without gradients."""
+
+    def loop(steps: int) -> int:
+        network.eval()
+        count = 0
+        with torch.inference_mode(), casting(device, dtype):
+            for _ in range(steps):
+                images, labels = next(batches)
+                (network(images).argmax(dim=1) == labels).sum()
+                count += len(labels)
+        settle(device)
+        return count
+
+    return timed(loop)

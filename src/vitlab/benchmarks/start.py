@@ -1,0 +1,55 @@
+"""Seconds from typing a command to what a person waits for."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from vitlab.benchmarks.variant import Sections, Variant, Work
+from vitlab.config.command import CONF
+from vitlab.errors import UserError
+
+TRAIN = str(CONF.parent / "train.py")
+
+
+class StopAtFirstStep(pl.Callback):
+    """Ends the process, without anything further, when the first training step is over."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        os._exit(0)
+
+
+def start_times(work: Work) -> Sections:
+    """Help, the composed config, and the first training step with all checks, beside what importing torch takes."""
+    imports = [sys.executable, "-c", "import torch, torchvision, timm, pytorch_lightning"]
+    callback = "+callbacks.stop._target_=vitlab.benchmarks.start.StopAtFirstStep"
+    return {
+        "seconds from typing": {
+            "import torch, torchvision, timm, pytorch_lightning": _process(imports),
+            "train.py --help": _process([sys.executable, TRAIN, "--help"]),
+            "train.py --cfg job": _process([sys.executable, TRAIN, *work.overrides, "--cfg", "job"]),
+            "train.py, first step done": _process(
+                [sys.executable, TRAIN, *work.overrides, callback], leaves_a_run=True
+            ),
+        }
+    }
+
+
+def _process(command: Sequence[str], *, leaves_a_run: bool = False) -> Variant:
+    def run(steps: int) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            place = [f"hydra.run.dir={Path(folder) / 'run'}"] if leaves_a_run else []
+            started = time.perf_counter()
+            result = subprocess.run([*command, *place], capture_output=True, text=True)
+            seconds = time.perf_counter() - started
+        if result.returncode:
+            raise UserError(f"{' '.join(command)} ended with status {result.returncode}: {result.stderr[-500:]}")
+        return seconds
+
+    return run

@@ -1,0 +1,128 @@
+"""Training by `train.py`, beside a bare loop and timm's `train.py`; and evaluation beside training."""
+
+import csv
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+from torchvision.transforms.functional import to_pil_image
+
+from vitlab.benchmarks.loops import augmented, evaluating, this_device, training
+from vitlab.benchmarks.start import TRAIN
+from vitlab.benchmarks.variant import Sections, Variant, Work, endless
+from vitlab.config.building import build, build_network
+from vitlab.config.machine import best_precision
+from vitlab.data import ImageDataModule
+from vitlab.errors import UserError
+from vitlab.experiment import adopt_facts, build_data, weights_to_start_from
+
+DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def step_speeds(work: Work) -> Sections:
+    """Each in the precision that `train.py` would choose."""
+    config, device = work.config, this_device()
+    weights_to_start_from(config)
+    data = build_data(config)
+    data.prepare_data()
+    data.setup()
+    adopt_facts(config, data)
+    precision = best_precision("auto")
+    dtype = DTYPES.get(precision, torch.float32)
+    network = build_network(config.model).to(device)
+    bare = training(
+        network,
+        augmented(data, device),
+        build(config.optimizer, "optimizer"),
+        device=device,
+        dtype=dtype,
+        label_smoothing=config.label_smoothing,
+        clip=config.trainer.gradient_clip_val,
+    )
+    variants = {"bare loop": bare, "train.py": _train(work.overrides)}
+    if work.command.timm_train:
+        variants["timm's train.py"] = _timm(Path(work.command.timm_train), work, data, precision)
+    arrays = data.splits["test"]
+    rows = range(0, len(arrays), data.eval_batch_size)
+    size = data.eval_batch_size
+    batches = (
+        (data.transform(arrays.images[row : row + size].to(device)), arrays.labels[row : row + size].to(device))
+        for row in endless(rows)
+    )
+    evaluation = evaluating(network, batches, device=device, dtype=dtype)
+    return {
+        f"training, {precision}": variants,
+        f"evaluation, {precision}": {"training": bare, "evaluation": evaluation},
+    }
+
+
+def _train(overrides: Sequence[str]) -> Variant:
+    """The second epoch of a run."""
+
+    def run(steps: int) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            limits = ["trainer.max_epochs=2", f"trainer.limit_train_batches={steps}", "trainer.limit_test_batches=0"]
+            limits += ["trainer.limit_val_batches=0", "preflight=off", f"hydra.run.dir={folder}/run"]
+            _run([sys.executable, TRAIN, *overrides, *limits])
+            rows = list(csv.DictReader((Path(folder) / "run" / "metrics.csv").open()))
+        return float(rows[-1]["images_per_second"])
+
+    return run
+
+
+def _timm(script: Path, work: Work, data: ImageDataModule, precision: str) -> Variant:
+    """The second epoch of timm's script, with its own defaults but for the network, on image files of the same data.
+
+    The median of its steps but the first, in which its workers start.
+    """
+    config, facts = work.config, data.facts
+    model = config.model
+    shape = {"img_size": config.data.image_size, "patch_size": model.patch_size, "embed_dim": model.embed_dim}
+    shape |= {"depth": model.depth, "num_heads": model.num_heads, "mlp_ratio": model.mlp_ratio}
+    shape |= {"class_token": model.pool == "cls", "fc_norm": False}
+    side = str(config.data.image_size)
+    options = ["--model", "vit_tiny_patch16_224", "--gp", {"mean": "avg", "cls": "token"}[model.pool]]
+    options += ["--model-kwargs", *(f"{key}={value}" for key, value in shape.items())]
+    options += ["--input-size", "3", side, side]
+    options += ["--num-classes", str(len(facts["classes"])), "--batch-size", str(data.batch_size)]
+    options += ["--mean", *map(str, facts["mean"]), "--std", *map(str, facts["std"])]
+    options += ["--device", this_device().type, "--epochs", "2", "--warmup-epochs", "0", "--log-interval", "1"]
+    if precision != "32-true":
+        options += ["--amp", "--amp-dtype", "bfloat16" if precision.startswith("bf16") else "float16"]
+
+    def run(steps: int) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            _write_images(data, Path(folder) / "train", steps * data.batch_size)
+            _write_images(data, Path(folder) / "validation", len(facts["classes"]))
+            output = _run([sys.executable, str(script), folder, *options, "--output", f"{folder}/output"])
+        # Train: 1 [   9/10 (100%)]  Loss: ...  Time: 0.123s, 1040.60/s  (0.125s, 1020.30/s)  LR: ...
+        speeds = [
+            float(speed) for speed in re.findall(r"^Train: 1 .* Time: [\d.]+s,\s*([\d.]+)/s", output, re.MULTILINE)
+        ]
+        if not speeds:
+            raise UserError(f"timm_train={script} printed no images a second of its second epoch: {output[-500:]}")
+        return median(speeds[1:] or speeds)
+
+    return run
+
+
+def _write_images(data: ImageDataModule, folder: Path, count: int) -> None:
+    arrays = data.splits["train"]
+    for label in range(len(data.facts["classes"])):
+        (folder / f"{label:04d}").mkdir(parents=True)
+    for row in range(count):
+        place = row % len(arrays)
+        image = to_pil_image(arrays.images[place])
+        image.save(folder / f"{int(arrays.labels[place]):04d}" / f"{row}.png")
+
+
+def _run(command: Sequence[str]) -> str:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise UserError(f"{' '.join(command)} ended with status {result.returncode}: {result.stderr[-500:]}")
+    return result.stdout + result.stderr

@@ -3,10 +3,19 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Command
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from vitlab.benchmarks import BENCHMARKS, Benchmark, attention, measure
+from vitlab.benchmarks import BENCHMARKS, Benchmark, attention, gpu, measure
 from vitlab.benchmarks.input import input_paths
+from vitlab.benchmarks.variant import Work
+from vitlab.config.building import build_network
+from vitlab.config.command import CONF
+from vitlab.models.flops import forward_flops
+
+GPU = torch.cuda.is_available()
 
 
 def test_variants_take_turns() -> None:
@@ -47,13 +56,36 @@ def test_the_input_benchmark_compares_each_path_with_pillow_s(
     assert result.returncode == 0, result.stderr
     sections = json.loads((tmp_path / "x.json").read_text())["figures"]
     assert list(sections) == [
-        "crop and flip, 32 px",
-        "crop, flip and RandAugment, 32 px",
-        "crop, flip and TrivialAugment, 32 px",
-        "flip, resize to 224 px",
+        "crop and flip, 32 px, images/s",
+        "crop, flip and RandAugment, 32 px, images/s",
+        "crop, flip and TrivialAugment, 32 px, images/s",
+        "flip, resize to 224 px, images/s",
     ]
     assert all("Pillow" in next(iter(section)) for section in sections.values())
     assert all(speed > 0 for section in sections.values() for values in section.values() for speed in values)
+
+
+def test_the_gpu_benchmark_has_the_peak_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "peak_flops", lambda device, precision: 1e12)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", ["name=x", "run_dir=x"])
+    work = Work(config, [*DATA, *QUICK[:3]], OmegaConf.create({"timm_train": None}))
+    case = {"tiny": ["model.patch_size=8"]}
+    products, steps = gpu.sections(work, torch.device("cpu"), case, side=64).values()
+    assert measure(products, rounds=1, steps=1)["data sheet"] == [1.0]
+    assert list(steps) == [
+        "data sheet",
+        *(f"bare loop, {kind}{fused}" for kind in ("eager", "compiled") for fused in ("", ", fused AdamW")),
+        *("train.py, eager", "train.py, compiled"),
+    ]
+    network = build_network(
+        OmegaConf.merge(
+            config.model,
+            {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 10, "image_size": 32},
+        )
+    )
+    assert steps["data sheet"](1) == pytest.approx(1e12 / 3 / forward_flops(network, torch.zeros(1, 3, 32, 32)))
+    assert steps["bare loop, eager, fused AdamW"](1) > 0
 
 
 DATA = ["data=synthetic", "data.train_images=60", "data.test_images=20", "data.val_size=20", "data.batch_size=4"]
@@ -67,7 +99,7 @@ def test_the_attention_benchmark_covers_lengths(
     result = in_process("src/vitlab/bench.py", "name=attention", *QUICK)
     assert result.returncode == 0, result.stderr
     sections = json.loads((tmp_path / "x.json").read_text())["figures"]
-    assert {"float32, 32 px, batches of 2", "float32, 64 px, batches of 1"} <= set(sections)
+    assert {"float32, 32 px, batches of 2, images/s", "float32, 64 px, batches of 1, images/s"} <= set(sections)
     assert all(list(section) == ["plain", "fused"] for section in sections.values())
 
 
@@ -103,8 +135,9 @@ def test_the_start_benchmark_gets_to_the_first_step(in_process: Command, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["name=nope"], "name=nope is unknown; choose of attention, finetuning, input, start, step"),
+        (["name=nope"], "name=nope is unknown; choose of attention, finetuning, gpu, input, start, step"),
         (["name=finetuning", "rounds=0"], "rounds=0"),
+        pytest.param(["name=gpu"], "name=gpu needs a CUDA GPU", marks=pytest.mark.skipif(GPU, reason="there is one")),
     ],
     ids=str,
 )

@@ -286,10 +286,25 @@ def test_debug_overfit_brings_the_loss_of_one_batch_near_zero(in_process: Comman
 
 
 def test_debug_profile_says_where_the_time_went(in_process: Command, tmp_path: Path) -> None:
-    result = in_process("train.py", *SMALL_RUN, "debug=profile")
+    short = ["trainer.profiler.warmup_steps=1", "trainer.profiler.operation_steps=1"]
+    result = in_process("train.py", *SMALL_RUN, "debug=profile", *short)
     assert result.returncode == 0, result.stderr
-    reports = list((only_run(tmp_path, "debug_profile") / "profile").iterdir())
-    assert any("run_training_batch" in report.read_text() for report in reports)
+    folder = only_run(tmp_path, "debug_profile") / "profile"
+    figures = json.loads((folder / "step.json").read_text())
+    assert figures["steps"] == 8  # of 10
+    stages = figures["milliseconds"]
+    # What is inside another counts for itself alone: the backward pass runs inside the optimizer's step.
+    assert stages["backward pass"] > stages["optimizer"] > 0
+    assert stages["forward pass, loss, metrics"] > stages["fetch the batch"] > 0
+    assert all(milliseconds >= 0 for milliseconds in stages.values())
+    assert sum(figures["operations"].values()) == pytest.approx(1)
+    assert figures["operations"]["matrix products, convolutions"] > 0.05
+    assert "a training step (median of 8)" in (folder / "step.txt").read_text()
+    assert "forward pass, loss, metrics" in result.stdout
+    assert result.stderr == ""
+    too_few = in_process("train.py", *SMALL_RUN, "debug=profile", "trainer.profiler.warmup_steps=9")
+    assert too_few.returncode == 0
+    assert "profile: 10 steps are too few: 14 come before" in too_few.stderr
 
 
 @pytest.mark.parametrize("logger", ["csv", "none"])

@@ -103,3 +103,16 @@ def test_what_waits_is_noticed(gpu: FakeTensorMode) -> None:
         images.cpu()
         torch.zeros(3).to("cuda")
     assert len(transfers.found) == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_step_on_a_gpu_never_waits() -> None:
+    transform, classifier = make()
+    transform.to("cuda")
+    classifier.to("cuda")
+    step(transform, classifier)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(transform, classifier)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -44,7 +44,7 @@ def test_every_file_belongs_to_a_group() -> None:
     files = {file.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml")}
     grouped = {choice.replace("=", "/") + ".yaml" for choice in CHOICES}
     others = {
-        *("train.yaml", "evaluate.yaml", "predict.yaml", "export.yaml", "bench.yaml"),
+        *("train.yaml", "evaluate.yaml", "predict.yaml", "export.yaml", "bench.yaml", "augmentations.yaml"),
         *("hydra/job_logging/run_log.yaml", "hydra/help/vitlab.yaml"),
     }
     assert files == grouped | others

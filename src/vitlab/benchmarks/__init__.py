@@ -15,6 +15,7 @@ from rich.table import Table
 
 from vitlab.benchmarks.attention import attention_kernels
 from vitlab.benchmarks.finetuning import finetuning
+from vitlab.benchmarks.gpu import gpu_speeds
 from vitlab.benchmarks.input import input_paths
 from vitlab.benchmarks.start import start_times
 from vitlab.benchmarks.step import step_speeds
@@ -35,21 +36,20 @@ class Benchmark:
         overrides: Of the training config.
         steps: Timed steps of a variant in a round, where the command does not say.
         pause: Seconds before a variant's turn: another one's workers fill their queues.
-        unit: Of the figures.
     """
 
     sections: Callable[[Work], Sections]
     overrides: tuple[str, ...]
     steps: int
     pause: float = 0.0
-    unit: str = "images/s"
 
 
 BENCHMARKS = {
     "attention": Benchmark(attention_kernels, (), 2),
     "finetuning": Benchmark(finetuning, ("model=vit_pretrained", "model.pretrained=false", "data.batch_size=32"), 1),
+    "gpu": Benchmark(gpu_speeds, (), 20),
     "input": Benchmark(input_paths, (), 40, pause=2.0),
-    "start": Benchmark(start_times, (), 1, unit="seconds"),
+    "start": Benchmark(start_times, (), 1),
     "step": Benchmark(step_speeds, (), 10),
 }
 
@@ -83,10 +83,10 @@ def bench(command: DictConfig, overrides: Sequence[Override], conf: Path) -> dic
     figures = {title: measure(variants, command.rounds, steps, benchmark.pause) for title, variants in sections.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
     resolved = {group: OmegaConf.to_container(config[group], resolve=True) for group in ("model", "data")}
-    result = {**describe_origin(), **resolved, "unit": benchmark.unit, "figures": figures}
+    result = {**describe_origin(), **resolved, "figures": figures}
     write_json(file, result)
     for title, section in figures.items():
-        _print(title, benchmark.unit, section)
+        _print(title, section)
     Console(soft_wrap=True, highlight=False).print(f"written: {shorten(file)}", markup=False)
     return result
 
@@ -101,10 +101,10 @@ def measure(variants: Mapping[str, Variant], rounds: int, steps: int, pause: flo
     return figures
 
 
-def _print(title: str, unit: str, section: Mapping[str, Sequence[float]]) -> None:
+def _print(title: str, section: Mapping[str, Sequence[float]]) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("variant", no_wrap=True)
-    for column in (f"{unit}, median", "lowest", "highest", "ratio"):
+    for column in ("median", "lowest", "highest", "ratio"):
         table.add_column(column, justify="right")
     base = median(next(iter(section.values())))
     for variant, values in section.items():

@@ -20,7 +20,7 @@ def attention_kernels(work: Work) -> Sections:
     sections: dict[str, dict[str, Variant]] = {}
     for dtype in dtypes:
         for side, batch in SIZES:
-            name = f"{str(dtype).removeprefix('torch.')}, {side} px, batches of {batch}"
+            name = f"{str(dtype).removeprefix('torch.')}, {side} px, batches of {batch}, images/s"
             sections[name] = {kind: _steps(work, side, batch, dtype, kind == "fused") for kind in ("plain", "fused")}
     return sections
 

@@ -34,7 +34,7 @@ def finetuning(work: Work) -> Sections:
             network = build_network(node).to(device)
             optimizer = build(config.optimizer, "optimizer")
             variants[name] = training(network, augmented(data, device), optimizer, device=device, dtype=dtype)
-    return {"fine-tuning steps": variants}
+    return {"fine-tuning steps, images/s": variants}
 
 
 def _notebook(config: DictConfig, data: ImageDataModule, device: torch.device) -> Variant:

@@ -33,17 +33,17 @@ def input_paths(work: Work) -> Sections:
     }
     theirs = {"RandAugment": transforms.RandAugment(2, 9), "TrivialAugment": transforms.TrivialAugmentWide()}
     sections = {
-        f"crop and flip, {size} px": {
+        f"crop and flip, {size} px, images/s": {
             "Pillow, 2 workers": _pillow(data, pil_crop),
             "vitlab": _vitlab(data, [crop, flip], size),
         }
     }
     for name, augmentations in ours.items():
-        sections[f"crop, flip and {name}, {size} px"] = {
+        sections[f"crop, flip and {name}, {size} px, images/s"] = {
             "Pillow, 2 workers": _pillow(data, [*pil_crop, theirs[name]]),
             "vitlab": _vitlab(data, augmentations, size),
         }
-    sections[f"flip, resize to {LARGE} px"] = {
+    sections[f"flip, resize to {LARGE} px, images/s"] = {
         "Pillow, 2 workers (the notebook's)": _pillow(
             data, [transforms.Resize(LARGE), transforms.RandomHorizontalFlip()]
         ),

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from omegaconf import DictConfig
 from torchvision.transforms.functional import to_pil_image
 
 from vitlab.benchmarks.loops import augmented, evaluating, this_device, training
@@ -44,9 +45,9 @@ def step_speeds(work: Work) -> Sections:
         label_smoothing=config.label_smoothing,
         clip=config.trainer.gradient_clip_val,
     )
-    variants = {"bare loop": bare, "train.py": _train(work.overrides)}
+    variants = {"bare loop": bare, "train.py": train_speed(work.overrides)}
     if work.command.timm_train:
-        variants["timm's train.py"] = _timm(Path(work.command.timm_train), work, data, precision)
+        variants["timm's train.py"] = timm_speed(work.command.timm_train, config, data, precision)
     arrays = data.splits["test"]
     rows = range(0, len(arrays), data.eval_batch_size)
     size = data.eval_batch_size
@@ -56,12 +57,12 @@ def step_speeds(work: Work) -> Sections:
     )
     evaluation = evaluating(network, batches, device=device, dtype=dtype)
     return {
-        f"training, {precision}": variants,
-        f"evaluation, {precision}": {"training": bare, "evaluation": evaluation},
+        f"training, {precision}, images/s": variants,
+        f"evaluation, {precision}, images/s": {"training": bare, "evaluation": evaluation},
     }
 
 
-def _train(overrides: Sequence[str]) -> Variant:
+def train_speed(overrides: Sequence[str]) -> Variant:
     """The second epoch of a run."""
 
     def run(steps: int) -> float:
@@ -75,13 +76,12 @@ def _train(overrides: Sequence[str]) -> Variant:
     return run
 
 
-def _timm(script: Path, work: Work, data: ImageDataModule, precision: str) -> Variant:
+def timm_speed(script: str, config: DictConfig, data: ImageDataModule, precision: str) -> Variant:
     """The second epoch of timm's script, with its own defaults but for the network, on image files of the same data.
 
     The median of its steps but the first, in which its workers start.
     """
-    config, facts = work.config, data.facts
-    model = config.model
+    model, facts = config.model, data.facts
     shape = {"img_size": config.data.image_size, "patch_size": model.patch_size, "embed_dim": model.embed_dim}
     shape |= {"depth": model.depth, "num_heads": model.num_heads, "mlp_ratio": model.mlp_ratio}
     shape |= {"class_token": model.pool == "cls", "fc_norm": False}
@@ -99,7 +99,7 @@ def _timm(script: Path, work: Work, data: ImageDataModule, precision: str) -> Va
         with tempfile.TemporaryDirectory() as folder:
             _write_images(data, Path(folder) / "train", steps * data.batch_size)
             _write_images(data, Path(folder) / "validation", len(facts["classes"]))
-            output = _run([sys.executable, str(script), folder, *options, "--output", f"{folder}/output"])
+            output = _run([sys.executable, script, folder, *options, "--output", f"{folder}/output"])
         # Train: 1 [   9/10 (100%)]  Loss: ...  Time: 0.123s, 1040.60/s  (0.125s, 1020.30/s)  LR: ...
         speeds = [
             float(speed) for speed in re.findall(r"^Train: 1 .* Time: [\d.]+s,\s*([\d.]+)/s", output, re.MULTILINE)

@@ -3,6 +3,7 @@
 from vitlab.callbacks.epoch_metrics import EpochMetricsCSV
 from vitlab.callbacks.predictions import CollectLogits
 from vitlab.callbacks.progress import RunProgress
+from vitlab.callbacks.step_profiler import StepProfiler
 from vitlab.callbacks.throughput import Throughput
 
-__all__ = ["CollectLogits", "EpochMetricsCSV", "RunProgress", "Throughput"]
+__all__ = ["CollectLogits", "EpochMetricsCSV", "RunProgress", "StepProfiler", "Throughput"]

@@ -4,9 +4,8 @@ import hashlib
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +19,7 @@ from vitlab.data.decoding import describe_failure, picture_suffixes, read_image,
 from vitlab.errors import UserError
 
 
-@dataclass(frozen=True)
-class ImageFile:
+class ImageFile(NamedTuple):
     """A file of a split: its path relative to the root, its class, and what tells whether it has changed."""
 
     name: str
@@ -153,18 +151,21 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _list_files(root: Path, split: str, classes: list[str]) -> Iterable[ImageFile]:
-    known = picture_suffixes()
+    # Strings: pathlib takes ten times as long for 60,000 files.
+    known = tuple(picture_suffixes())
     for label, name in enumerate(classes):
-        found = []
-        for folder, _, entries in os.walk(root / split / name):
-            found += [os.path.join(folder, entry) for entry in entries if Path(entry).suffix.lower() in known]  # noqa: PTH118
+        found: list[str] = []
+        top = str(root / split / name)
+        for folder, _, entries in os.walk(top):
+            found += [f"{folder}{os.sep}{entry}" for entry in entries if entry.lower().endswith(known)]
         for path in sorted(found):
             try:
-                status = os.stat(path)  # noqa: PTH116 - pathlib doubles the time for 60,000 files
+                status = os.stat(path)  # noqa: PTH116
                 stamp = status.st_size, status.st_mtime_ns
             except OSError:  # a link to nowhere, say: it is named with all that can't be read
                 stamp = 0, 0
-            yield ImageFile(Path(path).relative_to(root).as_posix(), label, *stamp)
+            below = path[len(top) + 1 :].replace(os.sep, "/")
+            yield ImageFile(f"{split}/{name}/{below}", label, *stamp)
 
 
 def _key(files: dict[str, list[ImageFile]]) -> str:

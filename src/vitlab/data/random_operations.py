@@ -101,11 +101,16 @@ class TrivialAugment(nn.Module):
     """One operation at one magnitude, both drawn for each image (Müller and Hutter 2021, "TrivialAugment", wide)."""
 
     def forward(self, images: Tensor, draws: Draws, stream: int) -> Tensor:
-        table = magnitudes(shear=0.99, translate=32.0, rotate=135.0, colour=0.99, posterize=6, device=images.device)
+        table = wide_magnitudes(images.device)
         uniform = draws.uniform(stream, 3)
         operation = (uniform[:, 0] * len(NAMES)).long()
         magnitude = table[operation, (uniform[:, 1] * BINS).long()]
         return apply(images, operation, magnitude * _sign(operation, uniform[:, 2]))
+
+
+def wide_magnitudes(device: torch.device) -> Tensor:
+    """TrivialAugment's wide space (Müller and Hutter 2021, table 1), as `magnitudes` gives it."""
+    return magnitudes(shear=0.99, translate=32.0, rotate=135.0, colour=0.99, posterize=6, device=device)
 
 
 @cache  # once a device: what is copied to a GPU in a step waits for it

@@ -58,8 +58,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.unbind(0)  # each [B, heads, N, head_dim]
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
+        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # each [B, heads, N, head_dim]
         query, key = self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype)
         x = self._attend(query, key, value).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(x))

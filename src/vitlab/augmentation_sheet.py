@@ -1,0 +1,98 @@
+"""A contact sheet: what each augmentation does to images, weakly and strongly."""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.types import Override
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+from rich.console import Console
+from torch import Tensor
+
+from vitlab.config.quiet import quiet_libraries
+from vitlab.data import ImageDataModule, RandomCrop, RandomHorizontalFlip
+from vitlab.data.draws import Draws
+from vitlab.data.random_operations import BINS, NAMES, SIGNED, apply, wide_magnitudes
+from vitlab.errors import UserError
+from vitlab.experiment import build_data
+from vitlab.report import shorten
+
+EXAMPLES = 3
+BINS_SHOWN = (BINS // 3, 2 * BINS // 3, BINS - 1)
+PADDINGS = (16, 8, 4)  # the image's side by these
+Row = tuple[str, list[tuple[str, Tensor]]]  # its name, and three times a caption over uint8 images [EXAMPLES, 3, H, W]
+
+
+def draw_augmentations(command: DictConfig, overrides: Sequence[Override], conf: Path) -> Path:
+    """Writes a PNG: a row for each augmentation at three strengths, and one for all of `augment` in three epochs, on
+    three training images of different classes.
+
+    Raises:
+        UserError: the file is there already, or the data can't be had.
+    """
+    quiet_libraries()
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    file = Path(command.out or f"outputs/figures/augmentations_{stamp}.png")
+    if file.exists():
+        raise UserError(f"out={file} is there already: nothing is overwritten")
+    typed = [str(override.input_line) for override in overrides]
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = compose("train", ["name=augmentations", "run_dir=outputs", *typed])
+    data = build_data(config)
+    data.prepare_data()
+    data.setup()
+    labels = data.splits["train"].labels
+    places = torch.stack(
+        [(labels == label).nonzero()[0, 0] for label in range(min(EXAMPLES, len(data.facts["classes"])))]
+    )
+    images = data.splits["train"].images[places]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _draw(images, [*_each(images, places), _together(data, images, places)], file)
+    Console(soft_wrap=True, highlight=False).print(f"written: {shorten(file)}", markup=False)
+    return file
+
+
+def _each(images: Tensor, places: Tensor) -> Iterator[Row]:
+    side, draws = images.shape[-1], Draws(0, 0, places)
+    paddings = [side // share for share in PADDINGS]
+    yield "RandomCrop", [(f"padding {padding} px", RandomCrop(padding)(images, draws, 0)) for padding in paddings]
+    yield "RandomHorizontalFlip", [(f"p={p}", RandomHorizontalFlip(p)(images, draws, 1)) for p in (0.0, 0.5, 1.0)]
+    table = wide_magnitudes(images.device)
+    for operation, name in enumerate(NAMES[1:], start=1):
+        panels = []
+        for number in BINS_SHOWN:
+            magnitude = table[operation, number].repeat(len(images))
+            caption = f"{magnitude[0]:.3g}" if table[operation].any() else "no strength"
+            if name in SIGNED:
+                magnitude[1::2] *= -1
+                caption = f"±{caption}"
+            panels.append((caption, apply(images, torch.full_like(places, operation), magnitude)))
+        yield name, panels
+
+
+def _together(data: ImageDataModule, images: Tensor, places: Tensor) -> Row:
+    panels = []
+    for epoch in range(3):
+        result, draws = images, Draws(data.seed, epoch, places)
+        for stream, augmentation in enumerate(data.augmentations):
+            result = augmentation(result, draws, stream)
+        panels.append((f"epoch {epoch}", result))
+    return "all of augment", panels
+
+
+def _draw(images: Tensor, rows: Sequence[Row], file: Path) -> None:
+    columns = 1 + len(rows[0][1])
+    figure = Figure(figsize=(2.6 * columns, 1.25 * len(rows)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, (name, panels) in enumerate(rows):
+        for column, (caption, batch) in enumerate([("stored images", images), *panels]):
+            axes = figure.add_subplot(len(rows), columns, number * columns + column + 1)
+            strip = torch.nn.functional.pad(batch, (0, 1, 0, 0), value=255)  # a white line between images
+            axes.imshow(strip.permute(2, 0, 3, 1).flatten(1, 2)[:, :-1].numpy(), interpolation="nearest")
+            axes.set_title(caption if column else name, fontsize=8, loc="left", parse_math=False)
+            axes.set_axis_off()
+    figure.savefig(file, format="png")

@@ -1,0 +1,104 @@
+"""What a GPU makes of the training step, beside what it could."""
+
+from functools import partial
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from vitlab.benchmarks.loops import augmented, settle, training
+from vitlab.benchmarks.step import DTYPES, timm_speed, train_speed
+from vitlab.benchmarks.variant import Sections, Variant, Work, timed
+from vitlab.callbacks.peak_speed import peak_flops
+from vitlab.config.building import build, build_network
+from vitlab.config.command import CONF
+from vitlab.config.machine import best_precision
+from vitlab.errors import UserError
+from vitlab.experiment import adopt_facts, build_data
+from vitlab.models.flops import forward_flops
+
+# Names, and overrides of the training config.
+CASES = {
+    "ViT-B/16, 224 px, batches of 256": [
+        *("model=vit_base", "model.patch_size=16", "data.image_size=224", "data.batch_size=256"),
+    ],
+    "vit_small, 32 px, patches of 4 px, batches of 1,024": ["model=vit_small", "data.batch_size=1024"],
+}
+SIDE = 8192  # of the matrices
+
+
+def gpu_speeds(work: Work) -> Sections:
+    """The machine's own matrix products; then each network's steps, bare and by train.py, eager and compiled. The
+    first line of a network is what the data sheet's peak would come to: the ratios are model FLOPs utilisations.
+
+    Raises:
+        UserError: there is no GPU.
+    """
+    if not torch.cuda.is_available():
+        raise UserError("name=gpu needs a CUDA GPU; name=step measures what there is")
+    return sections(work, torch.device("cuda"), CASES, SIDE)
+
+
+def sections(work: Work, device: torch.device, cases: dict[str, list[str]], side: int) -> Sections:
+    precision = best_precision("auto")
+    dtype = DTYPES.get(precision, torch.float32)
+    peak = peak_flops(device, precision)
+    found: dict[str, dict[str, Variant]] = {
+        f"matrix products, {precision}, TFLOP/s": {
+            **({"data sheet": lambda steps: peak / 1e12} if peak else {}),
+            f"{side:,} x {side:,}": _products(side, dtype, device),
+        }
+    }
+    for name, overrides in cases.items():
+        typed = [*overrides, *work.overrides]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("train", [*typed, "name=bench", "run_dir=outputs"])
+        found[f"{name}, {precision}, images/s"] = _variants(work, config, typed, device, precision, peak)
+    return found
+
+
+def _variants(
+    work: Work, config: DictConfig, typed: list[str], device: torch.device, precision: str, peak: float | None
+) -> dict[str, Variant]:
+    data = build_data(config)
+    data.prepare_data()
+    data.setup()
+    adopt_facts(config, data)
+    variants: dict[str, Variant] = {}
+    if peak:
+        image = torch.zeros(1, 3, config.data.image_size, config.data.image_size)
+        flops = 3 * forward_flops(build_network(config.model), image)
+        variants["data sheet"] = lambda steps: peak / flops
+    for compiled in (False, True):
+        for fused in (False, True):
+            network = build_network(config.model).to(device)
+            if compiled:
+                network.compile()
+            name = f"bare loop, {'compiled' if compiled else 'eager'}{', fused AdamW' if fused else ''}"
+            variants[name] = training(
+                network,
+                augmented(data, device),
+                partial(build(config.optimizer, "optimizer"), fused=fused),
+                device=device,
+                dtype=DTYPES.get(precision, torch.float32),
+                label_smoothing=config.label_smoothing,
+                clip=config.trainer.gradient_clip_val,
+            )
+    variants["train.py, eager"] = train_speed(typed)
+    variants["train.py, compiled"] = train_speed([*typed, "compile=true"])
+    if work.command.timm_train:
+        variants["timm's train.py"] = timm_speed(work.command.timm_train, config, data, precision)
+    return variants
+
+
+def _products(side: int, dtype: torch.dtype, device: torch.device) -> Variant:
+    left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
+
+    def loop(steps: int) -> int:
+        for _ in range(steps):
+            left @ right
+        settle(device)
+        return steps
+
+    products = timed(loop)
+    return lambda steps: products(steps) * 2 * side**3 / 1e12

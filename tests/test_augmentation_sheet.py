@@ -1,0 +1,43 @@
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command
+from PIL import Image
+
+from vitlab.augmentation_sheet import _each
+from vitlab.data.random_operations import NAMES
+
+DATA = ["data=synthetic", "data.train_images=60", "data.test_images=20", "data.val_size=20", "data.batch_size=4"]
+
+
+def test_a_sheet_is_drawn_and_never_overwritten(in_process: Command, tmp_path: Path) -> None:
+    result = in_process("src/vitlab/augmentations.py", *DATA, "augment=randaugment", "out=sheet.png")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "written: sheet.png\n"
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 800
+        assert len(sheet.convert("RGB").getcolors(1 << 24) or []) > 100
+    again = in_process("src/vitlab/augmentations.py", *DATA, "out=sheet.png")
+    assert again.returncode == 2
+    assert "out=sheet.png is there already" in again.stderr
+
+
+def test_every_operation_has_a_row_that_grows_stronger() -> None:
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rows = dict(_each(images, torch.arange(3)))
+    assert list(rows) == ["RandomCrop", "RandomHorizontalFlip", *NAMES[1:]]
+    for name, panels in rows.items():
+        changes = [(batch.float() - images.float()).abs().mean().item() for _, batch in panels]
+        if name in ("AutoContrast", "Equalize"):
+            assert len(set(changes)) == 1
+        elif name in ("Brightness", "Color", "Contrast", "Sharpness", "Posterize", "Solarize", "RandomHorizontalFlip"):
+            assert changes == sorted(changes)
+            assert changes[2] > changes[0]
+
+
+@pytest.mark.parametrize("key", ["agument=none", "data.lrr=1"])
+def test_mistakes(key: str, in_process: Command) -> None:
+    result = in_process("src/vitlab/augmentations.py", *DATA, key)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr

@@ -102,6 +102,8 @@ class ImageClassifier(pl.LightningModule):
         self.accuracies = nn.ModuleDict(
             {f"{s}_acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False) for s in stages}
         )
+        for metric in (self.losses["train_loss"], self.accuracies["train_acc"]):
+            metric.persistent(True)  # type: ignore[operator]  # for a run that goes on in the middle of an epoch
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)
@@ -127,7 +129,14 @@ class ImageClassifier(pl.LightningModule):
                 f"finetune.freeze_epochs={self.finetuning.freeze_epochs} is the whole run: only the head will learn"
             )
 
+    def on_train_start(self) -> None:
+        # Of an epoch that is gone on with, Lightning does not announce the start.
+        if self.finetuning.freeze_epochs != 0:
+            self.freeze_backbone(self.finetuning.frozen(self.current_epoch))
+
     def on_train_epoch_start(self) -> None:
+        for metric in (self.losses["train_loss"], self.accuracies["train_acc"]):
+            metric.reset()  # type: ignore[operator]  # a checkpoint of an epoch's end still has its sums
         if self.finetuning.freeze_epochs != 0:
             self.freeze_backbone(self.finetuning.frozen(self.current_epoch))
 

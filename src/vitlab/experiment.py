@@ -2,19 +2,21 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 
-from vitlab.callbacks import EpochMetricsCSV
+from vitlab.callbacks import EpochMetricsCSV, LastCheckpoint
 from vitlab.classifier import ImageClassifier
 from vitlab.config.building import adopt_user_network, build, build_network, weight_keys
 from vitlab.config.composition import typed_overrides
@@ -22,7 +24,7 @@ from vitlab.config.machine import resolve_machine
 from vitlab.config.quiet import quiet_libraries
 from vitlab.data import ImageDataModule
 from vitlab.errors import TerminatedError, UserError
-from vitlab.files import write_json
+from vitlab.files import set_aside, write_json
 from vitlab.interruption import told_apart
 from vitlab.preflight import Subject, run_preflight
 from vitlab.report import print_header, print_interrupted, print_preflight, print_results, print_weights
@@ -45,13 +47,8 @@ def train(config: DictConfig) -> dict[str, float]:
         KeyboardInterrupt, TerminatedError: the run was interrupted; `checkpoints/last.ckpt` is written.
     """
     started = time.perf_counter()
-    overrides = typed_overrides(HydraConfig.get())
-    quiet_libraries()
-    resolve_machine(config)
-    torch.set_float32_matmul_precision(config.matmul_precision)
-    pl.seed_everything(config.seed, verbose=False)
-
-    adopt_user_network(config, overrides)
+    settle_machine(config)
+    adopt_user_network(config, typed_overrides(HydraConfig.get()))
     weights = weights_to_start_from(config)
     data = build_data(config)
     data.prepare_data()
@@ -63,14 +60,14 @@ def train(config: DictConfig) -> dict[str, float]:
         network.compile()  # in place: unlike torch.compile(network), it leaves the names of the weights alone
     classifier = build_classifier(config, network)
 
-    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    resolved = as_plain_data(config)
     run = RunDirectory(Path(config.run_dir))
     trainer = build_trainer(config, resolved, run)
-    begin_run(run, resolved, data, weights, report)
+    lock = begin_run(run, resolved, data, weights, report)  # noqa: F841 - held until this function is left
     print_header(config, data, network, run.path)
     if weights and report:
         print_weights(weights, report)
-    try:
+    with ended_well_or_badly(run):
         mode = config.preflight or "off"  # YAML reads an unquoted off as false
         if mode != "off" and trainer.is_global_zero:
             subject = Subject(
@@ -86,10 +83,28 @@ def train(config: DictConfig) -> dict[str, float]:
         if mode == "only":
             end_run(run, "checked")
             return {}
-        with told_apart(trainer):
-            log_text(trainer, "config", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(resolved))}\n```")
-            trainer.fit(classifier, datamodule=data, weights_only=True)
-            metrics = test_selected(trainer, classifier, data, run)
+        log_text(trainer, "config", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(resolved))}\n```")
+        return fit_and_test(config, trainer, classifier, data, run, started)
+
+
+def settle_machine(config: DictConfig) -> None:
+    """What holds for the whole process: messages, precision, seeds."""
+    quiet_libraries()
+    resolve_machine(config)
+    torch.set_float32_matmul_precision(config.matmul_precision)
+    pl.seed_everything(config.seed, verbose=False)
+
+
+def as_plain_data(config: DictConfig) -> dict[str, Any]:
+    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    return resolved
+
+
+@contextmanager
+def ended_well_or_badly(run: RunDirectory) -> Iterator[None]:
+    """Writes into the manifest how a run ended that did not get to its end."""
+    try:
+        yield
     except (KeyboardInterrupt, TerminatedError):
         end_run(run, "interrupted")
         print_interrupted(run)
@@ -97,8 +112,24 @@ def train(config: DictConfig) -> dict[str, float]:
     except BaseException:
         end_run(run, "failed")
         raise
+
+
+def fit_and_test(
+    config: DictConfig,
+    trainer: pl.Trainer,
+    classifier: ImageClassifier,
+    data: ImageDataModule,
+    run: RunDirectory,
+    started: float,
+    checkpoint: Path | None = None,
+) -> dict[str, float]:
+    """Trains, from a checkpoint on where there is one, tests, and writes and prints the final metrics."""
+    with told_apart(trainer):
+        trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        metrics = test_selected(trainer, classifier, data, run)
     if trainer.is_global_zero:
         metrics["seconds"] = round(time.perf_counter() - started, 1)
+        set_aside(run.metrics_file)  # of a run that was finished, and was made longer
         write_json(run.metrics_file, metrics)
         end_run(run, "finished")
         print_results(config, metrics, run.path)
@@ -155,7 +186,10 @@ def build_classifier(config: DictConfig, network: torch.nn.Module) -> ImageClass
     )
 
 
-def build_trainer(config: DictConfig, resolved: dict[str, Any], run: RunDirectory) -> pl.Trainer:
+def build_trainer(
+    config: DictConfig, resolved: dict[str, Any], run: RunDirectory, step: int | None = None
+) -> pl.Trainer:
+    """The trainer of a run; of one that goes on from a `step` on, with the dashboard that it had."""
     callbacks = [build(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node is not None]
     if not config.trainer.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
@@ -167,10 +201,15 @@ def build_trainer(config: DictConfig, resolved: dict[str, Any], run: RunDirector
             *callbacks,
             ConfigInCheckpoint(resolved),
             EpochMetricsCSV(run.epochs_file),
-            *checkpoints(run, config.checkpoint, selects=selects),
+            *([best_checkpoint(run, config.checkpoint)] if selects else []),
+            LastCheckpoint(
+                run.checkpoints / "last.ckpt",
+                every_n_epochs=config.checkpoint.last_every_n_epochs,
+                every_minutes=config.checkpoint.every_minutes,
+            ),
         ],
         limit_val_batches=config.trainer.limit_val_batches if selects else 0,
-        logger=build(config.logger, "logger") if config.logger else False,
+        logger=build(config.logger, "logger", **_at_step(config.logger, step)) if config.logger else False,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         plugins=[WholeCheckpointIO()],
         default_root_dir=str(run.path),
@@ -178,24 +217,36 @@ def build_trainer(config: DictConfig, resolved: dict[str, Any], run: RunDirector
     return trainer
 
 
-def checkpoints(run: RunDirectory, choice: DictConfig, *, selects: bool) -> Sequence[ModelCheckpoint]:
-    """`best.ckpt` by the monitored metric (none where nothing is selected on), and `last.ckpt`, also written on any
-    exception."""
-    shared: dict[str, Any] = {"dirpath": run.checkpoints, "enable_version_counter": False}
-    last = ModelCheckpoint(
-        filename="last",
-        every_n_epochs=choice.last_every_n_epochs,
-        save_on_train_epoch_end=True,
-        save_on_exception=True,
-        **shared,
+def _at_step(logger: DictConfig, step: int | None) -> dict[str, Any]:
+    """What makes a logger of Lightning's add to what it has written before a step, and only that."""
+    if step is None:
+        return {}
+    if logger["_target_"].endswith(".TensorBoardLogger"):
+        return {"purge_step": step}  # later values come again
+    if logger["_target_"].endswith(".CSVLogger"):
+        return {"version": f"{logger.version}_from_step_{step}"}  # it would delete its file
+    return {}
+
+
+def best_checkpoint(run: RunDirectory, choice: DictConfig) -> ModelCheckpoint:
+    """`best.ckpt` by the monitored metric."""
+    return ModelCheckpoint(
+        dirpath=run.checkpoints,
+        filename="best",
+        monitor=choice.monitor,
+        mode=choice.mode,
+        enable_version_counter=False,
     )
-    best = ModelCheckpoint(filename="best", monitor=choice.monitor, mode=choice.mode, **shared)
-    return [best, last] if selects else [last]
 
 
 @rank_zero_only
 def end_run(run: RunDirectory, status: str) -> None:
     run.end(status)
+
+
+def fingerprints(data: ImageDataModule) -> dict[str, dict[str, Any]]:
+    """Number and SHA-256 of each split's images and labels."""
+    return {name: {"images": len(split), "sha256": split.fingerprint()} for name, split in data.splits.items()}
 
 
 @rank_zero_only
@@ -205,13 +256,13 @@ def begin_run(
     data: ImageDataModule,
     weights: Weights | None,
     report: LoadReport | None,
-) -> None:
-    """Writes what is known before training."""
-    fingerprint = {name: {"images": len(split), "sha256": split.fingerprint()} for name, split in data.splits.items()}
-    manifest = {**describe_origin(), "seed": resolved["seed"], "data": fingerprint, "weights": None}
+) -> FileLock:
+    """Writes what is known before training; nobody else writes to the run while the lock is held."""
+    manifest = {**describe_origin(), "seed": resolved["seed"], "data": fingerprints(data), "weights": None}
     if weights and report:
         manifest["weights"] = {"from": weights.origin, "sha256": weights.fingerprint(), **asdict(report)}
     run.create(resolved, manifest)
+    return run.lock()
 
 
 def check_before_training(subject: Subject, run: RunDirectory, mode: str) -> None:

@@ -66,9 +66,25 @@ def print_preflight(preflight: Preflight) -> None:
 
 @rank_zero_only
 def print_interrupted(run: RunDirectory) -> None:
+    """Where the run stands, and what to type to go on."""
     last = run.checkpoints / "last.ckpt"
-    saved = f"the last state is in {shorten(last)}" if last.exists() else "no checkpoint was written yet"
-    _console().print(f"interrupted; {saved}")
+    console = _console()
+    if last.exists():
+        console.print(f"interrupted; the last state is in {shorten(last)}; to go on:", markup=False)
+        console.print(f"  python train.py resume={shorten(run.path)}", markup=False)
+    else:
+        console.print("interrupted; no checkpoint was written yet")
+
+
+@rank_zero_only
+def print_resumed(config: DictConfig, run: Path, epoch: int, step: int, changed: dict[str, str | None]) -> None:
+    """Where the run goes on, and what the changed keys make of it."""
+    console = _console()
+    console.print(f"{config.name}: going on from epoch {epoch + 1}, step {step:,}; {config.trainer.precision}")
+    console.print(f"run directory: {shorten(run)}", markup=False)
+    for key, effect in changed.items():
+        if effect:
+            console.print(f"{key} changed: {effect}", markup=False)
 
 
 def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> None:

@@ -9,8 +9,9 @@ def make(rank: int = 0, world_size: int = 1, drop_last: bool = True, count: int 
     arrays = ImageArrays(images, torch.arange(count), [str(i) for i in range(count)])
     return ResidentLoader(
         arrays,
-        lambda: epoch_order(count, 0, 4),
         12,
+        seed=0,
+        epoch=lambda: 4,
         drop_last=drop_last,
         device=torch.device("cpu"),
         rank=rank,

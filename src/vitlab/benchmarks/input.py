@@ -12,7 +12,7 @@ from vitlab.benchmarks.pil_images import PILImages
 from vitlab.benchmarks.variant import Sections, Variant, Work, endless, timed
 from vitlab.data import ImageDataModule, RandAugment, RandomCrop, RandomHorizontalFlip, TrivialAugment
 from vitlab.data.draws import Draws
-from vitlab.data.loader import ResidentLoader, epoch_order
+from vitlab.data.loader import ResidentLoader
 from vitlab.data.transforms import BatchTransform
 from vitlab.experiment import build_data
 
@@ -77,8 +77,9 @@ def _vitlab(
     ).to(device)
     loader = ResidentLoader(
         arrays,
-        lambda: epoch_order(len(arrays), 0, 0),
         data.batch_size,
+        seed=0,
+        epoch=lambda: 0,
         drop_last=True,
         device=device,
         rank=0,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vitlab.benchmarks.variant import Variant, endless, timed
 from vitlab.data import ImageDataModule
 from vitlab.data.draws import Draws
-from vitlab.data.loader import ResidentLoader, epoch_order
+from vitlab.data.loader import ResidentLoader
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -35,8 +35,9 @@ def augmented(data: ImageDataModule, device: torch.device) -> Batches:
     arrays = data.splits["train"]
     loader = ResidentLoader(
         arrays,
-        lambda: epoch_order(len(arrays), 0, 0),
         data.batch_size,
+        seed=0,
+        epoch=lambda: 0,
         drop_last=True,
         device=device,
         rank=0,

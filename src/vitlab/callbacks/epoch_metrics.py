@@ -4,6 +4,7 @@ import csv
 import io
 import time
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
@@ -29,9 +30,21 @@ class EpochMetricsCSV(Checkpoint):
     def __init__(self, file: Path) -> None:
         self.file = file
         self.rows: list[dict[str, float]] = []
+        self.validated = False
+        self.seconds = 0.0  # of training before this process
+        self.started = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": list(self.rows), "validated": self.validated, "seconds": time.perf_counter() - self.started}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Rows that were written after the checkpoint go: their epochs come again.
+        self.rows = state_dict["rows"]
+        self.validated = state_dict["validated"]
+        self.seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started = time.perf_counter()
+        self.started = time.perf_counter() - self.seconds
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.validated = False

@@ -42,9 +42,10 @@ class RunProgress(ProgressBar):
         self._last_look = self._started = time.perf_counter()
         self._images = 0
         steps = trainer.estimated_stepping_batches
-        self._begin("training", None if steps == float("inf") else int(steps) * trainer.accumulate_grad_batches)
+        total = None if steps == float("inf") else int(steps) * trainer.accumulate_grad_batches
+        self._begin("training", total, done=trainer.fit_loop.epoch_loop.batch_progress.total.completed)
 
-    def _begin(self, what: str, total: int | None) -> None:
+    def _begin(self, what: str, total: int | None, done: int = 0) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -57,7 +58,7 @@ class RunProgress(ProgressBar):
             refresh_per_second=4,
             disable=not self.console.is_terminal,
         )
-        self._task: TaskID = self._progress.add_task(what, total=total, figures="")
+        self._task: TaskID = self._progress.add_task(what, total=total, completed=done, figures="")
         self._progress.start()
 
     def on_train_batch_end(

@@ -30,8 +30,12 @@ class Throughput(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.flops: int | None = None
         reset_peak_memory(trainer.strategy.root_device)
+        self._begin()  # of an epoch that is gone on with, Lightning does not announce the start
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self.images = 0
         self.seconds = self.waited = 0.0
         self.resumed = self.stepped = perf_counter()

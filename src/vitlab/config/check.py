@@ -32,7 +32,10 @@ COLLECTIONS = ("augment", "callbacks")  # of targets, each under a name of the u
 GROUPS = ("model", "data", "augment", "optimizer", "finetune", "scheduler", "trainer", "callbacks", "logger")
 SETTINGS = ("name", "run_dir", "seed", "label_smoothing", "compile", "preflight", "matmul_precision", "checkpoint")
 FILLING = ("experiment", "debug")  # groups whose files fill the others
-PLAIN = {"checkpoint": {"monitor", "mode", "last_every_n_epochs"}, "scheduler": {"schedule", "interval", "monitor"}}
+PLAIN = {
+    "checkpoint": {"monitor", "mode", "last_every_n_epochs", "every_minutes"},
+    "scheduler": {"schedule", "interval", "monitor"},
+}
 EXTRAS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # packages that an extra of the same name installs
 FILLED_IN_LATER = {"scheduler.schedule.total_steps"}  # null until the length of the run is known
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig
 
 from vitlab.config.check import GROUPS
-from vitlab.config.command import CONF
+from vitlab.config.command import CONF, read_command
 from vitlab.config.composition import NOT_COMPOSED, composition_mistakes, explain
 from vitlab.errors import TerminatedError, UserError
 
@@ -39,6 +39,8 @@ def run(main: Callable[[], Any]) -> NoReturn:
 
 def launch(main: Callable[[], Any]) -> NoReturn:
     """As `run`, for a main function whose config Hydra composes: what does not compose is said all at once."""
+    if any(argument.startswith("resume=") for argument in sys.argv[1:]):
+        run(_resume)
     for argument in sys.argv[1:]:
         group, _, option = argument.partition("=")
         if option == "null" and group in GROUPS:  # Hydra fails at it
@@ -49,6 +51,13 @@ def launch(main: Callable[[], Any]) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     _guarded(main, lambda error: composition_mistakes(sys.argv[1:]) or [explain(error)])
     sys.exit(0)
+
+
+def _resume() -> None:
+    command, overrides = read_command(CONF, "resume", sys.argv[1:])
+    from vitlab.resuming import resume
+
+    resume(command, overrides, CONF)
 
 
 def _in_the_log(error: Exception) -> list[str]:

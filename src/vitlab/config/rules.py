@@ -57,6 +57,7 @@ RULES: Mapping[str, Kind] = {
     "callbacks.*.monitor": METRIC | NULL,
     "checkpoint.mode": choice("min", "max"),
     "checkpoint.last_every_n_epochs": whole(1),
+    "checkpoint.every_minutes": number(0) | NULL,
     "data.image_size": whole(1) | NULL,
     "data.stored_size": whole(1) | NULL,
     "data.interpolation": choice("bilinear", "bicubic") | NULL,

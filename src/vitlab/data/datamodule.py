@@ -84,6 +84,7 @@ class ImageDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         self.splits: dict[str, ImageArrays] = {}
+        self._resumed: dict[str, int] | None = None
 
     def fetch(self) -> None:
         """Brings the data to this machine (download, decode), where a source has to."""
@@ -153,13 +154,13 @@ class ImageDataModule(LightningDataModule):
         if training and batch_size % trainer.world_size:
             raise UserError(f"data.batch_size={batch_size} does not divide among {trainer.world_size} devices")
         arrays = self.splits[split]
-        count = len(arrays)
         # Evaluation has one fixed order, and a mixed one: files come class by class, and a limit on the batches would
         # else count the first classes alone.
         return ResidentLoader(
             arrays,
-            lambda: epoch_order(count, self.seed, trainer.current_epoch) if training else epoch_order(count, 0, 0),
             batch_size,
+            seed=self.seed if training else 0,
+            epoch=lambda: trainer.current_epoch if training else 0,
             drop_last=training,
             device=_home(arrays.images, trainer.strategy.root_device),
             rank=trainer.global_rank,
@@ -167,7 +168,18 @@ class ImageDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> ResidentLoader:
-        return self._loader("train", training=True)
+        self._train_loader = self._loader("train", training=True)
+        if self._resumed is not None:
+            self._train_loader.load_state_dict(self._resumed)
+        return self._train_loader
+
+    # Lightning brings back the loader's own state only where nothing asked for the loader before, as a schedule does
+    # that must know the number of steps.
+    def state_dict(self) -> dict[str, Any]:
+        return self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = state_dict
 
     def val_dataloader(self) -> ResidentLoader:
         return self._loader("val", training=False)

@@ -22,16 +22,18 @@ class ResidentLoader:
     this rank takes every `world_size`-th of it, so that the ranks together see what one process would see.
 
     Args:
-        order: Asked at the start of each pass for the order of the images, int64 `[N]`.
+        seed: The order of a pass is `epoch_order` of this seed ...
+        epoch: ... and of the epoch that this gives at its start.
         drop_last: Leave out the last batch of an epoch where it is not full.
     """
 
     def __init__(
         self,
         arrays: ImageArrays,
-        order: Callable[[], Tensor],
         batch_size: int,
         *,
+        seed: int,
+        epoch: Callable[[], int],
         drop_last: bool,
         device: torch.device,
         rank: int,
@@ -39,19 +41,33 @@ class ResidentLoader:
     ) -> None:
         self.images = arrays.images.to(device)
         self.labels = arrays.labels.to(device)
-        self.order = order
         self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = epoch
         self.drop_last = drop_last
         self.rank = rank
         self.world_size = world_size
+        self._place = {"epoch": 0, "batches": 0}  # how far the pass has come
+        self._resumed: dict[str, int] | None = None
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.labels), self.batch_size)
         return full if self.drop_last or not rest else full + 1
 
+    def state_dict(self) -> dict[str, int]:
+        return dict(self._place)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next pass, if it is of that epoch, goes on behind the batches that were given already."""
+        self._resumed = state
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        order = self.order().to(self.labels.device)
-        for number in range(len(self)):
+        epoch = self.epoch()
+        order = epoch_order(len(self.labels), self.seed, epoch).to(self.labels.device)
+        resumed, self._resumed = self._resumed, None
+        first = resumed["batches"] if resumed is not None and resumed["epoch"] == epoch else 0
+        for number in range(first, len(self)):
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
             index = batch[self.rank :: self.world_size]
+            self._place = {"epoch": epoch, "batches": number + 1}
             yield self.images[index], self.labels[index], index

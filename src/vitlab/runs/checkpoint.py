@@ -1,5 +1,6 @@
 """Checkpoint files: plain data and tensors, written whole, read without running anything."""
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums that torch.save has written
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"checksum of {damaged}")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.errors import UserError
@@ -57,31 +58,64 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"can't write the run to {self.path} ({error.strerror or error})") from error
 
+    def lock(self) -> FileLock:
+        """Keeps other processes from writing to the run for as long as what this returns is alive.
+
+        Raises:
+            UserError: one does already.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"another process is writing to {self.path}") from None
+        return lock
+
+    def reopen(self, entry: dict[str, Any]) -> None:
+        """Notes in the manifest that the run goes on, and removes what a killed process left half written."""
+        for stale in self.path.rglob(".*.tmp"):
+            stale.unlink(missing_ok=True)
+        manifest = self.manifest()
+        resumed = [*manifest.get("resumed", []), {"time": _now(), **entry}]
+        write_json(self.manifest_file, {**manifest, "status": "running", "finished": None, "resumed": resumed})
+
+    def manifest(self) -> dict[str, Any]:
+        """What `manifest.json` holds; nothing, where the run was killed before it was written."""
+        text = self.manifest_file.read_text(encoding="utf-8") if self.manifest_file.exists() else ""
+        content: dict[str, Any] = json.loads(text or "{}")
+        return content
+
     @classmethod
-    def open(cls, path: str, outputs: str) -> "RunDirectory":
-        """A run that is there: `path`, or where that is "latest" the newest finished run below `outputs`.
+    def open(cls, path: str, outputs: str, *, key: str = "run", finished: bool = True) -> "RunDirectory":
+        """A run that is there: `path`, or where that is "latest" the newest below `outputs`.
+
+        Args:
+            path, outputs: As typed.
+            key: What `path` was given as, for messages.
+            finished: Whether the newest finished run is meant, or the newest of the others that can go on.
 
         Raises:
             UserError: there is none.
         """
+        what = "finished run" if finished else "run to go on with"
         if path == "latest":
-            return cls._latest(Path(outputs))
+            runs = [cls(file.parent) for file in Path(outputs).rglob("manifest.json")]
+            time = "finished" if finished else "started"
+            found = [(run.manifest()[time], run.path) for run in runs if run._is(finished)]
+            if not found:
+                raise UserError(f"{key}=latest: there is no {what} below {Path(outputs).resolve()}")
+            return cls(max(found)[1])
         run = cls(Path(path))
         if not (run.path / "config.yaml").is_file():
-            what = "is no run directory: it has no config.yaml" if run.path.is_dir() else "does not exist"
-            raise UserError(f"run={path} {what}; run=latest takes the newest finished run below {outputs}")
+            fault = "is no run directory: it has no config.yaml" if run.path.is_dir() else "does not exist"
+            raise UserError(f"{key}={path} {fault}; {key}=latest takes the newest {what} below {outputs}")
         return run
 
-    @classmethod
-    def _latest(cls, outputs: Path) -> "RunDirectory":
-        finished = []
-        for file in outputs.rglob("manifest.json"):
-            manifest = json.loads(file.read_text(encoding="utf-8") or "{}")
-            if manifest.get("status") == "finished":
-                finished.append((manifest["finished"], file.parent))
-        if not finished:
-            raise UserError(f"run=latest: there is no finished run below {outputs.resolve()}")
-        return cls(max(finished)[1])
+    def _is(self, finished: bool) -> bool:
+        status = self.manifest().get("status")
+        if finished:
+            return status == "finished"
+        return status in ("running", "interrupted", "failed") and any(self.checkpoints.glob("*.ckpt"))
 
     def config(self) -> DictConfig:
         """The resolved config.
@@ -98,8 +132,7 @@ class RunDirectory:
 
     def end(self, status: str) -> None:
         """Writes how the run ended into the manifest: "finished", "interrupted" or "failed"."""
-        manifest = json.loads(self.manifest_file.read_text(encoding="utf-8"))
-        write_json(self.manifest_file, {**manifest, "status": status, "finished": _now()})
+        write_json(self.manifest_file, {**self.manifest(), "status": status, "finished": _now()})
 
     def checkpoint(self, which: str) -> Path:
         """The file behind "best", "last" or a path; the best of a run that selected none is its last.

@@ -1,0 +1,160 @@
+"""A run that goes on where it was interrupted, in its own directory."""
+
+import logging.config
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
+
+from vitlab.config.building import build_network, check_trusted
+from vitlab.config.command import apply_overrides
+from vitlab.data import ImageDataModule
+from vitlab.errors import UserError
+from vitlab.experiment import (
+    as_plain_data,
+    build_classifier,
+    build_data,
+    build_trainer,
+    ended_well_or_badly,
+    fingerprints,
+    fit_and_test,
+    settle_machine,
+)
+from vitlab.files import set_aside, write_text
+from vitlab.report import print_resumed
+from vitlab.runs.changes import changes
+from vitlab.runs.checkpoint import read_checkpoint
+from vitlab.runs.directory import RunDirectory
+from vitlab.runs.manifest import describe_origin
+
+log = logging.getLogger(__name__)
+
+
+def resume(command: DictConfig, overrides: Sequence[Override], conf: Path) -> dict[str, float]:
+    """Goes on with a run from a checkpoint of its own.
+
+    On the same machine, with the same versions, it becomes to the last bit what it would have been uninterrupted.
+
+    Args:
+        command: The values of `conf/resume.yaml`.
+        overrides: Of the run's config.
+        conf: The folder of YAML files.
+
+    Returns:
+        The final metrics, as in `metrics.json`.
+
+    Raises:
+        UserError: there is nothing to go on with, a key may not change, the images are others, or another process is
+            at it.
+        KeyboardInterrupt, TerminatedError: as `train`.
+    """
+    started = time.perf_counter()
+    run = RunDirectory.open(str(command.resume), command.outputs, key="resume", finished=False)
+    lock = lock_run(run)  # noqa: F841 - held until this function is left
+    config = run.config()
+    before = as_plain_data(config)
+    apply_overrides(config, overrides, conf, command)
+    config.run_dir = str(run.path)
+    changed = changes(before, as_plain_data(config))
+    check_trusted(as_plain_data(config), list(command.trusted_targets))
+    file = run.checkpoints / f"{command.checkpoint}.ckpt" if command.checkpoint in ("last", "best") else None
+    file = file or Path(command.checkpoint)
+    state = readable_checkpoint(run, file)
+    refuse_if_finished(config, run, state)
+
+    log_to(run.path / "run.log", conf)
+    settle_machine(config)
+    data = build_data(config)
+    data.prepare_data()
+    data.setup()
+    refuse_other_images(run, data)
+    network = build_network(config.model)
+    if config.compile:
+        network.compile()
+    classifier = build_classifier(config, network)
+    resolved = as_plain_data(config)
+    trainer = build_trainer(config, resolved, run, state["global_step"])
+    note_resumed(run, resolved, changed, state)
+    print_resumed(config, run.path, state["epoch"], state["global_step"], changed)
+    with ended_well_or_badly(run):
+        return fit_and_test(config, trainer, classifier, data, run, started, file)
+
+
+@rank_zero_only
+def lock_run(run: RunDirectory) -> FileLock:
+    return run.lock()
+
+
+def readable_checkpoint(run: RunDirectory, file: Path) -> dict[str, Any]:
+    """The checkpoint's content.
+
+    Raises:
+        UserError: there is none, or it is damaged; with another of the run's that is not.
+    """
+    others = []
+    for other in sorted(run.checkpoints.glob("*.ckpt"), key=lambda f: f.stat().st_mtime, reverse=True):
+        if other != file:
+            try:
+                read_checkpoint(other)
+            except UserError:
+                continue
+            others.append(f"checkpoint={other.stem if other.stem in ('best', 'last') else other} can be")
+    try:
+        return read_checkpoint(file)
+    except UserError as error:
+        raise UserError("; ".join([str(error), *others[:1]])) from None
+
+
+def refuse_if_finished(config: DictConfig, run: RunDirectory, state: dict[str, Any]) -> None:
+    """Refuses a run that is finished and shall not become longer."""
+    if run.manifest().get("status") != "finished":
+        return
+    epochs, steps = config.trainer.max_epochs or -1, config.trainer.max_steps
+    if 0 < epochs <= state["epoch"] + 1 or 0 < steps <= state["global_step"]:
+        raise UserError(
+            f"{run.path} is finished, after {state['epoch'] + 1} epochs and {state['global_step']} steps: "
+            f"a larger trainer.{'max_steps' if steps > 0 else 'max_epochs'}=... goes on"
+        )
+
+
+def refuse_other_images(run: RunDirectory, data: ImageDataModule) -> None:
+    known = run.manifest().get("data", {})
+    for split, found in fingerprints(data).items():
+        if split in known and known[split]["sha256"] != found["sha256"]:
+            raise UserError(
+                f"the {split} images are not those that the run was trained with ({found['images']} images here, "
+                f"{known[split]['images']} then): data.root must name the same data"
+            )
+
+
+@rank_zero_only
+def note_resumed(
+    run: RunDirectory, resolved: dict[str, Any], changed: dict[str, str | None], state: dict[str, Any]
+) -> None:
+    """Notes in the manifest where and with what the run goes on; says what makes it another than it would have been."""
+    origin = describe_origin()
+    for what in ("versions", "hardware"):
+        then = run.manifest().get(what, {})
+        other = [
+            f"{name} {then.get(name)} -> {value}" for name, value in origin[what].items() if then.get(name) != value
+        ]
+        if other:
+            log.warning(f"not to the last bit the run it would have been: {', '.join(other)}")
+    run.reopen({"epoch": state["epoch"], "step": state["global_step"], "changed": sorted(changed), **origin})
+    if changed:
+        set_aside(run.path / "config.yaml")
+        write_text(run.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
+
+
+def log_to(file: Path, conf: Path) -> None:
+    """Adds to the run's log, as Hydra has set it up for a new run."""
+    settings: Any = OmegaConf.to_container(
+        OmegaConf.load(conf / "hydra" / "job_logging" / "run_log.yaml"), resolve=False
+    )
+    settings["handlers"]["file"]["filename"] = str(file)
+    logging.config.dictConfig(settings)

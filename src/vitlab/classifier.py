@@ -159,9 +159,11 @@ class ImageClassifier(pl.LightningModule):
         logits = self(batch.images)
         loss = self.training_loss(logits, batch.labels)
         self._update("train", loss, logits, batch.labels)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            # Not each step: a call costs 0.3 ms, and Lightning passes on no more than these to the loggers.
-            self.log_dict({"train/loss_step": loss.detach(), "lr": self._learning_rate})
+        if self.trainer.loggers and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            # Not self.log, which costs 0.3 ms in each step, and hands on values only after a checkpoint of the step.
+            values = {"train/loss_step": loss.item(), "lr": self._learning_rate, "epoch": self.current_epoch}
+            for logger in self.trainer.loggers:
+                logger.log_metrics(values, step=self.trainer.fit_loop.epoch_loop._batches_that_stepped)
         return loss
 
     def training_loss(self, logits: Tensor, labels: Tensor) -> Tensor:

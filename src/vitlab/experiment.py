@@ -3,14 +3,13 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
@@ -63,11 +62,11 @@ def train(config: DictConfig) -> dict[str, float]:
     resolved = as_plain_data(config)
     run = RunDirectory(Path(config.run_dir))
     trainer = build_trainer(config, resolved, run)
-    lock = begin_run(run, resolved, data, weights, report)  # noqa: F841 - held until this function is left
+    begin_run(run, resolved, data, weights, report)
     print_header(config, data, network, run.path)
     if weights and report:
         print_weights(weights, report)
-    with ended_well_or_badly(run):
+    with alone_in(run), ended_well_or_badly(run):
         mode = config.preflight or "off"  # YAML reads an unquoted off as false
         if mode != "off" and trainer.is_global_zero:
             subject = Subject(
@@ -98,6 +97,13 @@ def settle_machine(config: DictConfig) -> None:
 def as_plain_data(config: DictConfig) -> dict[str, Any]:
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     return resolved
+
+
+@contextmanager
+def alone_in(run: RunDirectory) -> Iterator[None]:
+    """Keeps other runs' processes out of a run's directory; the first process does it for those beside it."""
+    with run.locked() if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
+        yield
 
 
 @contextmanager
@@ -256,13 +262,12 @@ def begin_run(
     data: ImageDataModule,
     weights: Weights | None,
     report: LoadReport | None,
-) -> FileLock:
-    """Writes what is known before training; nobody else writes to the run while the lock is held."""
+) -> None:
+    """Writes what is known before training."""
     manifest = {**describe_origin(), "seed": resolved["seed"], "data": fingerprints(data), "weights": None}
     if weights and report:
         manifest["weights"] = {"from": weights.origin, "sha256": weights.fingerprint(), **asdict(report)}
     run.create(resolved, manifest)
-    return run.lock()
 
 
 def check_before_training(subject: Subject, run: RunDirectory, mode: str) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
@@ -16,6 +15,7 @@ from vitlab.config.command import apply_overrides
 from vitlab.data import ImageDataModule
 from vitlab.errors import UserError
 from vitlab.experiment import (
+    alone_in,
     as_plain_data,
     build_classifier,
     build_data,
@@ -55,7 +55,13 @@ def resume(command: DictConfig, overrides: Sequence[Override], conf: Path) -> di
     """
     started = time.perf_counter()
     run = RunDirectory.open(str(command.resume), command.outputs, key="resume", finished=False)
-    lock = lock_run(run)  # noqa: F841 - held until this function is left
+    with alone_in(run):
+        return _go_on(run, command, overrides, conf, started)
+
+
+def _go_on(
+    run: RunDirectory, command: DictConfig, overrides: Sequence[Override], conf: Path, started: float
+) -> dict[str, float]:
     config = run.config()
     before = as_plain_data(config)
     apply_overrides(config, overrides, conf, command)
@@ -83,11 +89,6 @@ def resume(command: DictConfig, overrides: Sequence[Override], conf: Path) -> di
     print_resumed(config, run.path, state["epoch"], state["global_step"], changed)
     with ended_well_or_badly(run):
         return fit_and_test(config, trainer, classifier, data, run, started, file)
-
-
-@rank_zero_only
-def lock_run(run: RunDirectory) -> FileLock:
-    return run.lock()
 
 
 def readable_checkpoint(run: RunDirectory, file: Path) -> dict[str, Any]:

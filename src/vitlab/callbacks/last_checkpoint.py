@@ -71,6 +71,7 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _flush(trainer)  # the epoch's own values, which the checkpoint of its end comes before
         if self._agreed(trainer, self.received is not None):
             self._stop()
 
@@ -87,8 +88,7 @@ class LastCheckpoint(Checkpoint):
         return wish if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(wish, all=False)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        for logger in trainer.loggers:
-            logger.save()  # what the checkpoint follows on must be on disk too
+        _flush(trainer)  # what the checkpoint follows on must be on disk too
         trainer.save_checkpoint(self.file)
         self.written = time.monotonic()
 
@@ -98,6 +98,11 @@ class LastCheckpoint(Checkpoint):
         if self.received == getattr(signal, "SIGUSR1", None) and "SLURM_JOB_ID" in os.environ:
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
         raise TerminatedError
+
+
+def _flush(trainer: pl.Trainer) -> None:
+    for logger in trainer.loggers:
+        logger.save()
 
 
 def _validation_follows(trainer: pl.Trainer) -> bool:

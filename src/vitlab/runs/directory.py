@@ -2,6 +2,8 @@
 
 import csv
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -58,8 +60,9 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"can't write the run to {self.path} ({error.strerror or error})") from error
 
-    def lock(self) -> FileLock:
-        """Keeps other processes from writing to the run for as long as what this returns is alive.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from writing to the run; the operating system ends that with the process.
 
         Raises:
             UserError: one does already.
@@ -69,7 +72,10 @@ class RunDirectory:
             lock.acquire(timeout=0)
         except Timeout:
             raise UserError(f"another process is writing to {self.path}") from None
-        return lock
+        try:
+            yield
+        finally:
+            lock.release()
 
     def reopen(self, entry: dict[str, Any]) -> None:
         """Notes in the manifest that the run goes on, and removes what a killed process left half written."""

@@ -16,6 +16,8 @@ import torch
 from conftest import ROOT, SMALL_RUN, Command, run_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from vitlab.runs.directory import RunDirectory
+
 RUN = [
     *SMALL_RUN,
     *("trainer.max_epochs=4", "trainer.log_every_n_steps=1", "preflight=off", "augment=randaugment"),
@@ -142,3 +144,158 @@ def test_a_run_that_was_killed_again_and_again_ends_as_if_nothing_had_happened(w
     resumed = run_script("train.py", "resume=latest", "outputs=.", "callbacks.stop=null", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.fixture
+def interrupted(in_process: Command, tmp_path: Path) -> Path:
+    """A run that was stopped in the second of its four epochs."""
+    result = in_process("train.py", *RUN, "hydra.run.dir=run", *stop("on_train_batch_start", 1, 2))
+    assert result.returncode == 143, result.stderr
+    return tmp_path / "run"
+
+
+def contents(run: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file.name != ".lock"}
+
+
+REFUSED = [
+    (["resume=run", "optimizer.lr=0.5"], "optimizer.lr=0.5 (the run has 0.002); init_from=<run> starts a new run"),
+    (["resume=run", "optimizer.lrr=0.5"], "unknown key 'optimizer.lrr'. Did you mean 'lr'?"),
+    (["resume=run", "model.depth=3", "seed=1"], "differs in"),
+    (["resume=run"], "the run's config would run stoppers.SendSignal"),
+    (["resume=elsewhere"], "resume=elsewhere does not exist"),
+    (["resume=latest"], "resume=latest: there is no run to go on with below"),
+    (["resume=run", "callbacks.stop=null", "checkpoint=nope.ckpt"], "there is no checkpoint nope.ckpt"),
+    (["resume=run", "callbacks.stop=null", "data.train_images=300"], "data.train_images=300 (the run has 400)"),
+]
+
+
+def test_what_can_t_go_on_is_refused_and_nothing_is_touched(interrupted: Path, in_process: Command) -> None:
+    before = contents(interrupted)
+    for arguments, message in REFUSED:
+        result = in_process("train.py", *arguments)
+        assert result.returncode == 2, arguments
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+    with RunDirectory(interrupted).locked():
+        result = in_process("train.py", "resume=run", "callbacks.stop=null")
+        assert result.returncode == 2
+        assert "another process is writing to run" in result.stderr
+    assert contents(interrupted) == before
+
+
+def test_a_damaged_checkpoint_is_recognised_and_an_older_one_offered(interrupted: Path, in_process: Command) -> None:
+    last = interrupted / "checkpoints" / "last.ckpt"
+    whole = last.read_bytes()
+    altered = bytearray(whole)
+    altered[len(whole) // 2] ^= 1
+    for damaged in (bytes(altered), whole[: len(whole) // 2], b""):
+        last.write_bytes(damaged)
+        result = in_process("train.py", "resume=run", "callbacks.stop=null")
+        assert result.returncode == 2
+        assert "last.ckpt can't be read as a checkpoint: it is damaged" in result.stderr
+        assert "checkpoint=best can be" in result.stderr
+        assert last.read_bytes() == damaged
+    result = in_process("train.py", "resume=run", "callbacks.stop=null", "checkpoint=best")
+    assert result.returncode == 0, result.stderr
+    assert [row["epoch"] for row in rows(interrupted)] == ["0", "1", "2", "3"]
+
+
+def test_a_finished_run_can_be_made_longer(in_process: Command, tmp_path: Path) -> None:
+    assert in_process("train.py", *RUN, "trainer.max_epochs=2", "hydra.run.dir=run").returncode == 0
+    first = (tmp_path / "run" / "metrics.json").read_bytes()
+    refused = in_process("train.py", "resume=run")
+    assert refused.returncode == 2
+    assert "run is finished, after 2 epochs and 10 steps: a larger trainer.max_epochs=... goes on" in refused.stderr
+    longer = in_process("train.py", "resume=run", "trainer.max_epochs=3")
+    assert longer.returncode == 0, longer.stderr
+    assert "trainer.max_epochs changed: a schedule that knows the length of the run" in longer.stdout
+    assert [row["epoch"] for row in rows(tmp_path / "run")] == ["0", "1", "2"]
+    (aside,) = (tmp_path / "run").glob("metrics_*.json")
+    assert aside.read_bytes() == first
+
+
+def test_a_new_run_starts_from_another_s_weights(interrupted: Path, in_process: Command, tmp_path: Path) -> None:
+    short = [*RUN, "trainer.max_epochs=1", "optimizer.lr=1e-30", "optimizer.weight_decay=0"]
+    for source in ("run", "run/checkpoints/last.ckpt"):
+        result = in_process("train.py", *short, f"init_from={source}", f"hydra.run.dir=new_{source[-4:]}")
+        assert result.returncode == 0, result.stderr
+    for name, folder in (("best", "new_run"), ("last", "new_ckpt")):
+        one, other = (
+            torch.load(file, weights_only=True)["state_dict"]
+            for file in (interrupted / "checkpoints" / f"{name}.ckpt", tmp_path / folder / "checkpoints" / "last.ckpt")
+        )
+        assert all(torch.allclose(one[key], other[key]) for key in one if key.startswith("network."))
+    refused = in_process("train.py", *RUN, "init_from=nowhere", "hydra.run.dir=x")
+    assert refused.returncode == 2
+    assert "init_from=nowhere does not exist" in refused.stderr
+
+
+def test_a_run_is_reproduced_and_compared(whole: Path, in_process: Command, tmp_path: Path) -> None:
+    result = in_process("train.py", f"reproduce={whole}", "outputs=again")
+    assert result.returncode == 0, result.stderr
+    assert "differs" not in result.stdout
+    assert result.stdout.count("the same") >= 6
+    (again,) = (tmp_path / "again" / "demo").iterdir()
+    assert rows(again) == rows(whole)
+    assert (again / "run.log").stat().st_size > 0
+    other = in_process("train.py", f"reproduce={whole}", "outputs=again", "seed=1")
+    assert "differs" in other.stdout
+
+
+@pytest.mark.parametrize("action", ["stop", "skip"])
+def test_a_loss_that_is_no_number_stops_the_run_or_its_step_is_left_out(
+    action: str, in_process: Command, tmp_path: Path
+) -> None:
+    poison = [
+        "+callbacks.poison._target_=stoppers.PoisonBatch",
+        "+callbacks.poison.epoch=1",
+        "+callbacks.poison.batch=2",
+    ]
+    result = in_process("train.py", *RUN, *poison, f"callbacks.nan.action={action}", "hydra.run.dir=run")
+    if action == "skip":
+        assert result.returncode == 0, result.stderr
+        assert result.stderr == ""
+        with (tmp_path / "run" / "metrics.csv").open() as file:
+            assert [float(row["skipped_steps"]) for row in csv.DictReader(file)] == [0, 1, 0, 0]
+        assert "1 steps skipped" in result.stdout or not sys.stdout.isatty()
+        return
+    assert result.returncode == 2
+    assert "no finite number since batch 3 of epoch 2" in result.stderr
+    assert "run/checkpoints/last.ckpt: init_from=... starts a run from it" in result.stderr
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 5
+    assert all(tensor.isfinite().all() for tensor in state["state_dict"].values())
+
+
+def test_a_stranger_s_run_can_t_run_code(interrupted: Path, in_process: Command, tmp_path: Path) -> None:
+    config = (interrupted / "config.yaml").read_text()
+    canary = tmp_path / "canary"
+    targets = [
+        "subprocess.run",
+        "os.system",
+        "torch.hub.load",
+        "vitlab.files.write_text",
+        "torch.load",
+        "builtins.exec",
+    ]
+    for target in targets:
+        hostile = config.replace(
+            "_target_: vitlab.callbacks.Throughput", f"_target_: {target}\n    args: touch {canary}"
+        )
+        assert hostile != config
+        (interrupted / "config.yaml").write_text(hostile)
+        result = in_process("train.py", "resume=run", "callbacks.stop=null")
+        assert result.returncode == 2, target
+        assert f"the run's config would run {target}" in result.stderr
+    (interrupted / "config.yaml").write_text(config)
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch {canary}",)
+
+    torch.save({"vitlab_config": {}, "state_dict": Evil()}, interrupted / "checkpoints" / "last.ckpt")
+    result = in_process("train.py", "resume=run", "callbacks.stop=null")
+    assert result.returncode == 2
+    assert "can't be read as a checkpoint" in result.stderr
+    assert not canary.exists()

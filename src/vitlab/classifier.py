@@ -87,6 +87,8 @@ class ImageClassifier(pl.LightningModule):
         self.scheduler = scheduler
         self.interval = interval
         self.monitor = monitor
+        self.skips_non_finite = False
+        self.skipped_steps = 0  # of the epoch
         self.head = head_names(network)
         if self.finetuning.needs_head and not self.head:
             raise UserError(
@@ -155,9 +157,12 @@ class ImageClassifier(pl.LightningModule):
         group = self.trainer.optimizers[0].param_groups[0]
         self._learning_rate = float(group["lr"]) / group["lr_scale"]
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         logits = self(batch.images)
         loss = self.training_loss(logits, batch.labels)
+        if self.skips_non_finite and not self.trainer.strategy.reduce_boolean_decision(bool(loss.isfinite())):
+            self.skipped_steps += 1
+            return None
         self._update("train", loss, logits, batch.labels)
         if self.trainer.loggers and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             # Not self.log, which costs 0.3 ms in each step, and hands on values only after a checkpoint of the step.

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,12 @@ from vitlab.weights import LoadReport, Weights, find_weights, fit_weights
 log = logging.getLogger(__name__)
 
 
-def train(config: DictConfig) -> dict[str, float]:
+def train(config: DictConfig, overrides: Sequence[str] | None = None) -> dict[str, float]:
     """Trains and tests what a composed config describes, and leaves the run directory.
+
+    Args:
+        config: Composed.
+        overrides: What of it the user typed; None asks Hydra.
 
     Returns:
         The final metrics, as in `metrics.json`.
@@ -47,7 +51,7 @@ def train(config: DictConfig) -> dict[str, float]:
     """
     started = time.perf_counter()
     settle_machine(config)
-    adopt_user_network(config, typed_overrides(HydraConfig.get()))
+    adopt_user_network(config, typed_overrides(HydraConfig.get()) if overrides is None else overrides)
     weights = weights_to_start_from(config)
     data = build_data(config)
     data.prepare_data()
@@ -116,7 +120,8 @@ def ended_well_or_badly(run: RunDirectory) -> Iterator[None]:
         print_interrupted(run)
         raise
     except BaseException:
-        end_run(run, "failed")
+        with suppress(OSError):  # what failed may be the disk
+            end_run(run, "failed")
         raise
 
 
@@ -161,6 +166,10 @@ def weights_to_start_from(config: DictConfig) -> Weights | None:
     Raises:
         UserError: the weights can't be had, or nothing says how the images come to the network.
     """
+    if config.init_from is not None:
+        if config.model.get("weights") is not None:
+            raise UserError("init_from and model.weights both name weights to start from: take one")
+        config.model.weights = str(checkpoint_of(config.init_from))
     choice = {key: config.model.get(key) for key in weight_keys(config.model)}
     weights = find_weights(choice, config.model.get("name"))
     known, origin = (weights.input, weights.input_origin) if weights else ({}, "")
@@ -176,6 +185,20 @@ def weights_to_start_from(config: DictConfig) -> Weights | None:
         if config.data[key] is None:
             raise UserError(f"data.{key} must be given: there are no pretrained weights that it could be taken from")
     return weights
+
+
+def checkpoint_of(place: str) -> Path:
+    """The file behind a run directory (its best checkpoint) or a path to a checkpoint.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(place)
+    if path.is_dir():
+        return RunDirectory.open(place, "outputs", key="init_from").checkpoint("best")
+    if not path.exists():
+        raise UserError(f"init_from={place} does not exist; it names a run directory or a checkpoint")
+    return path
 
 
 def build_classifier(config: DictConfig, network: torch.nn.Module) -> ImageClassifier:

@@ -1,5 +1,7 @@
 """Lightning's ways of being interrupted, told apart."""
 
+import errno
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,6 +9,12 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from vitlab.errors import TerminatedError, UserError
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+def _is_disk(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in DISK
 
 
 @contextmanager
@@ -16,8 +24,10 @@ def told_apart(trainer: pl.Trainer) -> Iterator[None]:
     Raises:
         KeyboardInterrupt: at Ctrl-C.
         TerminatedError: at SIGTERM.
-        UserError: where the trainer's settings don't fit together.
+        UserError: where the trainer's settings don't fit together, or the disk takes no more.
     """
+    show = threading.excepthook
+    threading.excepthook = lambda found: None if _is_disk(found.exc_value) else show(found)  # TensorBoard's writer
     try:
         yield
     except SIGTERMException:
@@ -26,5 +36,12 @@ def told_apart(trainer: pl.Trainer) -> Iterator[None]:
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
+    except OSError as error:
+        if not _is_disk(error):
+            raise
+        what = f" {error.filename}" if error.filename else ""
+        raise UserError(f"can't write{what}: {error.strerror}; what was saved before is whole") from error
     except MisconfigurationException as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    finally:
+        threading.excepthook = show

@@ -87,6 +87,19 @@ def print_resumed(config: DictConfig, run: Path, epoch: int, step: int, changed:
             console.print(f"{key} changed: {effect}", markup=False)
 
 
+def print_comparison(run: Path, compared: dict[str, tuple[Any, Any]], different: list[str]) -> None:
+    """A row a metric, then and now; and what is different of the circumstances."""
+    table = Table(title=f"beside {shorten(run)}", title_justify="left")
+    for column in ("metric", "then", "now", ""):
+        table.add_column(column, justify="left" if column in ("metric", "") else "right")
+    for name, (then, now) in compared.items():
+        table.add_row(name, f"{then}", f"{now}", "the same" if then == now else "differs")
+    console = _console()
+    console.print(table)
+    for line in different:
+        console.print(f"different: {line}", markup=False)
+
+
 def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> None:
     """The final table, where everything is, and what to type next."""
     table = Table(title=config.name, title_justify="left")

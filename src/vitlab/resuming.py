@@ -1,6 +1,6 @@
 """A run that goes on where it was interrupted, in its own directory."""
 
-import logging.config
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +30,8 @@ from vitlab.report import print_resumed
 from vitlab.runs.changes import changes
 from vitlab.runs.checkpoint import read_checkpoint
 from vitlab.runs.directory import RunDirectory
-from vitlab.runs.manifest import describe_origin
+from vitlab.runs.manifest import describe_origin, differences
+from vitlab.runs.run_log import log_to
 
 log = logging.getLogger(__name__)
 
@@ -139,23 +140,10 @@ def note_resumed(
 ) -> None:
     """Notes in the manifest where and with what the run goes on; says what makes it another than it would have been."""
     origin = describe_origin()
-    for what in ("versions", "hardware"):
-        then = run.manifest().get(what, {})
-        other = [
-            f"{name} {then.get(name)} -> {value}" for name, value in origin[what].items() if then.get(name) != value
-        ]
-        if other:
-            log.warning(f"not to the last bit the run it would have been: {', '.join(other)}")
+    other = differences(run.manifest(), origin)
+    if other:
+        log.warning(f"not to the last bit the run it would have been: {', '.join(other)}")
     run.reopen({"epoch": state["epoch"], "step": state["global_step"], "changed": sorted(changed), **origin})
     if changed:
         set_aside(run.path / "config.yaml")
         write_text(run.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
-
-
-def log_to(file: Path, conf: Path) -> None:
-    """Adds to the run's log, as Hydra has set it up for a new run."""
-    settings: Any = OmegaConf.to_container(
-        OmegaConf.load(conf / "hydra" / "job_logging" / "run_log.yaml"), resolve=False
-    )
-    settings["handlers"]["file"]["filename"] = str(file)
-    logging.config.dictConfig(settings)

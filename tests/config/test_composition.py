@@ -45,6 +45,7 @@ def test_every_file_belongs_to_a_group() -> None:
     grouped = {choice.replace("=", "/") + ".yaml" for choice in CHOICES}
     others = {
         *("train.yaml", "evaluate.yaml", "predict.yaml", "export.yaml", "bench.yaml", "augmentations.yaml"),
+        *("resume.yaml", "reproduce.yaml"),
         *("hydra/job_logging/run_log.yaml", "hydra/help/vitlab.yaml"),
     }
     assert files == grouped | others

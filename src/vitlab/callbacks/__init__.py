@@ -1,10 +1,19 @@
 """What watches a run while it trains."""
 
 from vitlab.callbacks.epoch_metrics import EpochMetricsCSV
+from vitlab.callbacks.finite_loss import FiniteLoss
 from vitlab.callbacks.last_checkpoint import LastCheckpoint
 from vitlab.callbacks.predictions import CollectLogits
 from vitlab.callbacks.progress import RunProgress
 from vitlab.callbacks.step_profiler import StepProfiler
 from vitlab.callbacks.throughput import Throughput
 
-__all__ = ["CollectLogits", "EpochMetricsCSV", "LastCheckpoint", "RunProgress", "StepProfiler", "Throughput"]
+__all__ = [
+    "CollectLogits",
+    "EpochMetricsCSV",
+    "FiniteLoss",
+    "LastCheckpoint",
+    "RunProgress",
+    "StepProfiler",
+    "Throughput",
+]

@@ -13,7 +13,7 @@ from vitlab.files import write_text
 
 COLUMNS = (
     *("train/loss", "train/acc", "val/loss", "val/acc", "lr"),
-    *("images_per_second", "data_wait", "memory_gib", "mfu"),
+    *("images_per_second", "data_wait", "memory_gib", "mfu", "skipped_steps"),
 )
 
 

@@ -88,6 +88,9 @@ class LastCheckpoint(Checkpoint):
         return wish if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(wish, all=False)
 
     def _save(self, trainer: pl.Trainer) -> None:
+        loss: Any = trainer.lightning_module.losses["train_loss"]  # type: ignore[index]
+        if not loss.total.isfinite():
+            return  # what is there is better
         _flush(trainer)  # what the checkpoint follows on must be on disk too
         trainer.save_checkpoint(self.file)
         self.written = time.monotonic()

@@ -155,4 +155,6 @@ def epoch_line(metrics: Mapping[str, Any], splits: Sequence[str]) -> str:
         parts.append(f"data wait {metrics['data_wait']:.1%}")
     if "memory_gib" in metrics:
         parts.append(f"{metrics['memory_gib']:.1f} GiB")
+    if metrics.get("skipped_steps"):
+        parts.append(f"{metrics['skipped_steps']:.0f} steps skipped")
     return "  ".join(parts)

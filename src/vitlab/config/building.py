@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vitlab.config.signatures import read_signature
@@ -19,6 +19,7 @@ ALLOWED_PREFIXES = (
     "torchmetrics.",
 )
 TIMM_TARGET = "vitlab.models.timm_model"
+OUR_FUNCTIONS = (TIMM_TARGET, "vitlab.optim.cosine_with_warmup")
 REFUSALS = ("MisconfigurationException",)
 
 
@@ -62,8 +63,26 @@ def build_network(node: DictConfig) -> Any:
 
 
 def is_allowed(target: str) -> bool:
-    """Whether a target may be built from a file that somebody else may have written."""
-    return target.startswith(ALLOWED_PREFIXES)
+    """Whether a target may be built from a file that somebody else may have written: a class of a kind that a config
+    builds, or one of vitlab's functions that do."""
+    return target in OUR_FUNCTIONS or (target.startswith(ALLOWED_PREFIXES) and _is_part(target))
+
+
+def _is_part(target: str) -> bool:
+    import pytorch_lightning as pl  # not before: the config is checked without the seconds that importing torch takes
+    import torch
+
+    from vitlab.optim import Finetuning
+
+    try:
+        found = get_object(target)
+    except Exception:  # whatever importing what a stranger's file names stumbles on
+        return False
+    kinds = (
+        *(torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, Finetuning),
+        *(pl.Trainer, pl.Callback, pl.LightningDataModule, pl.loggers.Logger, pl.profilers.Profiler),
+    )
+    return isinstance(found, type) and issubclass(found, kinds)
 
 
 def check_trusted(node: Any, trusted: Sequence[str]) -> None:

@@ -30,7 +30,10 @@ FILLED_IN = {
 TARGETS = ("model", "data", "optimizer", "finetune", "scheduler.schedule", "trainer")  # that a run can't do without
 COLLECTIONS = ("augment", "callbacks")  # of targets, each under a name of the user's choice
 GROUPS = ("model", "data", "augment", "optimizer", "finetune", "scheduler", "trainer", "callbacks", "logger")
-SETTINGS = ("name", "run_dir", "seed", "label_smoothing", "compile", "preflight", "matmul_precision", "checkpoint")
+SETTINGS = (
+    *("name", "run_dir", "init_from", "seed", "label_smoothing", "compile", "preflight", "matmul_precision"),
+    "checkpoint",
+)
 FILLING = ("experiment", "debug")  # groups whose files fill the others
 PLAIN = {
     "checkpoint": {"monitor", "mode", "last_every_n_epochs", "every_minutes"},

@@ -39,8 +39,9 @@ def run(main: Callable[[], Any]) -> NoReturn:
 
 def launch(main: Callable[[], Any]) -> NoReturn:
     """As `run`, for a main function whose config Hydra composes: what does not compose is said all at once."""
-    if any(argument.startswith("resume=") for argument in sys.argv[1:]):
-        run(_resume)
+    for verb, function in (("resume", _resume), ("reproduce", _reproduce)):
+        if any(argument.startswith(f"{verb}=") for argument in sys.argv[1:]):
+            run(function)
     for argument in sys.argv[1:]:
         group, _, option = argument.partition("=")
         if option == "null" and group in GROUPS:  # Hydra fails at it
@@ -58,6 +59,13 @@ def _resume() -> None:
     from vitlab.resuming import resume
 
     resume(command, overrides, CONF)
+
+
+def _reproduce() -> None:
+    command, overrides = read_command(CONF, "reproduce", sys.argv[1:])
+    from vitlab.reproducing import reproduce
+
+    reproduce(command, overrides, CONF)
 
 
 def _in_the_log(error: Exception) -> list[str]:

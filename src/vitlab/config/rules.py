@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-from vitlab.config.kinds import NULL, NUMBER, OBJECT, SWITCH, Kind, choice, each, is_whole, number, whole
+from vitlab.config.kinds import NULL, NUMBER, OBJECT, SWITCH, TEXT, Kind, choice, each, is_whole, number, whole
 
 # What a run logs (the contract of metric names), and whether more of it is better.
 METRICS = {
@@ -48,12 +48,14 @@ OFF = Kind("off", lambda value: value is False)  # as YAML reads an unquoted off
 RULES: Mapping[str, Kind] = {
     "name": Kind("text", lambda value: isinstance(value, str) and bool(value)),
     "seed": whole(0, 2**32 - 1),
+    "init_from": TEXT | NULL,
     "label_smoothing": SHARE,
     "compile": SWITCH,
     "matmul_precision": choice("highest", "high", "medium"),
     "preflight": choice("strict", "warn", "only", "off") | OFF,
     "checkpoint.monitor": METRIC,
     "scheduler.monitor": METRIC | NULL,
+    "callbacks.nan.action": choice("stop", "skip"),
     "callbacks.*.monitor": METRIC | NULL,
     "checkpoint.mode": choice("min", "max"),
     "checkpoint.last_every_n_epochs": whole(1),

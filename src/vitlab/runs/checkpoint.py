@@ -27,8 +27,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            torch.save(checkpoint, temporary)
+        # A file of Python's: what torch opens itself fails without saying that the disk is full.
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 class ConfigInCheckpoint(pl.Callback):

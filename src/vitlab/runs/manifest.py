@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,17 @@ def describe_origin() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "hardware": _hardware(),
     }
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of code, versions, hardware and images two manifests have different; of what both know."""
+    found = []
+    for group in ("git", "versions", "hardware", "data"):
+        old, new = then.get(group) or {}, now.get(group) or {}
+        for name in sorted(set(old) & set(new)):
+            if old[name] != new[name]:
+                found.append(f"{name} images" if group == "data" else f"{name} {old[name]} -> {new[name]}")
+    return found
 
 
 def _git() -> dict[str, Any]:

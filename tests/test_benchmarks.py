@@ -124,6 +124,7 @@ def test_the_step_benchmark_runs_train_py_and_timm_s(in_process: Command, tmp_pa
     assert not (tmp_path / "outputs" / "vit_scratch").exists()
 
 
+@pytest.mark.slow  # four processes, three of which import torch
 def test_the_start_benchmark_gets_to_the_first_step(in_process: Command, tmp_path: Path) -> None:
     result = in_process("src/vitlab/bench.py", "name=start", *DATA, *QUICK, "preflight=off")
     assert result.returncode == 0, result.stderr

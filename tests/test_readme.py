@@ -74,11 +74,14 @@ def test_command(
         runs = sorted((folder / "outputs" / match[1]).iterdir())
         line = line.replace("<time>", runs[0].name)
     script, *arguments = shlex.split(line)[1:]
-    if script == "train.py" and "--help" not in arguments:
+    goes_on = any(argument.startswith(("resume=", "reproduce=")) for argument in arguments)
+    if script == "train.py" and "--help" not in arguments and not goes_on:
         pretrained = "model=vit_pretrained" in line or "finetune" in line
         arguments += [*SHORT.split(), *(SMALL_PRETRAINED if pretrained else SMALL).split()]
         if "data=image_folder" not in arguments:
             arguments += download
+    if script == "-m" and "vitlab.augmentations" in arguments:
+        arguments += download
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "huggingface"))
     monkeypatch.setattr(constants, "ENDPOINT", hub)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub + "/{repo_id}/resolve/{revision}/{filename}")

@@ -57,12 +57,13 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if _validation_follows(trainer) or _in_accumulation(trainer, batch_idx):
+            return
         minutes = (time.monotonic() - self.written) / 60
         due = self.every_minutes is not None and minutes >= self.every_minutes
-        due, stop = self._agreed(trainer, due), self._agreed(trainer, self.received is not None)
-        if (due or stop) and not _validation_follows(trainer) and not _in_accumulation(trainer, batch_idx):
+        if self._agreed(trainer, due or self.received is not None):
             self._save(trainer)
-            if stop:
+            if self._agreed(trainer, self.received is not None):
                 self._stop()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -81,7 +81,7 @@ def test_command(
         if "data=image_folder" not in arguments:
             arguments += download
     if script == "-m" and "vitlab.augmentations" in arguments:
-        arguments += download
+        arguments += [*download, "data.batch_size=10", "data.val_size=10"]
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "huggingface"))
     monkeypatch.setattr(constants, "ENDPOINT", hub)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub + "/{repo_id}/resolve/{revision}/{filename}")

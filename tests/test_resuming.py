@@ -23,7 +23,7 @@ RUN = [
     *("trainer.max_epochs=4", "trainer.log_every_n_steps=1", "preflight=off", "augment=randaugment"),
     *("model.dropout=0.1", "model.drop_path=0.1", "scheduler=cosine"),
 ]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])}
 TIMES = {"seconds", "images_per_second", "data_wait", "memory_gib"}
 
 
@@ -232,8 +232,11 @@ def test_a_new_run_starts_from_another_s_weights(interrupted: Path, in_process: 
 
 
 def test_a_run_is_reproduced_and_compared(whole: Path, in_process: Command, tmp_path: Path) -> None:
+    before = contents(whole)
     result = in_process("train.py", f"reproduce={whole}", "outputs=again")
     assert result.returncode == 0, result.stderr
+    assert contents(whole) == before
+    assert_same_run(next((tmp_path / "again" / "demo").iterdir()), whole)
     assert "differs" not in result.stdout
     assert result.stdout.count("the same") >= 6
     (again,) = (tmp_path / "again" / "demo").iterdir()
@@ -299,3 +302,43 @@ def test_a_stranger_s_run_can_t_run_code(interrupted: Path, in_process: Command,
     assert result.returncode == 2
     assert "can't be read as a checkpoint" in result.stderr
     assert not canary.exists()
+
+
+def test_a_run_whose_directory_was_moved_goes_on_there(whole: Path, interrupted: Path, in_process: Command) -> None:
+    folder = interrupted.parent / "elsewhere"
+    interrupted.rename(folder)
+    result = in_process("train.py", "resume=elsewhere", "callbacks.stop=null")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert not interrupted.exists()
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.parametrize(
+    "length", [["trainer.max_steps=13", "trainer.max_epochs=-1"], ["trainer.accumulate_grad_batches=2"]]
+)
+def test_other_ways_to_count_go_on_too(length: list[str], in_process: Command, tmp_path: Path) -> None:
+    assert in_process("train.py", *RUN, *length, "hydra.run.dir=whole").returncode == 0
+    for number, (hook, epoch, batch) in enumerate([("on_validation_start", 0, None), ("on_train_batch_start", 1, 1)]):
+        place = stop(hook, epoch, batch)
+        arguments = [*RUN, *length, f"hydra.run.dir=run{number}"]
+        assert in_process("train.py", *arguments, *place).returncode == 143
+        result = in_process("train.py", f"resume=run{number}", "callbacks.stop=null")
+        assert result.returncode == 0, result.stderr
+        assert_same_run(tmp_path / f"run{number}", tmp_path / "whole")
+
+
+def test_a_stranger_s_run_can_t_write_elsewhere(interrupted: Path, in_process: Command, tmp_path: Path) -> None:
+    config = (interrupted / "config.yaml").read_text()
+    for hostile in (
+        config.replace(f"save_dir: {interrupted}", f"save_dir: {tmp_path / 'out'}"),
+        config.replace(
+            "_target_: vitlab.callbacks.Throughput", "_target_: vitlab.callbacks.StepProfiler\n    dirpath: x"
+        ),
+    ):
+        assert hostile != config
+        (interrupted / "config.yaml").write_text(hostile)
+        result = in_process("train.py", "resume=run", "callbacks.stop=null")
+        assert result.returncode == 2
+        assert "outside of run" in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -164,7 +164,8 @@ class ImageClassifier(pl.LightningModule):
             self.skipped_steps += 1
             return None
         self._update("train", loss, logits, batch.labels)
-        if self.trainer.loggers and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        due = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if self.trainer.loggers and due and not self.trainer.fit_loop._should_accumulate():
             # Not self.log, which costs 0.3 ms in each step, and hands on values only after a checkpoint of the step.
             values = {"train/loss_step": loss.item(), "lr": self._learning_rate, "epoch": self.current_epoch}
             for logger in self.trainer.loggers:

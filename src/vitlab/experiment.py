@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 
-from vitlab.callbacks import EpochMetricsCSV, LastCheckpoint
+from vitlab.callbacks import BestCheckpoint, EpochMetricsCSV, LastCheckpoint
 from vitlab.classifier import ImageClassifier
 from vitlab.config.building import adopt_user_network, build, build_network, weight_keys
 from vitlab.config.composition import typed_overrides
@@ -116,11 +116,12 @@ def ended_well_or_badly(run: RunDirectory) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, TerminatedError):
-        end_run(run, "interrupted")
+        with suppress(OSError):  # the disk may be full
+            end_run(run, "interrupted")
         print_interrupted(run)
         raise
     except BaseException:
-        with suppress(OSError):  # what failed may be the disk
+        with suppress(OSError):
             end_run(run, "failed")
         raise
 
@@ -138,12 +139,12 @@ def fit_and_test(
     with told_apart(trainer):
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         metrics = test_selected(trainer, classifier, data, run)
-    if trainer.is_global_zero:
-        metrics["seconds"] = round(time.perf_counter() - started, 1)
-        set_aside(run.metrics_file)  # of a run that was finished, and was made longer
-        write_json(run.metrics_file, metrics)
-        end_run(run, "finished")
-        print_results(config, metrics, run.path)
+        if trainer.is_global_zero:
+            metrics["seconds"] = round(time.perf_counter() - started, 1)
+            set_aside(run.metrics_file)  # of a run that was finished, and was made longer
+            write_json(run.metrics_file, metrics)
+            end_run(run, "finished")
+            print_results(config, metrics, run.path)
     return metrics
 
 
@@ -243,12 +244,16 @@ def build_trainer(
         plugins=[WholeCheckpointIO()],
         default_root_dir=str(run.path),
     )
+    # Where the run's length is given in steps, Lightning takes an epoch's end, at which we save, for its middle.
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     return trainer
 
 
 def _at_step(logger: DictConfig, step: int | None) -> dict[str, Any]:
     """What makes a logger of Lightning's add to what it has written before a step, and only that."""
     if step is None:
+        return {}
+    if "_target_" not in logger:
         return {}
     if logger["_target_"].endswith(".TensorBoardLogger"):
         return {"purge_step": step}  # later values come again
@@ -259,7 +264,7 @@ def _at_step(logger: DictConfig, step: int | None) -> dict[str, Any]:
 
 def best_checkpoint(run: RunDirectory, choice: DictConfig) -> ModelCheckpoint:
     """`best.ckpt` by the monitored metric."""
-    return ModelCheckpoint(
+    return BestCheckpoint(
         dirpath=run.checkpoints,
         filename="best",
         monitor=choice.monitor,

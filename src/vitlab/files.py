@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,8 +37,11 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def set_aside(path: Path) -> None:
-    """Renames a file that is about to be written anew: its own time goes into its name. Nothing saved is lost."""
+def set_aside(path: Path, *, keep: bool = False) -> None:
+    """Renames a file that is about to be written anew: its own time goes into its name. Nothing saved is lost.
+
+    With `keep` it stays where it is too, for a file that must be there at any moment.
+    """
     if path.exists():
         written = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(path.stat().st_mtime))
         older = path.with_name(f"{path.stem}_{written}{path.suffix}")
@@ -45,7 +49,10 @@ def set_aside(path: Path) -> None:
         while older.exists():
             count += 1
             older = path.with_name(f"{path.stem}_{written}_{count}{path.suffix}")
-        path.rename(older)
+        if keep:
+            shutil.copy2(path, older)
+        else:
+            path.rename(older)
 
 
 def folder_for(base: Path, *names: str) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config.building import check_trusted
 from vitlab.config.command import apply_overrides
@@ -16,6 +16,7 @@ from vitlab.files import folder_for
 from vitlab.report import print_comparison
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.manifest import differences
+from vitlab.runs.relocation import check_paths, moved
 from vitlab.runs.run_log import log_to
 
 # What takes time takes another each time.
@@ -38,11 +39,14 @@ def reproduce(command: DictConfig, overrides: Sequence[Override], conf: Path) ->
     if not run.metrics_file.exists():
         raise UserError(f"reproduce={command.reproduce} has no metrics.json to compare with: the run is not finished")
     config = run.config()
+    if Path(config.name).name != config.name:
+        raise UserError(f"name={config.name} in {run.path / 'config.yaml'} is no name of a folder")
+    base = Path(command.outputs) / config.name / time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = folder_for(base, "manifest.json", "run.log").resolve()
+    config = OmegaConf.create(moved(as_plain_data(config), str(config.run_dir), str(folder)))
     apply_overrides(config, overrides, conf, command)
     check_trusted(as_plain_data(config), list(command.trusted_targets))
-    base = Path(command.outputs) / config.name / time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder = folder_for(base, "manifest.json", "run.log")
-    config.run_dir = str(folder)
+    check_paths({group: as_plain_data(config)[group] for group in ("callbacks", "logger", "trainer")}, folder)
     log_to(folder / "run.log", conf)
     metrics = train(config, overrides=[])
     if metrics:

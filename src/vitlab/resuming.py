@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from vitlab.experiment import (
 from vitlab.files import set_aside, write_text
 from vitlab.report import print_resumed
 from vitlab.runs.changes import changes
-from vitlab.runs.checkpoint import read_checkpoint
+from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.manifest import describe_origin, differences
+from vitlab.runs.relocation import check_paths, moved
 from vitlab.runs.run_log import log_to
 
 log = logging.getLogger(__name__)
@@ -63,16 +65,18 @@ def resume(command: DictConfig, overrides: Sequence[Override], conf: Path) -> di
 def _go_on(
     run: RunDirectory, command: DictConfig, overrides: Sequence[Override], conf: Path, started: float
 ) -> dict[str, float]:
-    config = run.config()
+    config = relocated(run.config(), run.path)
     before = as_plain_data(config)
     apply_overrides(config, overrides, conf, command)
-    config.run_dir = str(run.path)
     changed = changes(before, as_plain_data(config))
     check_trusted(as_plain_data(config), list(command.trusted_targets))
+    check_paths({group: as_plain_data(config)[group] for group in ("callbacks", "logger", "trainer")}, run.path)
     file = run.checkpoints / f"{command.checkpoint}.ckpt" if command.checkpoint in ("last", "best") else None
     file = file or Path(command.checkpoint)
-    state = readable_checkpoint(run, file)
+    state = readable_checkpoint(run, file, before)
     refuse_if_finished(config, run, state)
+    place = state["epoch"], state["global_step"]
+    del state  # as large as the model and its optimizer
 
     log_to(run.path / "run.log", conf)
     settle_machine(config)
@@ -85,31 +89,44 @@ def _go_on(
         network.compile()
     classifier = build_classifier(config, network)
     resolved = as_plain_data(config)
-    trainer = build_trainer(config, resolved, run, state["global_step"])
-    note_resumed(run, resolved, changed, state)
-    print_resumed(config, run.path, state["epoch"], state["global_step"], changed)
+    trainer = build_trainer(config, resolved, run, place[1])
+    note_resumed(run, resolved, changed, place)
+    print_resumed(config, run.path, *place, changed)
     with ended_well_or_badly(run):
         return fit_and_test(config, trainer, classifier, data, run, started, file)
 
 
-def readable_checkpoint(run: RunDirectory, file: Path) -> dict[str, Any]:
+def relocated(config: DictConfig, path: Path) -> DictConfig:
+    """A run's config with its paths in the directory where the run lies now."""
+    return OmegaConf.create(moved(as_plain_data(config), str(config.run_dir), str(path.resolve())))
+
+
+def readable_checkpoint(run: RunDirectory, file: Path, config: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint's content.
 
     Raises:
-        UserError: there is none, or it is damaged; with another of the run's that is not.
+        UserError: there is none, or it is damaged, with another of the run's that is not; or it is another run's.
     """
-    others = []
-    for other in sorted(run.checkpoints.glob("*.ckpt"), key=lambda f: f.stat().st_mtime, reverse=True):
-        if other != file:
-            try:
-                read_checkpoint(other)
-            except UserError:
-                continue
-            others.append(f"checkpoint={other.stem if other.stem in ('best', 'last') else other} can be")
     try:
-        return read_checkpoint(file)
+        state = read_checkpoint(file)
     except UserError as error:
-        raise UserError("; ".join([str(error), *others[:1]])) from None
+        raise UserError("; ".join([str(error), *_whole_ones(run, file)[:1]])) from None
+    lacking = {"epoch", "global_step", "optimizer_states", "lr_schedulers", "loops", "callbacks"} - set(state)
+    if lacking:
+        raise UserError(f"{file} is no checkpoint that a run can go on from: it lacks {', '.join(sorted(lacking))}")
+    if any(state[CONFIG_KEY].get(group) != config[group] for group in ("model", "optimizer", "seed")):
+        raise UserError(f"{file} is another run's: its model, optimizer or seed is not this run's")
+    return state
+
+
+def _whole_ones(run: RunDirectory, damaged: Path) -> list[str]:
+    found = []
+    for other in sorted(run.checkpoints.glob("*.ckpt"), key=lambda f: f.stat().st_mtime, reverse=True):
+        if other != damaged:
+            with suppress(UserError):
+                read_checkpoint(other)
+                found.append(f"checkpoint={other.stem if other.stem in ('best', 'last') else other} can be")
+    return found
 
 
 def refuse_if_finished(config: DictConfig, run: RunDirectory, state: dict[str, Any]) -> None:
@@ -136,14 +153,14 @@ def refuse_other_images(run: RunDirectory, data: ImageDataModule) -> None:
 
 @rank_zero_only
 def note_resumed(
-    run: RunDirectory, resolved: dict[str, Any], changed: dict[str, str | None], state: dict[str, Any]
+    run: RunDirectory, resolved: dict[str, Any], changed: dict[str, str | None], place: tuple[int, int]
 ) -> None:
     """Notes in the manifest where and with what the run goes on; says what makes it another than it would have been."""
     origin = describe_origin()
     other = differences(run.manifest(), origin)
     if other:
         log.warning(f"not to the last bit the run it would have been: {', '.join(other)}")
-    run.reopen({"epoch": state["epoch"], "step": state["global_step"], "changed": sorted(changed), **origin})
+    run.reopen({"epoch": place[0], "step": place[1], "changed": sorted(changed), **origin})
     if changed:
-        set_aside(run.path / "config.yaml")
+        set_aside(run.path / "config.yaml", keep=True)
         write_text(run.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))

@@ -1,5 +1,8 @@
 import hashlib
+import os
+import pickle
 import shutil
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -85,3 +88,20 @@ def test_official_parts_are_held_to_the_official_checksums(tmp_path: Path, cifar
     data = make(tmp_path, "http://127.0.0.1:9/cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a")
     with pytest.raises(UserError, match="could not be downloaded"):
         data.prepare_data()
+
+
+def test_an_archive_that_would_run_code_is_refused(tmp_path: Path, cifar_archive: Path) -> None:
+    canary = tmp_path / "canary"
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch {canary}",)
+
+    batches = tmp_path / "cifar-10-batches-py"
+    with tarfile.open(cifar_archive) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (batches / "data_batch_1").write_bytes(pickle.dumps({"data": Evil(), "labels": []}))
+    data = make(tmp_path, "http://127.0.0.1:9/x", "of its own")
+    with pytest.raises(UserError, match="is no data"):
+        data.load()
+    assert not canary.exists()

@@ -1,7 +1,7 @@
 import os
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -83,8 +83,8 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: p
     file = tmp_path / "last.ckpt"
     WholeCheckpointIO().save_checkpoint({"step": 1}, file)
 
-    def full_disk(content: Any, target: Path) -> None:
-        target.write_bytes(b"half of it")
+    def full_disk(content: Any, target: BinaryIO) -> None:
+        target.write(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)

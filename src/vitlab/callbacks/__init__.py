@@ -1,5 +1,6 @@
 """What watches a run while it trains."""
 
+from vitlab.callbacks.best_checkpoint import BestCheckpoint
 from vitlab.callbacks.epoch_metrics import EpochMetricsCSV
 from vitlab.callbacks.finite_loss import FiniteLoss
 from vitlab.callbacks.last_checkpoint import LastCheckpoint
@@ -9,6 +10,7 @@ from vitlab.callbacks.step_profiler import StepProfiler
 from vitlab.callbacks.throughput import Throughput
 
 __all__ = [
+    "BestCheckpoint",
     "CollectLogits",
     "EpochMetricsCSV",
     "FiniteLoss",

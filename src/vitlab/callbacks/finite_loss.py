@@ -25,9 +25,20 @@ class FiniteLoss(pl.Callback):
         if action not in ("stop", "skip"):
             raise ValueError(f"action={action} of FiniteLoss is unknown; choose stop or skip")
         self.skips = action == "skip"
+        self.resumed = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped_steps": self.module.skipped_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.resumed = state_dict["skipped_steps"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.skips and trainer.world_size > 1:
+            raise UserError("callbacks.nan.action=skip works on one device: on several take stop")
+        self.module = pl_module
         pl_module.skips_non_finite = self.skips
+        pl_module.skipped_steps = self.resumed
         self.first = torch.full((), -1, device=pl_module.device)  # number of the epoch's first bad batch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -40,16 +51,20 @@ class FiniteLoss(pl.Callback):
             return
         bad = (self.first < 0) & ~outputs["loss"].isfinite()
         self.first = torch.where(bad, batch_idx, self.first)
-        if trainer.is_last_batch or (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            first = int(self.first)
-            if first >= 0:
-                raise UserError(self._explain(trainer, pl_module, first))
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._look(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._look(trainer)
         if self.skips:
             pl_module.log("skipped_steps", float(pl_module.skipped_steps), sync_dist=True)
 
-    def _explain(self, trainer: pl.Trainer, pl_module: Any, first: int) -> str:
+    def _look(self, trainer: pl.Trainer) -> None:
+        first = int(self.first)
+        if first >= 0:
+            raise UserError(self._explain(trainer, first))
+
+    def _explain(self, trainer: pl.Trainer, first: int) -> str:
         file = next((c.file for c in trainer.callbacks if isinstance(c, LastCheckpoint)), None)  # type: ignore[attr-defined]
         saved = f"the last good state is in {file}" if file and file.exists() else "nothing good was saved before it"
         rate = trainer.optimizers[0].param_groups[0]["lr"]

@@ -5,12 +5,15 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.errors import TerminatedError
 
@@ -49,9 +52,9 @@ class LastCheckpoint(Checkpoint):
                 signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received == number:
             raise KeyboardInterrupt
-        self.received = number
+        self.received = self.received or number
         os.write(2, b"\nstopping after this step; once more stops at once\n")
 
     def on_train_batch_end(
@@ -89,8 +92,7 @@ class LastCheckpoint(Checkpoint):
         return wish if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(wish, all=False)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        loss: Any = trainer.lightning_module.losses["train_loss"]  # type: ignore[index]
-        if not loss.total.isfinite():
+        if not torch.nn.utils.get_total_norm(trainer.lightning_module.parameters()).isfinite():
             return  # what is there is better
         _flush(trainer)  # what the checkpoint follows on must be on disk too
         trainer.save_checkpoint(self.file)
@@ -100,8 +102,14 @@ class LastCheckpoint(Checkpoint):
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt
         if self.received == getattr(signal, "SIGUSR1", None) and "SLURM_JOB_ID" in os.environ:
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+            _requeue(os.environ["SLURM_JOB_ID"])
         raise TerminatedError
+
+
+@rank_zero_only
+def _requeue(job: str) -> None:
+    with suppress(OSError):  # no scontrol in a container
+        subprocess.run(["scontrol", "requeue", job], check=False)
 
 
 def _flush(trainer: pl.Trainer) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.config.building import build_network, check_trusted
+from vitlab.config.check import find_mistakes
 from vitlab.config.command import apply_overrides
 from vitlab.data import ImageDataModule
 from vitlab.errors import UserError
@@ -67,6 +69,9 @@ def _go_on(
 ) -> dict[str, float]:
     config = relocated(run.config(), run.path)
     before = as_plain_data(config)
+    wrong = find_mistakes(config, [])
+    if wrong:
+        raise UserError(f"{run.path / 'config.yaml'}: " + "; ".join(f"{m.subject}{m.rest}" for m in wrong))
     apply_overrides(config, overrides, conf, command)
     changed = changes(before, as_plain_data(config))
     check_trusted(as_plain_data(config), list(command.trusted_targets))
@@ -98,7 +103,10 @@ def _go_on(
 
 def relocated(config: DictConfig, path: Path) -> DictConfig:
     """A run's config with its paths in the directory where the run lies now."""
-    return OmegaConf.create(moved(as_plain_data(config), str(config.run_dir), str(path.resolve())))
+    try:
+        return OmegaConf.create(moved(as_plain_data(config), str(config.run_dir), str(path.resolve())))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path / 'config.yaml'}: {str(error).splitlines()[0]}") from error
 
 
 def readable_checkpoint(run: RunDirectory, file: Path, config: dict[str, Any]) -> dict[str, Any]:

@@ -34,9 +34,7 @@ def start_times(work: Work) -> Sections:
             "importing the libraries": _process(imports),
             "--help": _process([sys.executable, TRAIN, "--help"]),
             "--cfg job": _process([sys.executable, TRAIN, *work.overrides, "--cfg", "job"]),
-            "first step done": _process(
-                [sys.executable, TRAIN, *work.overrides, callback], leaves_a_run=True
-            ),
+            "first step done": _process([sys.executable, TRAIN, *work.overrides, callback], leaves_a_run=True),
         }
     }
 

@@ -86,9 +86,18 @@ class RunDirectory:
         write_json(self.manifest_file, {**manifest, "status": "running", "finished": None, "resumed": resumed})
 
     def manifest(self) -> dict[str, Any]:
-        """What `manifest.json` holds; nothing, where the run was killed before it was written."""
-        text = self.manifest_file.read_text(encoding="utf-8") if self.manifest_file.exists() else ""
-        content: dict[str, Any] = json.loads(text or "{}")
+        """What `manifest.json` holds; nothing, where the run was killed before it was written.
+
+        Raises:
+            UserError: it can't be read.
+        """
+        try:
+            text = self.manifest_file.read_text(encoding="utf-8") if self.manifest_file.exists() else ""
+            content: Any = json.loads(text or "{}")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.manifest_file} can't be read ({error})") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{self.manifest_file} holds no keys and values")
         return content
 
     @classmethod
@@ -107,7 +116,7 @@ class RunDirectory:
         if path == "latest":
             runs = [cls(file.parent) for file in Path(outputs).rglob("manifest.json")]
             time = "finished" if finished else "started"
-            found = [(run.manifest()[time], run.path) for run in runs if run._is(finished)]
+            found = [(str(run.manifest().get(time)), run.path) for run in runs if run._is(finished)]
             if not found:
                 raise UserError(f"{key}=latest: there is no {what} below {Path(outputs).resolve()}")
             return cls(max(found)[1])
@@ -118,7 +127,10 @@ class RunDirectory:
         return run
 
     def _is(self, finished: bool) -> bool:
-        status = self.manifest().get("status")
+        try:
+            status = self.manifest().get("status")
+        except UserError:
+            return False
         if finished:
             return status == "finished"
         return status in ("running", "interrupted", "failed") and any(self.checkpoints.glob("*.ckpt"))
@@ -133,7 +145,8 @@ class RunDirectory:
             config = OmegaConf.load(self.path / "config.yaml")
         except Exception as error:
             raise UserError(f"{self.path / 'config.yaml'} can't be read ({error})") from error
-        assert isinstance(config, DictConfig)
+        if not isinstance(config, DictConfig):
+            raise UserError(f"{self.path / 'config.yaml'} holds no keys and values")
         return config
 
     def end(self, status: str) -> None:

@@ -21,7 +21,7 @@ from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
 from vitlab.runs.directory import RunDirectory
 
 MANY = 1000  # slow: some minutes, most of them for the configs, a tenth of a second each
-FEW = 60
+FEW = 30
 
 
 def damaged(content: bytes, draw: random.Random) -> bytes:

@@ -69,13 +69,13 @@ def _go_on(
 ) -> dict[str, float]:
     config = relocated(run.config(), run.path)
     before = as_plain_data(config)
-    wrong = find_mistakes(config, [])
-    if wrong:
-        raise UserError(f"{run.path / 'config.yaml'}: " + "; ".join(f"{m.subject}{m.rest}" for m in wrong))
     apply_overrides(config, overrides, conf, command)
     changed = changes(before, as_plain_data(config))
     check_trusted(as_plain_data(config), list(command.trusted_targets))
-    check_paths({group: as_plain_data(config)[group] for group in ("callbacks", "logger", "trainer")}, run.path)
+    check_paths({group: as_plain_data(config).get(group) for group in ("callbacks", "logger", "trainer")}, run.path)
+    wrong = find_mistakes(config, [])
+    if wrong:
+        raise UserError(f"{run.path / 'config.yaml'}: " + "; ".join(f"{m.subject}{m.rest}" for m in wrong))
     file = run.checkpoints / f"{command.checkpoint}.ckpt" if command.checkpoint in ("last", "best") else None
     file = file or Path(command.checkpoint)
     state = readable_checkpoint(run, file, before)

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from vitlab.config.check import find_mistakes
 from vitlab.config.nearest import did_you_mean
@@ -75,7 +76,10 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Pat
         elif key.split(".")[0] not in config:
             raise UserError(f"unknown key '{key}'{did_you_mean(key, {*config.keys(), *command.keys()})}")
         else:
-            OmegaConf.update(config, key, value, merge=True)
+            try:
+                OmegaConf.update(config, key, value, merge=True)
+            except OmegaConfBaseException as error:
+                raise UserError(f"{override.input_line}: {str(error).splitlines()[0]}") from error
     typed = tuple(override.key_or_group for override in overrides)
     found = find_mistakes(config, [])
     wrong = [f"{m.subject}{m.rest}" for m in found if m.path.startswith(typed)]

@@ -1,5 +1,6 @@
 """What a value of the config may be."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,8 @@ def is_whole(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """A finite one: an infinite learning rate or number of images makes no sense anywhere."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and (is_whole(value) or math.isfinite(value))
 
 
 ANYTHING = Kind("", lambda value: True)

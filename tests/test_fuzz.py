@@ -20,7 +20,7 @@ from vitlab.errors import UserError
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
 from vitlab.runs.directory import RunDirectory
 
-MANY = 1000  # slow: some minutes, most of them for the configs, a tenth of a second each
+MANY = 500  # slow: some minutes, most of them for the configs, a fifth of a second each
 FEW = 30
 
 

@@ -1,11 +1,9 @@
 """A contact sheet: what each augmentation does to images, weakly and strongly."""
 
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Override
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -13,12 +11,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
+from vitlab.config.command import compose_training
 from vitlab.config.quiet import quiet_libraries
 from vitlab.data import ImageDataModule, RandomCrop, RandomHorizontalFlip
 from vitlab.data.draws import Draws
 from vitlab.data.random_operations import BINS, NAMES, SIGNED, apply, wide_magnitudes
-from vitlab.errors import UserError
-from vitlab.experiment import build_data
+from vitlab.experiment import load_data
+from vitlab.files import new_file
 from vitlab.report import shorten
 
 EXAMPLES = 3
@@ -35,16 +34,10 @@ def draw_augmentations(command: DictConfig, overrides: Sequence[Override], conf:
         UserError: the file is there already, or the data can't be had.
     """
     quiet_libraries()
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    file = Path(command.out or f"outputs/figures/augmentations_{stamp}.png")
-    if file.exists():
-        raise UserError(f"out={file} is there already: nothing is overwritten")
+    file = new_file(command.out, "outputs/figures/augmentations_{time}.png")
     typed = [str(override.input_line) for override in overrides]
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        config = compose("train", ["name=augmentations", "run_dir=outputs", *typed])
-    data = build_data(config)
-    data.prepare_data()
-    data.setup()
+    config = compose_training(["name=augmentations", "run_dir=outputs", *typed], conf)
+    data = load_data(config)
     labels = data.splits["train"].labels
     places = torch.stack(
         [(labels == label).nonzero()[0, 0] for label in range(min(EXAMPLES, len(data.facts["classes"])))]

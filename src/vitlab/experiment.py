@@ -53,10 +53,7 @@ def train(config: DictConfig, overrides: Sequence[str] | None = None) -> dict[st
     settle_machine(config)
     adopt_user_network(config, typed_overrides(HydraConfig.get()) if overrides is None else overrides)
     weights = weights_to_start_from(config)
-    data = build_data(config)
-    data.prepare_data()
-    data.setup()
-    adopt_facts(config, data)
+    data = load_data(config)
     network = build_network(config.model)
     report = fit_weights(network, weights, data.facts["classes"]) if weights and weights.state else None
     if config.compile:
@@ -151,6 +148,15 @@ def fit_and_test(
 def build_data(config: DictConfig) -> ImageDataModule:
     augmentations = [build(node, f"augment.{name}") for name, node in config.augment.items() if node is not None]
     data: ImageDataModule = build(config.data, "data", augmentations=augmentations, seed=config.seed)
+    return data
+
+
+def load_data(config: DictConfig) -> ImageDataModule:
+    """The images in memory; what they say of themselves is in the config then."""
+    data = build_data(config)
+    data.prepare_data()
+    data.setup()
+    adopt_facts(config, data)
     return data
 
 

@@ -37,6 +37,18 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def new_file(out: str | None, default: str) -> Path:
+    """Where a command writes to: `out`, or where that is None `default`, in which `{time}` becomes the time.
+
+    Raises:
+        UserError: there is such a file.
+    """
+    file = Path(out or default.format(time=time.strftime("%Y-%m-%d_%H-%M-%S")))
+    if file.exists():
+        raise UserError(f"out={file} is there already: nothing is overwritten")
+    return file
+
+
 def set_aside(path: Path, *, keep: bool = False) -> None:
     """Renames a file that is about to be written anew: its own time goes into its name. Nothing saved is lost.
 

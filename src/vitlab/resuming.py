@@ -21,11 +21,11 @@ from vitlab.experiment import (
     alone_in,
     as_plain_data,
     build_classifier,
-    build_data,
     build_trainer,
     ended_well_or_badly,
     fingerprints,
     fit_and_test,
+    load_data,
     settle_machine,
 )
 from vitlab.files import set_aside, write_text
@@ -85,9 +85,7 @@ def _go_on(
 
     log_to(run.path / "run.log", conf)
     settle_machine(config)
-    data = build_data(config)
-    data.prepare_data()
-    data.setup()
+    data = load_data(config)
     refuse_other_images(run, data)
     network = build_network(config.model)
     if config.compile:

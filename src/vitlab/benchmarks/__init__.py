@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -20,9 +19,10 @@ from vitlab.benchmarks.input import input_paths
 from vitlab.benchmarks.start import start_times
 from vitlab.benchmarks.step import step_speeds
 from vitlab.benchmarks.variant import Sections, Variant, Work
+from vitlab.config.command import compose_training
 from vitlab.config.quiet import quiet_libraries
 from vitlab.errors import UserError
-from vitlab.files import write_json
+from vitlab.files import new_file, write_json
 from vitlab.report import shorten
 from vitlab.runs.manifest import describe_origin
 
@@ -72,13 +72,9 @@ def bench(command: DictConfig, overrides: Sequence[Override], conf: Path) -> dic
     steps = benchmark.steps if command.steps is None else command.steps
     if command.rounds < 1 or steps < 1:
         raise UserError(f"rounds={command.rounds} and steps={steps} must be at least 1")
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    file = Path(command.out or f"outputs/bench/{command.name}_{stamp}.json")
-    if file.exists():
-        raise UserError(f"out={file} is there already: nothing is overwritten")
+    file = new_file(command.out, f"outputs/bench/{command.name}_{{time}}.json")
     typed = [str(override.input_line) for override in overrides]
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        config = compose("train", [*benchmark.overrides, "name=bench", "run_dir=outputs", *typed])
+    config = compose_training([*benchmark.overrides, "name=bench", "run_dir=outputs", *typed], conf)
     sections = benchmark.sections(Work(config, [*benchmark.overrides, *typed], command))
     figures = {title: measure(variants, command.rounds, steps, benchmark.pause) for title, variants in sections.items()}
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -14,17 +14,14 @@ from vitlab.benchmarks.pil_images import PILImages
 from vitlab.benchmarks.variant import Sections, Variant, Work, endless, timed
 from vitlab.config.building import build, build_network
 from vitlab.data import ImageDataModule
-from vitlab.experiment import adopt_facts, build_data, weights_to_start_from
+from vitlab.experiment import load_data, weights_to_start_from
 
 
 def finetuning(work: Work) -> Sections:
     """The notebook's loop, and vitlab's path in float32 and bfloat16, each with both kinds of attention."""
     config, device = work.config, this_device()
     weights_to_start_from(config)
-    data = build_data(config)
-    data.prepare_data()
-    data.setup()
-    adopt_facts(config, data)
+    data = load_data(config)
     variants = {"notebook, float32": _notebook(config, data, device)}
     for dtype in (torch.float32, torch.bfloat16):
         for fused in (True, False):

@@ -3,7 +3,6 @@
 from functools import partial
 
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from vitlab.benchmarks.loops import augmented, settle, training
@@ -11,10 +10,10 @@ from vitlab.benchmarks.step import DTYPES, timm_speed, train_speed
 from vitlab.benchmarks.variant import Sections, Variant, Work, timed
 from vitlab.callbacks.peak_speed import peak_flops
 from vitlab.config.building import build, build_network
-from vitlab.config.command import CONF
+from vitlab.config.command import CONF, compose_training
 from vitlab.config.machine import best_precision
 from vitlab.errors import UserError
-from vitlab.experiment import adopt_facts, build_data
+from vitlab.experiment import load_data
 from vitlab.models.flops import forward_flops
 
 # Names, and overrides of the training config.
@@ -51,8 +50,7 @@ def sections(work: Work, device: torch.device, cases: dict[str, list[str]], side
     }
     for name, overrides in cases.items():
         typed = [*overrides, *work.overrides]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("train", [*typed, "name=bench", "run_dir=outputs"])
+        config = compose_training([*typed, "name=bench", "run_dir=outputs"], CONF)
         found[f"{name}, {precision}, images/s"] = _variants(work, config, typed, device, precision, peak)
     return found
 
@@ -60,10 +58,7 @@ def sections(work: Work, device: torch.device, cases: dict[str, list[str]], side
 def _variants(
     work: Work, config: DictConfig, typed: list[str], device: torch.device, precision: str, peak: float | None
 ) -> dict[str, Variant]:
-    data = build_data(config)
-    data.prepare_data()
-    data.setup()
-    adopt_facts(config, data)
+    data = load_data(config)
     variants: dict[str, Variant] = {}
     if peak:
         image = torch.zeros(1, 3, config.data.image_size, config.data.image_size)

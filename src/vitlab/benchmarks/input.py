@@ -7,23 +7,19 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from vitlab.benchmarks.loops import settle, this_device
+from vitlab.benchmarks.loops import augmented, settle, this_device
 from vitlab.benchmarks.pil_images import PILImages
 from vitlab.benchmarks.variant import Sections, Variant, Work, endless, timed
 from vitlab.data import ImageDataModule, RandAugment, RandomCrop, RandomHorizontalFlip, TrivialAugment
-from vitlab.data.draws import Draws
-from vitlab.data.loader import ResidentLoader
 from vitlab.data.transforms import BatchTransform
-from vitlab.experiment import build_data
+from vitlab.experiment import load_data
 
 LARGE = 224  # px, as pretrained networks take them
 
 
 def input_paths(work: Work) -> Sections:
     """Crop and flip; the same with RandAugment and with TrivialAugment; the resize to 224 px."""
-    data = build_data(work.config)
-    data.prepare_data()
-    data.setup()
+    data = load_data(work.config)
     size = data.splits["train"].images.shape[-1]
     crop, flip = RandomCrop(size // 8), RandomHorizontalFlip(0.5)
     pil_crop = [transforms.RandomCrop(size, padding=size // 8), transforms.RandomHorizontalFlip()]
@@ -70,29 +66,14 @@ def _pillow(data: ImageDataModule, steps: list[Any]) -> Variant:
 def _vitlab(
     data: ImageDataModule, augmentations: Sequence[nn.Module], size: int, interpolation: str = "bicubic"
 ) -> Variant:
-    device = this_device()
-    arrays, facts = data.splits["train"], data.facts
+    device, facts = this_device(), data.facts
     transform = BatchTransform(
         augmentations, image_size=size, interpolation=interpolation, mean=facts["mean"], std=facts["std"]
-    ).to(device)
-    loader = ResidentLoader(
-        arrays,
-        data.batch_size,
-        seed=0,
-        epoch=lambda: 0,
-        drop_last=True,
-        device=device,
-        rank=0,
-        world_size=1,
     )
-    batches = endless(loader)
+    batches = augmented(data, device, transform)
 
     def loop(steps: int) -> int:
-        count = 0
-        for _ in range(steps):
-            images, labels, places = next(batches)
-            transform(images, Draws(0, 0, places))
-            count += len(labels)
+        count = sum(len(next(batches)[1]) for _ in range(steps))
         settle(device)
         return count
 

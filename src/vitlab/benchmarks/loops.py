@@ -12,6 +12,7 @@ from vitlab.benchmarks.variant import Variant, endless, timed
 from vitlab.data import ImageDataModule
 from vitlab.data.draws import Draws
 from vitlab.data.loader import ResidentLoader
+from vitlab.data.transforms import BatchTransform
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -30,8 +31,8 @@ def casting(device: torch.device, dtype: torch.dtype) -> Any:
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
-def augmented(data: ImageDataModule, device: torch.device) -> Batches:
-    """Training batches as a run has them: images as the network takes them, and labels."""
+def augmented(data: ImageDataModule, device: torch.device, transform: BatchTransform | None = None) -> Batches:
+    """Training batches as a run has them, by `data.transform` or another: images for the network, and labels."""
     arrays = data.splits["train"]
     loader = ResidentLoader(
         arrays,
@@ -43,7 +44,7 @@ def augmented(data: ImageDataModule, device: torch.device) -> Batches:
         rank=0,
         world_size=1,
     )
-    transform = data.transform.to(device)
+    transform = (transform or data.transform).to(device)
     for images, labels, places in endless(loader):
         yield transform(images, Draws(0, 0, places)), labels
 

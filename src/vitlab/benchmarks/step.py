@@ -20,7 +20,7 @@ from vitlab.config.building import build, build_network
 from vitlab.config.machine import best_precision
 from vitlab.data import ImageDataModule
 from vitlab.errors import UserError
-from vitlab.experiment import adopt_facts, build_data, weights_to_start_from
+from vitlab.experiment import load_data, weights_to_start_from
 
 DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -29,10 +29,7 @@ def step_speeds(work: Work) -> Sections:
     """Each in the precision that `train.py` would choose."""
     config, device = work.config, this_device()
     weights_to_start_from(config)
-    data = build_data(config)
-    data.prepare_data()
-    data.setup()
-    adopt_facts(config, data)
+    data = load_data(config)
     precision = best_precision("auto")
     dtype = DTYPES.get(precision, torch.float32)
     network = build_network(config.model).to(device)

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigTypeError
 
 from vitlab.config.check import find_mistakes
 from vitlab.config.nearest import did_you_mean
@@ -66,6 +66,7 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Pat
 
     Raises:
         UserError: a key is unknown, or a value is not what its place takes.
+        omegaconf.errors.OmegaConfBaseException: a key below the first level is unknown.
         hydra.errors.MissingConfigException: a group has no such option.
     """
     OmegaConf.set_struct(config, True)
@@ -78,8 +79,8 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Pat
         else:
             try:
                 OmegaConf.update(config, key, value, merge=True)
-            except OmegaConfBaseException as error:
-                raise UserError(f"{override.input_line}: {str(error).splitlines()[0]}") from error
+            except ConfigTypeError as error:
+                raise UserError(f"{override.input_line}: {key} takes {_kind(OmegaConf.select(config, key))}") from error
     typed = tuple(override.key_or_group for override in overrides)
     found = find_mistakes(config, [])
     wrong = [f"{m.subject}{m.rest}" for m in found if m.path.startswith(typed)]
@@ -87,9 +88,18 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Pat
         raise UserError("; ".join(wrong))
 
 
-def _replace_group(config: DictConfig, group: str, option: str, conf: Path) -> None:
+def compose_training(overrides: Sequence[str], conf: Path) -> DictConfig:
+    """The training config that these overrides come to, outside of a run.
+
+    Raises:
+        hydra.errors.CompactHydraException, omegaconf.errors.OmegaConfBaseException: they come to none.
+    """
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-        chosen = compose("train", overrides=[f"{group}={option}"])[group]
+        return compose("train", list(overrides))
+
+
+def _replace_group(config: DictConfig, group: str, option: str, conf: Path) -> None:
+    chosen = compose_training([f"{group}={option}"], conf)[group]
     before = config[group]
     with open_dict(config):
         config[group] = chosen
@@ -97,3 +107,7 @@ def _replace_group(config: DictConfig, group: str, option: str, conf: Path) -> N
         config.data[fact] = before[fact]
     if group == "trainer":
         config.trainer.precision = before.precision
+
+
+def _kind(node: object) -> str:
+    return "keys and values" if isinstance(node, DictConfig) else "a list"

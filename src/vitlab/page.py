@@ -1,0 +1,114 @@
+"""HTML pages that open from disk: one file with its styles, figures and script inside, nothing fetched."""
+
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from html import escape
+from io import BytesIO
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+STYLE = """
+:root { color-scheme: light dark; --line: light-dark(#d8dee4, #3d444d); --soft: light-dark(#59636e, #9198a1);
+  --head: light-dark(#f6f8fa, #151b23); --mark: light-dark(#ddf4ff, #0c2d6b) }
+body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.7rem; margin: 0 0 .2rem } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem }
+p { max-width: 56rem } .soft, caption, figcaption { color: var(--soft); font-size: .9rem; text-align: left }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
+td.number, th.number { text-align: right } thead th { background: var(--head); position: sticky; top: 0 }
+table.sortable thead th { cursor: pointer } th[aria-sort=ascending]::after { content: " ▲" }
+th[aria-sort=descending]::after { content: " ▼" } tr.marked { background: var(--mark) }
+figure { margin: 1rem 0 } figure img { max-width: 100%; height: auto; background: white; border-radius: 6px }
+.side { display: flex; flex-wrap: wrap; gap: 1.5rem } pre { background: var(--head); padding: .8rem; overflow-x: auto }
+"""
+
+# A click on a column's head sorts by it, numbers as numbers; a second click the other way round.
+SCRIPT = """
+for (const head of document.querySelectorAll("table.sortable thead th")) head.addEventListener("click", () => {
+  const up = head.getAttribute("aria-sort") === "descending", body = head.closest("table").tBodies[0];
+  const key = row => row.cells[head.cellIndex].dataset.value ?? row.cells[head.cellIndex].textContent;
+  const order = (a, b) => isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b;
+  for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", up ? "ascending" : "descending");
+  [...body.rows].sort((a, b) => (up ? 1 : -1) * order(key(a), key(b))).forEach(row => body.append(row));
+});
+"""
+
+
+def page(title: str, subtitle: str, *sections: str) -> str:
+    """A whole page; sections are HTML."""
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n<body>'
+        f'<h1>{escape(title)}</h1>\n<p class="soft">{escape(subtitle)}</p>\n'
+        + "\n".join(sections)
+        + f"\n<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def section(heading: str, *parts: str) -> str:
+    """A heading and the HTML beneath it."""
+    return f"<section><h2>{escape(heading)}</h2>\n" + "\n".join(parts) + "</section>"
+
+
+def paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
+
+
+def code(text: str) -> str:
+    return f"<pre>{escape(text)}</pre>"
+
+
+def side_by_side(*parts: str) -> str:
+    """Parts in one row where the window is wide enough."""
+    return '<div class="side">' + "\n".join(parts) + "</div>"
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str | float | tuple[str, float]]],
+    *,
+    sortable: bool = False,
+    marked: Iterable[int] = (),
+) -> str:
+    """A table of texts and numbers.
+
+    Args:
+        columns: Heads.
+        rows: A cell is a text, a number, or a text with the number that it is sorted by.
+        sortable: By a click on a head.
+        marked: Places of rows that stand out.
+    """
+    filled, marked = [list(row) for row in rows], set(marked)
+    numeric = [all(not isinstance(row[i], str) for row in filled) for i in range(len(columns))]
+    heads = "".join(f"<th{_class(number)}>{escape(c)}</th>" for c, number in zip(columns, numeric, strict=True))
+    lines = [
+        ('<tr class="marked">' if place in marked else "<tr>")
+        + "".join(_cell(cell, number) for cell, number in zip(row, numeric, strict=True))
+        + "</tr>"
+        for place, row in enumerate(filled)
+    ]
+    kind = ' class="sortable"' if sortable else ""
+    body = "\n".join(lines)
+    return f'<div class="wide"><table{kind}><thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def _cell(cell: str | float | tuple[str, float], number: bool) -> str:
+    if isinstance(cell, tuple):
+        return f'<td{_class(number)} data-value="{cell[1]:.10g}">{escape(cell[0])}</td>'
+    return f"<td{_class(number)}>{escape(cell) if isinstance(cell, str) else f'{cell:.6g}'}</td>"
+
+
+def _class(number: bool) -> str:
+    return ' class="number"' if number else ""
+
+
+def picture(figure: Figure, caption: str) -> str:
+    """A figure as a PNG inside the page."""
+    file = BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(file, format="png")
+    data = b64encode(file.getvalue()).decode("ascii")
+    text = escape(caption)
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'

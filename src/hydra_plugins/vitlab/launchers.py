@@ -1,0 +1,62 @@
+"""Launchers of vitlab's, for Hydra, which looks for them in this namespace alone and imports them at every start."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict, read_write
+
+if TYPE_CHECKING:
+    from vitlab.sweeps.engines import Engine
+    from vitlab.sweeps.sweep import Sweep
+
+
+class SweepLauncher(Launcher):
+    """Hands a sweep over to `vitlab.sweeps`: a process of its own for each job."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from vitlab.sweeps.sweep import run_grid
+
+        run_grid(self.sweep(), self.engine(), job_overrides)
+        return [JobReturn(overrides=list(o), status=JobStatus.COMPLETED, _return_value=None) for o in job_overrides]
+
+    def sweep(self) -> "Sweep":
+        """The sweep that was typed."""
+        from vitlab.sweeps.sweep import Sweep
+
+        return Sweep(Path(self.config.hydra.sweep.dir), self.config.hydra, self._compose)
+
+    def engine(self) -> "Engine":
+        """Where the jobs' processes run."""
+        raise NotImplementedError
+
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+        Singleton.get_state()
+        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        with read_write(config.hydra), open_dict(config.hydra):
+            return config
+
+
+class ProcessLauncher(SweepLauncher):
+    """Processes on this machine.
+
+    Args:
+        jobs: How many at a time, or "auto".
+    """
+
+    def __init__(self, jobs: int | str) -> None:
+        self.jobs = jobs
+
+    def engine(self) -> "Engine":
+        from vitlab.sweeps.engines import LocalProcesses, visible_gpus
+        from vitlab.sweeps.sweep import cores
+
+        gpus = [] if self.config.trainer.accelerator == "cpu" else visible_gpus()
+        return LocalProcesses(self.jobs, gpus, cores())

@@ -1,0 +1,94 @@
+"""A job of a sweep, and what is on disk of it."""
+
+import csv
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vitlab.errors import UserError
+from vitlab.runs.directory import RunDirectory
+
+Status = Literal["queued", "running", "done", "failed", "interrupted", "pruned"]
+Stage = Literal["new", "begun", "finished"]
+
+SET_ASIDE = "earlier"  # folder in a sweep's: attempts that failed, and were made again
+
+
+@dataclass
+class Job:
+    """A run that a sweep makes in a process of its own.
+
+    Args:
+        number: Counted from 0, also the name of its folder by default.
+        overrides: What is typed after `train.py`.
+        folder: The run directory.
+        devices: How many it needs; 0: all that there are.
+        epochs: `trainer.max_epochs`, None where its length is given otherwise.
+        monitor: Metric that is shown, and searched for.
+        trusted: Prefixes of the user's own classes in its config.
+    """
+
+    number: int
+    overrides: list[str]
+    folder: Path
+    devices: int = 1
+    epochs: int | None = None
+    monitor: str = "val/acc"
+    trusted: Sequence[str] = ()
+    status: Status = "queued"
+    reason: str = ""
+    name: str = ""
+    started: float = field(default=0.0, repr=False)
+
+    @property
+    def run(self) -> RunDirectory:
+        return RunDirectory(self.folder)
+
+    @property
+    def log(self) -> Path:
+        """What its process prints."""
+        return self.folder / "terminal.log"
+
+    def stage(self) -> Stage:
+        """How far the run is by its own files, which hold also where the sweep was killed.
+
+        Of a failed run nothing counts: it is made again.
+        """
+        try:
+            status = self.run.manifest().get("status")
+        except UserError:
+            return "new"
+        if status == "finished" and self.run.metrics_file.exists():
+            return "finished"
+        begun = status in ("running", "interrupted") and any(self.run.checkpoints.glob("*.ckpt"))
+        return "begun" if begun else "new"
+
+    def make_room(self, sweep: Path) -> None:
+        """Moves away what an attempt left that can't be gone on with."""
+        if any(self.folder.glob("*")):
+            aside = sweep / SET_ASIDE
+            aside.mkdir(exist_ok=True)
+            self.folder.rename(
+                aside / f"{self.folder.name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}_{time.time_ns() % 1000:03d}"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def epoch_rows(self) -> list[dict[str, float]]:
+        """The rows of `metrics.csv` so far."""
+        try:
+            with self.run.epochs_file.open(newline="") as file:
+                return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        except (OSError, ValueError):
+            return []
+
+    def last_lines(self, count: int) -> list[str]:
+        """The end of what it printed, without the progress bar's control characters."""
+        try:
+            text = self.log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return []
+        lines = (re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).rstrip() for line in text.splitlines())
+        return [line for line in lines if line][-count:]

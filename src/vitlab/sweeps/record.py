@@ -1,0 +1,67 @@
+"""`sweep.json`: which jobs a sweep has, and how they stand. It is what a broken sweep goes on from."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from vitlab.errors import UserError
+from vitlab.files import write_json
+from vitlab.sweeps.jobs import Job
+
+FILE = "sweep.json"
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `sweep.json` holds: `arguments` of the command, `jobs`.
+
+    Raises:
+        UserError: there is none, or it can't be read.
+    """
+    file = folder / FILE
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        assert isinstance(record, dict)
+        assert all(isinstance(argument, str) for argument in record["arguments"])
+        assert all({"number", "overrides", "folder", "status", "reason"} <= set(job) for job in record["jobs"])
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no sweep: there is no {file}") from None
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise UserError(f"{file} can't be read ({error or 'it is not as a sweep writes it'})") from error
+    return record
+
+
+def write_record(folder: Path, arguments: Sequence[str], jobs: Iterable[Job]) -> None:
+    rows = [
+        {
+            "number": job.number,
+            "overrides": job.overrides,
+            "folder": str(job.folder.relative_to(folder)),
+            "status": job.status,
+            "reason": job.reason,
+        }
+        for job in sorted(jobs, key=lambda job: job.number)
+    ]
+    write_json(folder / FILE, {"arguments": list(arguments), "jobs": rows})
+
+
+@contextmanager
+def alone_in_sweep(folder: Path) -> Iterator[None]:
+    """Keeps other processes from running the sweep.
+
+    Raises:
+        UserError: one does already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another process runs the sweep in {folder}") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,210 @@
+"""The story of a sweep: jobs out of overrides, processes, and what came of them."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import DictConfig, OmegaConf
+
+from vitlab.config.building import ALLOWED_PREFIXES
+from vitlab.errors import TerminatedError
+from vitlab.report import shorten
+from vitlab.sweeps.conductor import Conductor, Plan
+from vitlab.sweeps.display import SweepDisplay
+from vitlab.sweeps.engines import Engine
+from vitlab.sweeps.grid import Grid
+from vitlab.sweeps.jobs import Job
+from vitlab.sweeps.record import FILE, alone_in_sweep, read_record, write_record
+
+# Typed for the sweep itself, or decided by it.
+NOT_FOR_JOBS = (
+    "hydra.sweep.",
+    "hydra.run.",
+    "hydra.launcher.",
+    "hydra.sweeper.",
+    "hydra.mode",
+    "hydra/launcher",
+    "hydra/sweeper",
+)
+
+
+@dataclass
+class Sweep:
+    """A sweep's folder, and how its jobs are typed.
+
+    Args:
+        folder: `hydra.sweep.dir`.
+        hydra: Hydra's node of the sweep's config.
+        compose: The config of a job with Hydra's node, from its overrides.
+    """
+
+    folder: Path
+    hydra: DictConfig
+    compose: Callable[[Sequence[str]], DictConfig]
+
+    @property
+    def arguments(self) -> list[str]:
+        """What the user typed behind `-m`, without the folder."""
+        typed = [
+            *OmegaConf.to_container(self.hydra.overrides.hydra),
+            *OmegaConf.to_container(self.hydra.overrides.task),
+        ]  # type: ignore[misc]
+        return [
+            str(argument) for argument in typed if not str(argument).startswith(("hydra.sweep.dir=", "hydra.mode="))
+        ]
+
+    def job(self, number: int, overrides: Sequence[str], varied: Iterable[str] = ()) -> Job:
+        """A job, from its composed config.
+
+        Args:
+            number: Of the job.
+            overrides: What is typed for it.
+            varied: Keys that tell it from others; its name has their values.
+        """
+        config = self.compose(overrides)
+        config.hydra.job.num, config.hydra.job.id = number, str(number)
+        devices = config.trainer.devices
+        needed = {"auto": 1, -1: 0, "-1": 0}.get(devices)
+        if needed is None:
+            needed = int(devices) if str(devices).isdigit() else len(devices)
+        epochs = config.trainer.max_epochs
+        shown = [o for o in overrides if o.split("=")[0].lstrip("+~") in varied] or list(overrides)
+        return Job(
+            number,
+            list(overrides),
+            self.folder / str(config.hydra.sweep.subdir),
+            devices=needed,
+            epochs=epochs if epochs and epochs > 0 and config.trainer.max_steps < 0 else None,
+            monitor=config.checkpoint.monitor,
+            trusted=sorted(_foreign_packages(OmegaConf.to_container(config, resolve=False))),
+            name=" ".join(shown),
+        )
+
+    def command(self, job: Job) -> list[str]:
+        """What a job's process runs: a run that goes on, or a new one, for which room is made."""
+        start = [sys.executable, str(Path(sys.argv[0]).absolute())]
+        folder = _quoted(str(job.folder))
+        if job.stage() == "begun":
+            trust = [f"trusted_targets=[{','.join(job.trusted)}]"] if job.trusted else []
+            return [*start, f"resume={folder}", *trust]
+        job.make_room(self.folder)
+        return [*start, *self._flags(), *self._for_jobs(), *job.overrides, f"hydra.run.dir={folder}"]
+
+    def _for_jobs(self) -> list[str]:
+        """What was typed for Hydra and holds for the jobs too."""
+        typed = [str(argument) for argument in self.hydra.overrides.hydra]
+        return [argument for argument in typed if not argument.lstrip("+~").startswith(NOT_FOR_JOBS)]
+
+    def _flags(self) -> list[str]:
+        """`--config-dir` and `--config-name`, where they were given."""
+        folders = [s.path for s in self.hydra.runtime.config_sources if s.provider == "command-line"]
+        named = self.hydra.job.config_name
+        return [
+            *(f"--config-dir={folder}" for folder in folders),
+            *([f"--config-name={named}"] if named != "train" else []),
+        ]
+
+
+def run_grid(sweep: Sweep, engine: Engine, all_overrides: Sequence[Sequence[str]]) -> None:
+    """Runs each job that is not finished yet.
+
+    A folder that holds the sweep already is gone on with: jobs are known by their overrides, new ones get new numbers.
+
+    Raises:
+        UserError: another process runs the sweep, or its folder holds something else.
+        KeyboardInterrupt, TerminatedError: it was stopped.
+        SystemExit: 1, when a job failed.
+    """
+    with alone_in_sweep(sweep.folder):
+        jobs = planned_jobs(sweep, all_overrides)
+        for job in jobs:
+            if job.stage() == "finished":
+                job.status = "done"
+        conduct(sweep, engine, Grid(jobs), f"{len(jobs)} jobs")
+
+
+def planned_jobs(sweep: Sweep, all_overrides: Sequence[Sequence[str]]) -> list[Job]:
+    """The jobs, with the numbers that they had before."""
+    known = {tuple(row["overrides"]): row["number"] for row in known_jobs(sweep.folder)}
+    free = max(known.values(), default=-1) + 1
+    varied = varied_keys(all_overrides)
+    jobs = []
+    for overrides in all_overrides:
+        number = known.get(tuple(overrides))
+        if number is None:
+            number, free = free, free + 1
+        jobs.append(sweep.job(number, overrides, varied))
+    return jobs
+
+
+def known_jobs(folder: Path) -> list[dict[str, Any]]:
+    """The rows of `sweep.json`; none where the folder holds no sweep yet."""
+    return read_record(folder)["jobs"] if (folder / FILE).exists() else []
+
+
+def varied_keys(all_overrides: Sequence[Sequence[str]]) -> set[str]:
+    """Keys with more than one value among jobs."""
+    values: dict[str, set[str]] = {}
+    for overrides in all_overrides:
+        for override in overrides:
+            key, _, value = override.partition("=")
+            values.setdefault(key.lstrip("+~"), set()).add(value)
+    return {key for key, found in values.items() if len(found) > 1}
+
+
+def conduct(sweep: Sweep, engine: Engine, plan: Plan, what: str) -> None:
+    """Runs a plan, keeps `sweep.json`, and says what came of it; see `run_grid`."""
+    earlier = known_jobs(sweep.folder)
+
+    def record() -> None:
+        numbers = {job.number for job in plan.jobs}
+        others = [_as_recorded(sweep.folder, row) for row in earlier if row["number"] not in numbers]
+        write_record(sweep.folder, sweep.arguments, [*others, *plan.jobs])
+
+    record()
+    done = sum(job.status == "done" for job in plan.jobs)
+    with SweepDisplay(f"sweep {shorten(sweep.folder)}") as display:
+        display.jobs = list(plan.jobs)
+        display.say(f"sweep: {what}" + (f", {done} of them finished before" if done else ""))
+        display.say(f"sweep directory: {shorten(sweep.folder)}")
+        try:
+            Conductor(plan, engine, sweep.command, display, record).run()
+        except (KeyboardInterrupt, TerminatedError):
+            display.say("interrupted; to go on:")
+            display.say(f"  python train.py -m sweep=resume:{shlex.quote(shorten(sweep.folder))}")
+            raise
+    failed = [job for job in plan.jobs if job.status == "failed"]
+    if failed:
+        display.say(f"{len(failed)} of {len(plan.jobs)} jobs failed; to make them again:")
+        display.say(f"  python train.py -m sweep=resume:{shlex.quote(shorten(sweep.folder))}")
+        sys.exit(1)
+
+
+def _as_recorded(folder: Path, row: dict[str, Any]) -> Job:
+    return Job(row["number"], row["overrides"], folder / row["folder"], status=row["status"], reason=row["reason"])
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def _foreign_packages(node: Any) -> set[str]:
+    """Prefixes of the targets that are none of the libraries'."""
+    if isinstance(node, list):
+        return set().union(*(_foreign_packages(value) for value in node))
+    if not isinstance(node, dict):
+        return set()
+    found = set().union(*(_foreign_packages(value) for key, value in node.items() if key != "hydra"))
+    target = node.get("_target_")
+    if isinstance(target, str) and not target.startswith(ALLOWED_PREFIXES):
+        found.add(f"{target.split('.')[0]}.")
+    return found
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

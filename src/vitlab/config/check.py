@@ -34,7 +34,7 @@ SETTINGS = (
     *("name", "run_dir", "init_from", "seed", "label_smoothing", "compile", "preflight", "matmul_precision"),
     "checkpoint",
 )
-FILLING = ("experiment", "debug")  # groups whose files fill the others
+FILLING = ("experiment", "sweep", "debug")  # groups whose files fill the others
 PLAIN = {
     "checkpoint": {"monitor", "mode", "last_every_n_epochs", "every_minutes"},
     "scheduler": {"schedule", "interval", "monitor"},

@@ -1,12 +1,13 @@
 """What keeps a config from composing, and what is wrong with it once composed, in sentences."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -42,6 +43,44 @@ def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each job of a sweep over `key=a,b`."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return [list(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
+
+
+def covering_jobs(
+    params: Mapping[str, Any], when: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]
+) -> list[list[str]]:
+    """The overrides of some jobs of a search, in which each listed value and each end of an interval comes.
+
+    Args:
+        params, when: Of the search's config, as `key: what is chosen from`.
+        overrides: As typed; they stand above `params`.
+    """
+    parse = OverridesParser.create().parse_overrides
+    found = {o.get_key_element(): o for o in parse([*_lines(params), *overrides])}
+    jobs = _in_turn(list(found.values()))
+    for condition, keys in when.items():
+        jobs += _in_turn([*found.values(), *parse([condition, *_lines(keys)])])
+    return jobs
+
+
+def _lines(params: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={value}" for key, value in params.items()]
+
+
+def _in_turn(overrides: Sequence[Override]) -> list[list[str]]:
+    values = {override.get_key_element(): _values(override) for override in overrides}
+    count = max(map(len, values.values()), default=1)
+    return [[f"{key}={v[min(i, len(v) - 1)]}" for key, v in values.items()] for i in range(count)]
+
+
+def _values(override: Override) -> list[str]:
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return [str(value.start), str(value.end)]
+    return (
+        list(override.sweep_string_iterator())
+        if override.is_sweep_override()
+        else [override.get_value_element_as_str()]
+    )
 
 
 def composition_mistakes(arguments: Sequence[str]) -> list[str]:

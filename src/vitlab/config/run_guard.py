@@ -11,9 +11,16 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from vitlab.config.composition import NOT_COMPOSED, describe_mistakes, explain, sweep_jobs, typed_overrides
+from vitlab.config.composition import (
+    NOT_COMPOSED,
+    covering_jobs,
+    describe_mistakes,
+    explain,
+    sweep_jobs,
+    typed_overrides,
+)
 
 
 class RunGuard(Callback):
@@ -31,7 +38,7 @@ class RunGuard(Callback):
         with _never_passed_over():
             loader = GlobalHydra.instance().config_loader()
             lines = []
-            for overrides in sweep_jobs(typed_overrides(config.hydra)):
+            for overrides in _jobs(config):
                 try:
                     job = loader.load_sweep_config(config, overrides)
                 except NOT_COMPOSED as error:
@@ -40,6 +47,15 @@ class RunGuard(Callback):
                 HydraConfig.instance().set_config(job)
                 lines += describe_mistakes(job)
             _refuse(list(dict.fromkeys(lines)))
+
+
+def _jobs(config: DictConfig) -> list[list[str]]:
+    """The overrides of a sweep's jobs; of a search, some jobs that have between them what it can choose."""
+    sweeper, typed = config.hydra.sweeper, typed_overrides(config.hydra)
+    params: Any = OmegaConf.to_container(sweeper.params) if sweeper.get("params") else {}
+    if "n_trials" in sweeper:
+        return covering_jobs(params, OmegaConf.to_container(sweeper.when), typed)  # type: ignore[arg-type]
+    return sweep_jobs([*(f"{key}={value}" for key, value in params.items()), *typed])
 
 
 def _refuse(lines: Sequence[str]) -> None:

@@ -21,7 +21,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Plan(Protocol):
     """Which jobs there are to do."""
 
-    jobs: Sequence[Job]
+    @property
+    def jobs(self) -> Sequence[Job]:
+        """Those that are known so far, ended ones included."""
 
     def next(self) -> Job | None:
         """The next one to start; None where there is none (as long as none that runs ends)."""

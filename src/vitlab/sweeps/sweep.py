@@ -163,7 +163,7 @@ def conduct(sweep: Sweep, engine: Engine, plan: Plan, what: str) -> None:
 
     def record() -> None:
         numbers = {job.number for job in plan.jobs}
-        others = [_as_recorded(sweep.folder, row) for row in earlier if row["number"] not in numbers]
+        others = [as_recorded(sweep.folder, row) for row in earlier if row["number"] not in numbers]
         write_record(sweep.folder, sweep.arguments, [*others, *plan.jobs])
 
     record()
@@ -185,7 +185,7 @@ def conduct(sweep: Sweep, engine: Engine, plan: Plan, what: str) -> None:
         sys.exit(1)
 
 
-def _as_recorded(folder: Path, row: dict[str, Any]) -> Job:
+def as_recorded(folder: Path, row: dict[str, Any]) -> Job:
     return Job(row["number"], row["overrides"], folder / row["folder"], status=row["status"], reason=row["reason"])
 
 

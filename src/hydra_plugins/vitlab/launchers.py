@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
@@ -31,7 +31,7 @@ class SweepLauncher(Launcher):
         """The sweep that was typed."""
         from vitlab.sweeps.sweep import Sweep
 
-        return Sweep(Path(self.config.hydra.sweep.dir), self.config.hydra, self._compose)
+        return Sweep(Path(self.config.hydra.sweep.dir).absolute(), self.config.hydra, self._compose)
 
     def engine(self) -> "Engine":
         """Where the jobs' processes run."""
@@ -60,3 +60,29 @@ class ProcessLauncher(SweepLauncher):
 
         gpus = [] if self.config.trainer.accelerator == "cpu" else visible_gpus()
         return LocalProcesses(self.jobs, gpus, cores())
+
+
+class SubmititLauncher(SweepLauncher):
+    """Jobs of SLURM's, or an imitation of them on this machine.
+
+    Args:
+        cluster: "slurm" or "local".
+        jobs: How many may be in the queue or run at a time, or "auto": all.
+        tasks_per_node: Processes a machine.
+        **parameters: Of submitit's executor.
+    """
+
+    def __init__(self, cluster: str, jobs: int | str, tasks_per_node: int | None, **parameters: Any) -> None:
+        self.cluster, self.jobs, self.tasks_per_node, self.parameters = cluster, jobs, tasks_per_node, parameters
+
+    def engine(self) -> "Engine":
+        try:
+            from vitlab.sweeps.cluster import SubmititJobs
+        except ImportError as error:
+            from vitlab.errors import UserError
+
+            raise UserError(
+                f"hydra/launcher=submitit_{self.cluster} needs submitit: pip install -e '.[slurm]'"
+            ) from error
+        folder = Path(self.config.hydra.sweep.dir) / "submitit"
+        return SubmititJobs(folder, self.cluster, self.jobs, self.tasks_per_node, self.parameters)

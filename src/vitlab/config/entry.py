@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
 
 from vitlab.config.check import GROUPS
@@ -66,6 +65,7 @@ def with_earlier_arguments(arguments: Sequence[str]) -> list[str]:
     found = [argument for argument in arguments if argument.startswith("sweep=resume:")]
     if not found:
         return list(arguments)
+    from vitlab.sweeps.jobs import quoted
     from vitlab.sweeps.record import read_record
 
     folder = Path(found[0].removeprefix("sweep=resume:"))
@@ -77,8 +77,7 @@ def with_earlier_arguments(arguments: Sequence[str]) -> list[str]:
             f"hydra.sweep.dir={folder}"
         )
     others = [argument for argument in arguments if argument not in (*found, "-m", "--multirun")]
-    sweep = f"hydra.sweep.dir={QuotedString(str(folder), Quote.single).with_quotes()}"
-    return ["-m", *earlier, *others, sweep]
+    return ["-m", *earlier, *others, f"hydra.sweep.dir={quoted(str(folder))}"]
 
 
 def _resume() -> None:

@@ -45,7 +45,7 @@ class LocalProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in the terminal reaches the sweep alone, which hands it on
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=end_with_parent if sys.platform == "linux" else None,
             )
 
     def ended(self) -> int | None:
@@ -66,7 +66,7 @@ _C = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Lets Linux send SIGTERM to this process when the sweep is killed: the run saves and ends, as resuming needs."""
     assert _C is not None
     _C.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

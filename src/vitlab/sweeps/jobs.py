@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from hydra.core.override_parser.types import Quote, QuotedString
+
 from vitlab.errors import UserError
 from vitlab.runs.directory import RunDirectory
 
@@ -66,6 +68,11 @@ class Job:
         begun = status in ("running", "interrupted") and any(self.run.checkpoints.glob("*.ckpt"))
         return "begun" if begun else "new"
 
+    def resuming(self, start: Sequence[str]) -> list[str]:
+        """What goes on with the run, behind `python train.py`."""
+        trust = [f"trusted_targets=[{','.join(self.trusted)}]"] if self.trusted else []
+        return [*start, f"resume={quoted(str(self.folder))}", *trust]
+
     def make_room(self, sweep: Path) -> None:
         """Moves away what an attempt left that can't be gone on with."""
         if any(self.folder.glob("*")):
@@ -92,3 +99,8 @@ class Job:
             return []
         lines = (re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).rstrip() for line in text.splitlines())
         return [line for line in lines if line][-count:]
+
+
+def quoted(text: str) -> str:
+    """A value in Hydra's grammar that is this text, whatever it has in it."""
+    return QuotedString(text, Quote.single).with_quotes()

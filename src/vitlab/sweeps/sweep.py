@@ -1,6 +1,7 @@
 """The story of a sweep: jobs out of overrides, processes, and what came of them."""
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -8,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config.building import ALLOWED_PREFIXES
@@ -18,7 +18,7 @@ from vitlab.sweeps.conductor import Conductor, Plan
 from vitlab.sweeps.display import SweepDisplay
 from vitlab.sweeps.engines import Engine
 from vitlab.sweeps.grid import Grid
-from vitlab.sweeps.jobs import Job
+from vitlab.sweeps.jobs import Job, quoted
 from vitlab.sweeps.record import FILE, alone_in_sweep, read_record, write_record
 
 # Typed for the sweep itself, or decided by it.
@@ -38,7 +38,7 @@ class Sweep:
     """A sweep's folder, and how its jobs are typed.
 
     Args:
-        folder: `hydra.sweep.dir`.
+        folder: `hydra.sweep.dir`, absolute.
         hydra: Hydra's node of the sweep's config.
         compose: The config of a job with Hydra's node, from its overrides.
     """
@@ -77,23 +77,21 @@ class Sweep:
         return Job(
             number,
             list(overrides),
-            self.folder / str(config.hydra.sweep.subdir),
+            (self.folder / str(config.hydra.sweep.subdir)).absolute(),
             devices=needed,
             epochs=epochs if epochs and epochs > 0 and config.trainer.max_steps < 0 else None,
             monitor=config.checkpoint.monitor,
             trusted=sorted(_foreign_packages(OmegaConf.to_container(config, resolve=False))),
-            name=" ".join(shown),
+            name=" ".join(map(_shortened, shown)),
         )
 
     def command(self, job: Job) -> list[str]:
         """What a job's process runs: a run that goes on, or a new one, for which room is made."""
         start = [sys.executable, str(Path(sys.argv[0]).absolute())]
-        folder = _quoted(str(job.folder))
         if job.stage() == "begun":
-            trust = [f"trusted_targets=[{','.join(job.trusted)}]"] if job.trusted else []
-            return [*start, f"resume={folder}", *trust]
+            return job.resuming(start)
         job.make_room(self.folder)
-        return [*start, *self._flags(), *self._for_jobs(), *job.overrides, f"hydra.run.dir={folder}"]
+        return [*start, *self._flags(), *self._for_jobs(), *job.overrides, f"hydra.run.dir={quoted(str(job.folder))}"]
 
     def _for_jobs(self) -> list[str]:
         """What was typed for Hydra and holds for the jobs too."""
@@ -189,8 +187,10 @@ def as_recorded(folder: Path, row: dict[str, Any]) -> Job:
     return Job(row["number"], row["overrides"], folder / row["folder"], status=row["status"], reason=row["reason"])
 
 
-def _quoted(text: str) -> str:
-    return QuotedString(text, Quote.single).with_quotes()
+def _shortened(override: str) -> str:
+    """`optimizer.lr=0.001235` of a value with all its digits."""
+    key, _, value = override.partition("=")
+    return f"{key}={float(value):.4g}" if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value) else override
 
 
 def _foreign_packages(node: Any) -> set[str]:

@@ -1,5 +1,6 @@
 """A sweep's jobs on a cluster, by submitit: the same commands, in SLURM jobs."""
 
+import os
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -41,17 +42,21 @@ class SubmittedCommand:
                 preexec_fn=_settle,
             )
         signal.signal(signal.SIGTERM, self._hand_on)
-        return self.process.wait()
+        return self._wait()
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         self._hand_on()
-        self.process.wait()
+        self._wait()
         again = SubmittedCommand(self.job, self.new, self.resumed, self.folder)
         return submitit.helpers.DelayedSubmission(again)
 
     def _hand_on(self, number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        os.kill(self.process.pid, signal.SIGTERM)
+
+    def _wait(self) -> int:
+        """As Popen.wait, which can't be called by a signal's handler while it is waiting."""
+        _, status = os.waitpid(self.process.pid, 0)
+        return os.waitstatus_to_exitcode(status)
 
 
 def _settle() -> None:

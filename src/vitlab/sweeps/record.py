@@ -24,13 +24,15 @@ def read_record(folder: Path) -> dict[str, Any]:
     file = folder / FILE
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        assert isinstance(record, dict)
-        assert all(isinstance(argument, str) for argument in record["arguments"])
-        assert all({"number", "overrides", "folder", "status", "reason"} <= set(job) for job in record["jobs"])
+        rows_are_whole = all(
+            {"number", "overrides", "folder", "status", "reason"} <= set(job) for job in record["jobs"]
+        )
+        if not rows_are_whole or not all(isinstance(argument, str) for argument in record["arguments"]):
+            raise ValueError("it is not as a sweep writes it")
     except FileNotFoundError:
         raise UserError(f"{folder} holds no sweep: there is no {file}") from None
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"{file} can't be read ({error or 'it is not as a sweep writes it'})") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} can't be read ({error})") from error
     return record
 
 

@@ -1,0 +1,61 @@
+"""Stands in for train.py in the tests of sweeps: a run's files in a run's order, without the seconds of training.
+
+`act=` says what becomes of it: raise, exit, kill (itself), error (of the user's). `pace=` is seconds an epoch.
+"""
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from vitlab.files import write_json, write_text
+from vitlab.runs.directory import RunDirectory
+
+arguments = dict(argument.lstrip("+").split("=", 1) for argument in sys.argv[1:])
+stopped = []
+signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
+
+if "resume" in arguments:
+    run = RunDirectory(Path(arguments["resume"].strip("'")))
+    config = json.loads((run.checkpoints / "last.ckpt").read_text())
+    run.reopen({})
+else:
+    run = RunDirectory(Path(arguments["hydra.run.dir"].strip("'")))
+    config = {
+        "lr": float(arguments["optimizer.lr"]),
+        "seed": int(arguments["seed"]),
+        "epochs": 3,
+        "rows": [],
+        **{key: arguments[key] for key in ("act", "pace") if key in arguments},
+    }
+    config["epochs"] = int(arguments.get("trainer.max_epochs", 3))
+    run.create({"seed": config["seed"]}, {"seed": config["seed"]})
+    run.checkpoints.mkdir()
+print("OMP", os.environ.get("OMP_NUM_THREADS"), "RANK", os.environ.get("LOCAL_RANK"), os.environ.get("MASTER_ADDR"))
+act = config.get("act")
+if act == "raise":
+    run.end("failed")
+    raise ValueError("no such luck")
+if act == "exit":
+    sys.exit()
+if act == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if act == "error":
+    run.end("failed")
+    print("error: optimizer.lr=-1.0 must be a number above 0", file=sys.stderr)
+    sys.exit(2)
+for epoch in range(len(config["rows"]), config["epochs"]):
+    time.sleep(float(config.get("pace", 0)))
+    accuracy = 0.9 - (math.log10(config["lr"]) + 3) ** 2 / 10 - 0.2 / (epoch + 1) + config["seed"] / 1000
+    config["rows"].append(accuracy)
+    lines = [f"{i},{i + 1},{i + 1},{value!r}" for i, value in enumerate(config["rows"])]
+    write_text(run.epochs_file, "\n".join(["epoch,step,seconds,val/acc", *lines, ""]))
+    write_json(run.checkpoints / "last.ckpt", config)
+    if stopped:
+        run.end("interrupted")
+        sys.exit(143)
+write_json(run.metrics_file, {"val/acc": config["rows"][-1], "epoch": config["epochs"] - 1, "seconds": 1.0})
+run.end("finished")

@@ -1,0 +1,50 @@
+"""`python train.py -m` from end to end, and sweep=resume."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import SMALL_RUN, Command
+
+from vitlab.config.entry import with_earlier_arguments
+from vitlab.errors import UserError
+
+
+def write_record(folder: Path, *arguments: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "sweep.json").write_text(json.dumps({"arguments": arguments, "jobs": []}))
+
+
+def test_a_sweep_is_typed_again_by_its_folder(tmp_path: Path) -> None:
+    write_record(tmp_path, "model=vit_tiny", "seed=0,1")
+    assert with_earlier_arguments(["-m", f"sweep=resume:{tmp_path}", "hydra.launcher.jobs=2"]) == [
+        *("-m", "model=vit_tiny", "seed=0,1", "hydra.launcher.jobs=2"),
+        f"hydra.sweep.dir='{tmp_path}'",
+    ]
+    assert with_earlier_arguments(["-m", "seed=0,1"]) == ["-m", "seed=0,1"]
+
+
+@pytest.mark.parametrize("argument", ["model._target_=os.system", "--config-dir=/tmp/evil"])
+def test_a_stranger_s_sweep_runs_no_code_of_its_own(argument: str, tmp_path: Path) -> None:
+    write_record(tmp_path, argument, "seed=0,1")
+    with pytest.raises(UserError, match="if you trust it, type its command again"):
+        with_earlier_arguments(["-m", f"sweep=resume:{tmp_path}"])
+
+
+def test_what_is_no_sweep_is_told(in_process: Command) -> None:
+    result = in_process("train.py", "-m", "sweep=resume:nowhere")
+    assert (result.returncode, result.stderr) == (2, "error: nowhere holds no sweep: there is no nowhere/sweep.json\n")
+
+
+def test_a_sweep_from_end_to_end(command: Command, tmp_path: Path) -> None:
+    arguments = [*SMALL_RUN, "trainer.max_epochs=1", "preflight=off", "hydra.sweep.dir=sweep", "hydra.launcher.jobs=2"]
+    # The second job's batches are larger than its images.
+    result = command("train.py", "-m", *arguments, "seed=0,1", "model.depth=1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr == ""
+    runs = [tmp_path / "sweep" / number for number in "01"]
+    assert [json.loads((run / "manifest.json").read_text())["seed"] for run in runs] == [0, 1]
+    assert all((run / "metrics.json").exists() for run in runs)
+    again = command("train.py", "-m", "sweep=resume:sweep")
+    assert again.returncode == 0
+    assert "2 jobs, 2 of them finished before" in again.stdout

@@ -1,0 +1,148 @@
+"""Searches, with a stand-in for train.py that has its best at a learning rate of 1e-3."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+from sweeps.test_sweep import FAKE, fake_processes, make_sweep, wait_for
+
+from vitlab.config.composition import covering_jobs
+from vitlab.errors import UserError
+from vitlab.sweeps.engines import LocalProcesses
+from vitlab.sweeps.record import read_record
+from vitlab.sweeps.search import importances, run_search
+from vitlab.sweeps.search_space import read_space
+
+LR: Mapping[str, Any] = {"optimizer.lr": "tag(log,interval(1e-5,1e-1))"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("interval(0.1,0.9)", FloatDistribution(0.1, 0.9)),
+        ("tag(log,interval(1e-4,1e-2))", FloatDistribution(1e-4, 1e-2, log=True)),
+        ("int(interval(1,8))", IntDistribution(1, 8)),
+        ("tag(log,int(interval(1,64)))", IntDistribution(1, 64, log=True)),
+        ("range(2,9,2)", IntDistribution(2, 8, step=2)),
+        ("range(4)", IntDistribution(0, 3)),
+        ("choice(none,basic)", CategoricalDistribution(["none", "basic"])),
+        ("none,basic", CategoricalDistribution(["none", "basic"])),
+        ("range(0.5,2.0,0.5)", CategoricalDistribution(["0.5", "1.0", "1.5"])),
+    ],
+)
+def test_spaces_are_written_as_hydra_writes_sweeps(text: str, expected: object) -> None:
+    assert read_space({"key": text}, [], {}).chosen == {"key": expected}
+    assert read_space({}, [f"key={text}"], {}).chosen == {"key": expected}
+
+
+def test_what_is_typed_stands_above_the_file() -> None:
+    space = read_space({"a": "1,2", "b": "1,2"}, ["b=3", "c=4"], {})
+    assert set(space.chosen) == {"a"}
+    assert space.fixed == ["b=3", "c=4"]
+
+
+def test_a_key_can_depend_on_another_one() -> None:
+    space = read_space({"optimizer": "adamw,sgd"}, [], {"optimizer=sgd": {"optimizer.momentum": "interval(0.8,0.99)"}})
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    trials = [space.suggest(study.ask()) for _ in range(20)]
+    with_momentum = [t for t in trials if any(o.startswith("optimizer.momentum=") for o in t)]
+    assert with_momentum == [t for t in trials if "optimizer=sgd" in t]
+    assert 0 < len(with_momentum) < 20
+
+
+@pytest.mark.parametrize("text", ["tag(log,interval(0.0,1.0))", "interval(2.0,1.0)"])
+def test_an_interval_that_is_none_is_told(text: str) -> None:
+    with pytest.raises(UserError, match=r"key=.* there is no interval to choose from"):
+        read_space({"key": text}, [], {})
+
+
+def test_nothing_to_choose_is_told() -> None:
+    with pytest.raises(UserError, match="a search needs something to choose"):
+        read_space({}, ["seed=0"], {})
+
+
+def test_each_value_and_each_end_of_a_search_is_checked() -> None:
+    jobs = covering_jobs({"a": "interval(0.1,0.9)", "b": "x,y,z"}, {"b=z": {"c": "1,2"}}, ["d=5"])
+    assert [o for o in ("a=0.1", "a=0.9", "b=x", "b=y", "b=z") if not any(o in job for job in jobs)] == []
+    assert all("d=5" in job for job in jobs)
+    assert {job[-1] for job in jobs if any(o.startswith("c=") for o in job)} == {"c=1", "c=2"}
+    assert all("b=z" in job for job in jobs if "c=1" in job or "c=2" in job)
+
+
+def search(folder: Path, n_trials: int, *fixed: str, pruner: optuna.pruners.BasePruner | None = None) -> optuna.Study:
+    sys.argv = [str(FAKE), "-m"]
+    run_search(
+        make_sweep(folder),
+        LocalProcesses(2, [], 4),
+        read_space(LR, ["seed=0", *fixed], {}),
+        n_trials,
+        optuna.samplers.TPESampler(seed=0, n_startup_trials=4),
+        pruner or optuna.pruners.NopPruner(),
+    )
+    return study_of(folder)
+
+
+def study_of(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name="search", storage=f"sqlite:///{folder / 'study.db'}")
+
+
+@pytest.fixture(autouse=True)
+def _arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", sys.argv)
+
+
+def test_a_search_finds_what_is_good_and_goes_on_with_more_trials(tmp_path: Path) -> None:
+    study = search(tmp_path, 6)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 6
+    study = search(tmp_path, 12)
+    assert len(study.trials) == 12
+    rates = [trial.params["optimizer.lr"] for trial in study.trials]
+    assert len(set(rates)) == 12  # the sampler did not begin anew
+    assert 2e-4 < study.best_trial.params["optimizer.lr"] < 5e-3
+    jobs = read_record(tmp_path)["jobs"]
+    assert [job["number"] for job in jobs] == list(range(12))
+    assert jobs[3]["overrides"] == ["seed=0", f"optimizer.lr={rates[3]!r}"]  # with all its digits
+    assert importances(study) == {"optimizer.lr": 1.0}
+
+
+def test_hopeless_trials_are_pruned_and_said_so(tmp_path: Path) -> None:
+    study = search(tmp_path, 6, "+pace=2.6", "trainer.max_epochs=2", pruner=optuna.pruners.ThresholdPruner(lower=0.6))
+    pruned = [trial.number for trial in study.trials if trial.state == TrialState.PRUNED]
+    hopeless = [t.number for t in study.trials if t.intermediate_values.get(0, 1) < 0.6]
+    assert pruned == hopeless
+    assert pruned
+    jobs = {job["number"]: job for job in read_record(tmp_path)["jobs"]}
+    assert all(jobs[number]["status"] == "pruned" for number in pruned)
+    assert all(job["status"] == "done" for number, job in jobs.items() if number not in pruned)
+
+
+def test_failed_trials_are_told_to_the_study(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        search(tmp_path, 2, "+act=raise")
+    assert [trial.state for trial in study_of(tmp_path).trials] == [TrialState.FAIL] * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_search_goes_on(tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.path[:0] = [{str(FAKE.parent.parent)!r}]\n"
+        "from pathlib import Path; from sweeps.test_search import search\n"
+        f"search(Path({str(tmp_path)!r}), 6, '+pace=0.2')\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    wait_for(lambda: (tmp_path / "3" / "checkpoints" / "last.ckpt").exists())
+    for pid in [process.pid, *fake_processes(tmp_path)]:
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    before = {trial.number: trial.params for trial in study_of(tmp_path).trials}
+    study = search(tmp_path, 6, "+pace=0.2")
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 6
+    assert {number: study.trials[number].params for number in before} == before

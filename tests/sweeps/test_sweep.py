@@ -1,0 +1,253 @@
+"""Sweeps, with a stand-in for train.py: what becomes of jobs, of failures, of interruptions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from vitlab.errors import UserError
+from vitlab.sweeps.engines import LocalProcesses, visible_gpus
+from vitlab.sweeps.jobs import Job
+from vitlab.sweeps.record import alone_in_sweep, read_record
+from vitlab.sweeps.sweep import Sweep, planned_jobs, run_grid
+
+FAKE = Path(__file__).parent / "fake_train.py"
+
+
+def make_sweep(folder: Path) -> Sweep:
+    def compose(overrides: Sequence[str]) -> Any:
+        typed = dict(o.lstrip("+").split("=", 1) for o in overrides)
+        return OmegaConf.create(
+            {
+                "hydra": {"job": {}, "sweep": {"subdir": "${hydra.job.num}"}},
+                "trainer": {"devices": 1, "max_epochs": int(typed.get("trainer.max_epochs", 3)), "max_steps": -1},
+                "checkpoint": {"monitor": "val/acc", "mode": "max"},
+            }
+        )
+
+    hydra = OmegaConf.create(
+        {
+            "overrides": {"hydra": ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={folder}"], "task": ["seed=0,1"]},
+            "runtime": {"config_sources": []},
+            "job": {"config_name": "train"},
+        }
+    )
+    return Sweep(folder.absolute(), hydra, compose)
+
+
+def grid(*more: str, lrs: Sequence[str] = ("0.001", "0.01"), seeds: Sequence[int] = (0, 1)) -> list[list[str]]:
+    return [[f"optimizer.lr={lr}", f"seed={seed}", *more] for lr, seed in product(lrs, seeds)]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs the jobs of a sweep in a folder; its exit status."""
+
+    def go(folder: Path, jobs: list[list[str]], at_a_time: int = 2) -> int:
+        monkeypatch.setattr(sys, "argv", [str(FAKE), "-m"])
+        try:
+            run_grid(make_sweep(folder), LocalProcesses(at_a_time, [], 4), jobs)
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    return go
+
+
+def results(folder: Path) -> dict[str, float]:
+    return {file.parent.name: json.loads(file.read_text())["val/acc"] for file in folder.glob("*/metrics.json")}
+
+
+def states(folder: Path) -> list[tuple[int, str]]:
+    return [(job["number"], job["status"]) for job in read_record(folder)["jobs"]]
+
+
+def test_failed_jobs_are_named_and_the_others_finish(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [["optimizer.lr=0.001", "seed=0", f"+act={act}"] for act in ("ok", "raise", "exit", "kill", "error")]
+    assert run(tmp_path, jobs) == 1
+    assert states(tmp_path) == [(0, "done"), (1, "failed"), (2, "failed"), (3, "failed"), (4, "failed")]
+    reasons = [job["reason"] for job in read_record(tmp_path)["jobs"]]
+    assert reasons == [
+        "",
+        "ValueError: no such luck (status 1)",
+        "ended with status 0 before the run was finished",
+        "killed by SIGKILL, as the system does where memory runs out",
+        "optimizer.lr=-1.0 must be a number above 0",
+    ]
+    out = capsys.readouterr().out
+    assert "job 1 failed: +act=raise: ValueError: no such luck (status 1)" in out
+    assert '    raise ValueError("no such luck")' in out  # the last lines
+    assert str(tmp_path / "1" / "terminal.log") in out
+    assert "4 of 5 jobs failed" in out
+
+
+def test_the_same_sweep_again_makes_only_what_is_not_finished(run: Callable[..., int], tmp_path: Path) -> None:
+    jobs = [*grid(seeds=[0]), ["optimizer.lr=0.1", "seed=0", "+act=raise"]]
+    assert run(tmp_path, jobs) == 1
+    before = {n: (tmp_path / n / "metrics.json").stat().st_mtime_ns for n in ("0", "1")}
+    assert run(tmp_path, jobs) == 1
+    assert {n: (tmp_path / n / "metrics.json").stat().st_mtime_ns for n in ("0", "1")} == before
+    (kept,) = (tmp_path / "earlier").iterdir()
+    assert "no such luck" in (kept / "terminal.log").read_text()  # nothing saved is lost
+
+
+def test_seeds_that_are_added_later_get_new_numbers(run: Callable[..., int], tmp_path: Path) -> None:
+    assert run(tmp_path, grid(seeds=[0])) == 0
+    assert run(tmp_path, grid(seeds=[1, 0])) == 0
+    overrides = {job["number"]: job["overrides"] for job in read_record(tmp_path)["jobs"]}
+    assert overrides[0] == ["optimizer.lr=0.001", "seed=0"]
+    assert sorted(overrides) == [0, 1, 2, 3]
+    # Fewer are asked for: the record keeps the others.
+    assert run(tmp_path, grid(seeds=[1])) == 0
+    assert len(read_record(tmp_path)["jobs"]) == 4
+
+
+def script(folder: Path, jobs: list[list[str]]) -> list[str]:
+    code = (
+        f"import sys; sys.path.insert(0, {str(FAKE.parent)!r}); sys.argv[0] = {str(FAKE)!r}\n"
+        "from pathlib import Path; from test_sweep import *\n"
+        "from vitlab.errors import TerminatedError\n"
+        "try:\n"
+        f"    run_grid(make_sweep(Path({str(folder)!r})), LocalProcesses(2, [], 4), {jobs!r})\n"
+        "except TerminatedError: sys.exit(143)\n"
+        "except KeyboardInterrupt: sys.exit(130)\n"
+    )
+    return [sys.executable, "-c", code]
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def fake_processes(folder: Path) -> list[int]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if str(FAKE).encode() in line and str(folder).encode() in line and b"-c" not in line.split(b"\0"):
+            found.append(int(process.name))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL, "all"])
+def test_a_sweep_that_was_stopped_becomes_what_it_would_have_been(
+    how: Any, run: Callable[..., int], tmp_path: Path
+) -> None:
+    jobs = grid("+pace=0.15", seeds=[0])
+    assert run(tmp_path / "whole", grid(seeds=[0])) == 0
+    folder = tmp_path / "broken"
+    process = subprocess.Popen(script(folder, jobs), stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: (folder / "1" / "checkpoints" / "last.ckpt").exists())
+    children = fake_processes(folder)
+    assert children
+    if how == "all":
+        for pid in [process.pid, *children]:
+            os.kill(pid, signal.SIGKILL)
+    else:
+        process.send_signal(how)
+    out, _ = process.communicate(timeout=60)
+    wait_for(lambda: not fake_processes(folder))  # also where the sweep was killed, none goes on alone
+    if how == signal.SIGTERM:
+        assert process.returncode == 143
+        assert f"sweep=resume:{folder}" in out
+        assert {status for _, status in states(folder)} <= {"interrupted", "queued", "done"}
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+    assert len(results(folder)) < 2
+    assert run(folder, jobs) == 0
+    assert results(folder) == results(tmp_path / "whole")
+    manifests = [json.loads(file.read_text()) for file in folder.glob("*/manifest.json")]
+    assert any("resumed" in manifest for manifest in manifests)  # not all from the start
+    assert not (folder / "earlier").exists()
+
+
+def test_one_process_runs_a_sweep(run: Callable[..., int], tmp_path: Path) -> None:
+    with alone_in_sweep(tmp_path), pytest.raises(UserError, match="another process runs the sweep"):
+        run(tmp_path, grid())
+
+
+def test_a_job_is_a_run_of_its_own(run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("LOCAL_RANK", "1"), ("MASTER_ADDR", "elsewhere"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert run(tmp_path, grid(lrs=["0.1"], seeds=[0])) == 0
+    # 4 cores, 2 at a time
+    assert (tmp_path / "0" / "terminal.log").read_text() == "OMP 2 RANK None None\n"
+
+
+class Sleeping:
+    """Jobs that run until they are told to end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def job(self, number: int, devices: int) -> Job:
+        job = Job(number, [], self.folder / str(number), devices=devices)
+        job.folder.mkdir()
+        return job
+
+
+def test_jobs_share_out_the_gpus(tmp_path: Path) -> None:
+    engine, jobs = LocalProcesses("auto", ["4", "5", "7"], 8), Sleeping(tmp_path)
+    show = ["sh", "-c", "echo $CUDA_VISIBLE_DEVICES; sleep 60"]
+    first, second = engine.start(jobs.job(0, 2), show), engine.start(jobs.job(1, 1), show)
+    assert first is not None
+    assert second is not None
+    assert engine.start(jobs.job(2, 1), show) is None  # no GPU is left
+    first.kill()
+    wait_for(lambda: first.ended() is not None)
+    third = engine.start(jobs.job(3, 0), show)  # all that there are: waits for the second
+    assert third is None
+    second.kill()
+    wait_for(lambda: second.ended() is not None)
+    fourth = engine.start(jobs.job(4, 0), show)
+    assert fourth is not None
+    logs = {n: tmp_path / str(n) / "terminal.log" for n in (0, 1, 4)}
+    wait_for(lambda: logs[4].read_text())
+    fourth.kill()
+    assert logs[4].read_text() == "4,5,7\n"
+    assert fourth.process.wait() == -signal.SIGKILL
+
+
+def test_several_jobs_share_a_gpu_where_that_is_asked_for(tmp_path: Path) -> None:
+    engine, jobs = LocalProcesses(4, ["0", "1"], 8), Sleeping(tmp_path)
+    handles = [engine.start(jobs.job(n, 1), ["sleep", "60"]) for n in range(5)]
+    assert [handle is not None for handle in handles] == [True] * 4 + [False]
+    assert sorted(gpu for _, gpus in engine.running for gpu in gpus) == ["0", "0", "1", "1"]
+    for handle in handles[:4]:
+        assert handle is not None
+        handle.kill()
+
+
+def test_gpus_that_the_user_hides_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert visible_gpus() == ["2", "3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert visible_gpus() == []
+
+
+def test_a_record_that_is_none_is_told(tmp_path: Path) -> None:
+    for content, message in (
+        ("", "can't be read"),
+        ("{}", "can't be read"),
+        ('{"arguments": [1], "jobs": []}', "as a sweep"),
+    ):
+        (tmp_path / "sweep.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            planned_jobs(make_sweep(tmp_path), grid())

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,23 @@ def test_the_fresh_machine_s_commands_are_what_ci_runs() -> None:
     assert all(line in ci for line in installs)
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python ")])
+SWEEPS = [line for line in COMMANDS if re.match(r"python train.py (-m|sweep=)", line)]
+
+
+@pytest.mark.parametrize("line", SWEEPS)
+def test_sweep(line: str, folder: Path, in_process: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Any] = []
+    monkeypatch.setattr("vitlab.sweeps.sweep.conduct", lambda *arguments: plans.append(arguments[2]))
+    monkeypatch.setattr("vitlab.sweeps.search.conduct", lambda *arguments: plans.append(arguments[2]))
+    result = in_process(*shlex.split(line)[1:], cwd=folder)
+    assert result.returncode == 0, result.stderr
+    (plan,) = plans
+    first = plan.next()
+    assert first.number == 0
+    assert first.overrides
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python ") and line not in SWEEPS])
 def test_command(
     line: str, folder: Path, download: list[str], hub: str, in_process: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

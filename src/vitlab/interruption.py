@@ -32,8 +32,8 @@ def told_apart(trainer: pl.Trainer) -> Iterator[None]:
         yield
     except SIGTERMException:
         raise TerminatedError from None
-    except SystemExit:
-        if trainer.interrupted:
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # not one of the network's own
             raise KeyboardInterrupt from None
         raise
     except OSError as error:

@@ -28,6 +28,7 @@ GROUPS = (
     "logger",
     "debug",
     "experiment",
+    "sweep",
 )
 CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 
@@ -46,7 +47,10 @@ def test_every_file_belongs_to_a_group() -> None:
     others = {
         *("train.yaml", "evaluate.yaml", "predict.yaml", "export.yaml", "bench.yaml", "augmentations.yaml"),
         *("resume.yaml", "reproduce.yaml"),
-        *("hydra/job_logging/run_log.yaml", "hydra/help/vitlab.yaml"),
+        *("hydra/job_logging/run_log.yaml", "hydra/help/vitlab.yaml", "hydra/sweeper/optuna.yaml"),
+        *(f"hydra/sweeper/{file}.yaml" for file in ("sampler/tpe", "sampler/random")),
+        *(f"hydra/sweeper/pruner/{name}.yaml" for name in ("median", "hyperband", "none")),
+        *(f"hydra/launcher/{name}.yaml" for name in ("processes", "submitit_slurm", "submitit_local")),
     }
     assert files == grouped | others
 

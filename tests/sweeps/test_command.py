@@ -38,7 +38,6 @@ def test_what_is_no_sweep_is_told(in_process: Command) -> None:
 
 def test_a_sweep_from_end_to_end(command: Command, tmp_path: Path) -> None:
     arguments = [*SMALL_RUN, "trainer.max_epochs=1", "preflight=off", "hydra.sweep.dir=sweep", "hydra.launcher.jobs=2"]
-    # The second job's batches are larger than its images.
     result = command("train.py", "-m", *arguments, "seed=0,1", "model.depth=1")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""
@@ -48,3 +47,51 @@ def test_a_sweep_from_end_to_end(command: Command, tmp_path: Path) -> None:
     again = command("train.py", "-m", "sweep=resume:sweep")
     assert again.returncode == 0
     assert "2 jobs, 2 of them finished before" in again.stdout
+
+
+NETWORKS = """
+import sys
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = torch.nn.Linear(3, num_classes)
+
+    def forward(self, images):
+        self.before()
+        return self.head(images.mean((2, 3)))
+
+    def before(self):
+        pass
+
+class Raises(Net):
+    def before(self):
+        raise ZeroDivisionError("by nothing")
+
+class Hungry(Net):
+    def before(self):
+        torch.ones(10**15)
+
+class Leaves(Net):
+    def before(self):
+        sys.exit()
+"""
+
+
+@pytest.mark.slow  # five processes that import torch
+def test_jobs_that_fail_in_three_ways_don_t_hold_up_the_others(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "networks.py").write_text(NETWORKS)
+    names = [f"networks.{name}" for name in ("Net", "Raises", "Hungry", "Leaves")]
+    result = command(
+        *("train.py", "-m", "data=synthetic", "data.train_images=200", "data.test_images=100", "preflight=off"),
+        *("trainer.max_epochs=1", "hydra.sweep.dir=sweep", "seed=0", f"model._target_={','.join(names)}"),
+        env={"PYTHONPATH": str(tmp_path)},
+        timeout=600,
+    )
+    assert result.returncode == 1, result.stdout + result.stderr
+    jobs = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]
+    assert [job["status"] for job in jobs] == ["done", "failed", "failed", "failed"]
+    assert jobs[1]["reason"] == "ZeroDivisionError: by nothing (status 1)"
+    assert "memory" in jobs[2]["reason"]
+    assert jobs[3]["reason"] == "ended with status 0 before the run was finished"

@@ -16,6 +16,7 @@ from vitlab.runs.directory import RunDirectory
 Status = Literal["queued", "running", "done", "failed", "interrupted", "pruned"]
 Stage = Literal["new", "begun", "finished"]
 
+HOLD_WHERE_TYPED = ("data.cache_dir=", "data.url=")  # from a run's files they are not taken
 SET_ASIDE = "earlier"  # folder in a sweep's: attempts that failed, and were made again
 
 
@@ -71,7 +72,8 @@ class Job:
     def resuming(self, start: Sequence[str]) -> list[str]:
         """What goes on with the run, behind `python train.py`."""
         trust = [f"trusted_targets=[{','.join(self.trusted)}]"] if self.trusted else []
-        return [*start, f"resume={quoted(str(self.folder))}", *trust]
+        typed = [o.lstrip("+") for o in self.overrides if o.lstrip("+").startswith(HOLD_WHERE_TYPED)]
+        return [*start, f"resume={quoted(str(self.folder))}", *trust, *typed]
 
     def make_room(self, sweep: Path) -> None:
         """Moves away what an attempt left that can't be gone on with."""

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -315,7 +316,12 @@ def test_a_run_whose_directory_was_moved_goes_on_there(whole: Path, interrupted:
 
 
 @pytest.mark.parametrize(
-    "length", [["trainer.max_steps=13", "trainer.max_epochs=-1"], ["trainer.accumulate_grad_batches=2"]]
+    "length",
+    [
+        ["trainer.max_steps=13", "trainer.max_epochs=-1"],
+        ["trainer.accumulate_grad_batches=2"],
+        ["trainer.val_check_interval=1", "trainer.max_epochs=2"],
+    ],
 )
 def test_other_ways_to_count_go_on_too(length: list[str], in_process: Command, tmp_path: Path) -> None:
     assert in_process("train.py", *RUN, *length, "hydra.run.dir=whole").returncode == 0
@@ -323,9 +329,52 @@ def test_other_ways_to_count_go_on_too(length: list[str], in_process: Command, t
         place = stop(hook, epoch, batch)
         arguments = [*RUN, *length, f"hydra.run.dir=run{number}"]
         assert in_process("train.py", *arguments, *place).returncode == 143
+        if "trainer.val_check_interval=1" in length:  # behind the validation that follows each step
+            state = torch.load(tmp_path / f"run{number}" / "checkpoints" / "last.ckpt", weights_only=True)
+            assert state["global_step"] == (1, 7)[number]
         result = in_process("train.py", f"resume=run{number}", "callbacks.stop=null")
         assert result.returncode == 0, result.stderr
         assert_same_run(tmp_path / f"run{number}", tmp_path / "whole")
+
+
+def test_a_job_that_slurm_puts_back_goes_on_with_the_run_that_it_began(
+    whole: Path, in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f"#!/bin/sh\necho $* >> {tmp_path}/requeued\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    for name, value in {"JOB_ID": "77", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    place = stop("on_train_batch_start", 1, 2, signal.SIGUSR1)
+    arguments = [*RUN, *place, "hydra.run.dir=runs/it"]
+    run = tmp_path / "runs" / "it"
+
+    # Ended before anything was saved, by a node that failed, say.
+    RunDirectory(run).create(
+        {}, {"slurm_job": "77", "command": shlex.join(["python", str(ROOT / "train.py"), *arguments])}
+    )
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "folder": str(tmp_path)}))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    warned = in_process("train.py", *arguments)
+    assert warned.returncode == 143, warned.stderr
+    assert (tmp_path / "requeued").read_text() == "requeue 77\n"
+    assert len(list((tmp_path / "runs").iterdir())) == 2  # what nothing came of has stepped aside
+    assert not list(run.glob("hpc_ckpt*"))  # Lightning's own
+
+    resumed = in_process("train.py", *arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on from epoch 2, step 8" in resumed.stdout
+    assert_same_run(run, whole)
+    assert len(json.loads((run / "manifest.json").read_text())["resumed"]) == 1
+
+    again = in_process("train.py", *arguments)  # the script has other commands behind it
+    assert again.returncode == 0
+    assert again.stdout == "runs/it is finished: nothing is left to do for this job\n"
+    monkeypatch.setenv("SLURM_JOB_ID", "78")
+    assert "holds a run already" in in_process("train.py", *arguments).stderr  # another job's command is another run
 
 
 def test_a_stranger_s_run_can_t_write_elsewhere(interrupted: Path, in_process: Command, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.callbacks import BestCheckpoint, EpochMetricsCSV, LastCheckpoint
@@ -247,12 +248,17 @@ def build_trainer(
         limit_val_batches=config.trainer.limit_val_batches if selects else 0,
         logger=build(config.logger, "logger", **_at_step(config.logger, step)) if config.logger else False,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
-        plugins=[WholeCheckpointIO()],
+        plugins=[WholeCheckpointIO(), *_cluster()],
         default_root_dir=str(run.path),
     )
     # Where the run's length is given in steps, Lightning takes an epoch's end, at which we save, for its middle.
     trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     return trainer
+
+
+def _cluster() -> list[SLURMEnvironment]:
+    # Lightning's own answer to SLURM's warning is another checkpoint, which it would prefer to ours.
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def _at_step(logger: DictConfig, step: int | None) -> dict[str, Any]:

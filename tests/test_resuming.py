@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,7 +119,7 @@ def test_a_run_that_was_told_to_stop_goes_on_as_if_nothing_had_happened(
 ) -> None:
     stopped = in_process("train.py", *RUN, "hydra.run.dir=run", *place)
     assert stopped.returncode == status, stopped.stderr
-    assert "python train.py resume=run" in stopped.stdout
+    assert "python train.py resume=run trusted_targets=[stoppers.]" in stopped.stdout
     assert "Traceback" not in stopped.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["status"] == "interrupted"
@@ -243,8 +244,17 @@ def test_a_run_is_reproduced_and_compared(whole: Path, in_process: Command, tmp_
     (again,) = (tmp_path / "again" / "demo").iterdir()
     assert rows(again) == rows(whole)
     assert (again / "run.log").stat().st_size > 0
-    other = in_process("train.py", f"reproduce={whole}", "outputs=again", "seed=1")
+    assert result.stderr == ""
+    manifest = json.loads((whole / "manifest.json").read_text())
+    manifest["versions"]["torch"] = "1.0"
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(whole, elsewhere)
+    (elsewhere / "manifest.json").write_text(json.dumps(manifest))
+    other = in_process("train.py", "reproduce=elsewhere", "outputs=again", "seed=1", "trainer.max_epochs=1")
     assert "differs" in other.stdout
+    assert "the numbers may differ from the other run's, as there differ torch 1.0 -> " in other.stderr
+    (text,) = (t for file in (tmp_path / "again").rglob("run.log") if "differ torch" in (t := file.read_text()))
+    assert text.index("differ torch") < text.index("`Trainer.fit` stopped")
 
 
 @pytest.mark.parametrize("action", ["stop", "skip"])
@@ -364,11 +374,15 @@ def test_a_job_that_slurm_puts_back_goes_on_with_the_run_that_it_began(
     assert len(list((tmp_path / "runs").iterdir())) == 2  # what nothing came of has stepped aside
     assert not list(run.glob("hpc_ckpt*"))  # Lightning's own
 
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    state["callbacks"]["EpochMetricsCSV"]["seconds"] = 83 * 60
+    torch.save(state, run / "checkpoints" / "last.ckpt")
     resumed = in_process("train.py", *arguments)
     assert resumed.returncode == 0, resumed.stderr
     assert "going on from epoch 2, step 8" in resumed.stdout
     assert_same_run(run, whole)
     assert len(json.loads((run / "manifest.json").read_text())["resumed"]) == 1
+    assert "83 min" in resumed.stdout  # of the whole run
 
     again = in_process("train.py", *arguments)  # the script has other commands behind it
     assert again.returncode == 0

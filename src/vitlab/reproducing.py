@@ -48,8 +48,7 @@ def reproduce(command: DictConfig, overrides: Sequence[Override], conf: Path) ->
     check_trusted(as_plain_data(config), list(command.trusted_targets))
     check_paths({group: as_plain_data(config)[group] for group in ("callbacks", "logger", "trainer")}, folder)
     log_to(folder / "run.log", conf)
-    then = run.manifest()
-    metrics = train(config, overrides=[], begun=lambda now: print_different(run.path, differences(then, now)))
+    metrics = train(config, overrides=[], beside=run.manifest())
     if metrics:
         then = json.loads(run.metrics_file.read_text(encoding="utf-8"))
         compared = {name: (then.get(name), metrics.get(name)) for name in {**then, **metrics} if name not in MEASURED}

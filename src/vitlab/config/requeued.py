@@ -1,13 +1,13 @@
 """A command that SLURM gives again goes on with the run that it began."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from vitlab.config.building import targets
 from vitlab.config.command import CONF, read_command
 from vitlab.config.run_guard import is_first_process
 from vitlab.files import set_aside
@@ -26,7 +26,7 @@ def go_on_with_begun(arguments: Sequence[str]) -> bool:
     Raises:
         As `vitlab.resuming.resume`.
     """
-    folder, outputs, targets = _meant(arguments)
+    folder, outputs, trusted = _meant(arguments)
     run = begun_run([Path(outputs), *([folder] if folder else [])])
     if run is None:
         return False
@@ -40,7 +40,7 @@ def go_on_with_begun(arguments: Sequence[str]) -> bool:
     command, _ = read_command(CONF, "resume", ["resume=begun"])
     command.resume = str(run.path)
     command.checkpoint = "last" if (run.checkpoints / "last.ckpt").exists() else "best"
-    command.trusted_targets = targets
+    command.trusted_targets = trusted
     from vitlab.resuming import resume
 
     resume(command, [], CONF)
@@ -58,11 +58,4 @@ def _meant(arguments: Sequence[str]) -> tuple[Path | None, str, list[str]]:
     folder = Path(config.hydra.run.dir)
     HydraConfig.instance().cfg = None  # what goes on is no job of Hydra's
     plain = OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
-    return folder, "outputs", list(_targets(plain))
-
-
-def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        yield from (str(value) for key, value in node.items() if key == "_target_")
-    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from _targets(value)
+    return folder, "outputs", list(targets(plain))

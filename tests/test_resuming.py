@@ -395,6 +395,8 @@ def test_a_stranger_s_run_can_t_write_elsewhere(interrupted: Path, in_process: C
     config = (interrupted / "config.yaml").read_text()
     for hostile in (
         config.replace(f"save_dir: {interrupted}", f"save_dir: {tmp_path / 'out'}"),
+        config.replace("version: tensorboard", "version: ../out"),
+        config.replace("version: tensorboard", f"version: {tmp_path / 'out'}"),
         config.replace(
             "_target_: vitlab.callbacks.Throughput", "_target_: vitlab.callbacks.StepProfiler\n    dirpath: x"
         ),
@@ -404,4 +406,17 @@ def test_a_stranger_s_run_can_t_write_elsewhere(interrupted: Path, in_process: C
         result = in_process("train.py", "resume=run", "callbacks.stop=null")
         assert result.returncode == 2
         assert "outside of run" in result.stderr
+    (interrupted / "config.yaml").write_text(config)
+
+    (tmp_path / "mine").mkdir()
+    for name in ("run.log", ".lock", "tensorboard", "checkpoints"):
+        kept = (interrupted / name).rename(tmp_path / "mine" / name)
+        (interrupted / name).symlink_to(kept)
+        before = contents(tmp_path / "mine")
+        result = in_process("train.py", "resume=run", "callbacks.stop=null")
+        assert result.returncode == 2
+        assert f"run/{name} is a link to {kept}, outside of the run" in result.stderr
+        assert contents(tmp_path / "mine") == before
+        (interrupted / name).unlink()
+        kept.rename(interrupted / name)
     assert not (tmp_path / "out").exists()

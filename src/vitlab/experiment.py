@@ -31,6 +31,7 @@ from vitlab.report import print_header, print_interrupted, print_preflight, prin
 from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.manifest import describe_origin, differences
+from vitlab.runs.streams import at_step, note_stream
 from vitlab.weights import LoadReport, Weights, find_weights, fit_weights
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def train(
     resolved = as_plain_data(config)
     run = RunDirectory(Path(config.run_dir))
     trainer = build_trainer(config, resolved, run)
+    note_stream(trainer, resolved)
     begin_run(run, resolved, data, weights, report)
     if beside is not None:
         warn_of_differences(beside, run)
@@ -252,7 +254,7 @@ def build_trainer(
             ),
         ],
         limit_val_batches=config.trainer.limit_val_batches if selects else 0,
-        logger=build(config.logger, "logger", **_at_step(config.logger, step)) if config.logger else False,
+        logger=build(config.logger, "logger", **at_step(config.logger, step)) if config.logger else False,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         plugins=[WholeCheckpointIO(), *_cluster()],
         default_root_dir=str(run.path),
@@ -265,19 +267,6 @@ def build_trainer(
 def _cluster() -> list[SLURMEnvironment]:
     # Lightning's own answer to SLURM's warning is another checkpoint, which it would prefer to ours.
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-
-
-def _at_step(logger: DictConfig, step: int | None) -> dict[str, Any]:
-    """What makes a logger of Lightning's add to what it has written before a step, and only that."""
-    if step is None:
-        return {}
-    if "_target_" not in logger:
-        return {}
-    if logger["_target_"].endswith(".TensorBoardLogger"):
-        return {"purge_step": step}  # later values come again
-    if logger["_target_"].endswith(".CSVLogger"):
-        return {"version": f"{logger.version}_from_step_{step}"}  # it would delete its file
-    return {}
 
 
 def best_checkpoint(run: RunDirectory, choice: DictConfig) -> ModelCheckpoint:

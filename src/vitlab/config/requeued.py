@@ -5,6 +5,8 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from vitlab.config.building import targets
@@ -26,7 +28,7 @@ def go_on_with_begun(arguments: Sequence[str]) -> bool:
     Raises:
         As `vitlab.resuming.resume`.
     """
-    folder, outputs, trusted = _meant(arguments)
+    folder, outputs, trusted, overrides = _meant(arguments)
     run = begun_run([Path(outputs), *([folder] if folder else [])])
     if run is None:
         return False
@@ -43,19 +45,21 @@ def go_on_with_begun(arguments: Sequence[str]) -> bool:
     command.trusted_targets = trusted
     from vitlab.resuming import resume
 
-    resume(command, [], CONF)
+    resume(command, overrides, CONF)
     return True
 
 
-def _meant(arguments: Sequence[str]) -> tuple[Path | None, str, list[str]]:
-    """Where the command's run may lie (its own folder, and the one of all runs), and the targets that it names."""
+def _meant(arguments: Sequence[str]) -> tuple[Path | None, str, list[str], list[Override]]:
+    """Where the command's run may lie (its own folder, and the one of all runs), the targets that it names, and what
+    holds of its data where it is typed alone."""
     if any(argument.startswith("reproduce=") for argument in arguments):
         command, _ = read_command(CONF, "reproduce", arguments)
-        return None, str(command.outputs), list(command.trusted_targets)
+        return None, str(command.outputs), list(command.trusted_targets), []
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", list(arguments), return_hydra_config=True)
     HydraConfig.instance().set_config(config)  # hydra.run.dir may ask it for the choices
     folder = Path(config.hydra.run.dir)
     HydraConfig.instance().cfg = None  # what goes on is no job of Hydra's
     plain = OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
-    return folder, "outputs", list(targets(plain))
+    places = [f"data.{key}={config.data[key]!r}" for key in ("cache_dir", "url") if config.data.get(key) is not None]
+    return folder, "outputs", list(targets(plain)), OverridesParser.create().parse_overrides(places)

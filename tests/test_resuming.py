@@ -244,7 +244,7 @@ def test_a_run_is_reproduced_and_compared(whole: Path, in_process: Command, tmp_
     (again,) = (tmp_path / "again" / "demo").iterdir()
     assert rows(again) == rows(whole)
     assert (again / "run.log").stat().st_size > 0
-    assert result.stderr == ""
+    assert "torch" not in result.stderr
     manifest = json.loads((whole / "manifest.json").read_text())
     manifest["versions"]["torch"] = "1.0"
     elsewhere = tmp_path / "elsewhere"

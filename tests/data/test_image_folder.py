@@ -1,4 +1,5 @@
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,16 @@ def test_a_finished_run_s_settings_find_the_same_decoded_images(
     make(image_root)
     forbid_decoding(monkeypatch)
     make(image_root, stored_size=32)  # what an evaluation asks for: the size is a fact by then
+
+
+def test_what_a_killed_process_left_half_written_goes(image_root: Path) -> None:
+    cache = image_root / ".vitlab_cache"
+    cache.mkdir()
+    for name, age in ((".old-32.npy.7.tmp", 7200), (".new-32.npy.8.tmp", 60)):
+        (cache / name).touch()
+        os.utime(cache / name, (time.time() - age,) * 2)
+    make(image_root)
+    assert [file.name for file in cache.glob(".*")] == [".new-32.npy.8.tmp"]
 
 
 def altered(content: bytes) -> bytes:

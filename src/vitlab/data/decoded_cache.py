@@ -3,6 +3,8 @@
 import json
 import logging
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from vitlab.errors import UserError
 from vitlab.files import replacing, write_text
 
 log = logging.getLogger(__name__)
+
+STALE_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,10 @@ class DecodedCache:
     def write(self, key: str, side: int, content: Decoded) -> None:
         about = {name: value for name, value in vars(content).items() if name != "images"}
         try:
+            for left in self.folder.glob(".*.tmp"):  # by a killed process, unless it is still written to
+                with suppress(FileNotFoundError):
+                    if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                        left.unlink()
             with replacing(self.folder / f"{key}-{side}.npy") as temporary, temporary.open("wb") as file:
                 np.save(file, content.images, allow_pickle=False)
             write_text(self.folder / f"{key}-{side}.json", json.dumps({**about, "sum": _sum(content.images, about)}))

@@ -34,7 +34,7 @@ from vitlab.runs.changes import changes
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.manifest import describe_origin, differences
-from vitlab.runs.relocation import check_links, check_paths, moved
+from vitlab.runs.relocation import check_paths, moved
 from vitlab.runs.run_log import log_to
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,6 @@ def resume(command: DictConfig, overrides: Sequence[Override], conf: Path) -> di
     """
     started = time.perf_counter()
     run = RunDirectory.open(str(command.resume), command.outputs, key="resume", finished=False)
-    check_links(run.path)
     with alone_in(run):
         return _go_on(run, command, overrides, conf, started)
 

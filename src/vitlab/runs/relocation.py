@@ -51,7 +51,7 @@ def check_paths(node: Any, run: Path, key: str = "") -> None:
 
 
 def check_links(run: Path) -> None:
-    """Refuses a run directory that is to be written to, and has links in it that lead out of it.
+    """Refuses a run directory with links in it that lead out of it: what is written to it would land there.
 
     Raises:
         UserError: naming the link.

@@ -44,7 +44,7 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 @pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 def test_damaged_files(count: int, tmp_path: Path) -> None:
     draw = random.Random(0)
-    torch.save({CONFIG_KEY: {"a": 1}, "state_dict": {"w": torch.randn(200)}}, tmp_path / "good.ckpt")
+    torch.save({CONFIG_KEY: {"model": {}, "data": {}}, "state_dict": {"w": torch.randn(200)}}, tmp_path / "good.ckpt")
     Image.effect_noise((40, 40), 50).convert("RGB").save(tmp_path / "good.jpg")
     (tmp_path / "good.yaml").write_text(yaml.safe_dump({"run_dir": "x", "model": {"depth": 3}, "names": ["a", "b"]}))
     (tmp_path / "good.json").write_text('{"status": "finished", "finished": "2026-01-01", "data": {"train": {}}}')

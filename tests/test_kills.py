@@ -73,7 +73,11 @@ def test_thirty_kills_at_random_moments(sent: signal.Signals, tmp_path: Path) ->
 
 
 def checkpoint(step: int) -> dict[str, object]:
-    return {CONFIG_KEY: {}, "global_step": step, "state_dict": {"weight": torch.full((300_000,), float(step))}}
+    return {
+        CONFIG_KEY: {"model": {}, "data": {}},
+        "global_step": step,
+        "state_dict": {"weight": torch.full((300_000,), float(step))},
+    }
 
 
 def write_traced(content: dict[str, object], file: Path, log: Path, *options: str) -> bool:

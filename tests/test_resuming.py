@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,7 +119,7 @@ def test_a_run_that_was_told_to_stop_goes_on_as_if_nothing_had_happened(
 ) -> None:
     stopped = in_process("train.py", *RUN, "hydra.run.dir=run", *place)
     assert stopped.returncode == status, stopped.stderr
-    assert "python train.py resume=run" in stopped.stdout
+    assert "python train.py resume=run trusted_targets=[stoppers.]" in stopped.stdout
     assert "Traceback" not in stopped.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["status"] == "interrupted"
@@ -242,8 +244,18 @@ def test_a_run_is_reproduced_and_compared(whole: Path, in_process: Command, tmp_
     (again,) = (tmp_path / "again" / "demo").iterdir()
     assert rows(again) == rows(whole)
     assert (again / "run.log").stat().st_size > 0
-    other = in_process("train.py", f"reproduce={whole}", "outputs=again", "seed=1")
+    assert "torch" not in result.stderr
+    manifest = json.loads((whole / "manifest.json").read_text())
+    manifest["versions"]["torch"] = "1.0"
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(whole, elsewhere)
+    (elsewhere / "manifest.json").write_text(json.dumps(manifest))
+    other = in_process("train.py", "reproduce=elsewhere", "outputs=again", "seed=1", "trainer.max_epochs=1")
     assert "differs" in other.stdout
+    assert "the numbers may differ from the other run's, as there differ" in other.stderr
+    assert "torch 1.0 -> " in other.stderr
+    (text,) = (t for file in (tmp_path / "again").rglob("run.log") if "torch 1.0" in (t := file.read_text()))
+    assert text.index("torch 1.0") < text.index("`Trainer.fit` stopped")
 
 
 @pytest.mark.parametrize("action", ["stop", "skip"])
@@ -315,7 +327,12 @@ def test_a_run_whose_directory_was_moved_goes_on_there(whole: Path, interrupted:
 
 
 @pytest.mark.parametrize(
-    "length", [["trainer.max_steps=13", "trainer.max_epochs=-1"], ["trainer.accumulate_grad_batches=2"]]
+    "length",
+    [
+        ["trainer.max_steps=13", "trainer.max_epochs=-1"],
+        ["trainer.accumulate_grad_batches=2"],
+        ["trainer.val_check_interval=1", "trainer.max_epochs=2"],
+    ],
 )
 def test_other_ways_to_count_go_on_too(length: list[str], in_process: Command, tmp_path: Path) -> None:
     assert in_process("train.py", *RUN, *length, "hydra.run.dir=whole").returncode == 0
@@ -323,15 +340,64 @@ def test_other_ways_to_count_go_on_too(length: list[str], in_process: Command, t
         place = stop(hook, epoch, batch)
         arguments = [*RUN, *length, f"hydra.run.dir=run{number}"]
         assert in_process("train.py", *arguments, *place).returncode == 143
+        if "trainer.val_check_interval=1" in length:  # behind the validation that follows each step
+            state = torch.load(tmp_path / f"run{number}" / "checkpoints" / "last.ckpt", weights_only=True)
+            assert state["global_step"] == (1, 7)[number]
         result = in_process("train.py", f"resume=run{number}", "callbacks.stop=null")
         assert result.returncode == 0, result.stderr
         assert_same_run(tmp_path / f"run{number}", tmp_path / "whole")
+
+
+def test_a_job_that_slurm_puts_back_goes_on_with_the_run_that_it_began(
+    whole: Path, in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f"#!/bin/sh\necho $* >> {tmp_path}/requeued\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    for name, value in {"JOB_ID": "77", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    place = stop("on_train_batch_start", 1, 2, signal.SIGUSR1)
+    arguments = [*RUN, *place, "hydra.run.dir=runs/it"]
+    run = tmp_path / "runs" / "it"
+
+    # Ended before anything was saved, by a node that failed, say.
+    RunDirectory(run).create(
+        {}, {"slurm_job": "77", "command": shlex.join(["python", str(ROOT / "train.py"), *arguments])}
+    )
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "folder": str(tmp_path)}))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    warned = in_process("train.py", *arguments)
+    assert warned.returncode == 143, warned.stderr
+    assert (tmp_path / "requeued").read_text() == "requeue 77\n"
+    assert len(list((tmp_path / "runs").iterdir())) == 2  # what nothing came of has stepped aside
+    assert not list(run.glob("hpc_ckpt*"))  # Lightning's own
+
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    state["callbacks"]["EpochMetricsCSV"]["seconds"] = 83 * 60
+    torch.save(state, run / "checkpoints" / "last.ckpt")
+    resumed = in_process("train.py", *arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on from epoch 2, step 8" in resumed.stdout
+    assert_same_run(run, whole)
+    assert len(json.loads((run / "manifest.json").read_text())["resumed"]) == 1
+    assert "83 min" in resumed.stdout  # of the whole run
+
+    again = in_process("train.py", *arguments)  # the script has other commands behind it
+    assert again.returncode == 0
+    assert again.stdout == "runs/it is finished: nothing is left to do for this job\n"
+    monkeypatch.setenv("SLURM_JOB_ID", "78")
+    assert "holds a run already" in in_process("train.py", *arguments).stderr  # another job's command is another run
 
 
 def test_a_stranger_s_run_can_t_write_elsewhere(interrupted: Path, in_process: Command, tmp_path: Path) -> None:
     config = (interrupted / "config.yaml").read_text()
     for hostile in (
         config.replace(f"save_dir: {interrupted}", f"save_dir: {tmp_path / 'out'}"),
+        config.replace("version: tensorboard", "version: ../out"),
+        config.replace("version: tensorboard", f"version: {tmp_path / 'out'}"),
         config.replace(
             "_target_: vitlab.callbacks.Throughput", "_target_: vitlab.callbacks.StepProfiler\n    dirpath: x"
         ),
@@ -341,4 +407,17 @@ def test_a_stranger_s_run_can_t_write_elsewhere(interrupted: Path, in_process: C
         result = in_process("train.py", "resume=run", "callbacks.stop=null")
         assert result.returncode == 2
         assert "outside of run" in result.stderr
+    (interrupted / "config.yaml").write_text(config)
+
+    (tmp_path / "mine").mkdir()
+    for name in ("run.log", ".lock", "tensorboard", "checkpoints"):
+        kept = (interrupted / name).rename(tmp_path / "mine" / name)
+        (interrupted / name).symlink_to(kept)
+        before = contents(tmp_path / "mine")
+        result = in_process("train.py", "resume=run", "callbacks.stop=null")
+        assert result.returncode == 2
+        assert f"run/{name} is a link to {kept}, outside of the run" in result.stderr
+        assert contents(tmp_path / "mine") == before
+        (interrupted / name).unlink()
+        kept.rename(interrupted / name)
     assert not (tmp_path / "out").exists()

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.callbacks import BestCheckpoint, EpochMetricsCSV, LastCheckpoint
@@ -29,18 +30,22 @@ from vitlab.preflight import Subject, run_preflight
 from vitlab.report import print_header, print_interrupted, print_preflight, print_results, print_weights
 from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
 from vitlab.runs.directory import RunDirectory
-from vitlab.runs.manifest import describe_origin
+from vitlab.runs.manifest import describe_origin, differences
+from vitlab.runs.streams import at_step, note_stream
 from vitlab.weights import LoadReport, Weights, find_weights, fit_weights
 
 log = logging.getLogger(__name__)
 
 
-def train(config: DictConfig, overrides: Sequence[str] | None = None) -> dict[str, float]:
+def train(
+    config: DictConfig, overrides: Sequence[str] | None = None, beside: Mapping[str, Any] | None = None
+) -> dict[str, float]:
     """Trains and tests what a composed config describes, and leaves the run directory.
 
     Args:
         config: Composed.
         overrides: What of it the user typed; None asks Hydra.
+        beside: The manifest of the run that this one is to repeat; what differs is said before training.
 
     Returns:
         The final metrics, as in `metrics.json`.
@@ -63,11 +68,14 @@ def train(config: DictConfig, overrides: Sequence[str] | None = None) -> dict[st
     resolved = as_plain_data(config)
     run = RunDirectory(Path(config.run_dir))
     trainer = build_trainer(config, resolved, run)
+    note_stream(trainer, resolved)
     begin_run(run, resolved, data, weights, report)
+    if beside is not None:
+        warn_of_differences(beside, run)
     print_header(config, data, network, run.path)
     if weights and report:
         print_weights(weights, report)
-    with alone_in(run), ended_well_or_badly(run):
+    with alone_in(run), ended_well_or_badly(run, config):
         mode = config.preflight or "off"  # YAML reads an unquoted off as false
         if mode != "off" and trainer.is_global_zero:
             subject = Subject(
@@ -108,14 +116,14 @@ def alone_in(run: RunDirectory) -> Iterator[None]:
 
 
 @contextmanager
-def ended_well_or_badly(run: RunDirectory) -> Iterator[None]:
+def ended_well_or_badly(run: RunDirectory, config: DictConfig) -> Iterator[None]:
     """Writes into the manifest how a run ended that did not get to its end."""
     try:
         yield
     except (KeyboardInterrupt, TerminatedError):
         with suppress(OSError):  # the disk may be full
             end_run(run, "interrupted")
-        print_interrupted(run)
+        print_interrupted(config, run)
         raise
     except BaseException:
         with suppress(OSError):
@@ -137,7 +145,8 @@ def fit_and_test(
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         metrics = test_selected(trainer, classifier, data, run)
         if trainer.is_global_zero:
-            metrics["seconds"] = round(time.perf_counter() - started, 1)
+            rows = next(c for c in trainer.callbacks if isinstance(c, EpochMetricsCSV))  # type: ignore[attr-defined]
+            metrics["seconds"] = round(rows.seconds + time.perf_counter() - started, 1)
             set_aside(run.metrics_file)  # of a run that was finished, and was made longer
             write_json(run.metrics_file, metrics)
             end_run(run, "finished")
@@ -245,9 +254,9 @@ def build_trainer(
             ),
         ],
         limit_val_batches=config.trainer.limit_val_batches if selects else 0,
-        logger=build(config.logger, "logger", **_at_step(config.logger, step)) if config.logger else False,
+        logger=build(config.logger, "logger", **at_step(config.logger, step)) if config.logger else False,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
-        plugins=[WholeCheckpointIO()],
+        plugins=[WholeCheckpointIO(), *_cluster()],
         default_root_dir=str(run.path),
     )
     # Where the run's length is given in steps, Lightning takes an epoch's end, at which we save, for its middle.
@@ -255,17 +264,9 @@ def build_trainer(
     return trainer
 
 
-def _at_step(logger: DictConfig, step: int | None) -> dict[str, Any]:
-    """What makes a logger of Lightning's add to what it has written before a step, and only that."""
-    if step is None:
-        return {}
-    if "_target_" not in logger:
-        return {}
-    if logger["_target_"].endswith(".TensorBoardLogger"):
-        return {"purge_step": step}  # later values come again
-    if logger["_target_"].endswith(".CSVLogger"):
-        return {"version": f"{logger.version}_from_step_{step}"}  # it would delete its file
-    return {}
+def _cluster() -> list[SLURMEnvironment]:
+    # Lightning's own answer to SLURM's warning is another checkpoint, which it would prefer to ours.
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def best_checkpoint(run: RunDirectory, choice: DictConfig) -> ModelCheckpoint:
@@ -302,6 +303,13 @@ def begin_run(
     if weights and report:
         manifest["weights"] = {"from": weights.origin, "sha256": weights.fingerprint(), **asdict(report)}
     run.create(resolved, manifest)
+
+
+@rank_zero_only
+def warn_of_differences(then: Mapping[str, Any], run: RunDirectory) -> None:
+    different = differences(then, run.manifest())
+    if different:
+        log.warning(f"the numbers may differ from the other run's, as there differ {', '.join(different)}")
 
 
 def check_before_training(subject: Subject, run: RunDirectory, mode: str) -> None:

@@ -19,6 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Where the block raises, `path` is as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)  # a link that a stranger left there would be followed
     try:
         yield temporary
         with temporary.open("rb") as file:

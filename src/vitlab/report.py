@@ -4,14 +4,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from vitlab.config.building import is_allowed
+from vitlab.config.building import is_allowed, targets
 from vitlab.data import ImageDataModule
 from vitlab.preflight import Preflight, Status
 from vitlab.runs.directory import RunDirectory
@@ -65,13 +65,13 @@ def print_preflight(preflight: Preflight) -> None:
 
 
 @rank_zero_only
-def print_interrupted(run: RunDirectory) -> None:
+def print_interrupted(config: DictConfig, run: RunDirectory) -> None:
     """Where the run stands, and what to type to go on."""
     last = run.checkpoints / "last.ckpt"
     console = _console()
     if last.exists():
         console.print(f"interrupted; the last state is in {shorten(last)}; to go on:", markup=False)
-        console.print(f"  python train.py resume={shorten(run.path)}", markup=False)
+        console.print(f"  python train.py resume={shorten(run.path)}{_trust(config)}", markup=False)
     else:
         console.print("interrupted; no checkpoint was written yet")
 
@@ -115,11 +115,18 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
     what = "best epoch by val" if "val/loss" in metrics else "last epoch"
     console.print(f"epoch {int(metrics['epoch']) + 1} ({what}); {minutes} min {seconds:02d} s in all")
     console.print(f"run directory: {shorten(run)}")
-    target = str(config.model["_target_"])
-    trust = "" if is_allowed(target) else f" trusted_targets=[{target.split('.')[0]}.]"
+    trust = _trust(config)
     console.print("next:", markup=False)
     console.print(f"  python evaluate.py run={shorten(run)}{trust}", markup=False)
     console.print(f"  python predict.py run={shorten(run)} images=photos/{trust}", markup=False)
+
+
+def _trust(config: DictConfig) -> str:
+    """What must be typed for the user's own classes in a run's config."""
+    found = sorted(
+        {target.split(".")[0] for target in targets(OmegaConf.to_container(config)) if not is_allowed(target)}
+    )
+    return f" trusted_targets=[{','.join(f'{package}.' for package in found)}]" if found else ""
 
 
 def print_evaluation(metrics: dict[str, Any], split: str, files: list[Path]) -> None:

@@ -18,6 +18,7 @@ from vitlab.runs.directory import RunDirectory
 from vitlab.runs.manifest import differences
 from vitlab.runs.relocation import check_paths, moved
 from vitlab.runs.run_log import log_to
+from vitlab.runs.streams import forget_stream
 
 # What takes time takes another each time.
 MEASURED = ("seconds", "images_per_second", "data_wait", "memory_gib", "mfu")
@@ -39,16 +40,17 @@ def reproduce(command: DictConfig, overrides: Sequence[Override], conf: Path) ->
     if not run.metrics_file.exists():
         raise UserError(f"reproduce={command.reproduce} has no metrics.json to compare with: the run is not finished")
     config = run.config()
-    if Path(config.name).name != config.name:
+    if config.name == ".." or Path(str(config.name)).name != config.name:
         raise UserError(f"name={config.name} in {run.path / 'config.yaml'} is no name of a folder")
     base = Path(command.outputs) / config.name / time.strftime("%Y-%m-%d_%H-%M-%S")
     folder = folder_for(base, "manifest.json", "run.log").resolve()
     config = OmegaConf.create(moved(as_plain_data(config), str(config.run_dir), str(folder)))
+    forget_stream(config.logger)
     apply_overrides(config, overrides, conf, command)
     check_trusted(as_plain_data(config), list(command.trusted_targets))
     check_paths({group: as_plain_data(config)[group] for group in ("callbacks", "logger", "trainer")}, folder)
     log_to(folder / "run.log", conf)
-    metrics = train(config, overrides=[])
+    metrics = train(config, overrides=[], beside=run.manifest())
     if metrics:
         then = json.loads(run.metrics_file.read_text(encoding="utf-8"))
         compared = {name: (then.get(name), metrics.get(name)) for name in {**then, **metrics} if name not in MEASURED}

@@ -95,7 +95,7 @@ def _go_on(
     trainer = build_trainer(config, resolved, run, place[1])
     note_resumed(run, resolved, changed, place)
     print_resumed(config, run.path, *place, changed)
-    with ended_well_or_badly(run):
+    with ended_well_or_badly(run, config):
         return fit_and_test(config, trainer, classifier, data, run, started, file)
 
 

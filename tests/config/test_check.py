@@ -53,6 +53,11 @@ ONE = [
     (["optimizer._target_=torch.optim.AdamX"], "torch.optim has no AdamX. Did you mean 'Adam'?"),
     (["optimizer._target_=torch.optim.Lamb"], "optimizer._target_=torch.optim.Lamb: torch.optim has no Lamb"),
     (["data=image_folder"], "data.root in conf/data/image_folder.yaml must be given: add data.root=..."),
+    (
+        ["callbacks.nan=skip"],
+        "callbacks.nan=skip: callbacks.nan takes keys: callbacks.nan.action=stop|skip; null leaves",
+    ),
+    (["augment.flip=0.5"], "augment.flip=0.5: augment.flip takes keys: augment.flip.<key>=..."),
     # types
     (["trainer.max_epochs=abc"], "trainer.max_epochs=abc must be a whole number of at least 1"),
     (["trainer.max_epochs=3.5"], "trainer.max_epochs=3.5 must be a whole number of at least 1"),
@@ -212,7 +217,8 @@ def test_a_check_that_breaks_is_not_passed_over(in_process: Command, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["optimizer=null"], "error: optimizer=null: nothing can stand in for it; choose of adam, adamw, sgd"),
+        (["optimizer=null"], "error: optimizer=null: no such choice; choose of adam, adamw, sgd"),
+        (["trainer=5"], "error: trainer=5: no such choice; choose of cpu, ddp, default, gpu"),
         (["optimizer.lr=1e-3,1e-2"], "error: optimizer.lr=1e-3,1e-2 has several values: add -m to sweep over them"),
     ],
     ids=str,

@@ -90,6 +90,19 @@ def test_official_parts_are_held_to_the_official_checksums(tmp_path: Path, cifar
         data.prepare_data()
 
 
+def test_an_archive_can_t_write_beside_its_folder(tmp_path: Path, cifar_archive: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    hostile = data / "cifar-10-python.tar.gz"
+    (tmp_path / "note").write_text("x")
+    with tarfile.open(hostile, "w:gz") as archive:
+        archive.add(tmp_path / "note", "../outside")
+        archive.add(cifar_archive, "cifar-10-batches-py/inside")
+    with pytest.raises(UserError, match="outside the destination"):
+        make(data, f"http://127.0.0.1:9/{hostile.name}", md5_of(hostile)).prepare_data()
+    assert not (tmp_path / "outside").exists()
+
+
 def test_an_archive_that_would_run_code_is_refused(tmp_path: Path, cifar_archive: Path) -> None:
     canary = tmp_path / "canary"
 

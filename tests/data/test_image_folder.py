@@ -1,4 +1,5 @@
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,39 @@ def test_a_finished_run_s_settings_find_the_same_decoded_images(
     make(image_root)
     forbid_decoding(monkeypatch)
     make(image_root, stored_size=32)  # what an evaluation asks for: the size is a fact by then
+
+
+def test_what_a_killed_process_left_half_written_goes(image_root: Path) -> None:
+    cache = image_root / ".vitlab_cache"
+    cache.mkdir()
+    for name, age in ((".old-32.npy.7.tmp", 7200), (".new-32.npy.8.tmp", 60)):
+        (cache / name).touch()
+        os.utime(cache / name, (time.time() - age,) * 2)
+    make(image_root)
+    assert [file.name for file in cache.glob(".*")] == [".new-32.npy.8.tmp"]
+
+
+def altered(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: b"", lambda c: b"[1]", altered])
+@pytest.mark.parametrize("suffix", ["32.npy", "32.json", "auto32.json"])
+def test_damaged_decoded_images_are_decoded_again(
+    suffix: str, damage: Any, image_root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = make(image_root)
+    (file,) = (image_root / ".vitlab_cache").glob(f"*-{suffix}")
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    after = make(image_root)
+    assert all(before.splits[s].fingerprint() == after.splits[s].fingerprint() for s in before.splits)
+    assert before.facts == after.facts
+    if suffix != "auto32.json":  # the note alone costs no decoding
+        assert "are damaged" in caplog.text
+        assert file.read_bytes() == whole
+    forbid_decoding(monkeypatch)
+    make(image_root)
 
 
 def test_unreadable_files_are_all_named_and_refused_or_skipped(image_root: Path) -> None:

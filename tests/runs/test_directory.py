@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,16 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         fail_halfway()
     assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
     assert file.read_text() == "old"
+
+
+def test_a_file_is_not_written_through_a_link(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("kept")
+    for name in ("file.json", f".file.json.{os.getpid()}.tmp"):
+        (tmp_path / name).symlink_to(mine)
+    write_text(tmp_path / "file.json", "new")
+    assert mine.read_text() == "kept"
+    assert (tmp_path / "file.json").read_text() == "new"
 
 
 def test_older_results_are_set_aside_and_none_is_lost(tmp_path: Path) -> None:

@@ -71,6 +71,33 @@ def test_a_checkpoint_of_vitlab_s_brings_its_images_and_classes_along(small_run:
     assert len(weights.classes) == 10
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt"])
+def test_an_altered_file_is_recognised_by_its_checksums(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"weights{suffix}"
+    torch.save({"a": torch.full((1000,), 1.5)}, file)
+    content = file.read_bytes()
+    place = content.index(torch.full((2,), 1.5).numpy().tobytes())
+    file.write_bytes(content[: place + 100] + b"\x01" + content[place + 101 :])
+    with pytest.raises(UserError, match=r"can't be read as weights \(the checksum of .* is wrong\)"):
+        read_file(file)
+
+
+def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state(), tmp_path / "weights.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert same(read_file(tmp_path / "weights.pth").state, state())
+
+
+@pytest.mark.parametrize("config", [{}, {"model": {}, "data": {"image_size": 32}}, {"data": 3}, 7])
+def test_a_checkpoint_without_its_run_s_config_is_refused(config: Any, tmp_path: Path) -> None:
+    torch.save({"vitlab_config": config, "state_dict": state()}, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=r"last.ckpt lacks its run's config"):
+        read_file(tmp_path / "last.ckpt")
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return (__import__("os").mkdir, ("was_here",))

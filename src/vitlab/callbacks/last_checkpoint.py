@@ -2,10 +2,8 @@
 
 import os
 import signal
-import subprocess
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -16,6 +14,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.errors import TerminatedError
+from vitlab.runs.slurm import requeue
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
@@ -25,7 +24,8 @@ class LastCheckpoint(Checkpoint):
 
     Ctrl-C, SIGTERM, and SIGUSR1 (SLURM's warning before the time is up: the job is put into the queue again) end the
     run behind the step, or the validation, that it is in; a second one at once. Lightning's ModelCheckpoint saves in
-    the middle of a step on such occasions. Nothing is saved just before a validation: resuming would leave that out.
+    the middle of a step on such occasions. Nothing is saved just before a validation, for resuming would leave that
+    out, but behind it.
 
     Args:
         file: The checkpoint.
@@ -60,7 +60,15 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if _validation_follows(trainer) or _in_accumulation(trainer, batch_idx):
+        if not _validation_follows(trainer):
+            self._behind_a_step(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not (trainer.sanity_checking or trainer.is_last_batch):
+            self._behind_a_step(trainer)
+
+    def _behind_a_step(self, trainer: pl.Trainer) -> None:
+        if (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0:
             return
         minutes = (time.monotonic() - self.written) / 60
         due = self.every_minutes is not None and minutes >= self.every_minutes
@@ -101,15 +109,9 @@ class LastCheckpoint(Checkpoint):
     def _stop(self) -> NoReturn:
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.received == getattr(signal, "SIGUSR1", None) and "SLURM_JOB_ID" in os.environ:
-            _requeue(os.environ["SLURM_JOB_ID"])
+        if self.received == getattr(signal, "SIGUSR1", None):
+            rank_zero_only(requeue)()
         raise TerminatedError
-
-
-@rank_zero_only
-def _requeue(job: str) -> None:
-    with suppress(OSError):  # no scontrol in a container
-        subprocess.run(["scontrol", "requeue", job], check=False)
 
 
 def _flush(trainer: pl.Trainer) -> None:
@@ -122,10 +124,6 @@ def _validation_follows(trainer: pl.Trainer) -> bool:
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None
     return trainer.is_last_batch or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-
-
-def _in_accumulation(trainer: pl.Trainer, batch_idx: int) -> bool:
-    return (batch_idx + 1) % trainer.accumulate_grad_batches != 0
 
 
 def _run_ends(trainer: pl.Trainer) -> bool:

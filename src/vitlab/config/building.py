@@ -1,6 +1,6 @@
 """The one place where a config's `_target_` becomes an object."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -91,19 +91,22 @@ def check_trusted(node: Any, trusted: Sequence[str]) -> None:
     Raises:
         UserError: naming the target and how to trust it.
     """
-    if isinstance(node, dict):
-        target = node.get("_target_")
-        if target is not None and not is_allowed(str(target)) and not str(target).startswith(tuple(trusted)):
-            package = str(target).split(".")[0]
+    for target in targets(node):
+        if not is_allowed(target) and not target.startswith(tuple(trusted)):
             raise UserError(
                 f"the run's config would run {target}, which is not vitlab's; "
-                f"if you trust it, add 'trusted_targets=[{package}.]'"
+                f"if you trust it, add 'trusted_targets=[{target.split('.')[0]}.]'"
             )
-        for value in node.values():
-            check_trusted(value, trusted)
-    elif isinstance(node, list):
-        for value in node:
-            check_trusted(value, trusted)
+
+
+def targets(node: Any) -> Iterator[str]:
+    """All that a config, as plain data, names to be built."""
+    if isinstance(node, dict):
+        if node.get("_target_") is not None:
+            yield str(node["_target_"])
+        node = list(node.values())
+    for value in node if isinstance(node, list) else ():
+        yield from targets(value)
 
 
 def adopt_user_network(config: DictConfig, overrides: Sequence[str]) -> None:

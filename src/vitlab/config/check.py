@@ -16,7 +16,7 @@ from vitlab.config.building import adopt_user_network, weight_keys
 from vitlab.config.facts import contradictions
 from vitlab.config.kinds import Kind
 from vitlab.config.nearest import did_you_mean, nearest
-from vitlab.config.rules import rule_for
+from vitlab.config.rules import RULES, rule_for
 from vitlab.config.signatures import read_signature
 from vitlab.errors import UserError
 
@@ -160,9 +160,17 @@ def _missing_names(config: DictConfig, values: Mapping[str, Any]) -> Iterator[Mi
     for group in COLLECTIONS:
         for name, node in (values.get(group) or {}).items():
             if node is not None and not (isinstance(node, dict) and "_target_" in node):
-                siblings = {n for n, other in values[group].items() if isinstance(other, dict) and "_target_" in other}
-                rest = f" has no _target_: nothing says what to build{did_you_mean(name, siblings)}"
-                yield Mistake(f"{group}.{name}", f"{group}.{name}", rest)
+                yield _no_target(group, name, values[group])
+
+
+def _no_target(group: str, name: str, parts: Mapping[str, Any]) -> Mistake:
+    path, value = f"{group}.{name}", parts[name]
+    if isinstance(value, dict):
+        siblings = {n for n, other in parts.items() if isinstance(other, dict) and "_target_" in other}
+        return Mistake(path, path, f" has no _target_: nothing says what to build{did_you_mean(name, siblings)}")
+    keys = [f"{key}={'|'.join(rule.names) or '...'}" for key, rule in RULES.items() if key.startswith(f"{path}.")]
+    rest = f": {path} takes keys: {', '.join(keys) or f'{path}.<key>=...'}; null leaves it out"
+    return Mistake(path, f"{path}={_show(value)}", rest)
 
 
 def _targets(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -58,6 +58,8 @@ def read_command(conf: Path, name: str, arguments: Sequence[str]) -> tuple[DictC
 def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Path, command: DictConfig) -> None:
     """Changes a run's resolved config in place: values (`data.root=x`), and whole groups (`data=image_folder`).
 
+    Its `data.cache_dir` and `data.url` are forgotten, unless they are given.
+
     Args:
         config: The run's.
         overrides: For it, as `read_command` gives them.
@@ -69,6 +71,7 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Pat
         omegaconf.errors.OmegaConfBaseException: a key below the first level is unknown.
         hydra.errors.MissingConfigException: a group has no such option.
     """
+    _forget_places(config, conf)
     OmegaConf.set_struct(config, True)
     for override in overrides:
         key, value = override.key_or_group, override.value()
@@ -86,6 +89,17 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Pat
     wrong = [f"{m.subject}{m.rest}" for m in found if m.path.startswith(typed)]
     if wrong:
         raise UserError("; ".join(wrong))
+
+
+def _forget_places(config: DictConfig, conf: Path) -> None:
+    """Where images are downloaded from and decoded to holds where it is typed: somebody else may have written the
+    run's config, and would choose what is written on this machine, and where."""
+    data = config.get("data")
+    if isinstance(data, DictConfig):
+        if "cache_dir" in data:
+            data.cache_dir = None
+        if "url" in data:
+            data.url = OmegaConf.select(OmegaConf.load(conf / "data" / "cifar10.yaml"), "url")
 
 
 def compose_training(overrides: Sequence[str], conf: Path) -> DictConfig:

@@ -6,6 +6,7 @@ Status 0: finished. 2: the user's input is wrong. 130 and 143: interrupted by Ct
 import functools
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig
 
-from vitlab.config.check import GROUPS
+from vitlab.config.check import FILLING, GROUPS
 from vitlab.config.command import CONF, read_command
 from vitlab.config.composition import NOT_COMPOSED, composition_mistakes, explain
+from vitlab.config.requeued import go_on_with_begun
 from vitlab.errors import TerminatedError, UserError
+from vitlab.runs.slurm import was_requeued
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -39,16 +42,22 @@ def run(main: Callable[[], Any]) -> NoReturn:
 
 
 def launch(main: Callable[[], Any]) -> NoReturn:
-    """As `run`, for a main function whose config Hydra composes: what does not compose is said all at once."""
+    """As `run`, for a main function whose config Hydra composes: what does not compose is said all at once.
+
+    A command that SLURM gives again goes on with the run that it began.
+    """
+    repeated = was_requeued() and not any(argument.startswith(("resume=", "-")) for argument in sys.argv[1:])
+    if repeated and _guarded(lambda: go_on_with_begun(sys.argv[1:]), lambda error: [explain(error)]):
+        sys.exit(0)
     for verb, function in (("resume", _resume), ("reproduce", _reproduce)):
         if any(argument.startswith(f"{verb}=") for argument in sys.argv[1:]):
             run(function)
     sys.argv[1:] = _guarded(lambda: with_earlier_arguments(sys.argv[1:]), lambda error: [explain(error)])
     for argument in sys.argv[1:]:
         group, _, option = argument.partition("=")
-        if option == "null" and group in GROUPS:  # Hydra fails at it
+        if group in (*GROUPS, *FILLING) and re.fullmatch(r"null|true|false|-?[\d.]+", option):  # Hydra fails at it
             options = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
-            print(f"error: {argument}: nothing can stand in for it; choose of {options}", file=sys.stderr)
+            print(f"error: {argument}: no such choice; choose of {options}", file=sys.stderr)
             sys.exit(2)
     # Hydra would print the errors in its own way and exit with 1; with this set it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"

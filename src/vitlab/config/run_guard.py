@@ -28,7 +28,7 @@ class RunGuard(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         HydraConfig.instance().set_config(config)  # run.dir may ask it for the choices; Hydra sets it later on
-        if _is_first_process():
+        if is_first_process():
             with _never_passed_over():
                 _refuse(describe_mistakes(config))
                 _claim_folder(config)
@@ -75,7 +75,7 @@ def _never_passed_over() -> Iterator[None]:
         sys.exit(1)
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
     """Not one that Lightning, torchrun or SLURM started beside another for the same run."""
     return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tarfile import TarError
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,7 +48,7 @@ class CIFAR10DataModule(ImageDataModule):
         try:
             with _socket_timeout(TIMEOUT_SECONDS):
                 self._open(train=True, download=True)
-        except (OSError, RuntimeError, EOFError) as error:
+        except (OSError, RuntimeError, EOFError, TarError) as error:
             raise UserError(
                 f"CIFAR-10 is not in {self.root.resolve()} and could not be downloaded from {self.url} ({error}). "
                 f"Other ways: put {Path(self.url).name} or its unpacked folder cifar-10-batches-py there yourself "

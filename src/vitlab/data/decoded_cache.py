@@ -1,9 +1,14 @@
 """Decoded images, kept for the next start."""
 
 import json
+import logging
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -12,6 +17,10 @@ from torch import Tensor
 
 from vitlab.errors import UserError
 from vitlab.files import replacing, write_text
+
+log = logging.getLogger(__name__)
+
+STALE_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class DecodedCache:
-    """Two files an entry: `<key>-<side>.npy`, the pixels, and `<key>-<side>.json`, the rest, written last.
+    """Two files an entry: `<key>-<side>.npy`, the pixels, and `<key>-<side>.json`, the rest and a checksum.
 
     `<key>-auto<image_size>.json` notes the side that images of this key are stored at for a network of this size.
     """
@@ -66,29 +75,51 @@ class DecodedCache:
             return cls(candidate)
         raise UserError(f"can't write to {' or '.join(map(str, candidates))}: name a folder with data.cache_dir=...")
 
-    def has(self, key: str, side: int) -> bool:
-        return (self.folder / f"{key}-{side}.json").exists()
-
     def write(self, key: str, side: int, content: Decoded) -> None:
         about = {name: value for name, value in vars(content).items() if name != "images"}
         try:
+            for left in self.folder.glob(".*.tmp"):  # by a killed process, unless it is still written to
+                with suppress(FileNotFoundError):
+                    if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                        left.unlink()
             with replacing(self.folder / f"{key}-{side}.npy") as temporary, temporary.open("wb") as file:
                 np.save(file, content.images, allow_pickle=False)
-            write_text(self.folder / f"{key}-{side}.json", json.dumps(about))
+            write_text(self.folder / f"{key}-{side}.json", json.dumps({**about, "sum": _sum(content.images, about)}))
         except OSError as error:
             raise UserError(
                 f"can't keep the decoded images in {self.folder} ({error.strerror}): name a folder with "
                 "data.cache_dir=..."
             ) from error
 
-    def read(self, key: str, side: int) -> Decoded:
-        about = json.loads((self.folder / f"{key}-{side}.json").read_text(encoding="utf-8"))
-        images = np.load(self.folder / f"{key}-{side}.npy", mmap_mode="r", allow_pickle=False)
-        return Decoded(images, **about)
+    def read(self, key: str, side: int) -> Decoded | None:
+        """An entry; None where there is none, or a damaged one, which is said."""
+        file = self.folder / f"{key}-{side}.json"
+        if not file.exists():
+            return None
+        try:
+            about = json.loads(file.read_text(encoding="utf-8"))
+            images = np.load(self.folder / f"{key}-{side}.npy", mmap_mode="r", allow_pickle=False)
+            if about.pop("sum") != _sum(images, about):
+                raise ValueError("its checksum is wrong")
+            return Decoded(images, **about)
+        except Exception as error:  # whatever the readers of these formats stumble on
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            log.warning(f"the decoded images in {file.with_suffix('.npy')} are damaged ({reason}): decoding them again")
+            return None
 
     def note_side(self, key: str, image_size: int, side: int) -> None:
-        write_text(self.folder / f"{key}-auto{image_size}.json", json.dumps(side))
+        note = f"{key}-{image_size}-{side}"
+        write_text(self.folder / f"{key}-auto{image_size}.json", json.dumps([side, crc32(note.encode())]))
 
     def recall_side(self, key: str, image_size: int) -> int | None:
-        file = self.folder / f"{key}-auto{image_size}.json"
-        return int(json.loads(file.read_text())) if file.exists() else None
+        """The noted side; None where there is none, or the note is damaged."""
+        try:
+            side, found = json.loads((self.folder / f"{key}-auto{image_size}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):
+            return None
+        return side if found == crc32(f"{key}-{image_size}-{side}".encode()) else None
+
+
+def _sum(images: NDArray[np.uint8], about: dict[str, Any]) -> int:
+    """CRC-32 of all of an entry."""
+    return crc32(json.dumps(about).encode(), crc32(np.ascontiguousarray(images).data))

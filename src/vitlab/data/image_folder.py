@@ -64,7 +64,7 @@ class ImageFolderDataModule(ImageDataModule):
         cache = DecodedCache.choose(self.cache_dir, beside=self.root, key=key)
         # Without a wish for the side, what the files of this key came to once they still come to.
         side = self.stored_size or cache.recall_side(key, self.image_size)
-        cached = cache.read(key, side) if side and cache.has(key, side) else None
+        cached = cache.read(key, side) if side else None
         if cached is None or (cached.skipped and not self.skip_unreadable):
             side = side or self._common_side([file for split in files.values() for file in split])
             cached = self._decode(files, classes, side, cache.folder)

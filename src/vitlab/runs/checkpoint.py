@@ -56,17 +56,34 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums that torch.save has written
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"checksum of {damaged}")
+        check_sums(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path} can't be read as a checkpoint: it is damaged or of another kind ({reason})") from error
-    if not isinstance(checkpoint, dict) or CONFIG_KEY not in checkpoint:
-        raise UserError(f"{path} is no checkpoint of vitlab's: it does not carry the run's config")
+    if not isinstance(checkpoint, dict) or not is_whole(checkpoint):
+        raise UserError(f"{path} is no checkpoint of vitlab's: it does not carry the run's config and weights")
     return checkpoint
+
+
+def check_sums(path: Path) -> None:
+    """Compares what a file of torch.save's holds with the checksums in it, at which torch.load does not look.
+
+    Raises:
+        ValueError, zipfile.BadZipFile: it was altered, or is no such file.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if any(part.CRC for part in archive.infolist()):  # torch.serialization.set_crc32_options(False) writes none
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def is_whole(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether it holds a run's config and weights."""
+    config, state = checkpoint.get(CONFIG_KEY), checkpoint.get("state_dict")
+    groups = [config.get(group) for group in ("model", "data")] if isinstance(config, Mapping) else [None]
+    return all(isinstance(part, Mapping) for part in (state, *groups))
 
 
 def load_network(network: torch.nn.Module, checkpoint: dict[str, Any], path: Path) -> None:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitlab.errors import UserError
 from vitlab.files import write_json, write_text
+from vitlab.runs.relocation import check_links
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class RunDirectory:
             finished: Whether the newest finished run is meant, or the newest of the others that can go on.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or it has links that lead out of it.
         """
         what = "finished run" if finished else "run to go on with"
         if path == "latest":
@@ -119,11 +120,12 @@ class RunDirectory:
             found = [(str(run.manifest().get(time)), run.path) for run in runs if run._is(finished)]
             if not found:
                 raise UserError(f"{key}=latest: there is no {what} below {Path(outputs).resolve()}")
-            return cls(max(found)[1])
+            path = str(max(found)[1])
         run = cls(Path(path))
         if not (run.path / "config.yaml").is_file():
             fault = "is no run directory: it has no config.yaml" if run.path.is_dir() else "does not exist"
             raise UserError(f"{key}={path} {fault}; {key}=latest takes the newest {what} below {outputs}")
+        check_links(run.path)  # each verb writes something into the run
         return run
 
     def _is(self, finished: bool) -> bool:

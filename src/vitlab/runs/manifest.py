@@ -2,9 +2,7 @@
 
 import os
 import platform
-import shlex
 import subprocess
-import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -12,14 +10,17 @@ from typing import Any
 
 import torch
 
+from vitlab.runs.slurm import job, this_command
+
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
 
 
 def describe_origin() -> dict[str, Any]:
-    """Command, folder, git revision, versions and hardware of this process, as plain data."""
+    """Command, folder, job, git revision, versions and hardware of this process, as plain data."""
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": this_command(),
         "folder": str(Path.cwd()),
+        "slurm_job": job(),
         "git": _git(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "hardware": _hardware(),

@@ -17,7 +17,7 @@ from timm.models import clean_state_dict
 from torch import Tensor
 
 from vitlab.errors import UserError
-from vitlab.runs.checkpoint import CONFIG_KEY, WEIGHTS_PREFIX, network_weights
+from vitlab.runs.checkpoint import CONFIG_KEY, WEIGHTS_PREFIX, check_sums, is_whole, network_weights
 
 INPUT_FACTS = ("image_size", "mean", "std", "interpolation")
 STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order: the average before the last
@@ -70,13 +70,12 @@ def read_file(path: Path) -> Weights:
             break
     else:
         state = content
-    state = {name: tensor for name, tensor in clean_state_dict(state).items() if isinstance(tensor, Tensor)}
+    state = {name: t for name, t in state.items() if isinstance(name, str) and isinstance(t, Tensor)}
+    state = dict(clean_state_dict(state))
     if not state:
         raise UserError(f"model.weights={path} holds no tensors by name")
     if CONFIG_KEY in content:
-        data = content[CONFIG_KEY]["data"]
-        known = {key: data[key] for key in INPUT_FACTS}
-        return Weights(str(path), network_weights(content), known, str(path), list(data["classes"]))
+        return _of_a_run(path, content)
     for prefix in (WEIGHTS_PREFIX, "model.", "net."):  # attributes that hold the network in people's LightningModules
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -84,10 +83,20 @@ def read_file(path: Path) -> Weights:
     return Weights(origin, state, known, str(path), classes)
 
 
+def _of_a_run(path: Path, checkpoint: Mapping[str, Any]) -> Weights:
+    data = checkpoint[CONFIG_KEY]["data"] if is_whole(checkpoint) else {}
+    if not {*INPUT_FACTS, "classes"} <= set(data):
+        raise UserError(f"{path} lacks its run's config, which says what images its weights are for: it was altered")
+    known = {key: data[key] for key in INPUT_FACTS}
+    return Weights(str(path), network_weights(checkpoint), known, str(path), list(data["classes"] or []))
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if zipfile.is_zipfile(path):
+            check_sums(path)
         with torch.serialization.safe_globals([Namespace]):  # the arguments of timm's own training
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the readers of these formats stumble on

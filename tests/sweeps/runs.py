@@ -28,6 +28,11 @@ def composed(groups: Sequence[str]) -> DictConfig:
         return compose("train", list(groups), return_hydra_config=True)
 
 
+@cache
+def hydra_of(groups: Sequence[str]) -> str:
+    return OmegaConf.to_yaml(OmegaConf.masked_copy(composed(groups), ["hydra"]))
+
+
 def write_run(
     path: Path,
     *overrides: str,
@@ -59,7 +64,7 @@ def write_run(
     hydra.mkdir(parents=True)
     job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     OmegaConf.save(job, hydra / "config.yaml")
-    OmegaConf.save(OmegaConf.masked_copy(config, ["hydra"]), hydra / "hydra.yaml")
+    (hydra / "hydra.yaml").write_text(hydra_of(groups))
     OmegaConf.save(OmegaConf.create(list(overrides)), hydra / "overrides.yaml")
     resolved: Any = OmegaConf.to_container(job, resolve=True)
     run = RunDirectory(path)

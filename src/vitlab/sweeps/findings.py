@@ -81,7 +81,7 @@ def _of_differences(standings: Standings) -> Iterator[str]:
         else:
             yield f"No row is worse than the best by more than the noise between seeds ({how})."
     if level:
-        yield f"Not told apart from the best: {_places(level, standings)}. More seeds would tell."
+        yield f"Not told apart from the best: {_places(level, standings)}. More seeds may tell."
     if untold and not told:
         again = _more_seeds(standings)
         yield "How much of the differences is the noise between seeds can't be told: rows have one seed." + again

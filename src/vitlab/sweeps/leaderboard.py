@@ -91,8 +91,16 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
     for place, head in enumerate(heads):
         numeric = all(isinstance(row[place], tuple) for row in rows)
         # Figures stay whole; where there is little room, words are folded.
-        shown = escape(head).replace(" ", "\n", 1) if numeric else escape(head)
-        table.add_column(shown, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+        shown = _in_two_lines(head) if numeric else head
+        table.add_column(escape(shown), justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in rows:
         table.add_row(*(escape(cell if isinstance(cell, str) else cell[0]) for cell in row))
     return table
+
+
+def _in_two_lines(head: str) -> str:
+    spaces = [place for place, letter in enumerate(head) if letter == " "]
+    if not spaces:
+        return head
+    middle = min(spaces, key=lambda place: abs(place - len(head) / 2))
+    return f"{head[:middle]}\n{head[middle + 1 :]}"

@@ -59,18 +59,16 @@ def _sections(standings: Standings) -> Iterator[str]:
     yield section("What can be said", *map(paragraph, findings(standings)))
     if standings.rows:
         heads, rows = table_of(standings)
-        unbroken = [
-            [cell if isinstance(cell, str) else (cell[0].replace(" ", NO_BREAK), cell[1]) for cell in r] for r in rows
-        ]
+        rows = [list(map(_unbroken, row)) for row in rows]
         best = [0] if standings.ranked else []
-        yield section("Table", *_legend(standings), table(heads, unbroken, sortable=True, marked=best))
+        yield section("Table", *_legend(standings), table(heads, rows, sortable=True, marked=best))
         if any(row.score and row.score.n > 1 for row in standings.ranked):
             yield section("Scores", picture(draw_scores(standings), _scores_caption(standings)))
         yield section("Learning curves", picture(draw_curves(standings), _curves_caption(standings)))
     if standings.ranked and standings.names:
-        caption = f"Each point is a run; the orange line marks the mean of the runs with a value.{_left_out(standings)}"
+        caption = f"Each point is a run; orange marks the mean of the runs with a value.{_left_out(standings)}"
         yield section("Effect of each setting", picture(draw_effects(standings), caption))
-        caption = f"Each line is a run, from its settings to its {metric}; dark is best.{_left_out(standings)}"
+        caption = f"Each line is a run, from its settings to its {metric}; orange is the best, dark is good."
         yield section("All settings together", picture(draw_parallel(standings), caption))
     if standings.importance:
         yield section("Importance of parameters", table(*_importance(standings), sortable=True))
@@ -78,6 +76,10 @@ def _sections(standings: Standings) -> Iterator[str]:
         yield section("Not finished", table(*unfinished_of(standings)))
     if standings.rows:
         yield section("The best again", code("\n".join(commands(standings))))
+
+
+def _unbroken(cell: Cell) -> Cell:
+    return cell if isinstance(cell, str) else (cell[0].replace(" ", NO_BREAK), cell[1])
 
 
 def _legend(standings: Standings) -> Iterator[str]:

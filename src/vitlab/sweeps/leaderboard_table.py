@@ -7,7 +7,7 @@ from math import isnan, nan
 from typing import Any
 
 from vitlab.files import shorten
-from vitlab.sweeps.settings import UNSET, show
+from vitlab.sweeps.settings import UNSET, is_number, show
 from vitlab.sweeps.standings import Row, Standings
 from vitlab.sweeps.statistics import Summary
 from vitlab.sweeps.wording import duration, interval, quantity, spread
@@ -20,7 +20,7 @@ def table_of(standings: Standings, settings: int | None = None) -> tuple[list[st
     several = any(len(row.results) > 1 for row in standings.rows)
     compared = any(row.comparison and row.comparison.test for row in standings.ranked)
     names = dict(list(standings.names.items())[:settings])
-    numeric = {key: all(_is_number(row.values[key]) for row in standings.rows) for key in names}
+    numeric = {key: all(is_number(row.values[key]) for row in standings.rows) for key in names}
     extra = [] if standings.metric == "val/acc" else ["val/acc"]
     heads = ["#", *names.values(), *(["runs"] if several else []), quantity(standings.metric)]
     heads += [*(["95 % interval"] if several else []), *map(quantity, extra), quantity("test/acc"), "time a run"]
@@ -81,10 +81,6 @@ def _filled(value: float) -> float | str:
 
 def _score(metric: str, summary: Summary | None) -> Cell:
     return (spread(metric, summary) or UNSET, summary.mean if summary else nan)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def as_markdown(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:

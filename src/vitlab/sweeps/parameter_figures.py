@@ -15,6 +15,7 @@ from vitlab.sweeps.wording import factor, quantity
 
 PANELS = 12  # settings in a figure
 ROOM = 0.07  # between two names on an axis, as a share of it
+LETTER = 0.03  # the width of a letter, as a share of a panel
 
 
 def draw_effects(standings: Standings) -> Figure:
@@ -37,7 +38,7 @@ def draw_effects(standings: Standings) -> Figure:
 
 def draw_parallel(standings: Standings) -> Figure:
     """Parallel coordinates (Inselberg 1985, The plane with parallel coordinates): a line a run, from value to value to
-    its score; dark is best."""
+    its score; the best one stands out."""
     keys = list(standings.names)[:PANELS]
     runs, scores = _runs(standings)
     columns = [[value_of(run, key) for run in runs] for key in keys]
@@ -49,8 +50,10 @@ def draw_parallel(standings: Standings) -> Figure:
         end = worth(scores[run])
         quality = 1 - end if standings.mode == "min" else end
         # Lines through the same value run side by side there.
-        heights = [scale(values[run]) + 0.05 * (end - 0.5) for scale, values in zip(scales, columns, strict=True)]
-        axes.plot([*heights, end], color=BY_PLACE(quality), linewidth=1.2 + quality, alpha=0.85)
+        heights = [scale(v[run]) + _room(scale) * (end - 0.5) for scale, v in zip(scales, columns, strict=True)]
+        best = run == best_last[-1]
+        colour, width = (HUES[1], 3.0) if best else (BY_PLACE(quality), 1.2)
+        axes.plot([*heights, end], color=colour, linewidth=width, alpha=0.85)
     for place, scale in enumerate([*scales, worth]):
         axes.axvline(place, color="0.35", linewidth=1)
         for name, height in _apart(scale.ticks):
@@ -78,7 +81,7 @@ def _effect(axes: Axes, scale: Scale, values: list[Any], scores: list[float]) ->
         style = "-" if scale.numeric else ""
         places = [place for _, place in scale.ticks]
         axes.plot(places, means, marker="_", markersize=22, markeredgewidth=2, color=HUES[1], linestyle=style)
-    ticks = _apart(scale.ticks)
+    ticks = _apart(scale.ticks, LETTER) if scale.numeric else scale.ticks
     slanted = not scale.numeric and max(len(name) for name, _ in ticks) * len(ticks) > 30
     turn: dict[str, Any] = {"rotation": 25, "ha": "right"} if slanted else {}
     axes.set_xticks([place for _, place in ticks], [name for name, _ in ticks], parse_math=False, **turn)
@@ -95,10 +98,17 @@ def _title(name: str, scale: Scale) -> str:
     return f"{name} (log)" if scale.log else name
 
 
-def _apart(ticks: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """Those that leave each other room."""
+def _room(scale: Scale) -> float:
+    """For lines through the same value."""
+    if not scale.numeric:
+        return 0.14
+    return 0.05 if scale.few else 0.0
+
+
+def _apart(ticks: list[tuple[str, float]], letter: float = 0.0) -> list[tuple[str, float]]:
+    """Those that leave each other room; `letter` is a letter's, where names stand beside each other."""
     kept: list[tuple[str, float]] = []
     for name, place in ticks:
-        if not kept or place - kept[-1][1] >= ROOM:
+        if not kept or place - kept[-1][1] >= max(ROOM, letter * (len(name) + len(kept[-1][0]) + 2) / 2):
             kept.append((name, place))
     return kept

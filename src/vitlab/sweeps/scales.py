@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from math import log10
+from statistics import median
 from typing import Any
 
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from vitlab.sweeps.settings import show
+from vitlab.sweeps.settings import is_number, show
 
 FEW = 8  # different values that each get a tick
 
@@ -16,7 +17,7 @@ class Scale:
 
     Args:
         values: All that must find a place. Numbers lie by their size, or by its logarithm where they span a decade or
-            more; anything else at equal distances.
+            more and fill that more evenly; anything else at equal distances.
         few: Up to so many different values each get a tick; more get round numbers.
 
     Attributes:
@@ -26,14 +27,13 @@ class Scale:
     """
 
     def __init__(self, values: Sequence[Any], few: int = FEW) -> None:
-        numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        distinct = list({show(value): value for value in values}.values())
-        distinct = sorted(distinct) if numeric else sorted(distinct, key=show)
-        self.numeric, self.few = numeric, len(distinct) <= few
-        decades = numeric and distinct[-1] >= 10 * distinct[0]
-        self.log = decades and distinct[0] > 0
-        if self.few and decades and not self.log:  # a zero beside decades
-            self.numeric = False
+        distinct = sorted({show(value): value for value in values}.values(), key=_numbers_first)
+        self.few = len(distinct) <= few
+        positive = [value for value in distinct if is_number(value) and value > 0]
+        decades = bool(positive) and _are_spread_over_decades(positive)
+        self.log = decades and len(positive) == len(distinct)
+        zero_beside_decades = decades and not self.log and self.few
+        self.numeric = all(map(is_number, distinct)) and not zero_beside_decades
         self._names = [show(value) for value in distinct]
         self._low, self._high = (self._size(distinct[0]), self._size(distinct[-1])) if self.numeric else (0.0, 0.0)
         self.ticks = [(show(value), self(value)) for value in (distinct if self.few else self._round(distinct))]
@@ -53,5 +53,18 @@ class Scale:
         if not self.numeric:
             return list(distinct)
         low, high = distinct[0], distinct[-1]
-        locator = LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)) if self.log else MaxNLocator(4)
+        whole = all(isinstance(value, int) for value in distinct)
+        locator = LogLocator(subs=(1, 3) if high < 1000 * low else (1,)) if self.log else MaxNLocator(4, integer=whole)
         return [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
+
+
+def _numbers_first(value: Any) -> tuple[bool, float, str]:
+    return (False, float(value), "") if is_number(value) else (True, 0.0, show(value))
+
+
+def _are_spread_over_decades(distinct: Sequence[float]) -> bool:
+    low, middle, high = distinct[0], median(distinct), distinct[-1]
+    if high < 10 * low or len(distinct) < 3:
+        return high >= 10 * low
+    even = (middle - low) / (high - low)
+    return abs(log10(middle / low) / log10(high / low) - 0.5) <= abs(even - 0.5)

@@ -48,6 +48,10 @@ def show(value: Any) -> str:
     return json.dumps(value) if isinstance(value, bool | list) else str(value)
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def short_names(keys: Sequence[str]) -> dict[str, str]:
     """The shortest ends of dotted names that tell them apart: `lr` for `optimizer.lr`, where no other one is `lr`."""
     parts = {key: key.removesuffix("._target_").split(".") for key in keys}
@@ -74,7 +78,7 @@ def _varies(values: Sequence[Any]) -> bool:
 
 def _form(value: Any) -> str:
     """The same for 1 and 1.0, another one for true and "1"."""
-    return json.dumps(float(value) if isinstance(value, int) and not isinstance(value, bool) else value, default=str)
+    return json.dumps(float(value) if is_number(value) else value, default=str)
 
 
 def _union(mappings: Iterable[Mapping[str, Any]]) -> list[str]:

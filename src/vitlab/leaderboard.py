@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vitlab.config.command import CONF, read_command
 from vitlab.config.entry import run
+from vitlab.config.kinds import whole
 from vitlab.config.nearest import did_you_mean
 from vitlab.errors import UserError
 
@@ -16,6 +17,8 @@ def main() -> None:
     for other in others:
         key = other.key_or_group
         raise UserError(f"unknown key '{key}'{did_you_mean(key, set(map(str, command)))}")
+    if not whole(1).fits(command.top):
+        raise UserError(f"top={command.top} must be {whole(1).words}")
     if not folders:
         raise UserError("which runs? Name one or more directories: python -m vitlab.leaderboard outputs/sweeps/<time>")
     from vitlab.sweeps.leaderboard import make_leaderboard

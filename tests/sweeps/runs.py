@@ -23,14 +23,13 @@ MANIFEST = {
 
 
 @cache
-def composed(groups: Sequence[str]) -> DictConfig:
+def composed(groups: Sequence[str]) -> tuple[DictConfig, DictConfig, str]:
+    """A training config, the same with Hydra's own node, and that node as YAML."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("train", list(groups), return_hydra_config=True)
-
-
-@cache
-def hydra_of(groups: Sequence[str]) -> str:
-    return OmegaConf.to_yaml(OmegaConf.masked_copy(composed(groups), ["hydra"]))
+        config = compose("train", list(groups), return_hydra_config=True)
+    OmegaConf.set_struct(config, False)
+    job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return job, config, OmegaConf.to_yaml(OmegaConf.masked_copy(config, ["hydra"]))
 
 
 def write_run(
@@ -54,17 +53,16 @@ def write_run(
         metrics: Others, final.
     """
     groups = tuple(o for o in overrides if (ROOT / "conf" / o.partition("=")[0]).is_dir())
-    config = composed(groups).copy()
-    values = [o for o in overrides if o not in groups]
-    OmegaConf.set_struct(config, False)
-    config.merge_with(OmegaConf.from_dotlist(values))
-    config.hydra.runtime.output_dir = str(path)
-    HydraConfig.instance().set_config(config)
+    template, everything, hydra_yaml = composed(groups)
+    job = template.copy()
+    job.merge_with(OmegaConf.from_dotlist([o for o in overrides if o not in groups]))
+    OmegaConf.set_readonly(everything.hydra, False)  # Hydra makes it read-only
+    everything.hydra.runtime.output_dir = str(path)
+    HydraConfig.instance().set_config(everything)
     hydra = path / ".hydra"
     hydra.mkdir(parents=True)
-    job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     OmegaConf.save(job, hydra / "config.yaml")
-    (hydra / "hydra.yaml").write_text(hydra_of(groups))
+    (hydra / "hydra.yaml").write_text(hydra_yaml)
     OmegaConf.save(OmegaConf.create(list(overrides)), hydra / "overrides.yaml")
     resolved: Any = OmegaConf.to_container(job, resolve=True)
     run = RunDirectory(path)

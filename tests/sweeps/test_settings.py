@@ -19,7 +19,9 @@ def test_seed_name_and_place_make_no_other_experiment(tmp_path: Path) -> None:
     assert varied_settings(found) == []
 
 
-@pytest.mark.parametrize("other", ["optimizer.lr=0.02", "label_smoothing=0", "data.split_seed=1", "trainer.precision=16-true"])
+@pytest.mark.parametrize(
+    "other", ["optimizer.lr=0.02", "label_smoothing=0", "data.split_seed=1", "trainer.precision=16-true"]
+)
 def test_any_other_setting_does(tmp_path: Path, other: str) -> None:
     found = runs(tmp_path, "seed=0", f"seed=0 {other}")
     assert len(set(map(experiment_of, found))) == 2

@@ -15,7 +15,6 @@ CIRCUMSTANCES = {  # places in the manifest
     ("data", "val", "sha256"): "Careful: not all runs were validated on the same images, so their places mean little.",
     ("data", "test", "sha256"): "Careful: not all runs were tested on the same images.",
     ("git", "revision"): "The runs are of different revisions of the code.",
-    ("git", "dirty"): "Some runs are of code with changes that git does not know.",
     ("versions", "torch"): "The runs are of different versions of torch.",
     ("hardware",): "The runs were made on different machines, so their times don't compare.",
 }
@@ -33,7 +32,8 @@ def findings(standings: Standings) -> list[str]:
 
 def commands(standings: Standings) -> list[str]:
     """What does the best row's runs again, each in a directory of its own."""
-    return [f"python train.py reproduce={shlex.quote(shorten(result.path))}" for result in _best(standings)]
+    best = standings.ranked[0].results if standings.ranked else []
+    return [f"python train.py reproduce={shlex.quote(shorten(result.path))}" for result in best]
 
 
 def typed_for(result: Result, standings: Standings) -> str:
@@ -42,13 +42,13 @@ def typed_for(result: Result, standings: Standings) -> str:
     return " ".join(o for o in result.overrides if not all(o in other.overrides for other in everything))
 
 
-def _best(standings: Standings) -> Sequence[Result]:
-    return standings.rows[0].results if standings.rows else []
-
-
 def _of_the_best(standings: Standings) -> Iterator[str]:
     if not standings.ranked:
-        yield "No run was validated: nothing is chosen here, for the test images choose nothing."
+        yield (
+            "No run was validated, so none is best: the test images choose nothing."
+            if standings.rows
+            else "No run is finished."
+        )
         return
     best, metric = standings.ranked[0], standings.metric
     assert best.score
@@ -122,6 +122,8 @@ def _of_circumstances(standings: Standings) -> Iterator[str]:
         values = {str(_at(path, manifest)) for manifest in manifests}
         if len(values) > 1:
             yield sentence
+    if any(_at(("git", "dirty"), manifest) for manifest in manifests):
+        yield "Some runs are of code with changes that git does not know."
 
 
 def _at(path: Sequence[str], node: Any) -> Any:

@@ -80,7 +80,7 @@ def _print(standings: Standings, title: str, top: int) -> None:
         console.print(sentence, markup=False)
     if standings.unfinished:
         console.print(_table(*unfinished_of(standings)), "")
-    if standings.rows:
+    if standings.ranked:
         console.print("the best again:", markup=False)
         for line in commands(standings):
             console.print(f"  {line}", markup=False, soft_wrap=True)

@@ -29,7 +29,7 @@ def as_text(standings: Standings, title: str) -> str:
         parts += ["## Importance of parameters", as_markdown(*_importance(standings))]
     if standings.unfinished:
         parts += ["## Not finished", as_markdown(*unfinished_of(standings))]
-    if standings.rows:
+    if standings.ranked:
         parts += ["## The best again", "```bash", *commands(standings), "```"]
     return "\n\n".join(parts) + "\n"
 
@@ -74,7 +74,7 @@ def _sections(standings: Standings) -> Iterator[str]:
         yield section("Importance of parameters", table(*_importance(standings), sortable=True))
     if standings.unfinished:
         yield section("Not finished", table(*unfinished_of(standings)))
-    if standings.rows:
+    if standings.ranked:
         yield section("The best again", code("\n".join(commands(standings))))
 
 

@@ -84,6 +84,9 @@ def _score(metric: str, summary: Summary | None) -> Cell:
 
 
 def as_markdown(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    texts = [[cell if isinstance(cell, str) else cell[0] for cell in row] for row in rows]
-    lines = [list(heads), ["---"] * len(heads), *texts]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+    texts = [[_in_one_line(cell if isinstance(cell, str) else cell[0]) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *texts])
+
+
+def _in_one_line(text: str) -> str:
+    return " ".join(text.replace("|", "&#124;").split())

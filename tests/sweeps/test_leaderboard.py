@@ -131,12 +131,11 @@ def test_a_score_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
     assert [row["place"] for row in answer(tmp_path)[1]] == ["1", ""]
 
 
-def test_nothing_validated_is_no_best(tmp_path: Path, in_process: Command) -> None:
+def test_nothing_validated_is_no_best(tmp_path: Path) -> None:
     write_run(tmp_path / "0", "data.val_size=0", val=None)
-    result = in_process("-m", "vitlab.leaderboard", str(tmp_path))
-    assert result.returncode == 0, result.stderr
-    assert "the test images choose nothing" in result.stdout
-    assert "reproduce=" not in result.stdout
+    text = answer(tmp_path)[2]
+    assert "the test images choose nothing" in text
+    assert "reproduce=" not in text
 
 
 def test_nothing_finished(tmp_path: Path, in_process: Command) -> None:
@@ -144,6 +143,7 @@ def test_nothing_finished(tmp_path: Path, in_process: Command) -> None:
     result = in_process("-m", "vitlab.leaderboard", str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert "No run is finished." in result.stdout
+    assert "failed" in (tmp_path / "leaderboard.html").read_text()
 
 
 def test_one_seed_has_no_interval_and_can_t_be_told(tmp_path: Path) -> None:
@@ -205,22 +205,18 @@ def test_runs_stay_as_they_are_and_the_answer_can_be_made_anew(tmp_path: Path) -
     assert float(rows(tmp_path)[0]["val/acc mean"]) == pytest.approx(0.55)
 
 
-def test_terminal(grid: Path, in_process: Command) -> None:
-    result = in_process("-m", "vitlab.leaderboard", str(grid), "top=2")
+def test_terminal_and_several_directories(tmp_path: Path, in_process: Command) -> None:
+    three_seeds(tmp_path / "sweep", 0.1, {0: 0.70, 1: 0.71, 2: 0.72})
+    write_run(tmp_path / "runs=1" / "0", "optimizer.lr=0.2", val=0.5)
+    write_run(tmp_path / "runs=1" / "1", "optimizer.lr=0.3", val=0.4)
+    result = in_process("-m", "vitlab.leaderboard", "sweep", "runs=1", "out=answer", "top=1")
     assert result.returncode == 0, result.stderr
-    assert "36 finished runs in 12 rows, best first by validation accuracy" in result.stdout
-    assert re.search(r"1 +vit_tiny +0.001 .* 3 +6\d.\d\d ± \d.\d\d +6\d.\d\d to 6\d.\d\d ", result.stdout)
-    assert "... and 10 more rows in the files" in result.stdout
-
-
-def test_several_directories(grid: Path, tmp_path: Path, in_process: Command) -> None:
-    single = write_run(tmp_path / "runs=1" / "0", "optimizer.lr=0.5", val=0.99)
-    out = tmp_path / "answer"
-    result = in_process("-m", "vitlab.leaderboard", str(grid), str(single.parent), f"out={out}")
-    assert result.returncode == 0, result.stderr
-    assert len(rows(out)) == 13
-    assert rows(out)[0]["directories"] == "runs=1/0"
-    assert not (single.parent / "leaderboard.csv").exists()
+    assert "5 finished runs in 3 rows, best first by validation accuracy" in result.stdout
+    assert re.search(r"\n +1 +0.1 +3 +71.00 ± 1.00 +68.52 to 73.48 +40.00 ± 0.00 +0:01:00 +best", result.stdout)
+    assert "... and 2 more rows in the files" in result.stdout
+    assert "  python train.py reproduce=sweep/0.1_0\n" in result.stdout
+    assert [row["directories"] for row in rows(tmp_path / "answer")][1:] == ["runs=1/0", "runs=1/1"]
+    assert not list((tmp_path / "runs=1").glob("leaderboard.*"))
 
 
 @pytest.mark.parametrize(

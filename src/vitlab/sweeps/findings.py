@@ -82,11 +82,11 @@ def _of_differences(standings: Standings) -> Iterator[str]:
             yield f"No row is worse than the best by more than the noise between seeds ({how})."
     if level:
         yield f"Not told apart from the best: {_places(level, standings)}. More seeds may tell."
-    if untold and not told:
+    if all(len(row.results) == 1 for row in standings.ranked):
         again = _more_seeds(standings)
         yield "How much of the differences is the noise between seeds can't be told: rows have one seed." + again
     elif untold:
-        yield f"It can't be told of {_places(untold, standings)}: one seed is too few, or no seed makes a difference."
+        yield f"It can't be told of {_places(untold, standings)}: too few seeds, or seeds that agree to the last digit."
     if len(others) > 1:
         yield "The best row was picked by these same numbers: of several that are equal the luckiest one stands first."
 

@@ -37,12 +37,13 @@ def draw_scores(standings: Standings) -> Figure:
         colour, _ = _style(place, len(standings.rows))
         axes.plot(points, [place] * len(points), "o", color=colour, alpha=0.55, markersize=6, markeredgewidth=0)
         if row.score and row.score.n > 1:
-            ends = [factor(metric) * row.score.low, factor(metric) * row.score.high]
-            axes.plot(ends, [place, place], color=colour, linewidth=1.3)
+            interval = [factor(metric) * row.score.low, factor(metric) * row.score.high]
+            axes.plot(interval, [place, place], color=colour, linewidth=1.3)
             axes.plot([fmean(points)], [place], "|", color=colour, markersize=14, markeredgewidth=2.5)
     low, high = min(map(min, scores)), max(map(max, scores))
-    margin = 0.3 * (high - low) or 0.01 * abs(high) or 1
-    axes.set_xlim(low - margin, high + margin)
+    room = (high - low) or 0.01 * abs(high) or 1
+    ends = [factor(metric) * end for row in rows if row.score for end in (row.score.low, row.score.high) if end == end]
+    axes.set_xlim(max(low - room, min([low - 0.1 * room, *ends])), min(high + room, max([high + 0.1 * room, *ends])))
     axes.set_ylim(len(rows) - 0.4, -0.6)
     names = [f"{label(row, standings)}  #{place}" for place, row in enumerate(rows, 1)]
     axes.set_yticks(range(len(rows)), names, fontsize=9, parse_math=False)

@@ -24,13 +24,13 @@ def as_text(standings: Standings, title: str) -> str:
     parts = [f"# Leaderboard of {title}", f"{summary(standings)}."]
     if standings.rows:
         parts.append(as_markdown(*table_of(standings)))
-    parts += [f"- {sentence}" for sentence in findings(standings)]
+    parts.append("\n".join(f"- {sentence}" for sentence in findings(standings)))
     if standings.importance:
         parts += ["## Importance of parameters", as_markdown(*_importance(standings))]
     if standings.unfinished:
         parts += ["## Not finished", as_markdown(*unfinished_of(standings))]
     if standings.ranked:
-        parts += ["## The best again", "```bash", *commands(standings), "```"]
+        parts += ["## The best again", "\n".join(["```bash", *commands(standings), "```"])]
     return "\n\n".join(parts) + "\n"
 
 

@@ -93,28 +93,26 @@ def read_result(path: Path, job: Mapping[str, Any] | None = None) -> Result:
     hydra = path / ".hydra"
     try:
         manifest = run.manifest()
-        raw = _yaml(path / "config.yaml", {})
         metrics = json.loads(run.metrics_file.read_text(encoding="utf-8")) if run.metrics_file.exists() else {}
-        composed = _yaml(hydra / "config.yaml", {})
+        status = _status(manifest, job, bool(metrics))
+        config = _yaml(path / "config.yaml", {})
+        if status == "finished" and "seed" not in config:
+            raise ValueError(f"{path / 'config.yaml'} has no seed")
         choices = _yaml(hydra / "hydra.yaml", {}).get("hydra", {}).get("runtime", {}).get("choices", {})
-        overrides = _yaml(hydra / "overrides.yaml", job.get("overrides", []))
-        epochs = _epochs(run.epochs_file)
-    except (UserError, OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        return Result(path, "unreadable", reason, job.get("overrides", ()))
-    status = _status(manifest, job, bool(metrics))
-    return Result(
-        path=path,
-        status=status,
-        reason="" if status == "finished" else str(job.get("reason") or _last_error(path)),
-        overrides=overrides,
-        settings=flat(moved(raw, str(raw.get("run_dir")), "")),
-        choices={group: option for group, option in choices.items() if "/" not in group},
-        derived=frozenset(key for key, value in flat(composed).items() if "${" in str(value)),
-        metrics=metrics if status == "finished" else {},
-        epochs=epochs,
-        manifest=manifest,
-    )
+        return Result(
+            path=path,
+            status=status,
+            reason="" if status == "finished" else str(job.get("reason") or _last_error(path)),
+            overrides=_yaml(hydra / "overrides.yaml", job.get("overrides", [])),
+            settings=flat(moved(config, str(config.get("run_dir")), "")),
+            choices={group: option for group, option in choices.items() if "/" not in group},
+            derived=frozenset(k for k, value in flat(_yaml(hydra / "config.yaml", {})).items() if "${" in str(value)),
+            metrics={name: float(value) for name, value in metrics.items()} if status == "finished" else {},
+            epochs=_epochs(run.epochs_file),
+            manifest=manifest,
+        )
+    except (UserError, OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        return Result(path, "unreadable", " ".join(str(error).split()), job.get("overrides", ()))
 
 
 def flat(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -158,7 +156,8 @@ def _epochs(file: Path) -> list[dict[str, float]]:
     if not file.exists():
         return []
     with file.open(newline="", encoding="utf-8") as rows:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(rows)]
+        lines = [row for row in csv.DictReader(rows) if row.get("epoch")]
+        return [{key: float(value) for key, value in row.items() if value} for row in lines]
 
 
 def _yaml(file: Path, default: Any) -> Any:

@@ -55,7 +55,7 @@ class Scale:
         low, high = distinct[0], distinct[-1]
         whole = all(isinstance(value, int) for value in distinct)
         locator = LogLocator(subs=(1, 3) if high < 1000 * low else (1,)) if self.log else MaxNLocator(4, integer=whole)
-        return [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
+        return [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high] or [low]
 
 
 def _numbers_first(value: Any) -> tuple[bool, float, str]:

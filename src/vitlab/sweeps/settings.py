@@ -4,11 +4,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vitlab.config.check import FILLING
 from vitlab.sweeps.results import Result
 
 UNSET = "-"
 OF_A_RUN = {"seed", "name", "run_dir"}  # differ between runs of the same experiment
-GLOBAL = ("experiment", "debug")  # groups whose files fill the others
 
 
 def experiment_of(result: Result) -> str:
@@ -66,7 +66,7 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 def _follows(key: str, group: str, results: Sequence[Result]) -> bool:
     """Whether the file that was chosen in a group says what the setting is."""
-    if group not in GLOBAL and not key.startswith(f"{group}."):
+    if group not in FILLING and not key.startswith(f"{group}."):
         return False
     choices = {r.choices[group] for r in results}
     return not any(_varies([r.settings.get(key, UNSET) for r in results if r.choices[group] == c]) for c in choices)

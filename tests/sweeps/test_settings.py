@@ -1,5 +1,6 @@
 """Which runs are the same experiment, and which settings tell the others apart."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,21 @@ def test_what_refers_to_another_setting_is_not_shown(tmp_path: Path) -> None:
     found = runs(tmp_path, "data.image_size=32", "data.image_size=64")
     assert found[0].settings["model.image_size"] != found[1].settings["model.image_size"]
     assert varied_settings(found) == ["data.image_size"]
+
+
+def test_what_the_images_say_of_themselves_is_not_shown(tmp_path: Path) -> None:
+    """The mean is null in the composed config, and that of the images that are trained on in the run's."""
+    found = runs(
+        tmp_path,
+        "data=image_folder data.root=x data.max_train_images=10",
+        "data=image_folder data.root=x data.max_train_images=20",
+    )
+    for number, run in enumerate(found):
+        file = run.path / "config.yaml"
+        file.write_text(re.sub("mean: null", f"mean: [0.{number}, 0.5, 0.5]", file.read_text()))
+    found = [read_result(run.path) for run in found]
+    assert found[0].settings["data.mean"] != found[1].settings["data.mean"]
+    assert varied_settings(found) == ["data.max_train_images"]
 
 
 def test_changed_defaults_are_shown_though_nobody_typed_them(tmp_path: Path) -> None:

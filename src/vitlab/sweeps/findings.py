@@ -16,7 +16,7 @@ CIRCUMSTANCES = {  # places in the manifest
     ("data", "test", "sha256"): "Careful: not all runs were tested on the same images.",
     ("git", "revision"): "The runs are of different revisions of the code.",
     ("versions", "torch"): "The runs are of different versions of torch.",
-    ("hardware",): "The runs were made on different machines, so their times don't compare.",
+    ("hardware",): "The runs were made on different machines or numbers of threads, so their times don't compare.",
 }
 
 
@@ -24,9 +24,9 @@ def findings(standings: Standings) -> list[str]:
     """The best row, what is worse than it by more than noise, and what stands in the way of saying more."""
     return [
         *_of_the_best(standings),
+        *_of_circumstances(standings),
         *_of_differences(standings),
         *_of_rows_left_out(standings),
-        *_of_circumstances(standings),
     ]
 
 
@@ -75,7 +75,9 @@ def _of_differences(standings: Standings) -> Iterator[str]:
     if told:
         kinds = {"paired": "paired over common seeds", "Welch": "Welch's where that can't be"}
         used = [words for test, words in kinds.items() if any(r.comparison and r.comparison.test == test for r in told)]
-        how = f"t-tests, {' or '.join(used)}; p-values are corrected for {len(told)} comparisons (Holm)"
+        how = f"t-tests, {' or '.join(used)}"
+        if len(told) > 1:
+            how += f"; p-values are corrected for {len(told)} comparisons (Holm)"
         if worse:
             yield f"Worse than the best by more than the noise between seeds: {_places(worse, standings)} ({how})."
         else:

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from vitlab.sweeps.standings import Standings
-from vitlab.sweeps.wording import factor, label, quantity
+from vitlab.sweeps.wording import factor, name, quantity
 
 # Okabe and Ito, Color universal design (2008), without black and yellow.
 HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -45,7 +45,7 @@ def draw_scores(standings: Standings) -> Figure:
     ends = [factor(metric) * end for row in rows if row.score for end in (row.score.low, row.score.high) if end == end]
     axes.set_xlim(max(low - room, min([low - 0.1 * room, *ends])), min(high + room, max([high + 0.1 * room, *ends])))
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    names = [f"{label(row, standings)}  #{place}" for place, row in enumerate(rows, 1)]
+    names = [name(place, row, standings) for place, row in enumerate(rows, 1)]
     axes.set_yticks(range(len(rows)), names, fontsize=9, parse_math=False)
     axes.set_xlabel(quantity(metric))
     axes.grid(axis="x", alpha=0.3)
@@ -73,7 +73,7 @@ def draw_curves(standings: Standings) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     keys = [{"color": colour, "linestyle": dash} for colour, dash in STYLES[: len(rows)]]
-    names = [f"#{place}  {label(row, standings)}" for place, row in enumerate(rows, 1)]
+    names = [name(place, row, standings) for place, row in enumerate(rows, 1)]
     if not few:
         bar = figure.colorbar(ScalarMappable(Normalize(1, len(rows)), BY_PLACE.reversed()), ax=panels, label="place")
         bar.ax.invert_yaxis()

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isnan, nan
 from typing import Any
 
@@ -13,32 +13,39 @@ from vitlab.sweeps.statistics import Summary
 from vitlab.sweeps.wording import duration, interval, quantity, spread
 
 Cell = str | tuple[str, float]  # a text, or one with the number that it is sorted by
+Column = tuple[str, Sequence[Cell]]
+FEW = 5  # settings that stand before the figures
 
 
 def table_of(standings: Standings, settings: int | None = None) -> tuple[list[str], list[list[Cell]]]:
-    """Heads and rows; of `settings` many of the settings that vary."""
-    several = any(len(row.results) > 1 for row in standings.rows)
-    compared = any(row.comparison and row.comparison.test for row in standings.ranked)
-    names = dict(list(standings.names.items())[:settings])
-    numeric = {key: all(is_number(row.values[key]) for row in standings.rows) for key in names}
-    extra = [] if standings.metric == "val/acc" else ["val/acc"]
-    heads = ["#", *names.values(), *(["runs"] if several else []), quantity(standings.metric)]
-    heads += [*(["95 % interval"] if several else []), *map(quantity, extra), quantity("test/acc"), "time a run"]
-    heads += ["beside the best"] if several or compared else []
-    rows = []
-    for place, row in enumerate(standings.rows, 1):
-        cells: list[Cell] = [(str(place), place) if row.score else (UNSET, nan)]
-        cells += [(show(row.values[k]), float(row.values[k])) if numeric[k] else show(row.values[k]) for k in names]
-        cells += [(str(len(row.results)), len(row.results))] if several else []
-        cells += [_score(standings.metric, row.score)]
-        if several:
-            shown = "one seed: none" if row.score and row.score.n == 1 else interval(standings.metric, row.score)
-            cells += [(shown, row.score.low if row.score else nan)]
-        cells += [_score(metric, row.accuracy) for metric in extra]
-        cells += [_score("test/acc", row.test), (duration(row.seconds), row.seconds)]
-        cells += [row.verdict] if several or compared else []
-        rows.append(cells)
-    return heads, rows
+    """Heads and rows; of `settings` many of the settings that vary. Many settings stand behind the figures."""
+    chosen = [_setting(standings, key) for key in list(standings.names)[:settings]]
+    places = ("#", [(str(i), i) if row.score else (UNSET, nan) for i, row in enumerate(standings.rows, 1)])
+    figures = list(_figure_columns(standings))
+    columns = [places, *chosen, *figures] if len(chosen) <= FEW else [places, *figures, *chosen]
+    return [head for head, _ in columns], [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
+
+
+def _setting(standings: Standings, key: str) -> Column:
+    values = [row.values[key] for row in standings.rows]
+    numeric = all(map(is_number, values))
+    return standings.names[key], [(show(value), float(value)) if numeric else show(value) for value in values]
+
+
+def _figure_columns(standings: Standings) -> Iterator[Column]:
+    metric, rows = standings.metric, standings.rows
+    several = any(len(row.results) > 1 for row in rows)
+    if several:
+        yield "runs", [(str(len(row.results)), len(row.results)) for row in rows]
+    yield quantity(metric), [_score(metric, row.score) for row in rows]
+    if several:
+        yield "95 % interval", [_interval(metric, row.score) for row in rows]
+    if metric != "val/acc":
+        yield quantity("val/acc"), [_score("val/acc", row.accuracy) for row in rows]
+    yield quantity("test/acc"), [_score("test/acc", row.test) for row in rows]
+    yield "time a run", [(duration(row.seconds), row.seconds) for row in rows]
+    if several:
+        yield "beside the best", [row.verdict for row in rows]
 
 
 def as_csv(standings: Standings) -> str:
@@ -77,6 +84,12 @@ def _figures(metric: str, summary: Summary | None) -> Mapping[str, Any]:
 
 def _filled(value: float) -> float | str:
     return "" if isnan(value) else value
+
+
+def _interval(metric: str, summary: Summary | None) -> Cell:
+    if summary is None:
+        return UNSET, nan
+    return interval(metric, summary) or "one seed: none", summary.low
 
 
 def _score(metric: str, summary: Summary | None) -> Cell:

@@ -30,7 +30,7 @@ class Result:
         overrides: What was typed for it.
         settings: Its resolved config, flat (`optimizer.lr`), lists whole; the run's own directory is cut from paths.
         choices: The chosen option of each config group.
-        derived: Settings whose value refers to another setting's.
+        derived: Settings that take their value from another one or, being null when composed, from the images.
         metrics: The final ones, as in `metrics.json`; none where the run is not finished.
         epochs: The rows of `metrics.csv`.
         manifest: As in `manifest.json`.
@@ -106,7 +106,9 @@ def read_result(path: Path, job: Mapping[str, Any] | None = None) -> Result:
             overrides=_yaml(hydra / "overrides.yaml", job.get("overrides", [])),
             settings=flat(moved(config, str(config.get("run_dir")), "")),
             choices={group: option for group, option in choices.items() if "/" not in group},
-            derived=frozenset(k for k, value in flat(_yaml(hydra / "config.yaml", {})).items() if "${" in str(value)),
+            derived=frozenset(
+                k for k, v in flat(_yaml(hydra / "config.yaml", {})).items() if v is None or "${" in str(v)
+            ),
             metrics={name: float(value) for name, value in metrics.items()} if status == "finished" else {},
             epochs=_epochs(run.epochs_file),
             manifest=manifest,

@@ -7,6 +7,7 @@ from vitlab.sweeps.settings import show
 from vitlab.sweeps.standings import Row, Standings
 from vitlab.sweeps.statistics import Summary
 
+LONGEST = 70  # letters in a figure's legend
 SPLITS = {"val": "validation", "test": "test", "train": "training"}
 
 
@@ -54,6 +55,12 @@ def interval(metric: str, summary: Summary | None) -> str:
 def duration(seconds: float) -> str:
     """h:mm:ss"""
     return str(timedelta(seconds=round(seconds)))
+
+
+def name(place: int, row: Row, standings: Standings) -> str:
+    """A row's in figures: by its place and, where that is short enough to be read, by its values."""
+    values = label(row, standings)
+    return f"#{place}  {values}" if len(values) <= LONGEST else f"#{place}"
 
 
 def label(row: Row, standings: Standings) -> str:

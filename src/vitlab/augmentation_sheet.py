@@ -17,8 +17,7 @@ from vitlab.data import ImageDataModule, RandomCrop, RandomHorizontalFlip
 from vitlab.data.draws import Draws
 from vitlab.data.random_operations import BINS, NAMES, SIGNED, apply, wide_magnitudes
 from vitlab.experiment import load_data
-from vitlab.files import new_file
-from vitlab.report import shorten
+from vitlab.files import new_file, shorten
 
 EXAMPLES = 3
 BINS_SHOWN = (BINS // 3, 2 * BINS // 3, BINS - 1)

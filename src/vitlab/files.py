@@ -83,3 +83,9 @@ def folder_for(base: Path, *names: str) -> Path:
     except OSError as error:
         raise UserError(f"can't write to {folder} ({error.strerror}): name another folder with out=...") from error
     return folder
+
+
+def shorten(path: Path) -> str:
+    """A path as one types it from here."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -25,9 +25,8 @@ from vitlab.config.quiet import quiet_libraries
 from vitlab.data import BatchTransform
 from vitlab.data.decoding import describe_failure, picture_suffixes, read_image, to_square
 from vitlab.errors import UserError
-from vitlab.files import folder_for, replacing, write_text
+from vitlab.files import folder_for, replacing, shorten, write_text
 from vitlab.prediction_grid import draw_grid
-from vitlab.report import shorten
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.rebuild import rebuild_network

@@ -13,6 +13,7 @@ from torch import nn
 
 from vitlab.config.building import is_allowed, targets
 from vitlab.data import ImageDataModule
+from vitlab.files import shorten
 from vitlab.preflight import Preflight, Status
 from vitlab.runs.directory import RunDirectory
 from vitlab.weights import LoadReport, Weights
@@ -151,9 +152,3 @@ def print_export(files: list[Path], difference: float | None = None, images: int
         _console().print(f"written: {shorten(file)}", markup=False)
     if difference is not None:
         _console().print(f"  onnxruntime's logits of {images} test images are torch's to within {difference:.1e}")
-
-
-def shorten(path: Path) -> str:
-    """A path as one types it from here."""
-    path = path.absolute()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

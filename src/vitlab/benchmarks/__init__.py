@@ -22,8 +22,7 @@ from vitlab.benchmarks.variant import Sections, Variant, Work
 from vitlab.config.command import compose_training
 from vitlab.config.quiet import quiet_libraries
 from vitlab.errors import UserError
-from vitlab.files import new_file, write_json
-from vitlab.report import shorten
+from vitlab.files import new_file, shorten, write_json
 from vitlab.runs.manifest import describe_origin
 
 

@@ -1,0 +1,1 @@
+"""What happens around many runs: launching them, and the answer that they give together."""

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from vitlab.report import shorten
+from vitlab.files import shorten
 from vitlab.sweeps.jobs import Job, Status
 
 STYLES: dict[Status, str] = {

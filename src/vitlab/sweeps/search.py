@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
@@ -93,7 +92,8 @@ def run_search(
         if study.get_trials(deepcopy=False):
             sampler.reseed_rng()  # or it would draw the first trials again
         search = Search(sweep, study, space, n_trials)
-        conduct(sweep, engine, search, f"a search of {n_trials} trials by {config.checkpoint.monitor}")
+        what = f"a search of {n_trials} trials by {config.checkpoint.monitor}"
+        conduct(sweep, engine, search, what, lambda: importances(study))
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
@@ -104,8 +104,3 @@ def importances(study: optuna.Study) -> dict[str, float]:
     if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < ENOUGH_FOR_IMPORTANCE:
         return {}
     return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
-
-
-def best_overrides(study: optuna.Study, jobs: Sequence[Job]) -> list[str]:
-    """What is typed for the best trial's run."""
-    return next(job.overrides for job in jobs if job.number == study.best_trial.number)

@@ -4,21 +4,22 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.config.building import ALLOWED_PREFIXES
+from vitlab.config.building import ALLOWED_PREFIXES, targets
 from vitlab.errors import TerminatedError
-from vitlab.report import shorten
+from vitlab.files import shorten
 from vitlab.sweeps.conductor import Conductor, Plan
 from vitlab.sweeps.display import SweepDisplay
 from vitlab.sweeps.engines import Engine
 from vitlab.sweeps.grid import Grid
 from vitlab.sweeps.jobs import Job, quoted
+from vitlab.sweeps.leaderboard import make_leaderboard
 from vitlab.sweeps.record import FILE, alone_in_sweep, read_record, write_record
 
 # Typed for the sweep itself, or decided by it.
@@ -81,7 +82,7 @@ class Sweep:
             devices=needed,
             epochs=epochs if epochs and epochs > 0 and config.trainer.max_steps < 0 else None,
             monitor=config.checkpoint.monitor,
-            trusted=sorted(_foreign_packages(OmegaConf.to_container(config, resolve=False))),
+            trusted=_foreign(OmegaConf.to_container(OmegaConf.masked_copy(config, _own_keys(config)))),
             name=" ".join(map(_shortened, shown)),
         )
 
@@ -155,8 +156,16 @@ def varied_keys(all_overrides: Sequence[Sequence[str]]) -> set[str]:
     return {key for key, found in values.items() if len(found) > 1}
 
 
-def conduct(sweep: Sweep, engine: Engine, plan: Plan, what: str) -> None:
-    """Runs a plan, keeps `sweep.json`, and says what came of it; see `run_grid`."""
+def conduct(
+    sweep: Sweep, engine: Engine, plan: Plan, what: str, importance: Callable[[], Mapping[str, float]] = dict
+) -> None:
+    """Runs a plan, keeps `sweep.json`, and makes the leaderboard; see `run_grid`.
+
+    Args:
+        sweep, engine, plan: What is run where.
+        what: Said at the start.
+        importance: Asked at the end for each key's share in the score's variation.
+    """
     earlier = known_jobs(sweep.folder)
 
     def record() -> None:
@@ -176,6 +185,7 @@ def conduct(sweep: Sweep, engine: Engine, plan: Plan, what: str) -> None:
             display.say("interrupted; to go on:")
             display.say(f"  python train.py -m sweep=resume:{shlex.quote(shorten(sweep.folder))}")
             raise
+    make_leaderboard([sweep.folder], importance=importance())
     failed = [job for job in plan.jobs if job.status == "failed"]
     if failed:
         display.say(f"{len(failed)} of {len(plan.jobs)} jobs failed; to make them again:")
@@ -193,17 +203,13 @@ def _shortened(override: str) -> str:
     return f"{key}={float(value):.4g}" if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value) else override
 
 
-def _foreign_packages(node: Any) -> set[str]:
-    """Prefixes of the targets that are none of the libraries'."""
-    if isinstance(node, list):
-        return set().union(*(_foreign_packages(value) for value in node))
-    if not isinstance(node, dict):
-        return set()
-    found = set().union(*(_foreign_packages(value) for key, value in node.items() if key != "hydra"))
-    target = node.get("_target_")
-    if isinstance(target, str) and not target.startswith(ALLOWED_PREFIXES):
-        found.add(f"{target.split('.')[0]}.")
-    return found
+def _own_keys(config: DictConfig) -> list[str]:
+    return [str(key) for key in config if key != "hydra"]
+
+
+def _foreign(config: Any) -> list[str]:
+    """The user's own classes in a config."""
+    return sorted({target for target in targets(config) if not target.startswith(ALLOWED_PREFIXES)})
 
 
 def cores() -> int:

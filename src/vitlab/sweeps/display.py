@@ -59,8 +59,9 @@ class SweepDisplay:
 
     def _render(self) -> RenderableType:
         table = Table(title=self.title, title_justify="left", box=None, pad_edge=False)
-        for column in ("job", "", "what", "epoch", "metric", "left"):
-            table.add_column(column, justify="right" if column in ("job", "epoch", "metric", "left") else "left")
+        metric = self.jobs[0].monitor if self.jobs else ""
+        for column in ("job", "", "what", "epoch", metric, "left"):
+            table.add_column(column, justify="left" if column in ("", "what") else "right")
         for job in self._most_telling():
             epoch, value, left = position(job)
             table.add_row(str(job.number), Text(job.status, STYLES[job.status]), Text(job.name), epoch, value, left)

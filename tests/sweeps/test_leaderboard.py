@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from html import unescape
 from pathlib import Path
@@ -270,6 +271,19 @@ def test_few_runs_have_a_page_too(tmp_path: Path, count: int) -> None:
         write_run(tmp_path / str(number), f"optimizer.lr={10.0**-number}", f"model.pool={('cls', 'mean')[number]}")
     page = as_page(stand(read_results([tmp_path])), "few")
     assert page.count("<img ") == (1 if count == 1 else 3)
+
+
+def test_many_settings_stand_behind_the_figures_and_fit(tmp_path: Path) -> None:
+    keys = ("optimizer.lr", "optimizer.eps", "label_smoothing", "model.depth", "model.patch_size", "data.batch_size")
+    for number in range(2):
+        write_run(tmp_path / str(number), *(f"{key}={number + 1}" for key in keys), val=0.5 + 0.1 * number)
+    write_run(tmp_path / "2", *(f"{key}=2" for key in keys), "seed=1", val=0.7)
+    standings, _, text = answer(tmp_path)
+    names = "lr | eps | label_smoothing | depth | patch_size | batch_size"
+    assert f"| beside the best | {names} |" in text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib's, where a figure has no room
+        as_page(standings, "many")
 
 
 def test_the_page_escapes_what_runs_say(grid: Path) -> None:

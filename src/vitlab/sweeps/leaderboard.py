@@ -40,26 +40,21 @@ def make_leaderboard(
     """
     if out is None and len(folders) != 1:
         raise UserError("several directories: say where the leaderboard goes, with out=<folder>")
-    standings = stand(read_results(folders), importance)
+    results = read_results(folders)
     place = out or folders[0]
     title = ", ".join(shorten(folder) for folder in folders)
-    files = {
-        "csv": as_csv(standings),
-        "md": as_text(standings, title),
-        "html": as_page(standings, title),
-    }
     try:
         place.mkdir(parents=True, exist_ok=True)
-        for kind, text in files.items():
-            write_text(place / f"leaderboard.{kind}", text)
+        standings = stand(results, importance)
+        write_text(place / "leaderboard.csv", as_csv(standings))
+        write_text(place / "leaderboard.md", as_text(standings, title))
+        write_text(place / "leaderboard.html", as_page(standings, title))
     except OSError as error:
-        raise UserError(
-            f"can't write the leaderboard to {place} ({error.strerror}): name another folder with out=..."
-        ) from error
+        reason = f"can't write the leaderboard to {place} ({error.strerror})"
+        raise UserError(f"{reason}: name another folder with out=...") from error
     _print(standings, title, top)
-    Console(soft_wrap=True, highlight=False).print(
-        f"written: {shorten(place / 'leaderboard.html')}, .md, .csv", markup=False
-    )
+    page = shorten(place / "leaderboard.html")
+    Console(soft_wrap=True, highlight=False).print(f"written: {page}, .md, .csv", markup=False)
     return standings
 
 
@@ -73,9 +68,7 @@ def _print(standings: Standings, title: str, top: int) -> None:
         if len(rows) > top:
             console.print(f"... and {len(rows) - top} more rows in the files", markup=False)
         if len(standings.names) > SETTINGS:
-            console.print(
-                f"... and {len(standings.names) - SETTINGS} more settings that vary, in the files", markup=False
-            )
+            console.print(f"... and {len(standings.names) - SETTINGS} more settings in the files", markup=False)
     for sentence in findings(standings):
         console.print(sentence, markup=False)
     if standings.unfinished:

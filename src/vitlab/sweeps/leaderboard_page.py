@@ -6,7 +6,7 @@ from vitlab.files import shorten
 from vitlab.page import code, page, paragraph, picture, section, table
 from vitlab.sweeps.findings import commands, findings, typed_for
 from vitlab.sweeps.leaderboard_figures import SHOWN, draw_curves, draw_scores
-from vitlab.sweeps.leaderboard_table import Cell, as_markdown, table_of
+from vitlab.sweeps.leaderboard_table import FEW, Cell, as_markdown, table_of
 from vitlab.sweeps.parameter_figures import PANELS, draw_effects, draw_parallel
 from vitlab.sweeps.results import Result
 from vitlab.sweeps.standings import Standings
@@ -59,7 +59,8 @@ def _sections(standings: Standings) -> Iterator[str]:
     yield section("What can be said", *map(paragraph, findings(standings)))
     if standings.rows:
         heads, rows = table_of(standings)
-        rows = [list(map(_unbroken, row)) for row in rows]
+        wide = len(standings.names) > FEW
+        rows = [[_unbroken(cell) if wide or isinstance(cell, tuple) else cell for cell in row] for row in rows]
         best = [0] if standings.ranked else []
         yield section("Table", *_legend(standings), table(heads, rows, sortable=True, marked=best))
         if any(row.score and row.score.n > 1 for row in standings.ranked):
@@ -79,7 +80,7 @@ def _sections(standings: Standings) -> Iterator[str]:
 
 
 def _unbroken(cell: Cell) -> Cell:
-    return cell if isinstance(cell, str) else (cell[0].replace(" ", NO_BREAK), cell[1])
+    return cell.replace(" ", NO_BREAK) if isinstance(cell, str) else (cell[0].replace(" ", NO_BREAK), cell[1])
 
 
 def _legend(standings: Standings) -> Iterator[str]:

@@ -99,3 +99,9 @@ def write_grid(sweep: Path) -> None:
                     typed = (f"model={model}", f"optimizer.lr={lr}", f"optimizer.weight_decay={decay}", f"seed={seed}")
                     write_run(sweep / str(number), *typed, val=val, test=val - 0.01, epochs=8)
                     number += 1
+
+
+def write_record(sweep: Path, *jobs: Mapping[str, Any]) -> None:
+    """`sweep.json` as a sweep writes it; of each job what is told of it."""
+    rows = [{"overrides": [], "folder": str(job["number"]), "reason": "", **job} for job in jobs]
+    (sweep / "sweep.json").write_text(json.dumps({"arguments": [], "jobs": rows}))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import Command
 from scipy import stats
-from sweeps.runs import write_grid, write_run
+from sweeps.runs import write_grid, write_record, write_run
 
 from vitlab.errors import UserError
 from vitlab.sweeps.leaderboard import make_leaderboard
@@ -36,7 +36,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (sweep / "36" / "run.log").write_text("RuntimeError: out of | <memory>\n")
     write_run(sweep / "37", "model=vit_tiny", "optimizer.lr=0.001", "seed=4", status="interrupted")
     job = {"number": 38, "overrides": ["optimizer.lr=9"], "status": "failed", "reason": "ImportError: no such module"}
-    (sweep / "sweep.json").write_text(json.dumps({"jobs": [job]}))
+    write_record(sweep, job)
     make_leaderboard([sweep])
     return sweep
 
@@ -253,7 +253,7 @@ def test_a_search_is_a_row_a_trial(tmp_path: Path) -> None:
         write_run(tmp_path / str(trial), *typed, val=draw.uniform(0.5, 0.6))
     write_run(tmp_path / "14", "optimizer.lr=0.5", status="interrupted")
     job = {"number": 14, "status": "pruned", "reason": "hopeless"}
-    (tmp_path / "sweep.json").write_text(json.dumps({"jobs": [job]}))
+    write_record(tmp_path, job)
     make_leaderboard([tmp_path], importance={"optimizer.lr": 0.75, "model.depth": 0.25})
     assert len(rows(tmp_path)) == 14
     assert list(rows(tmp_path)[0])[1:4] == ["optimizer.lr", "model.depth", "augment"]

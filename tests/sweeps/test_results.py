@@ -1,10 +1,9 @@
 """What is read from run directories and from a sweep's list of jobs."""
 
-import json
 from pathlib import Path
 
 import pytest
-from sweeps.runs import write_run
+from sweeps.runs import write_record, write_run
 
 from vitlab.errors import UserError
 from vitlab.runs.directory import RunDirectory
@@ -45,7 +44,7 @@ def test_all_runs_below_the_folders_each_once_in_order(tmp_path: Path) -> None:
 def test_jobs_that_never_made_a_directory(tmp_path: Path) -> None:
     write_run(tmp_path / "0")
     job = {"number": 1, "overrides": ["seed=1"], "status": "failed", "reason": "exit status 1: ImportError"}
-    (tmp_path / "sweep.json").write_text(json.dumps({"jobs": [{"number": 0, "status": "done"}, job]}))
+    write_record(tmp_path, {"number": 0, "status": "done"}, job)
     first, second = read_results([tmp_path])
     assert first.status == "finished"
     assert (second.path, second.status, second.reason) == (tmp_path / "1", "failed", "exit status 1: ImportError")
@@ -67,7 +66,7 @@ def test_the_launcher_knows_more_of_a_job_than_its_manifest(
     tmp_path: Path, manifest: str, job: str, expected: str
 ) -> None:
     write_run(tmp_path / "0", status=manifest)
-    (tmp_path / "sweep.json").write_text(json.dumps({"jobs": [{"number": 0, "status": job}]}))
+    write_record(tmp_path, {"number": 0, "status": job})
     assert read_results([tmp_path])[0].status == expected
 
 
@@ -120,6 +119,6 @@ def test_refusals(tmp_path: Path) -> None:
         read_results([tmp_path / "nowhere"])
     with pytest.raises(UserError, match="there is no run in"):
         read_results([tmp_path])
-    (tmp_path / "sweep.json").write_text('{"jobs": 3}')
-    with pytest.raises(UserError, match=r"sweep\.json can't be read as a sweep's list of jobs"):
+    (tmp_path / "sweep.json").write_text('{"arguments": [], "jobs": 3}')
+    with pytest.raises(UserError, match=r"sweep\.json can't be read"):
         read_results([tmp_path])

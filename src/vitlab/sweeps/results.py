@@ -14,6 +14,7 @@ from vitlab.errors import UserError
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.relocation import moved
 from vitlab.sweeps.jobs import SET_ASIDE
+from vitlab.sweeps.record import FILE, read_record
 
 # libyaml's where it is there: a leaderboard reads three files a run, and reads them ten times as fast with it.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -129,14 +130,8 @@ def flat(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 def _jobs(folder: Path) -> dict[Path, Mapping[str, Any]]:
     """The entries of each `sweep.json` at or below a folder, by the job's directory."""
-    jobs: dict[Path, Mapping[str, Any]] = {}
-    for file in folder.rglob("sweep.json"):
-        try:
-            entries = json.loads(file.read_text(encoding="utf-8"))["jobs"]
-            jobs |= {file.parent / str(entry["folder"]): entry for entry in entries}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file} can't be read as a sweep's list of jobs ({error!r})") from error
-    return jobs
+    records = {file.parent: read_record(file.parent) for file in folder.rglob(FILE)}
+    return {sweep / entry["folder"]: entry for sweep, record in records.items() for entry in record["jobs"]}
 
 
 def _status(manifest: Mapping[str, Any], job: Mapping[str, Any], has_metrics: bool) -> str:

@@ -2,6 +2,7 @@
 
 from vitlab.callbacks.best_checkpoint import BestCheckpoint
 from vitlab.callbacks.epoch_metrics import EpochMetricsCSV
+from vitlab.callbacks.figures import Figures
 from vitlab.callbacks.finite_loss import FiniteLoss
 from vitlab.callbacks.last_checkpoint import LastCheckpoint
 from vitlab.callbacks.predictions import CollectLogits
@@ -13,6 +14,7 @@ __all__ = [
     "BestCheckpoint",
     "CollectLogits",
     "EpochMetricsCSV",
+    "Figures",
     "FiniteLoss",
     "LastCheckpoint",
     "RunProgress",

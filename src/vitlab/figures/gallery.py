@@ -1,0 +1,89 @@
+"""From a drawing to a PNG in the run's `figures/` and an image of its dashboard."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from vitlab.figures.style import styled
+from vitlab.files import replacing
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure of a run: its PNG, and what the PNG says of itself."""
+
+    file: Path
+    tag: str
+    title: str
+    caption: str
+
+
+def publish(
+    trainer: pl.Trainer, name: str, draw: Callable[[], Figure], *, tag: str, title: str, caption: str, step: int
+) -> None:
+    """Draws a figure into `figures/<name>.png` of the run directory and into its dashboard; on the first rank alone.
+
+    Whatever goes wrong is a warning: a figure never fails a run.
+
+    Args:
+        trainer: Of the run.
+        name: Of the file. Two digits in front, for `figures/` is read in the order of names. A name that is there
+            already is drawn over: the same figure of a later time.
+        draw: Makes the figure, in the house's style.
+        tag: In the dashboard, as `test/confusion_matrix`; what stands before the slash is the section in the report.
+        title, caption: What it shows, and how it is read; plain text, kept in the PNG.
+        step: Optimizer steps before it.
+    """
+    if not trainer.is_global_zero:
+        return
+    try:
+        image = render(draw)
+        file = Path(trainer.default_root_dir) / "figures" / f"{name}.png"
+        save(image, file, tag=tag, title=title, caption=caption)
+        for logger in trainer.loggers:
+            writer: Any = getattr(logger, "experiment", None)
+            if hasattr(writer, "add_image"):
+                writer.add_image(tag, np.asarray(image), step, dataformats="HWC")
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        log.warning(f"the figure {name} is left out: {type(error).__name__}: {reason}")
+        log.info("where the error arose:", exc_info=error)
+
+
+def render(draw: Callable[[], Figure]) -> Image.Image:
+    """The pixels of a figure."""
+    with styled():
+        canvas: Any = FigureCanvasAgg(draw())
+        canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def save(image: Image.Image, file: Path, *, tag: str, title: str, caption: str) -> None:
+    """Writes a PNG that says what it is, as `published` reads it."""
+    text = PngInfo()
+    for key, value in (("Title", title), ("Description", caption), ("Source", tag)):
+        text.add_itxt(key, value)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        image.save(temporary, format="png", pnginfo=text)
+
+
+def published(run: Path) -> list[Published]:
+    """The figures of a run directory in reading order."""
+    found = []
+    for file in sorted((run / "figures").glob("*.png")):
+        with Image.open(file) as image:
+            said = {key: str(value) for key, value in image.info.items()}
+        found.append(Published(file, said.get("Source", ""), said.get("Title", file.stem), said.get("Description", "")))
+    return found

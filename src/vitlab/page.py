@@ -109,6 +109,10 @@ def picture(figure: Figure, caption: str) -> str:
     file = BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(file, format="png")
-    data = b64encode(file.getvalue()).decode("ascii")
-    text = escape(caption)
+    return png(file.getvalue(), caption)
+
+
+def png(content: bytes, caption: str) -> str:
+    """A PNG file's content inside the page."""
+    data, text = b64encode(content).decode("ascii"), escape(caption)
     return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'

@@ -5,6 +5,7 @@ from vitlab.callbacks.epoch_metrics import EpochMetricsCSV
 from vitlab.callbacks.figures import Figures
 from vitlab.callbacks.finite_loss import FiniteLoss
 from vitlab.callbacks.last_checkpoint import LastCheckpoint
+from vitlab.callbacks.layer_statistics import LayerStatistics
 from vitlab.callbacks.predictions import CollectLogits
 from vitlab.callbacks.progress import RunProgress
 from vitlab.callbacks.step_profiler import StepProfiler
@@ -17,6 +18,7 @@ __all__ = [
     "Figures",
     "FiniteLoss",
     "LastCheckpoint",
+    "LayerStatistics",
     "RunProgress",
     "StepProfiler",
     "Throughput",

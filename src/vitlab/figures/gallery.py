@@ -1,7 +1,8 @@
 """From a drawing to a PNG in the run's `figures/` and an image of its dashboard."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torch.utils.tensorboard.writer import SummaryWriter
 
 from vitlab.figures.style import styled
 from vitlab.files import replacing
@@ -29,12 +31,21 @@ class Published:
     caption: str
 
 
+@contextmanager
+def never_failing(what: str) -> Iterator[None]:
+    """Whatever goes wrong inside is a warning with its cause: a figure never fails a run."""
+    try:
+        yield
+    except Exception as error:
+        log.warning(f"{what} is left out: {type(error).__name__}: {' '.join(str(error).split())}")
+        log.info("where the error arose:", exc_info=error)
+
+
 def publish(
     trainer: pl.Trainer, name: str, draw: Callable[[], Figure], *, tag: str, title: str, caption: str, step: int
 ) -> None:
-    """Draws a figure into `figures/<name>.png` of the run directory and into its dashboard; on the first rank alone.
-
-    Whatever goes wrong is a warning: a figure never fails a run.
+    """Draws a figure into `figures/<name>.png` of the run directory and into its dashboard, on the first rank; never
+    fails.
 
     Args:
         trainer: Of the run.
@@ -47,24 +58,22 @@ def publish(
     """
     if not trainer.is_global_zero:
         return
-    try:
-        image = render(draw)
+    with never_failing(f"the figure {name}"):
+        image = render(draw, title)
         file = Path(trainer.default_root_dir) / "figures" / f"{name}.png"
         save(image, file, tag=tag, title=title, caption=caption)
         for logger in trainer.loggers:
             writer: Any = getattr(logger, "experiment", None)
-            if hasattr(writer, "add_image"):
+            if isinstance(writer, SummaryWriter):
                 writer.add_image(tag, np.asarray(image), step, dataformats="HWC")
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        log.warning(f"the figure {name} is left out: {type(error).__name__}: {reason}")
-        log.info("where the error arose:", exc_info=error)
 
 
-def render(draw: Callable[[], Figure]) -> Image.Image:
-    """The pixels of a figure."""
+def render(draw: Callable[[], Figure], title: str) -> Image.Image:
+    """The pixels of a figure beneath its title."""
     with styled():
-        canvas: Any = FigureCanvasAgg(draw())
+        figure = draw()
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+        canvas: Any = FigureCanvasAgg(figure)
         canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 

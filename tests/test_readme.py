@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
-SHORT = "trainer.max_epochs=1 data.batch_size=10 data.val_size=10"
+SHORT = "trainer.max_epochs=1 data.batch_size=10 data.val_size=10 callbacks.figures.level=off"
 SMALL = "model.embed_dim=32 model.depth=1 model.num_heads=2 model.patch_size=8"
 SMALL_PRETRAINED = f"model.name={HUB_NAME} trainer.max_steps=2 trainer.val_check_interval=1"
 

@@ -114,29 +114,21 @@ def _of_all_ranks(trainer: pl.Trainer, collected: CollectLogits) -> tuple[Tensor
 
 
 def _draw_plan(trainer: pl.Trainer, module: Any) -> None:
-    if module.scheduler is None or module.monitor is not None:
-        return  # a schedule that follows a metric is not known before
-    settings = {key: value for key, value in module.optimizer.keywords.items() if key == "lr"}
-    scales = sorted({group["lr_scale"] for group in trainer.optimizers[0].param_groups}, reverse=True)
+    steps = trainer.estimated_stepping_batches
+    if module.scheduler is None or module.monitor is not None or steps == float("inf"):
+        return  # a schedule that follows a metric, or a run without a set end, is not known before
     scheduler = module.scheduler
     if "total_steps" in scheduler.keywords:
-        scheduler = partial(scheduler, total_steps=module._total_steps())
-    steps = trainer.estimated_stepping_batches
-    if steps == float("inf"):
-        return
+        scheduler = partial(scheduler, total_steps=module.total_steps())
     epoch = max(1, int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
-    by_step = module.interval == "step"
-    moves = int(steps) if by_step else -(-int(steps) // epoch)
-    rates = [
-        (f"{scale:.3g} x", planned_rates(module.optimizer, scheduler, moves, _group(settings, scale)))
-        for scale in scales
-    ]
-    draw = partial(draw_plan, rates, 1 if by_step else epoch, epoch)
-    publish(trainer, "10_learning_rate", draw, **captions.PLAN, step=0)
-
-
-def _group(settings: dict[str, float], scale: float) -> dict[str, float]:
-    return {"lr": settings["lr"] * scale} if "lr" in settings else {}
+    stretch = 1 if module.interval == "step" else epoch  # steps between two moves
+    rate = module.optimizer.keywords.get("lr")
+    rates = []
+    for scale in sorted({group["lr_scale"] for group in trainer.optimizers[0].param_groups}, reverse=True):
+        group = {} if rate is None else {"lr": rate * scale}
+        planned = planned_rates(module.optimizer, scheduler, -(-int(steps) // stretch), group)
+        rates.append((f"{scale:.3g} x optimizer.lr", planned))
+    publish(trainer, "10_learning_rate", partial(draw_plan, rates, stretch, epoch), **captions.PLAN, step=0)
 
 
 def _precision_recall(trainer: pl.Trainer, outcome: Outcome) -> None:

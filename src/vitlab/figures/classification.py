@@ -68,7 +68,7 @@ def wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray
     z = 1.959964
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return middle - half, middle + half
+    return np.minimum(middle - half, share), np.maximum(middle + half, share)  # to the last bit, at 0 and 1
 
 
 def draw_reliability(outcome: Outcome) -> Figure:

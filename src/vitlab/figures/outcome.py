@@ -60,7 +60,7 @@ class Outcome:
     @cached_property
     def bins(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of each of `BINS` equal bins of the confidence: images, mean confidence, accuracy (NaN without images)."""
-        place = torch.bucketize(self.confidence, torch.linspace(0, 1, BINS + 1)[1:-1])
+        place = torch.bucketize(self.confidence, torch.linspace(0, 1, BINS + 1)[1:-1], right=True)
         count = torch.bincount(place, minlength=BINS)
         sums = (
             torch.zeros(BINS).index_add(0, place, values) for values in (self.confidence.float(), self.correct.float())

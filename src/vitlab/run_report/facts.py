@@ -5,6 +5,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from vitlab.runs.directory import RunDirectory
 
 Row = dict[str, float]
@@ -39,6 +41,11 @@ class Facts:
         if not rows:
             return self.epochs[-1]
         return max(rows, key=lambda row: row[metric] if mode == "max" else -row[metric])
+
+    @property
+    def draws(self) -> bool:
+        """Whether the run is to have figures."""
+        return OmegaConf.select(self.config, "callbacks.figures.level") in ("light", "full")
 
     @property
     def classes(self) -> list[str]:

@@ -34,13 +34,16 @@ def write_report(run: RunDirectory) -> None:
     with never_failing("report.html"):
         facts = read_facts(run)
         if facts.epochs:
-            best = facts.best
-            file = run.path / "figures" / "20_curves.png"
-            image = render(
-                lambda: draw_curves(facts.epochs, int(best["epoch"]) if best else None), captions.CURVES["title"]
-            )
-            save(image, file, **captions.CURVES)
+            if facts.draws:
+                _draw_curves(facts, run.path / "figures" / "20_curves.png")
             write_text(run.path / "report.html", _page(facts, run))
+
+
+def _draw_curves(facts: Facts, file: Path) -> None:
+    best = facts.best
+    kept = int(best["epoch"]) if best else None
+    image = render(lambda: draw_curves(facts.epochs, kept), captions.CURVES["title"])
+    save(image, file, **captions.CURVES)
 
 
 def _page(facts: Facts, run: RunDirectory) -> str:

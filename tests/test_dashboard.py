@@ -77,10 +77,11 @@ def test_the_table_of_hyperparameters_has_the_final_metrics(events: EventAccumul
     values, metrics = hyperparameters(events)
     assert values["optimizer.lr"] == pytest.approx(2e-3)
     assert values["model.pool"] == "mean"
-    assert values["model._target_"] == "vitlab.models.VisionTransformer"
+    assert (values["model"], values["optimizer"]) == ("VisionTransformer", "AdamW")
+    assert values["model.qk_norm"] == "false"
     assert metrics == list(RESULTS)
     assert set(RESULTS) <= set(events.Tags()["scalars"])
-    best = events.Scalars("best/val_acc")[-1].value
+    best = events.Scalars("val/best_acc")[-1].value
     assert best == max(event.value for event in events.Scalars("val/acc"))
     assert metadata.SESSION_END_INFO_TAG in events.summary_metadata
 
@@ -94,6 +95,6 @@ def test_a_run_that_fails_is_in_the_table_too(in_process: Command, tmp_path: Pat
     assert values["optimizer.lr"] == pytest.approx(2e-3)
     assert "val/acc" in metrics
     assert len(events.Scalars("val/acc")) == 1  # of the first epoch: what the table shows of it
-    assert "best/val_acc" not in events.Tags()["scalars"]
+    assert "val/best_acc" not in events.Tags()["scalars"]
     assert metadata.SESSION_END_INFO_TAG not in events.summary_metadata
     assert "The run failed after 1 epochs" in (tmp_path / "run" / "report.html").read_text()

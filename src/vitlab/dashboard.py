@@ -40,7 +40,7 @@ HYPERPARAMETERS = (
     *("scheduler", "trainer"),
 )
 # The table shows the last value of each; val/acc also of a run that has not ended, or never will.
-RESULTS = ("best/val_acc", "best/val_loss", "best/epoch", "test/acc", "test/loss", "val/acc")
+RESULTS = ("val/best_acc", "val/best_loss", "val/best_epoch", "test/acc", "test/loss", "val/acc")
 
 
 @rank_zero_only
@@ -60,7 +60,7 @@ def begin_dashboard(trainer: pl.Trainer, config: Mapping[str, Any], run: RunDire
 def end_dashboard(trainer: pl.Trainer, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
     """The final metrics, also of the HPARAMS table: of the selected epoch, and of the test images."""
     with never_failing("the dashboard's last page"):
-        best = {"val/acc": "best/val_acc", "val/loss": "best/val_loss", "epoch": "best/epoch"}
+        best = {"val/acc": "val/best_acc", "val/loss": "val/best_loss", "epoch": "val/best_epoch"}
         values = {name: metrics[key] for key, name in best.items() if key in metrics}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
@@ -92,14 +92,17 @@ def _hyperparameters(writer: Any, config: Mapping[str, Any], *, ended: bool) -> 
 
 
 def _leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float | str]]:
+    """What runs are compared by: numbers, switches, words, names of classes; no lists, paths and addresses."""
     for key, value in node.items():
         inner = f"{path}{key}"
-        if isinstance(value, Mapping) and value:
+        if key == "_target_":
+            yield path.removesuffix("."), str(value).rpartition(".")[2]
+        elif isinstance(value, Mapping):
             yield from _leaves(value, f"{inner}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
+        elif isinstance(value, bool):
+            yield inner, str(value).lower()
+        elif isinstance(value, int | float) or (isinstance(value, str) and "/" not in value):
             yield inner, value
-        else:
-            yield inner, json.dumps(value) if not isinstance(value, str) else value
 
 
 def _environment() -> str:

@@ -15,11 +15,11 @@ def draw_confusions(outcome: Outcome) -> Figure:
     counts = outcome.confusions.numpy()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     named = len(outcome.classes) <= NAMED
-    side = max(5.5, 0.78 * len(outcome.classes)) if named else 8.0
-    figure = Figure(figsize=(side + 1.4, side + 0.5))
+    side = max(3.5, 0.47 * len(outcome.classes) + 1) if named else 5.0
+    figure = Figure(figsize=(side + 0.9, side + 0.3))
     axes = figure.add_subplot()
     image = axes.imshow(shares, vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1), label="share of the true class's images")
+    figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1), label="share of the true class")
     axes.set_xlabel("answer")
     axes.set_ylabel("true class")
     axes.grid(False)
@@ -33,7 +33,7 @@ def draw_confusions(outcome: Outcome) -> Figure:
             if counts[row, column]:
                 color = "black" if shares[row, column] > 0.55 else "white"
                 text = f"{shares[row, column]:.0%}\n{counts[row, column]:,}"
-                axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8.5, linespacing=1.1)
+                axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7, linespacing=1.0)
     return figure
 
 
@@ -44,7 +44,7 @@ def draw_per_class(outcome: Outcome) -> Figure:
     recall = outcome.recall.numpy()
     order = [int(place) for place in np.argsort(np.nan_to_num(recall, nan=2.0), kind="stable") if images[place]][:NAMED]
     low, high = wilson(recall[order], images[order])
-    figure = Figure(figsize=(7, 0.36 * len(order) + 1.3))
+    figure = Figure(figsize=(5, 0.29 * len(order) + 1.1))
     axes = figure.add_subplot()
     places = np.arange(len(order))
     axes.barh(places, recall[order], color=COLORS["sky"])
@@ -52,14 +52,14 @@ def draw_per_class(outcome: Outcome) -> Figure:
         recall[order], places, xerr=(recall[order] - low, high - recall[order]), fmt="none", ecolor="0.3", capsize=3
     )
     for place, share in enumerate(recall[order]):
-        axes.text(0.01, place, f"{share:.1%}", va="center", fontsize=10)
+        axes.text(0.01, place, f"{share:.1%}", va="center", fontsize=9)
     axes.axvline(outcome.correct.float().mean().item(), color=COLORS["vermilion"], linestyle="--", label="all images")
     axes.set_yticks(places, [f"{outcome.classes[place]} ({images[place]:,})" for place in order])
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel("accuracy on the class's images")
     axes.grid(axis="y", visible=False)
-    axes.legend(loc="lower left", bbox_to_anchor=(0.75, 1.0), fontsize=10)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.6, 0.98), fontsize=9)
     return figure
 
 
@@ -76,7 +76,7 @@ def draw_reliability(outcome: Outcome) -> Figure:
     count, confidence, accuracy = (values.numpy() for values in outcome.bins)
     middle = (np.arange(BINS) + 0.5) / BINS
     some = count > 0
-    figure = Figure(figsize=(6, 6.2))
+    figure = Figure(figsize=(4.4, 4.8))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.bar(middle[some], accuracy[some], width=0.9 / BINS, color=COLORS["sky"], label="accuracy")
     upper.plot(confidence[some], accuracy[some], "o", color=COLORS["blue"], label="at mean confidence", clip_on=False)
@@ -85,7 +85,7 @@ def draw_reliability(outcome: Outcome) -> Figure:
     upper.set_ylim(0, 1)
     upper.set_ylabel("accuracy")
     upper.set_title(f"ECE {outcome.calibration_error:.1%}")
-    upper.legend(loc="upper left", fontsize=10)
+    upper.legend(loc="upper left", fontsize=8.5)
     lower.bar(middle, count, width=0.9 / BINS, color="0.6")
     lower.set_ylabel("images")
     lower.set_xlabel("confidence: probability of the answer")

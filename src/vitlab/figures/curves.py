@@ -18,7 +18,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], best: int | None) -> Figure
         rows: Of `metrics.csv`.
         best: The epoch, counted from 0, whose weights were kept.
     """
-    figure = Figure(figsize=(10, 4.2))
+    figure = Figure(figsize=(9, 3.4))
     panels: Any = figure.subplots(1, 3, width_ratios=(3, 3, 2))
     for axes, metric, unit in ((panels[0], "loss", "loss (nats)"), (panels[1], "acc", "accuracy")):
         for split, color in LINES.items():
@@ -34,5 +34,5 @@ def draw_curves(rows: Sequence[Mapping[str, float]], best: int | None) -> Figure
     for axes in panels:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[0].legend(fontsize=10)
+    panels[0].legend(fontsize=9)
     return figure

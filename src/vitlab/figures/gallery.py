@@ -72,7 +72,7 @@ def render(draw: Callable[[], Figure], title: str) -> Image.Image:
     """The pixels of a figure beneath its title."""
     with styled():
         figure = draw()
-        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         canvas: Any = FigureCanvasAgg(figure)
         canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

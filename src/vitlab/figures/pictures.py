@@ -24,7 +24,7 @@ class Cell:
     below: str = ""
 
 
-def draw_batch(images: Tensor, labels: Tensor, classes: Sequence[str], columns: int = 8, rows: int = 4) -> Figure:
+def draw_batch(images: Tensor, labels: Tensor, classes: Sequence[str], columns: int = 5, rows: int = 4) -> Figure:
     """The first images of a training batch.
 
     Args:
@@ -38,7 +38,7 @@ def draw_batch(images: Tensor, labels: Tensor, classes: Sequence[str], columns: 
     return _draw([cells[start : start + columns] for start in range(0, shown, columns)])
 
 
-def draw_mistakes(outcome: Outcome, images: Tensor, columns: int = 6, rows: int = 3) -> Figure:
+def draw_mistakes(outcome: Outcome, images: Tensor, columns: int = 4, rows: int = 4) -> Figure:
     """The images that the network is surest of and wrong: uint8 `[N, 3, H, W]`, in the outcome's order."""
     sure = outcome.confidence.masked_fill(outcome.correct, -1)
     shown = min(columns * rows, int((~outcome.correct).sum()))
@@ -51,10 +51,10 @@ def draw_mistakes(outcome: Outcome, images: Tensor, columns: int = 6, rows: int 
         figure = Figure(figsize=(5, 1.2))
         figure.text(0.5, 0.4, "Every image was recognised.", ha="center", va="center")
         return figure
-    return _draw([cells[start : start + columns] for start in range(0, shown, columns)], inches=1.6)
+    return _draw([cells[start : start + columns] for start in range(0, shown, columns)], inches=1.3)
 
 
-def draw_extremes(outcome: Outcome, images: Tensor, each: int = 4, most: int = 10) -> Figure:
+def draw_extremes(outcome: Outcome, images: Tensor, each: int = 3, most: int = 10) -> Figure:
     """A row a class, at most `most` and those least recognised: the images with the smallest and the largest
     probability of their class, of uint8 images `[N, 3, H, W]` in the outcome's order."""
     least = outcome.recall.nan_to_num(2.0).argsort(stable=True)[:most]
@@ -66,7 +66,7 @@ def draw_extremes(outcome: Outcome, images: Tensor, each: int = 4, most: int = 1
             picked = [*order[:each], *reversed(order[-each:])]
             rows.append([Cell(images[place], below=_of_truth(outcome, place)) for place in picked])
             names.append(outcome.classes[label])
-    return _draw(rows, names, halves=("hardest", "most typical"), inches=1.1)
+    return _draw(rows, names, halves=("hardest", "most typical"), inches=1.05)
 
 
 def _of_truth(outcome: Outcome, place: int) -> str:
@@ -85,7 +85,7 @@ def _label(label: Tensor, classes: Sequence[str]) -> str:
 
 
 def _draw(
-    rows: Sequence[Sequence[Cell]], names: Sequence[str] = (), halves: Sequence[str] = (), inches: float = 1.15
+    rows: Sequence[Sequence[Cell]], names: Sequence[str] = (), halves: Sequence[str] = (), inches: float = 1.0
 ) -> Figure:
     """Rows of cells in one axes: laying out an axes for each image takes seconds.
 
@@ -113,10 +113,10 @@ def _draw(
             left = column * pitch + (gap if column >= columns / 2 else 0.0)
             _show(axes, cell, left, top + above)
         if names:
-            axes.text(-0.08, top + above + 0.5, names[number], ha="right", va="center", fontsize=11)
+            axes.text(-0.08, top + above + 0.5, names[number], ha="right", va="center", fontsize=10)
     for half, title in enumerate(halves):
         middle = half * (columns / 2 * pitch + gap) + columns / 4 * pitch
-        axes.text(middle, -0.06, title, ha="center", va="bottom", fontsize=12)
+        axes.text(middle, -0.06, title, ha="center", va="bottom", fontsize=11)
     axes.set_xlim(-room, width)
     axes.set_ylim(len(rows) * height, -line * bool(halves))
     return figure
@@ -125,6 +125,6 @@ def _draw(
 def _show(axes: Axes, cell: Cell, left: float, top: float) -> None:
     image = cell.image / 255 if cell.image.dtype == torch.uint8 else cell.image.float().clamp(0, 1)
     axes.imshow(image.permute(1, 2, 0).numpy(), extent=(left, left + 1, top + 1, top))
-    look: dict[str, Any] = {"ha": "center", "fontsize": 9.0}
+    look: dict[str, Any] = {"ha": "center", "fontsize": 8.5}
     axes.text(left + 0.5, top - 0.04, cell.above, va="bottom", color=WRONG if cell.below else "black", **look)
     axes.text(left + 0.5, top + 1.04, cell.below, va="top", color=RIGHT if cell.above else "black", **look)

@@ -32,7 +32,7 @@ def planned_rates(optimizer: Any, scheduler: Any, moves: int, group: dict[str, A
 
 def draw_plan(rates: Sequence[tuple[str, Sequence[float]]], steps_a_move: float, steps_an_epoch: float) -> Figure:
     """Learning rates over the run, a line a name."""
-    figure = Figure(figsize=(7, 4.2))
+    figure = Figure()
     axes: Any = figure.add_subplot()
     colors = list(COLORS.values())
     for place, (name, values) in enumerate(rates):
@@ -48,5 +48,5 @@ def draw_plan(rates: Sequence[tuple[str, Sequence[float]]], steps_a_move: float,
         "top", functions=(lambda step: step / steps_an_epoch, lambda epoch: epoch * steps_an_epoch)
     ).set_xlabel("epoch")
     if len(rates) > 1:
-        axes.legend(fontsize=10)
+        axes.legend(fontsize=9)
     return figure

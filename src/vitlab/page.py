@@ -112,7 +112,9 @@ def picture(figure: Figure, caption: str) -> str:
     return png(file.getvalue(), caption)
 
 
-def png(content: bytes, caption: str) -> str:
-    """A PNG file's content inside the page."""
+def png(content: bytes, caption: str, width: int | None = None) -> str:
+    """A PNG file's content inside the page, at most `width` pixels wide with its caption."""
     data, text = b64encode(content).decode("ascii"), escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    style = f' style="max-width: {width}px"' if width else ""
+    image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
+    return f"<figure{style}>{image}<figcaption>{text}</figcaption></figure>"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 from torchmetrics.utilities.distributed import gather_all_tensors
@@ -41,7 +42,7 @@ class Figures(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.batch_is_due = self.level != "off" and trainer.global_step == 0
-        if self.batch_is_due and trainer.is_global_zero:
+        if self.level != "off" and trainer.is_global_zero:
             with never_failing("the learning rate as planned"):
                 _draw_plan(trainer, pl_module)
 
@@ -50,10 +51,8 @@ class Figures(pl.Callback):
     ) -> None:
         if self.batch_is_due:
             self.batch_is_due = False
-            facts = trainer.datamodule.facts  # type: ignore[attr-defined]
-            mean, std = (torch.tensor(facts[name]).view(-1, 1, 1) for name in ("mean", "std"))
-            draw = lambda: draw_batch(batch.images.float().cpu() * std + mean, batch.labels.cpu(), facts["classes"])  # noqa: E731
-            publish(trainer, "12_first_batch", draw, **captions.FIRST_BATCH, step=0)
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            publish(trainer, "12_first_batch", partial(_draw_batch, batch, data.facts), **captions.FIRST_BATCH, step=0)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.collected = CollectLogits() if self.level == "full" and not trainer.sanity_checking else None
@@ -82,7 +81,8 @@ class Figures(pl.Callback):
             return
         with never_failing(f"the {split} figures"):
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            arrays = data.splits[split].take(places)
+            whole = data.splits[split]
+            arrays = whole if len(places) == len(whole) else whole.take(places)  # no copy of all images
             outcome = Outcome(logits.softmax(dim=1), rank_classes(logits)[:, 0], arrays.labels, data.facts["classes"])
             show = partial(publish, trainer, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
             first = 80 if split == "test" else 70
@@ -100,6 +100,11 @@ class Figures(pl.Callback):
                 file = Path(trainer.default_root_dir) / "test_details.json"
                 set_aside(file)
                 write_json(file, outcome.as_data())
+
+
+def _draw_batch(batch: Batch, facts: dict[str, Any]) -> Figure:
+    mean, std = (torch.tensor(facts[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    return draw_batch(batch.images.float().cpu() * std + mean, batch.labels.cpu(), facts["classes"])
 
 
 def _of_all_ranks(trainer: pl.Trainer, collected: CollectLogits) -> tuple[Tensor, Tensor]:
@@ -128,7 +133,8 @@ def _draw_plan(trainer: pl.Trainer, module: Any) -> None:
         group = {} if rate is None else {"lr": rate * scale}
         planned = planned_rates(module.optimizer, scheduler, -(-int(steps) // stretch), group)
         rates.append((f"{scale:.3g} x optimizer.lr", planned))
-    publish(trainer, "10_learning_rate", partial(draw_plan, rates, stretch, epoch), **captions.PLAN, step=0)
+    draw = partial(draw_plan, rates, stretch, epoch)
+    publish(trainer, "10_learning_rate", draw, **captions.PLAN, step=trainer.global_step)
 
 
 def _precision_recall(trainer: pl.Trainer, outcome: Outcome) -> None:

@@ -23,9 +23,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Published:
-    """A figure of a run: its PNG, and what the PNG says of itself."""
+    """A figure of a run: its PNG, that one's width in pixels, and what it says of itself."""
 
     file: Path
+    width: int
     tag: str
     title: str
     caption: str
@@ -94,5 +95,6 @@ def published(run: Path) -> list[Published]:
     for file in sorted((run / "figures").glob("*.png")):
         with Image.open(file) as image:
             said = {key: str(value) for key, value in image.info.items()}
-        found.append(Published(file, said.get("Source", ""), said.get("Title", file.stem), said.get("Description", "")))
+            about = (said.get("Source", ""), said.get("Title", file.stem), said.get("Description", ""))
+            found.append(Published(file, image.width, *about))
     return found

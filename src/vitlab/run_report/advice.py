@@ -10,7 +10,7 @@ Said = tuple[str, str]  # what is the case; what to try, or nothing
 
 def advice(facts: Facts) -> list[Said]:
     """Sentences in the order of their weight."""
-    found = [rule(facts) for rule in RULES]
+    found = [rule(facts) for rule in (FIRST if _guessing(facts) else FIRST + THEN)]
     return [said for said in found if said is not None]
 
 
@@ -150,7 +150,6 @@ def _skipped(facts: Facts) -> Said | None:
     )
 
 
-RULES: tuple[Callable[[Facts], Said | None], ...] = (
-    *(_interrupted, _guessing, _skipped, _by_heart, _underfitted, _still_rising, _best_early),
-    *(_confused, _calibration, _data_wait),
-)
+Rule = Callable[[Facts], Said | None]
+FIRST: tuple[Rule, ...] = (_interrupted, _guessing, _skipped)
+THEN: tuple[Rule, ...] = (_by_heart, _underfitted, _still_rising, _best_early, _confused, _calibration, _data_wait)

@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from vitlab.figures import captions, never_failing, published, render, save
 from vitlab.figures.curves import draw_curves
 from vitlab.files import write_text
-from vitlab.page import code, page, paragraph, png, section, table
+from vitlab.page import code, page, paragraph, png, section, side_by_side, table
 from vitlab.run_report.advice import advice
 from vitlab.run_report.facts import Facts, read_facts
 from vitlab.runs.directory import RunDirectory
@@ -26,6 +26,8 @@ SECTIONS = {  # of figures, by what stands before the slash of their tag; others
     "data": "What it was trained on",
     "plan": "The plan",
 }
+
+SHARPNESS = 1.5  # a figure's pixels by those of the page
 
 
 @rank_zero_only
@@ -121,10 +123,10 @@ def _advice(facts: Facts) -> str:
 def _figures(run: Path) -> Iterator[str]:
     groups: dict[str, list[str]] = {}
     for figure in published(run):
-        group = figure.tag.partition("/")[0]
-        groups.setdefault(group, []).append(png(figure.file.read_bytes(), figure.caption))
+        shown = png(figure.file.read_bytes(), figure.caption, width=round(figure.width / SHARPNESS))
+        groups.setdefault(figure.tag.partition("/")[0], []).append(shown)
     for group in sorted(groups, key=lambda name: [*SECTIONS, name].index(name)):
-        yield section(SECTIONS.get(group, group), *groups[group])
+        yield section(SECTIONS.get(group, group), side_by_side(*groups[group]))
 
 
 def _setting(facts: Facts) -> Iterator[str]:
@@ -181,6 +183,4 @@ def _again(facts: Facts, run: Path) -> Iterator[str]:
         yield paragraph("The run can go on; the first line does that.")
         checkout = [f"python train.py resume={path}", *checkout]
     yield code("\n".join([*checkout, f"python train.py reproduce={path}", f"python evaluate.py run={path}"]))
-    yield paragraph(
-        "The middle line trains again and compares; the last tests the saved weights." if facts.final else ""
-    )
+    yield paragraph("reproduce= trains again and compares; evaluate.py tests the weights that were kept.")

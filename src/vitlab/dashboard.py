@@ -12,9 +12,8 @@ import pytorch_lightning as pl
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
-from torch.utils.tensorboard.writer import SummaryWriter
 
-from vitlab.figures import never_failing
+from vitlab.figures import never_failing, writers
 from vitlab.runs.directory import RunDirectory
 
 # Charts of several curves, by the tags' patterns, which TensorBoard anchors at the front alone.
@@ -51,7 +50,7 @@ def begin_dashboard(trainer: pl.Trainer, config: Mapping[str, Any], run: RunDire
         log_text(trainer, "manifest", _block("json", json.dumps(run.manifest(), indent=2)))
         log_text(trainer, "environment", _environment())
         log_text(trainer, "resume", _resume(run.path))
-        for writer in _writers(trainer):
+        for writer in writers(trainer):
             writer.add_custom_scalars(LAYOUT)
             _hyperparameters(writer, config, ended=False)
 
@@ -64,22 +63,15 @@ def end_dashboard(trainer: pl.Trainer, config: Mapping[str, Any], metrics: Mappi
         values = {name: metrics[key] for key, name in best.items() if key in metrics}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
-        for writer in _writers(trainer):
+        for writer in writers(trainer):
             _hyperparameters(writer, config, ended=True)
 
 
 @rank_zero_only
 def log_text(trainer: pl.Trainer, tag: str, markdown: str) -> None:
     """Shows a text where the logger can."""
-    for writer in _writers(trainer):
+    for writer in writers(trainer):
         writer.add_text(tag, markdown)
-
-
-def _writers(trainer: pl.Trainer) -> Iterator[Any]:
-    for logger in trainer.loggers:
-        writer = getattr(logger, "experiment", None)
-        if isinstance(writer, SummaryWriter):
-            yield writer
 
 
 def _hyperparameters(writer: Any, config: Mapping[str, Any], *, ended: bool) -> None:

@@ -31,10 +31,10 @@ def test_a_figure_lands_in_the_folder_and_in_the_dashboard(tmp_path: Path) -> No
     first, second = published(tmp_path)
     assert (first.file.name, first.title) == ("10_other.png", "Other")
     assert (second.title, second.caption, second.tag) == (ABOUT["title"], ABOUT["caption"], "test/line")
-    assert Image.open(second.file).size == (400, 300)
+    assert Image.open(second.file).size == (600, 450)
     run.logger.save()
     (shown, _) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("test/line")
-    assert (shown.step, shown.width, shown.height) == (7, 400, 300)
+    assert (shown.step, shown.width, shown.height) == (7, 600, 450)
 
 
 def test_a_later_one_takes_the_place_of_the_same_figure(tmp_path: Path) -> None:

@@ -8,13 +8,12 @@ import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.utils.tensorboard.writer import SummaryWriter
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from vitlab.callbacks.predictions import CollectLogits
 from vitlab.classifier import rank_classes
 from vitlab.data import Batch
-from vitlab.figures import captions, never_failing, publish
+from vitlab.figures import captions, never_failing, publish, writers
 from vitlab.figures.classification import draw_confusions, draw_per_class, draw_reliability
 from vitlab.figures.outcome import Outcome
 from vitlab.figures.pictures import draw_batch, draw_extremes, draw_mistakes
@@ -138,10 +137,8 @@ def _draw_plan(trainer: pl.Trainer, module: Any) -> None:
 
 
 def _precision_recall(trainer: pl.Trainer, outcome: Outcome) -> None:
-    for logger in trainer.loggers:
-        writer: Any = getattr(logger, "experiment", None)
-        if isinstance(writer, SummaryWriter):
-            for label, name in enumerate(outcome.classes):
-                step = trainer.fit_loop.epoch_loop._batches_that_stepped
-                probabilities = outcome.probabilities[:, label]
-                writer.add_pr_curve(f"precision_recall/{name}", outcome.labels == label, probabilities, step)
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    for writer in writers(trainer):
+        for label, name in enumerate(outcome.classes):
+            probabilities = outcome.probabilities[:, label]
+            writer.add_pr_curve(f"precision_recall/{name}", outcome.labels == label, probabilities, step)

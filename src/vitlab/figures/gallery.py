@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from vitlab.figures.style import styled
@@ -63,10 +64,20 @@ def publish(
         image = render(draw, title)
         file = Path(trainer.default_root_dir) / "figures" / f"{name}.png"
         save(image, file, tag=tag, title=title, caption=caption)
-        for logger in trainer.loggers:
-            writer: Any = getattr(logger, "experiment", None)
-            if isinstance(writer, SummaryWriter):
-                writer.add_image(tag, np.asarray(image), step, dataformats="HWC")
+        # Not add_image, which would encode the image once more.
+        shown = Summary.Image(
+            height=image.height, width=image.width, colorspace=3, encoded_image_string=file.read_bytes()
+        )
+        for writer in writers(trainer):
+            writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=shown)]), step)
+
+
+def writers(trainer: pl.Trainer) -> Iterator[Any]:
+    """TensorBoard's SummaryWriters of a run's loggers."""
+    for logger in trainer.loggers:
+        writer = getattr(logger, "experiment", None)
+        if isinstance(writer, SummaryWriter):
+            yield writer
 
 
 def render(draw: Callable[[], Figure], title: str) -> Image.Image:

@@ -13,12 +13,14 @@ CONFIG = OmegaConf.create(
 )
 
 
-def facts(train: list[float], val: list[float], details: dict[str, Any] | None = None, **row: float) -> Facts:
+def facts(
+    train: list[float], val: list[float], details: dict[str, Any] | None = None, images: int = 1000, **row: float
+) -> Facts:
     epochs = [
         {"epoch": float(e), "train/acc": t, "val/acc": v, "seconds": 1.0, **row}
         for e, (t, v) in enumerate(zip(train, val, strict=True))
     ]
-    manifest = {"status": "finished", "data": {"val": {"images": 1000}, "test": {"images": 1000}}}
+    manifest = {"status": "finished", "data": {"val": {"images": images}, "test": {"images": 1000}}}
     best = max(range(len(val)), key=val.__getitem__)
     return Facts(CONFIG, manifest, epochs, {"epoch": best, "test/acc": 0.9}, details or {})
 
@@ -36,6 +38,8 @@ CASES = [
     (facts([0.8, 0.99], [0.75, 0.76]), "23 points apart. It learns the training images by heart"),
     (facts([0.8, 0.88], [0.75, 0.8]), "8 points apart. It begins to learn the training images by heart"),
     (facts([0.6, 0.61], [0.7, 0.705]), "it does not learn by heart, it has not learned enough"),
+    (facts([0.7, 0.76], [0.7, 0.7], images=100), "it has not learned enough"),  # six points may be chance
+    (facts(FLAT, FLAT, images=100), "100 validation images tell an accuracy to within 6 points"),
     (facts(FLAT, [0.6, 0.7, 0.75, 0.8, 0.82, 0.84]), "still rising: 4.0 points in the last 2 of 6 epochs"),
     (facts(FLAT, [0.6, 0.7, 0.75, 0.8, 0.82, 0.84]), "trainer.max_epochs=12"),
     (facts(FLAT, [0.7, 0.9, 0.8, 0.8, 0.8, 0.8]), "The best epoch was 2 of 6; what came after did not help"),

@@ -40,12 +40,28 @@ def _validated(facts: Facts) -> tuple[float | None, int]:
     return facts.final.get("test/acc"), facts.images("test")
 
 
+def _uncertainty(accuracy: float, images: int) -> float:
+    """Two standard errors of an accuracy that was found on so many images."""
+    return 2 * sqrt(accuracy * (1 - accuracy) / max(images, 1))
+
+
+def _few_validated(facts: Facts) -> Said | None:
+    best, images = facts.best or {}, facts.images("val")
+    if "val/acc" not in best or (half := _uncertainty(best["val/acc"], images)) <= 0.03:
+        return None
+    return (
+        f"{images:,} validation images tell an accuracy to within {100 * half:.0f} points: smaller differences between "
+        "epochs, and between runs, may be chance.",
+        "A larger data.val_size.",
+    )
+
+
 def _by_heart(facts: Facts) -> Said | None:
     last = facts.epochs[-1]
     if "val/acc" not in last:
         return None
     gap = last["train/acc"] - last["val/acc"]
-    if gap <= 0.05:
+    if gap <= max(0.05, _uncertainty(last["val/acc"], facts.images("val"))):
         return None
     return (
         f"At the end {last['train/acc']:.1%} of the (augmented) training images are recognised, but "
@@ -58,7 +74,7 @@ def _by_heart(facts: Facts) -> Said | None:
 
 def _underfitted(facts: Facts) -> Said | None:
     last = facts.epochs[-1]
-    if "val/acc" not in last or last["train/acc"] - last["val/acc"] > 0.05 or last["train/acc"] > 0.9:
+    if "val/acc" not in last or last["train/acc"] > 0.9 or _by_heart(facts):
         return None
     return (
         f"Of the training images themselves, as augmented, {last['train/acc']:.1%} are recognised, beside "
@@ -73,7 +89,7 @@ def _still_rising(facts: Facts) -> Said | None:
     if not third:
         return None
     gain = max(curve[-third:]) - max(curve[:-third])
-    if gain <= 0.005:
+    if gain <= max(0.005, _uncertainty(max(curve), facts.images("val")) / 2):
         return None
     epochs = int(facts.epochs[-1]["epoch"]) + 1
     return (
@@ -152,4 +168,7 @@ def _skipped(facts: Facts) -> Said | None:
 
 Rule = Callable[[Facts], Said | None]
 FIRST: tuple[Rule, ...] = (_interrupted, _guessing, _skipped)
-THEN: tuple[Rule, ...] = (_by_heart, _underfitted, _still_rising, _best_early, _confused, _calibration, _data_wait)
+THEN: tuple[Rule, ...] = (
+    *(_by_heart, _underfitted, _still_rising, _best_early),
+    *(_confused, _calibration, _few_validated, _data_wait),
+)

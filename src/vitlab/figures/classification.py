@@ -52,7 +52,7 @@ def draw_per_class(outcome: Outcome) -> Figure:
         recall[order], places, xerr=(recall[order] - low, high - recall[order]), fmt="none", ecolor="0.3", capsize=3
     )
     for place, share in enumerate(recall[order]):
-        axes.text(0.01, place, f"{share:.1%}", va="center", fontsize=9)
+        axes.text(1.02, place, f"{share:.1%}", va="center", fontsize=9)
     axes.axvline(outcome.correct.float().mean().item(), color=COLORS["vermilion"], linestyle="--", label="all images")
     axes.set_yticks(places, [f"{outcome.classes[place]} ({images[place]:,})" for place in order])
     axes.set_xlim(0, 1)

@@ -33,6 +33,7 @@ SMALL_RUN = [
     "data.eval_batch_size=50",
     "trainer.max_epochs=2",
     "trainer.log_every_n_steps=2",
+    "callbacks.figures.level=off",  # each run's would take a second
     *SMALL_MODEL,
 ]
 
@@ -90,9 +91,9 @@ def in_process(
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a finished run on synthetic data, outputs/demo/<time> of its folder."""
+    """The directory of a finished run on synthetic data, with its figures, outputs/demo/<time> of its folder."""
     folder = tmp_path_factory.mktemp("small_run")
-    result = run_script("train.py", *SMALL_RUN, cwd=folder)
+    result = run_script("train.py", *SMALL_RUN, "callbacks.figures.level=light", cwd=folder)
     assert result.returncode == 0, result.stderr
     return next((folder / "outputs" / "demo").iterdir())
 

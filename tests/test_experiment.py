@@ -212,7 +212,8 @@ def test_a_compiled_run_leaves_an_ordinary_checkpoint(command: Command, in_proce
 
 
 def test_two_processes_train_as_one_experiment(command: Command, in_process: Command, tmp_path: Path) -> None:
-    result = command("train.py", *SMALL_RUN, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    drawn = "callbacks.figures.level=full"
+    result = command("train.py", *SMALL_RUN, drawn, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
     assert result.returncode == 0, result.stderr
     assert "sync_dist" not in result.stderr
     run = only_run(tmp_path)

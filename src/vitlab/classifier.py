@@ -214,7 +214,7 @@ class ImageClassifier(pl.LightningModule):
         accuracy: Any = self.accuracies[f"{stage}_acc"]
         self.log_dict({f"{stage}/loss": loss, f"{stage}/acc": accuracy})
 
-    def _total_steps(self) -> int:
+    def total_steps(self) -> int:
         """How often the schedule moves in the whole run."""
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
@@ -253,7 +253,7 @@ class ImageClassifier(pl.LightningModule):
             return optimizer
         facts = {}
         if "total_steps" in self.scheduler.keywords:
-            facts["total_steps"] = self._total_steps()
+            facts["total_steps"] = self.total_steps()
         try:
             scheduler = self.scheduler(optimizer, **facts)
         except ValueError as error:

@@ -22,12 +22,14 @@ from vitlab.config.building import adopt_user_network, build, build_network, wei
 from vitlab.config.composition import typed_overrides
 from vitlab.config.machine import resolve_machine
 from vitlab.config.quiet import quiet_libraries
+from vitlab.dashboard import begin_dashboard, end_dashboard, log_text
 from vitlab.data import ImageDataModule
 from vitlab.errors import TerminatedError, UserError
 from vitlab.files import set_aside, write_json
 from vitlab.interruption import told_apart
 from vitlab.preflight import Subject, run_preflight
 from vitlab.report import print_header, print_interrupted, print_preflight, print_results, print_weights
+from vitlab.run_report import write_report
 from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.manifest import describe_origin, differences
@@ -69,7 +71,7 @@ def train(
     run = RunDirectory(Path(config.run_dir))
     trainer = build_trainer(config, resolved, run)
     note_stream(trainer, resolved)
-    begin_run(run, resolved, data, weights, report)
+    begin_run(run, resolved, data, network, weights, report)
     if beside is not None:
         warn_of_differences(beside, run)
     print_header(config, data, network, run.path)
@@ -91,7 +93,7 @@ def train(
         if mode == "only":
             end_run(run, "checked")
             return {}
-        log_text(trainer, "config", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(resolved))}\n```")
+        begin_dashboard(trainer, resolved, run)
         return fit_and_test(config, trainer, classifier, data, run, started)
 
 
@@ -124,10 +126,12 @@ def ended_well_or_badly(run: RunDirectory, config: DictConfig) -> Iterator[None]
         with suppress(OSError):  # the disk may be full
             end_run(run, "interrupted")
         print_interrupted(config, run)
+        write_report(run)
         raise
     except BaseException:
         with suppress(OSError):
             end_run(run, "failed")
+        write_report(run)
         raise
 
 
@@ -150,6 +154,8 @@ def fit_and_test(
             set_aside(run.metrics_file)  # of a run that was finished, and was made longer
             write_json(run.metrics_file, metrics)
             end_run(run, "finished")
+            end_dashboard(trainer, as_plain_data(config), metrics)
+            write_report(run)
             print_results(config, metrics, run.path)
     return metrics
 
@@ -295,11 +301,13 @@ def begin_run(
     run: RunDirectory,
     resolved: dict[str, Any],
     data: ImageDataModule,
+    network: torch.nn.Module,
     weights: Weights | None,
     report: LoadReport | None,
 ) -> None:
     """Writes what is known before training."""
     manifest = {**describe_origin(), "seed": resolved["seed"], "data": fingerprints(data), "weights": None}
+    manifest["parameters"] = sum(parameter.numel() for parameter in network.parameters())
     if weights and report:
         manifest["weights"] = {"from": weights.origin, "sha256": weights.fingerprint(), **asdict(report)}
     run.create(resolved, manifest)
@@ -325,15 +333,6 @@ def check_before_training(subject: Subject, run: RunDirectory, mode: str) -> Non
     if preflight.failures and mode != "warn":
         names = ", ".join(finding.check for finding in preflight.failures)
         raise UserError(f"preflight: {names} failed: see above; preflight=warn trains all the same")
-
-
-@rank_zero_only
-def log_text(trainer: pl.Trainer, tag: str, markdown: str) -> None:
-    """Shows a text where the logger can (TensorBoard's can)."""
-    for logger in trainer.loggers:
-        writer: Any = getattr(logger, "experiment", None)
-        if hasattr(writer, "add_text"):
-            writer.add_text(tag, markdown)
 
 
 def test_selected(

@@ -109,6 +109,12 @@ def picture(figure: Figure, caption: str) -> str:
     file = BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(file, format="png")
-    data = b64encode(file.getvalue()).decode("ascii")
-    text = escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    return png(file.getvalue(), caption)
+
+
+def png(content: bytes, caption: str, width: int | None = None) -> str:
+    """A PNG file's content inside the page, at most `width` pixels wide with its caption."""
+    data, text = b64encode(content).decode("ascii"), escape(caption)
+    style = f' style="max-width: {width}px"' if width else ""
+    image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
+    return f"<figure{style}>{image}<figcaption>{text}</figcaption></figure>"

@@ -30,6 +30,11 @@ def test_what_is_shipped_is_in_order(choice: str) -> None:
     assert mistakes(choice, *(["data.root=somewhere"] if choice == "data=image_folder" else [])) == []
 
 
+@pytest.mark.parametrize("level", ["off", "false", "light", "full"])  # YAML reads an unquoted off as false
+def test_figures_can_be_switched(level: str) -> None:
+    assert mistakes(f"callbacks.figures.level={level}") == []
+
+
 def test_the_names_at_the_top_are_those_of_the_files() -> None:
     declared = set(yaml.safe_load((CONF / "train.yaml").read_text())) - {"defaults", "hydra"}
     groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra"}
@@ -80,6 +85,7 @@ ONE = [
     (["augment.flip.p=2"], "augment.flip.p=2 must be a number of at least 0 and at most 1"),
     (["finetune.layer_decay=1.5"], "finetune.layer_decay=1.5 must be a number above 0 and at most 1"),
     (["model.pool=max"], "model.pool=max must be one of cls, mean"),
+    (["callbacks.figures.level=more"], "callbacks.figures.level=more must be one of off, light, full"),
     (["preflight=maybe"], "preflight=maybe must be one of strict, warn, only, off"),
     (["seed=-1"], "seed=-1 must be a whole number from 0 to 4294967295"),
     (["trainer.accelerator=cpuu"], "Did you mean 'cpu'?"),

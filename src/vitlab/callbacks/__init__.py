@@ -2,8 +2,10 @@
 
 from vitlab.callbacks.best_checkpoint import BestCheckpoint
 from vitlab.callbacks.epoch_metrics import EpochMetricsCSV
+from vitlab.callbacks.figures import Figures
 from vitlab.callbacks.finite_loss import FiniteLoss
 from vitlab.callbacks.last_checkpoint import LastCheckpoint
+from vitlab.callbacks.layer_statistics import LayerStatistics
 from vitlab.callbacks.predictions import CollectLogits
 from vitlab.callbacks.progress import RunProgress
 from vitlab.callbacks.step_profiler import StepProfiler
@@ -13,8 +15,10 @@ __all__ = [
     "BestCheckpoint",
     "CollectLogits",
     "EpochMetricsCSV",
+    "Figures",
     "FiniteLoss",
     "LastCheckpoint",
+    "LayerStatistics",
     "RunProgress",
     "StepProfiler",
     "Throughput",

@@ -16,7 +16,7 @@ class CollectLogits(pl.Callback):
     def __init__(self) -> None:
         self._batches: list[tuple[Tensor, Tensor]] = []
 
-    def _keep(
+    def keep(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
@@ -27,8 +27,8 @@ class CollectLogits(pl.Callback):
     ) -> None:
         self._batches.append((outputs.cpu(), batch.places.cpu()))
 
-    on_validation_batch_end = _keep
-    on_test_batch_end = _keep
+    on_validation_batch_end = keep
+    on_test_batch_end = keep
 
     @property
     def logits(self) -> Tensor:

@@ -56,6 +56,7 @@ RULES: Mapping[str, Kind] = {
     "checkpoint.monitor": METRIC,
     "scheduler.monitor": METRIC | NULL,
     "callbacks.nan.action": choice("stop", "skip"),
+    "callbacks.*.level": choice("off", "light", "full") | OFF,
     "callbacks.*.monitor": METRIC | NULL,
     "checkpoint.mode": choice("min", "max"),
     "checkpoint.last_every_n_epochs": whole(1),

@@ -1,0 +1,144 @@
+"""What is drawn of a run."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from vitlab.callbacks.predictions import CollectLogits
+from vitlab.classifier import rank_classes
+from vitlab.data import Batch
+from vitlab.figures import captions, never_failing, publish, writers
+from vitlab.figures.classification import draw_confusions, draw_per_class, draw_reliability
+from vitlab.figures.outcome import Outcome
+from vitlab.figures.pictures import draw_batch, draw_extremes, draw_mistakes
+from vitlab.figures.plan import draw_plan, planned_rates
+from vitlab.files import set_aside, write_json
+
+
+class Figures(pl.Callback):
+    """Draws into `figures/` of the run and its dashboard.
+
+    Before training: the learning rate as planned, the first batch as the network sees it. From the logits of the test
+    pass: confusions, accuracy of each class, reliability, the surest mistakes, the hardest and most typical images,
+    precision-recall curves, and `test_details.json`.
+
+    Args:
+        level: "off" (or False, as YAML reads it), "light", or "full": confusions and reliability of the validation
+            images after each epoch too.
+    """
+
+    def __init__(self, level: str | bool) -> None:
+        if level not in (False, "off", "light", "full"):
+            raise ValueError(f"level={level} of Figures is unknown; choose off, light or full")
+        self.level = level or "off"
+        self.collected: CollectLogits | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.batch_is_due = self.level != "off" and trainer.global_step == 0
+        if self.level != "off" and trainer.is_global_zero:
+            with never_failing("the learning rate as planned"):
+                _draw_plan(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if self.batch_is_due:
+            self.batch_is_due = False
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            publish(trainer, "12_first_batch", partial(_draw_batch, batch, data.facts), **captions.FIRST_BATCH, step=0)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.collected = CollectLogits() if self.level == "full" and not trainer.sanity_checking else None
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.collected = CollectLogits() if self.level != "off" else None
+
+    def _collect(self, *arguments: Any, **_: Any) -> None:
+        if self.collected is not None:
+            self.collected.keep(*arguments)
+
+    on_validation_batch_end = _collect
+    on_test_batch_end = _collect
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.collected is not None:
+            self._draw_outcome(trainer, "val", self.collected)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.collected is not None:
+            self._draw_outcome(trainer, "test", self.collected)
+
+    def _draw_outcome(self, trainer: pl.Trainer, split: str, collected: CollectLogits) -> None:
+        logits, places = _of_all_ranks(trainer, collected)
+        if not trainer.is_global_zero:
+            return
+        with never_failing(f"the {split} figures"):
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            whole = data.splits[split]
+            arrays = whole if len(places) == len(whole) else whole.take(places)  # no copy of all images
+            outcome = Outcome(logits.softmax(dim=1), rank_classes(logits)[:, 0], arrays.labels, data.facts["classes"])
+            show = partial(publish, trainer, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+            first = 80 if split == "test" else 70
+            for number, about, draw in (
+                (first, captions.CONFUSIONS, partial(draw_confusions, outcome)),
+                (first + 1, captions.PER_CLASS, partial(draw_per_class, outcome)),
+                (first + 2, captions.RELIABILITY, partial(draw_reliability, outcome)),
+            ):
+                name = f"{number}_{split}_{about['tag']}"
+                show(name, draw, tag=f"{split}/{about['tag']}", title=about["title"], caption=about["caption"])
+            if split == "test":
+                show("83_test_mistakes", partial(draw_mistakes, outcome, arrays.images), **captions.MISTAKES)
+                show("84_test_extremes", partial(draw_extremes, outcome, arrays.images), **captions.EXTREMES)
+                _precision_recall(trainer, outcome)
+                file = Path(trainer.default_root_dir) / "test_details.json"
+                set_aside(file)
+                write_json(file, outcome.as_data())
+
+
+def _draw_batch(batch: Batch, facts: dict[str, Any]) -> Figure:
+    mean, std = (torch.tensor(facts[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    return draw_batch(batch.images.float().cpu() * std + mean, batch.labels.cpu(), facts["classes"])
+
+
+def _of_all_ranks(trainer: pl.Trainer, collected: CollectLogits) -> tuple[Tensor, Tensor]:
+    """Logits and places of all ranks' images, in the order of the split; all ranks must call it."""
+    logits, places = collected.logits, collected.index
+    if trainer.world_size > 1:
+        device = trainer.strategy.root_device
+        logits = torch.cat(gather_all_tensors(logits.to(device))).cpu()
+        places = torch.cat(gather_all_tensors(places.to(device))).cpu()
+    order = places.argsort()
+    return logits[order], places[order]
+
+
+def _draw_plan(trainer: pl.Trainer, module: Any) -> None:
+    steps = trainer.estimated_stepping_batches
+    if module.scheduler is None or module.monitor is not None or steps == float("inf"):
+        return  # a schedule that follows a metric, or a run without a set end, is not known before
+    scheduler = module.scheduler
+    if "total_steps" in scheduler.keywords:
+        scheduler = partial(scheduler, total_steps=module.total_steps())
+    epoch = max(1, int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
+    stretch = 1 if module.interval == "step" else epoch  # steps between two moves
+    rate = module.optimizer.keywords.get("lr")
+    rates = []
+    for scale in sorted({group["lr_scale"] for group in trainer.optimizers[0].param_groups}, reverse=True):
+        group = {} if rate is None else {"lr": rate * scale}
+        planned = planned_rates(module.optimizer, scheduler, -(-int(steps) // stretch), group)
+        rates.append((f"{scale:.3g} x optimizer.lr", planned))
+    draw = partial(draw_plan, rates, stretch, epoch)
+    publish(trainer, "10_learning_rate", draw, **captions.PLAN, step=trainer.global_step)
+
+
+def _precision_recall(trainer: pl.Trainer, outcome: Outcome) -> None:
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    for writer in writers(trainer):
+        for label, name in enumerate(outcome.classes):
+            probabilities = outcome.probabilities[:, label]
+            writer.add_pr_curve(f"precision_recall/{name}", outcome.labels == label, probabilities, step)

@@ -1,0 +1,115 @@
+"""What TensorBoard shows of a run beside curves and figures: texts, the layout of charts, the HPARAMS table."""
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
+from torch.utils.tensorboard.summary import hparams
+
+from vitlab.figures import never_failing, writers
+from vitlab.runs.directory import RunDirectory
+
+# Charts of several curves, by the tags' patterns, which TensorBoard anchors at the front alone.
+LAYOUT = {
+    "learning": {
+        "loss (nats), train and val": ["Multiline", ["train/loss$", "val/loss$"]],
+        "accuracy, train and val": ["Multiline", ["train/acc$", "val/acc$"]],
+        "learning rate": ["Multiline", ["lr$", "lr/"]],
+    },
+    "layers": {
+        "gradient norm before clipping": ["Multiline", ["gradient_norm/"]],
+        "update / weight": ["Multiline", ["update_to_weight/"]],
+        "weight norm": ["Multiline", ["weight_norm/"]],
+    },
+    "speed": {
+        "images a second": ["Multiline", ["images_per_second$"]],
+        "share of time waiting for data, MFU": ["Multiline", ["data_wait$", "mfu$"]],
+        "memory (GiB)": ["Multiline", ["memory_gib$"]],
+    },
+}
+HYPERPARAMETERS = (
+    *("name", "seed", "label_smoothing", "compile", "model", "data", "augment", "optimizer", "finetune"),
+    *("scheduler", "trainer"),
+)
+# The table shows the last value of each; val/acc also of a run that has not ended, or never will.
+RESULTS = ("val/best_acc", "val/best_loss", "val/best_epoch", "test/acc", "test/loss", "val/acc")
+
+
+@rank_zero_only
+def begin_dashboard(trainer: pl.Trainer, config: Mapping[str, Any], run: RunDirectory) -> None:
+    """What is known before training."""
+    with never_failing("the dashboard's first page"):
+        log_text(trainer, "config", _block("yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config)))))
+        log_text(trainer, "manifest", _block("json", json.dumps(run.manifest(), indent=2)))
+        log_text(trainer, "environment", _environment())
+        log_text(trainer, "resume", _resume(run.path))
+        for writer in writers(trainer):
+            writer.add_custom_scalars(LAYOUT)
+            _hyperparameters(writer, config, ended=False)
+
+
+@rank_zero_only
+def end_dashboard(trainer: pl.Trainer, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    """The final metrics, also of the HPARAMS table: of the selected epoch, and of the test images."""
+    with never_failing("the dashboard's last page"):
+        best = {"val/acc": "val/best_acc", "val/loss": "val/best_loss", "epoch": "val/best_epoch"}
+        values = {name: metrics[key] for key, name in best.items() if key in metrics}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        for writer in writers(trainer):
+            _hyperparameters(writer, config, ended=True)
+
+
+@rank_zero_only
+def log_text(trainer: pl.Trainer, tag: str, markdown: str) -> None:
+    """Shows a text where the logger can."""
+    for writer in writers(trainer):
+        writer.add_text(tag, markdown)
+
+
+def _hyperparameters(writer: Any, config: Mapping[str, Any], *, ended: bool) -> None:
+    # Not the logger's log_hyperparams: it leaves out a run without metrics, or would need made-up ones.
+    chosen = {key: config[key] for key in HYPERPARAMETERS if key in config}
+    make: Any = hparams
+    table, begin, end = make(dict(_leaves(chosen)), dict.fromkeys(RESULTS, 0.0))
+    for summary in (table, begin, *([end] if ended else [])):
+        writer._get_file_writer().add_summary(summary)
+
+
+def _leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float | str]]:
+    """What runs are compared by: numbers, switches, words, names of classes; no lists, paths and addresses."""
+    for key, value in node.items():
+        inner = f"{path}{key}"
+        if key == "_target_":
+            yield path.removesuffix("."), str(value).rpartition(".")[2]
+        elif isinstance(value, Mapping):
+            yield from _leaves(value, f"{inner}.")
+        elif isinstance(value, bool):
+            yield inner, str(value).lower()
+        elif isinstance(value, int | float) or (isinstance(value, str) and "/" not in value):
+            yield inner, value
+
+
+def _environment() -> str:
+    """Python, and every installed package with its version."""
+    packages = {found.name: found.version for found in distributions()}
+    rows = [f"| {name} | {packages[name]} |" for name in sorted(packages, key=str.lower)]
+    return "\n".join(
+        [f"Python {platform.python_version()}, {platform.platform()}\n", "| package | version |", "|---|---|", *rows]
+    )
+
+
+def _resume(run: Path) -> str:
+    command = _block("", f"python train.py resume={os.path.relpath(run)}")
+    return f"From the folder `{Path.cwd()}`:\n\n{command}\n\ngoes on where the run was interrupted."
+
+
+def _block(language: str, text: str) -> str:
+    return f"```{language}\n{text}\n```"

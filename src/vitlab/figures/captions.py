@@ -1,0 +1,80 @@
+"""What stands beneath the figures: what each shows, and how it is read."""
+
+from typing import TypedDict
+
+
+class About(TypedDict):
+    """As `publish` takes it."""
+
+    tag: str
+    title: str
+    caption: str
+
+
+PLAN: About = {
+    "tag": "plan/learning_rate",
+    "title": "Learning rate as planned",
+    "caption": (
+        "What the schedule will do, drawn before the first step. Where layers learn at rates of their own, a line for "
+        "each, named by its multiple of optimizer.lr."
+    ),
+}
+FIRST_BATCH: About = {
+    "tag": "data/first_batch",
+    "title": "First training batch as the network sees it",
+    "caption": (
+        "After augmentation, at the network's image size, with the normalisation undone for the eye. Look for: images "
+        "that still show their class, augmentation that is there and not too strong, labels that fit."
+    ),
+}
+CONFUSIONS: About = {
+    "tag": "confusion_matrix",
+    "title": "Confusion matrix: shares and numbers of images",
+    "caption": (
+        "Of each true class's images (a row), the share and the number that got each answer (a column). On the "
+        "diagonal stands what was recognised; a bright cell off it is a pair of classes that is mixed up."
+    ),
+}
+PER_CLASS: About = {
+    "tag": "accuracy_by_class",
+    "title": "Accuracy of each class",
+    "caption": (
+        "The share of each class's images that was recognised, the least recognised class at the bottom, with the "
+        "number of images. The thin line is the 95 % interval that so few images allow."
+    ),
+}
+RELIABILITY: About = {
+    "tag": "reliability",
+    "title": "Can the probabilities be trusted?",
+    "caption": (
+        "Images grouped by the probability of their answer: how many of a group were right. Bars below the dashed "
+        "line: the network is surer than it may be. Above: it is too modest, as label smoothing makes it. ECE, the "
+        "expected calibration error, is the mean distance from the line, weighted by the images below."
+    ),
+}
+MISTAKES: About = {
+    "tag": "test/surest_mistakes",
+    "title": "Surest mistakes: the answer above, the true class below",
+    "caption": (
+        "The wrong answers with the highest probabilities. Above each test image the answer, below it the true class, "
+        "with their probabilities. Wrong labels in the data show up here first."
+    ),
+}
+EXTREMES: About = {
+    "tag": "test/hardest_and_most_typical",
+    "title": "Hardest and most typical images, with the true class's probability",
+    "caption": (
+        "For each class the test images whose true class got the smallest probability (left; beside it the "
+        "answer where that was wrong) and the largest (right). Ten classes at most, those least recognised."
+    ),
+}
+CURVES: About = {
+    "tag": "curves/loss_and_accuracy",
+    "title": "Loss, accuracy and learning rate by epoch",
+    "caption": (
+        "Training images are augmented, and their loss has label smoothing: the two lines are not of one kind, and the "
+        "training line may lie on the worse side. Accuracy that still rises at the right end asks for more epochs; "
+        "a validation loss that turns up while the training loss falls is learning by heart. The dotted line is the "
+        "epoch whose weights were kept and tested."
+    ),
+}

@@ -1,0 +1,94 @@
+"""How well classes are told apart, and how far the probabilities can be trusted."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from vitlab.figures.outcome import BINS, Outcome
+from vitlab.figures.style import COLORS
+
+NAMED = 20  # classes that a matrix, or a column of bars, has room to name
+
+
+def draw_confusions(outcome: Outcome) -> Figure:
+    """A row a true class: shares by colour; with at most `NAMED` classes shares and counts in words too."""
+    counts = outcome.confusions.numpy()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    named = len(outcome.classes) <= NAMED
+    side = max(3.5, 0.47 * len(outcome.classes) + 1) if named else 5.0
+    figure = Figure(figsize=(side + 0.9, side + 0.3))
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1), label="share of the true class")
+    axes.set_xlabel("answer")
+    axes.set_ylabel("true class")
+    axes.grid(False)
+    if not named:
+        return figure
+    places = range(len(outcome.classes))
+    axes.set_xticks(places, outcome.classes, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(places, outcome.classes)
+    for row in places:
+        for column in places:
+            if counts[row, column]:
+                color = "black" if shares[row, column] > 0.55 else "white"
+                text = f"{shares[row, column]:.0%}\n{counts[row, column]:,}"
+                axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7, linespacing=1.0)
+    return figure
+
+
+def draw_per_class(outcome: Outcome) -> Figure:
+    """A bar a class, the least recognised at the bottom, with Wilson's 95 % interval (Wilson 1927); at most `NAMED`,
+    the least recognised."""
+    images = outcome.confusions.sum(dim=1).numpy()
+    recall = outcome.recall.numpy()
+    order = [int(place) for place in np.argsort(np.nan_to_num(recall, nan=2.0), kind="stable") if images[place]][:NAMED]
+    low, high = wilson(recall[order], images[order])
+    figure = Figure(figsize=(5, 0.29 * len(order) + 1.1))
+    axes = figure.add_subplot()
+    places = np.arange(len(order))
+    axes.barh(places, recall[order], color=COLORS["sky"])
+    axes.errorbar(
+        recall[order], places, xerr=(recall[order] - low, high - recall[order]), fmt="none", ecolor="0.3", capsize=3
+    )
+    for place, share in enumerate(recall[order]):
+        axes.text(1.02, place, f"{share:.1%}", va="center", fontsize=9)
+    axes.axvline(outcome.correct.float().mean().item(), color=COLORS["vermilion"], linestyle="--", label="all images")
+    axes.set_yticks(places, [f"{outcome.classes[place]} ({images[place]:,})" for place in order])
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_xlabel("accuracy on the class's images")
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.6, 0.98), fontsize=9)
+    return figure
+
+
+def wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the 95 % interval of shares found in so many images each."""
+    z = 1.959964
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return np.minimum(middle - half, share), np.maximum(middle + half, share)  # to the last bit, at 0 and 1
+
+
+def draw_reliability(outcome: Outcome) -> Figure:
+    """Accuracy against confidence (DeGroot and Fienberg 1983), and how many images have which confidence."""
+    count, confidence, accuracy = (values.numpy() for values in outcome.bins)
+    middle = (np.arange(BINS) + 0.5) / BINS
+    some = count > 0
+    figure = Figure(figsize=(4.4, 4.8))
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.bar(middle[some], accuracy[some], width=0.9 / BINS, color=COLORS["sky"], label="accuracy")
+    upper.plot(confidence[some], accuracy[some], "o", color=COLORS["blue"], label="at mean confidence", clip_on=False)
+    upper.plot([0, 1], [0, 1], "--", color="0.4", label="calibrated")
+    upper.set_xlim(0, 1)
+    upper.set_ylim(0, 1)
+    upper.set_ylabel("accuracy")
+    upper.set_title(f"ECE {outcome.calibration_error:.1%}")
+    upper.legend(loc="upper left", fontsize=8.5)
+    lower.bar(middle, count, width=0.9 / BINS, color="0.6")
+    lower.set_ylabel("images")
+    lower.set_xlabel("confidence: probability of the answer")
+    for axis in (upper.xaxis, upper.yaxis):
+        axis.set_major_formatter(PercentFormatter(1))
+    return figure

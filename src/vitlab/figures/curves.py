@@ -1,0 +1,38 @@
+"""Epoch by epoch: loss, accuracy, learning rate."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from vitlab.figures.style import COLORS
+
+LINES = {"train": COLORS["orange"], "val": COLORS["blue"]}
+
+
+def draw_curves(rows: Sequence[Mapping[str, float]], best: int | None) -> Figure:
+    """Training and validation over the epochs, counted from 1.
+
+    Args:
+        rows: Of `metrics.csv`.
+        best: The epoch, counted from 0, whose weights were kept.
+    """
+    figure = Figure(figsize=(9, 3.4))
+    panels: Any = figure.subplots(1, 3, width_ratios=(3, 3, 2))
+    for axes, metric, unit in ((panels[0], "loss", "loss (nats)"), (panels[1], "acc", "accuracy")):
+        for split, color in LINES.items():
+            points = [(row["epoch"] + 1, row[f"{split}/{metric}"]) for row in rows if f"{split}/{metric}" in row]
+            axes.plot(*zip(*points, strict=True) if points else ([], []), "o-", color=color, markersize=3, label=split)
+        if best is not None:
+            axes.axvline(best + 1, color="0.4", linestyle=":", label="kept")
+        axes.set_ylabel(unit)
+    panels[1].yaxis.set_major_formatter(PercentFormatter(1))
+    panels[2].plot([row["epoch"] + 1 for row in rows], [row.get("lr") for row in rows], "o-", color="0.3", markersize=3)
+    panels[2].set_ylabel("learning rate at the epoch's end")
+    panels[2].yaxis.set_major_formatter(lambda rate, _: f"{rate:.3g}")
+    for axes in panels:
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].legend(fontsize=9)
+    return figure

@@ -1,0 +1,174 @@
+"""What the numbers say, and what they suggest to try next. Nothing here knows more than the run's own files."""
+
+from collections.abc import Callable
+from math import sqrt
+
+from vitlab.run_report.facts import Facts
+
+Said = tuple[str, str]  # what is the case; what to try, or nothing
+
+
+def advice(facts: Facts) -> list[Said]:
+    """Sentences in the order of their weight."""
+    found = [rule(facts) for rule in (FIRST if _guessing(facts) else FIRST + THEN)]
+    return [said for said in found if said is not None]
+
+
+def _interrupted(facts: Facts) -> Said | None:
+    if facts.final:
+        return None
+    status = facts.manifest.get("status")
+    reason = "failed" if status == "failed" else "was interrupted" if status == "interrupted" else "has not ended"
+    return f"The run {reason} after {len(facts.epochs)} epochs; nothing was tested.", "Go on with it: see below."
+
+
+def _guessing(facts: Facts) -> Said | None:
+    accuracy, images = _validated(facts)
+    chance = 1 / len(facts.classes)
+    if accuracy is None or accuracy > chance + 3 * sqrt(chance * (1 - chance) / max(images, 1)):
+        return None
+    return (
+        f"The network is no better than guessing ({accuracy:.1%}, guessing {chance:.1%}).",
+        "Another optimizer.lr, ten times smaller or larger; debug=overfit shows whether it can learn at all.",
+    )
+
+
+def _validated(facts: Facts) -> tuple[float | None, int]:
+    best = facts.best or {}
+    if "val/acc" in best:
+        return best["val/acc"], facts.images("val")
+    return facts.final.get("test/acc"), facts.images("test")
+
+
+def _uncertainty(accuracy: float, images: int) -> float:
+    """Two standard errors of an accuracy that was found on so many images."""
+    return 2 * sqrt(accuracy * (1 - accuracy) / max(images, 1))
+
+
+def _few_validated(facts: Facts) -> Said | None:
+    best, images = facts.best or {}, facts.images("val")
+    if "val/acc" not in best or (half := _uncertainty(best["val/acc"], images)) <= 0.03:
+        return None
+    return (
+        f"{images:,} validation images tell an accuracy to within {100 * half:.0f} points: smaller differences between "
+        "epochs, and between runs, may be chance.",
+        "A larger data.val_size.",
+    )
+
+
+def _by_heart(facts: Facts) -> Said | None:
+    last = facts.epochs[-1]
+    if "val/acc" not in last:
+        return None
+    gap = last["train/acc"] - last["val/acc"]
+    if gap <= max(0.05, _uncertainty(last["val/acc"], facts.images("val"))):
+        return None
+    return (
+        f"At the end {last['train/acc']:.1%} of the (augmented) training images are recognised, but "
+        f"{last['val/acc']:.1%} of the validation images: {100 * gap:.0f} points apart. It "
+        f"{'begins to learn' if gap <= 0.15 else 'learns'} the training images by heart.",
+        "More training images if there are any, augment=randaugment, model.drop_path=0.1, a larger "
+        "optimizer.weight_decay; or start from pretrained weights (model=vit_pretrained).",
+    )
+
+
+def _underfitted(facts: Facts) -> Said | None:
+    last = facts.epochs[-1]
+    if "val/acc" not in last or last["train/acc"] > 0.9 or _by_heart(facts):
+        return None
+    return (
+        f"Of the training images themselves, as augmented, {last['train/acc']:.1%} are recognised, beside "
+        f"{last['val/acc']:.1%} of the validation images: it does not learn by heart, it has not learned enough.",
+        "Longer training first; then a larger network (model.depth, model.embed_dim) or another optimizer.lr.",
+    )
+
+
+def _still_rising(facts: Facts) -> Said | None:
+    curve = [row["val/acc"] for row in facts.epochs if "val/acc" in row]
+    third = len(curve) // 3
+    if not third:
+        return None
+    gain = max(curve[-third:]) - max(curve[:-third])
+    if gain <= max(0.005, _uncertainty(max(curve), facts.images("val")) / 2):
+        return None
+    epochs = int(facts.epochs[-1]["epoch"]) + 1
+    return (
+        f"Validation accuracy was still rising: {100 * gain:.1f} points in the last {third} of {epochs} epochs.",
+        f"Longer training: a new run with trainer.max_epochs={2 * epochs}, over which the learning rate falls anew.",
+    )
+
+
+def _best_early(facts: Facts) -> Said | None:
+    best, epochs = facts.best, len(facts.epochs)
+    if best is None or "val/acc" not in best or epochs < 5 or best["epoch"] + 1 > 0.7 * epochs:
+        return None
+    return (
+        f"The best epoch was {int(best['epoch']) + 1} of {epochs}; what came after did not help.",
+        "Stronger augmentation (augment=randaugment) or regularisation rather than more epochs, or a shorter run.",
+    )
+
+
+def _data_wait(facts: Facts) -> Said | None:
+    waits = sorted(row["data_wait"] for row in facts.epochs if "data_wait" in row)
+    if not waits or waits[len(waits) // 2] <= 0.1:
+        return None
+    return (
+        f"{waits[len(waits) // 2]:.0%} of the training time no step ran: it went into fetching and augmenting batches, "
+        "and into what surrounds a step.",
+        "A larger data.batch_size, lighter augmentation; debug=profile shows where the time goes.",
+    )
+
+
+def _confused(facts: Facts) -> Said | None:
+    pairs = facts.details.get("most_confused")
+    if not pairs:
+        return None
+    classes = facts.details["per_class"]
+    said = [
+        f"{pair['class']} for {pair['taken_for']} ({pair['images']:,} of {classes[pair['class']]['images']:,} images)"
+        for pair in pairs
+    ]
+    known = {name: figures["acc"] for name, figures in classes.items() if figures["acc"] is not None}
+    worst, easiest = min(known, key=lambda name: known[name]), max(known, key=lambda name: known[name])
+    return (
+        f"Of the classes, {easiest} is recognised most often ({known[easiest]:.1%}) and {worst} least "
+        f"({known[worst]:.1%}). What is mistaken most: {'; '.join(said)}.",
+        "Look at the surest mistakes below: are their labels right, and could you tell them apart at this size?",
+    )
+
+
+def _calibration(facts: Facts) -> Said | None:
+    if not facts.details:
+        return None
+    gap = facts.details["confidence"] - facts.details["accuracy"]
+    error = f"the calibration error (ECE) is {facts.details['calibration_error']:.1%}"
+    if gap > 0.03:
+        return (
+            f"The network is surer than it may be: by {100 * gap:.0f} points on average; {error}.",
+            "label_smoothing=0.1 if it is less, fewer epochs, or stronger augmentation.",
+        )
+    if gap < -0.03:
+        return (
+            f"The network is more often right than it says: by {-100 * gap:.0f} points on average; {error}.",
+            f"Nothing, unless the probabilities are used: then less label_smoothing (it is "
+            f"{facts.config.label_smoothing:g}).",
+        )
+    return f"Its probabilities can be taken at their word: {error}.", ""
+
+
+def _skipped(facts: Facts) -> Said | None:
+    skipped = sum(row.get("skipped_steps", 0) for row in facts.epochs)
+    if not skipped:
+        return None
+    return (
+        f"{skipped:.0f} steps were left out because their loss was no finite number.",
+        "A smaller optimizer.lr, a longer warm-up, or trainer.precision=32-true.",
+    )
+
+
+Rule = Callable[[Facts], Said | None]
+FIRST: tuple[Rule, ...] = (_interrupted, _guessing, _skipped)
+THEN: tuple[Rule, ...] = (
+    *(_by_heart, _underfitted, _still_rising, _best_early),
+    *(_confused, _calibration, _few_validated, _data_wait),
+)

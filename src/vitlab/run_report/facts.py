@@ -1,0 +1,80 @@
+"""What a run directory knows of its run, read for telling it."""
+
+import csv
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vitlab.runs.directory import RunDirectory
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A run's files as plain data.
+
+    Attributes:
+        config, manifest: As in the files.
+        epochs: Rows of `metrics.csv`, without empty cells.
+        final: Of `metrics.json`; empty where the run did not get to its end.
+        details: Of `test_details.json`; empty without it.
+    """
+
+    config: Any
+    manifest: dict[str, Any]
+    epochs: list[Row]
+    final: dict[str, Any]
+    details: dict[str, Any]
+
+    @property
+    def best(self) -> Row | None:
+        """The epoch that was kept: of the best validation so far, else the last."""
+        if not self.epochs:
+            return None
+        if "epoch" in self.final:
+            return next((row for row in self.epochs if row["epoch"] == self.final["epoch"]), self.epochs[-1])
+        metric, mode = self.config.checkpoint.monitor, self.config.checkpoint.mode
+        rows = [row for row in self.epochs if metric in row]
+        if not rows:
+            return self.epochs[-1]
+        return max(rows, key=lambda row: row[metric] if mode == "max" else -row[metric])
+
+    @property
+    def draws(self) -> bool:
+        """Whether the run is to have figures."""
+        return OmegaConf.select(self.config, "callbacks.figures.level") in ("light", "full")
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.config.data.classes)
+
+    def images(self, split: str) -> int:
+        return int(self.manifest.get("data", {}).get(split, {}).get("images", 0))
+
+
+def read_facts(run: RunDirectory) -> Facts:
+    manifest = run.manifest()
+    finished = manifest.get("status") == "finished"
+    return Facts(
+        config=run.config(),
+        manifest=manifest,
+        epochs=_rows(run),
+        final=_json(run, "metrics.json") if finished else {},
+        details=_json(run, "test_details.json") if finished else {},
+    )
+
+
+def _rows(run: RunDirectory) -> list[Row]:
+    if not run.epochs_file.exists():
+        return []
+    with run.epochs_file.open(newline="", encoding="utf-8") as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def _json(run: RunDirectory, name: str) -> dict[str, Any]:
+    file = run.path / name
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return found

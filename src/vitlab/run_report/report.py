@@ -1,0 +1,186 @@
+"""The page."""
+
+import os
+from collections.abc import Iterator
+from html import escape
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
+
+from vitlab.figures import captions, never_failing, published, render, save
+from vitlab.figures.curves import draw_curves
+from vitlab.files import write_text
+from vitlab.page import code, page, paragraph, png, section, side_by_side, table
+from vitlab.run_report.advice import advice
+from vitlab.run_report.facts import Facts, read_facts
+from vitlab.runs.directory import RunDirectory
+
+SECTIONS = {  # of figures, by what stands before the slash of their tag; others go by that word
+    "curves": "Curves",
+    "test": "On the test images",
+    "val": "On the validation images",
+    "learnt": "What the network learnt",
+    "data": "What it was trained on",
+    "plan": "The plan",
+}
+
+SHARPNESS = 1.5  # a figure's pixels by those of the page
+
+
+@rank_zero_only
+def write_report(run: RunDirectory) -> None:
+    """Writes `report.html` into a run that has an epoch's metrics, or writes it anew; never fails."""
+    with never_failing("report.html"):
+        facts = read_facts(run)
+        if facts.epochs:
+            if facts.draws:
+                _draw_curves(facts, run.path / "figures" / "20_curves.png")
+            write_text(run.path / "report.html", _page(facts, run))
+
+
+def _draw_curves(facts: Facts, file: Path) -> None:
+    best = facts.best
+    kept = int(best["epoch"]) if best else None
+    image = render(lambda: draw_curves(facts.epochs, kept), captions.CURVES["title"])
+    save(image, file, **captions.CURVES)
+
+
+def _page(facts: Facts, run: RunDirectory) -> str:
+    started = str(facts.manifest.get("started", ""))[:16].replace("T", " ")
+    return page(
+        f"{facts.config.name}: {_headline(facts)}",
+        f"a run of vitlab, {facts.manifest.get('status')}, begun {started}; seed {facts.config.seed}",
+        section("In short", *map(paragraph, _summary(facts)), _results(facts)),
+        section("What the numbers say, and what to try next", _advice(facts)),
+        *_figures(run.path),
+        section("What was run", *_setting(facts)),
+        section("How to do it again", *_again(facts, run.path)),
+    )
+
+
+def _headline(facts: Facts) -> str:
+    for split, words in (("test", "test"), ("val", "validation")):
+        accuracy = facts.final.get(f"{split}/acc", (facts.best or {}).get(f"{split}/acc"))
+        if accuracy is not None:
+            return f"{accuracy:.2%} of the {words} images recognised"
+    return f"{facts.epochs[-1]['train/acc']:.2%} of the training images recognised"
+
+
+def _summary(facts: Facts) -> Iterator[str]:
+    config, final = facts.config, facts.final
+    network = _name(config.model)
+    name = f"{network} {config.model.name}" if "name" in config.model else network
+    parameters = facts.manifest.get("parameters")
+    size = f" with {parameters / 1e6:.2f} million parameters" if parameters else ""
+    weights = facts.manifest.get("weights")
+    origin = f"starting from {weights['from']}" if weights else "from random weights"
+    names = ", ".join(facts.classes[:10]) + (" ..." if len(facts.classes) > 10 else "")
+    yield (
+        f"A network ({name}){size} was trained {origin} to tell {len(facts.classes)} classes of images apart "
+        f"({names}), for {len(facts.epochs)} epochs on {facts.images('train'):,} images of {config.data.image_size} x "
+        f"{config.data.image_size} pixels."
+    )
+    best = facts.best
+    if best and "val/acc" in best:
+        yield (
+            f"{facts.images('val'):,} images held out of training chose the epoch whose weights were kept: "
+            f"{int(best['epoch']) + 1} of {len(facts.epochs)}."
+        )
+    if "test/acc" in final:
+        count = facts.details.get("images", facts.images("test"))
+        accuracy = final["test/acc"]
+        half = 1.96 * sqrt(accuracy * (1 - accuracy) / count)
+        yield (
+            f"Of {count:,} test images, never trained or selected on, {accuracy:.2%} are recognised (by chance: "
+            f"{1 / len(facts.classes):.1%}). So many test images leave an uncertainty of about {100 * half:.1f} points "
+            "either way (95 %); another seed would change it too."
+        )
+
+
+def _results(facts: Facts) -> str:
+    best = facts.best or {}
+    values = {**best, **facts.final}
+    meaning = {"train": "training (augmented, with label smoothing)", "val": "validation", "test": "test"}
+    rows = [
+        (words, f"{values[f'{split}/acc']:.2%}", f"{values[f'{split}/loss']:.4f}")
+        for split, words in meaning.items()
+        if f"{split}/acc" in values
+    ]
+    return table(("images", "accuracy", "loss (nats)"), rows)
+
+
+def _advice(facts: Facts) -> str:
+    items = [
+        f"<li>{escape(said)}{f' <b>To try:</b> {escape(attempt)}' if attempt else ''}</li>"
+        for said, attempt in advice(facts)
+    ]
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def _figures(run: Path) -> Iterator[str]:
+    groups: dict[str, list[str]] = {}
+    for figure in published(run):
+        shown = png(figure.file.read_bytes(), figure.caption, width=round(figure.width / SHARPNESS))
+        groups.setdefault(figure.tag.partition("/")[0], []).append(shown)
+    for group in sorted(groups, key=lambda name: [*SECTIONS, name].index(name)):
+        yield section(SECTIONS.get(group, group), side_by_side(*groups[group]))
+
+
+def _setting(facts: Facts) -> Iterator[str]:
+    manifest, config = facts.manifest, facts.config
+    hardware, versions, git = (manifest.get(key) or {} for key in ("hardware", "versions", "git"))
+    gpus = ", ".join(hardware.get("gpus") or []) or "none"
+    dirty = ", with changes that are not committed" if git.get("dirty") else ""
+    minutes = facts.epochs[-1]["seconds"] / 60
+    speed = [row["images_per_second"] for row in facts.epochs if "images_per_second" in row]
+    rows = [
+        ("command", str(manifest.get("command"))),
+        (
+            "time in training",
+            f"{minutes:.1f} minutes, {sorted(speed)[len(speed) // 2]:,.0f} images a second" if speed else "",
+        ),
+        ("images", ", ".join(f"{facts.images(split):,} {split}" for split in ("train", "val", "test"))),
+        ("data", " in ".join([_name(config.data), *([str(config.data.root)] if "root" in config.data else [])])),
+        ("processor", f"{hardware.get('cpu')}, {hardware.get('cpu_cores')} cores"),
+        ("GPUs", gpus),
+        ("precision", str(config.trainer.precision)),
+        ("code", f"revision {git.get('revision')}{dirty}" if git.get("revision") else "not from a checkout"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+    ]
+    for again in manifest.get("resumed", []):
+        rows.append(
+            (
+                "resumed",
+                f"{again['time'][:16].replace('T', ' ')}, from epoch {again['epoch'] + 1}, step {again['step']:,}",
+            )
+        )
+    yield table(("what", ""), rows)
+    for group, heading in (("model", "The network"), ("optimizer", "The optimizer"), ("augment", "Augmentation")):
+        yield f"<details><summary>{heading}</summary>{code(_yaml(config[group]))}</details>"
+    yield f"<details><summary>The whole config</summary>{code(_yaml(config))}</details>"
+
+
+def _name(node: Any) -> str:
+    return str(node["_target_"]).rpartition(".")[2]
+
+
+def _yaml(node: Any) -> str:
+    return OmegaConf.to_yaml(node)
+
+
+def _again(facts: Facts, run: Path) -> Iterator[str]:
+    path = os.path.relpath(run)
+    revision = (facts.manifest.get("git") or {}).get("revision")
+    yield paragraph(
+        "With the code of that revision installed (pip install -e .), from the folder in which the run was started "
+        f"({facts.manifest.get('folder')}):"
+    )
+    checkout = [f"git checkout {revision}"] if revision else []
+    if not facts.final:
+        yield paragraph("The run can go on; the first line does that.")
+        checkout = [f"python train.py resume={path}", *checkout]
+    yield code("\n".join([*checkout, f"python train.py reproduce={path}", f"python evaluate.py run={path}"]))
+    yield paragraph("reproduce= trains again and compares; evaluate.py tests the weights that were kept.")

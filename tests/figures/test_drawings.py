@@ -1,0 +1,87 @@
+"""The numbers behind the figures, and figures of unusual outcomes."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vitlab.figures.classification import draw_confusions, draw_per_class, draw_reliability, wilson
+from vitlab.figures.curves import draw_curves
+from vitlab.figures.gallery import render
+from vitlab.figures.outcome import Outcome
+from vitlab.figures.pictures import draw_batch, draw_extremes, draw_mistakes
+from vitlab.figures.plan import planned_rates
+
+
+def outcome(probabilities: Tensor, labels: list[int], classes: int | None = None) -> Outcome:
+    names = [f"class {number}" for number in range(classes or probabilities.shape[1])]
+    return Outcome(probabilities, probabilities.argmax(dim=1), torch.tensor(labels), names)
+
+
+FOUR = outcome(
+    torch.tensor([[0.9, 0.1, 0.0], [0.62, 0.28, 0.1], [0.2, 0.7, 0.1], [0.83, 0.1, 0.07]]),
+    [0, 1, 1, 2],
+)
+
+
+def test_confusions_by_hand() -> None:
+    assert FOUR.confusions.tolist() == [[1, 0, 0], [1, 1, 0], [1, 0, 0]]
+    assert FOUR.recall.tolist() == [1.0, 0.5, 0.0]
+    assert FOUR.confused_pairs() == [("class 1", "class 0", 1), ("class 2", "class 0", 1)]
+
+
+def test_calibration_by_hand() -> None:
+    # Each image has a bin of its own: the distances are 0.1, 0.62, 0.3 and 0.83.
+    assert FOUR.calibration_error == pytest.approx((0.1 + 0.62 + 0.3 + 0.83) / 4, abs=1e-6)
+    count, confidence, accuracy = FOUR.bins
+    assert count.tolist() == [0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1, 1, 0]
+    distance = (confidence - accuracy).abs().nan_to_num()
+    assert (distance * count).sum().item() / 4 == pytest.approx(FOUR.calibration_error, abs=1e-6)
+
+
+def test_details_name_what_was_seen() -> None:
+    said = outcome(FOUR.probabilities, [0, 1, 1, 0]).as_data()
+    assert said["accuracy"] == 0.75
+    assert said["per_class"]["class 2"] == {"images": 0, "acc": None}
+    assert said["most_confused"] == [{"class": "class 1", "taken_for": "class 0", "images": 1}]
+
+
+def test_wilson_s_interval() -> None:
+    low, high = wilson(np.array([0.5, 1.0]), np.array([100, 10]))
+    assert low == pytest.approx([0.4038, 0.7225], abs=1e-4)  # Newcombe 1998, method 3
+    assert high == pytest.approx([0.5962, 1.0], abs=1e-4)
+
+
+@pytest.mark.parametrize(("classes", "right"), [(2, 0.5), (10, 0.0), (10, 1.0), (40, 0.5)])
+def test_outcomes_of_all_kinds_can_be_drawn(classes: int, right: float) -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(50) % classes
+    labels[labels == 1] = 0  # a class without images
+    answers = torch.where(torch.rand(50) < right, labels, (labels + 1) % classes)
+    logits = torch.randn(50, classes) + 20 * torch.nn.functional.one_hot(answers, classes)
+    found = outcome(logits.softmax(dim=1), labels.tolist())
+    images = torch.zeros(50, 3, 8, 8, dtype=torch.uint8)
+    for draw in (draw_confusions, draw_per_class, draw_reliability):
+        assert np.asarray(render(lambda draw=draw: draw(found), "x")).std() > 0  # type: ignore[misc]
+    for draw in (draw_mistakes, draw_extremes):
+        assert max(render(lambda draw=draw: draw(found, images), "x").size) < 2500  # type: ignore[misc]
+
+
+def test_mixed_labels_name_both_classes() -> None:
+    labels = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.0, 1.0]])
+    figure = draw_batch(torch.rand(2, 3, 8, 8), labels, ["cat", "dog", "$"])
+    texts = {text.get_text() for text in figure.axes[0].texts}
+    assert {"cat 70%\ndog 30%", "$ 100%"} <= texts
+
+
+def test_the_plan_is_what_the_optimizer_gets() -> None:
+    def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.StepLR:
+        return torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.1)
+
+    rates = planned_rates(lambda groups: torch.optim.SGD(groups, lr=1.0), schedule, 5, {"lr": 0.5})
+    assert rates == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005])
+
+
+def test_curves_without_validation_can_be_drawn() -> None:
+    rows = [{"epoch": float(e), "train/loss": 1.0, "train/acc": 0.5, "lr": 0.1} for e in range(3)]
+    assert render(lambda: draw_curves(rows, None), "x").size[0] > 500

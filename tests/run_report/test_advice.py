@@ -1,0 +1,68 @@
+"""The report's sentences follow from the numbers."""
+
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from vitlab.run_report.advice import advice
+from vitlab.run_report.facts import Facts
+
+CONFIG = OmegaConf.create(
+    {"data": {"classes": ["cat", "dog"]}, "checkpoint": {"monitor": "val/acc", "mode": "max"}, "label_smoothing": 0.1}
+)
+
+
+def facts(
+    train: list[float], val: list[float], details: dict[str, Any] | None = None, images: int = 1000, **row: float
+) -> Facts:
+    epochs = [
+        {"epoch": float(e), "train/acc": t, "val/acc": v, "seconds": 1.0, **row}
+        for e, (t, v) in enumerate(zip(train, val, strict=True))
+    ]
+    manifest = {"status": "finished", "data": {"val": {"images": images}, "test": {"images": 1000}}}
+    best = max(range(len(val)), key=val.__getitem__)
+    return Facts(CONFIG, manifest, epochs, {"epoch": best, "test/acc": 0.9}, details or {})
+
+
+def details(confidence: float, accuracy: float) -> dict[str, Any]:
+    classes = {"cat": {"images": 500, "acc": 0.8}, "dog": {"images": 500, "acc": 1.0}}
+    pairs = [{"class": "cat", "taken_for": "dog", "images": 100}]
+    figures = {"confidence": confidence, "accuracy": accuracy, "calibration_error": 0.04}
+    return {**figures, "per_class": classes, "most_confused": pairs}
+
+
+FLAT = [0.9] * 6
+CASES = [
+    (facts([0.51, 0.5], [0.5, 0.51]), "no better than guessing (51.0%, guessing 50.0%)"),
+    (facts([0.8, 0.99], [0.75, 0.76]), "23 points apart. It learns the training images by heart"),
+    (facts([0.8, 0.88], [0.75, 0.8]), "8 points apart. It begins to learn the training images by heart"),
+    (facts([0.6, 0.61], [0.7, 0.705]), "it does not learn by heart, it has not learned enough"),
+    (facts([0.7, 0.76], [0.7, 0.7], images=100), "it has not learned enough"),  # six points may be chance
+    (facts(FLAT, FLAT, images=100), "100 validation images tell an accuracy to within 6 points"),
+    (facts(FLAT, [0.6, 0.7, 0.75, 0.8, 0.82, 0.84]), "still rising: 4.0 points in the last 2 of 6 epochs"),
+    (facts(FLAT, [0.6, 0.7, 0.75, 0.8, 0.82, 0.84]), "trainer.max_epochs=12"),
+    (facts(FLAT, [0.7, 0.9, 0.8, 0.8, 0.8, 0.8]), "The best epoch was 2 of 6; what came after did not help"),
+    (facts(FLAT, FLAT, data_wait=0.4), "40% of the training time no step ran"),
+    (facts(FLAT, FLAT, skipped_steps=1), "6 steps were left out"),
+    (facts(FLAT, FLAT, details(0.95, 0.9)), "The network is surer than it may be: by 5 points"),
+    (facts(FLAT, FLAT, details(0.8, 0.9)), "more often right than it says: by 10 points"),
+    (facts(FLAT, FLAT, details(0.9, 0.9)), "taken at their word: the calibration error (ECE) is 4.0%"),
+    (facts(FLAT, FLAT, details(0.9, 0.9)), "cat for dog (100 of 500 images)"),
+]
+
+
+@pytest.mark.parametrize(("run", "sentence"), CASES, ids=[sentence for _, sentence in CASES])
+def test_what_the_numbers_say(run: Facts, sentence: str) -> None:
+    assert sentence in " ".join(part for said in advice(run) for part in said)
+
+
+def test_nothing_is_said_that_the_numbers_do_not_say() -> None:
+    assert advice(facts([0.92] * 6, [0.897, 0.898, 0.899, 0.9, 0.9005, 0.901])) == []
+
+
+def test_a_run_without_validation_has_a_report() -> None:
+    run = facts([0.9, 0.92], [0.5, 0.5])
+    for row in run.epochs:
+        del row["val/acc"]
+    assert advice(run) == []

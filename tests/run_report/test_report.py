@@ -1,0 +1,69 @@
+import json
+import re
+import shutil
+from html import unescape
+from pathlib import Path
+
+import pytest
+from conftest import SMALL_RUN, Command
+
+from vitlab.figures import published
+from vitlab.run_report import write_report
+from vitlab.runs.directory import RunDirectory
+
+
+def words(run: Path) -> str:
+    text = unescape((run / "report.html").read_text())
+    return " ".join(re.sub(r"<script>.*</script>|<style>.*</style>|<[^>]+>", " ", text, flags=re.DOTALL).split())
+
+
+def test_the_report_says_what_was_trained_how_well_and_how_to_do_it_again(small_run: Path) -> None:
+    said = words(small_run)
+    final = json.loads((small_run / "metrics.json").read_text())
+    manifest = json.loads((small_run / "manifest.json").read_text())
+    assert f"{final['test/acc']:.2%} of the test images recognised" in said
+    assert f"A network (VisionTransformer) with {manifest['parameters'] / 1e6:.2f} million parameters" in said
+    assert "10 classes of images apart (disc, ring," in said
+    assert "for 2 epochs on 360 images of 32 x 32 pixels" in said
+    assert "Of 103 test images" in said
+    for what in (manifest["versions"]["torch"], manifest["hardware"]["cpu"], "python train.py reproduce="):
+        assert what in said
+    for figure in published(small_run):
+        assert " ".join(figure.caption.split()[:5]) in said
+
+
+def test_a_report_can_be_written_again_from_the_run_directory_alone(small_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(small_run, copy)
+    (copy / "report.html").unlink()
+    write_report(RunDirectory(copy))
+    again, first = words(copy), words(small_run)
+    assert again.split("How to do it again")[0] == first.split("How to do it again")[0]
+
+
+def test_a_report_that_can_t_be_written_fails_nothing(
+    small_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "broken"
+    shutil.copytree(small_run, copy)
+    before = (copy / "report.html").read_bytes()
+    (copy / "metrics.csv").write_text("epoch,train/acc\nx,y\n")
+    write_report(RunDirectory(copy))
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("report.html is left out: ValueError: could not convert string to float")
+    assert (copy / "report.html").read_bytes() == before
+
+
+def test_an_interrupted_run_has_a_report_and_goes_on(in_process: Command, tmp_path: Path) -> None:
+    stop = "+callbacks.stop._target_=stoppers.SendSignal +callbacks.stop.number=15 +callbacks.stop.batch=2"
+    place = [*stop.split(), "+callbacks.stop.hook=on_train_batch_start", "+callbacks.stop.epoch=1"]
+    short = [*SMALL_RUN, "preflight=off", "hydra.run.dir=run", "callbacks.figures.level=light"]
+    assert in_process("train.py", *short, *place).returncode == 143
+    said = words(tmp_path / "run")
+    assert "The run was interrupted after 1 epochs; nothing was tested" in said
+    assert "python train.py resume=run" in said
+    assert in_process("train.py", "resume=run", "callbacks.stop=null").returncode == 0
+    said = words(tmp_path / "run")
+    assert "of the test images recognised" in said
+    assert "interrupted" not in said.split("What was run")[0]
+    assert "resumed" in said

@@ -1,0 +1,100 @@
+"""What TensorBoard finds in a run."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import SMALL_RUN, Command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import metadata
+
+from vitlab.dashboard import LAYOUT, RESULTS
+
+
+@pytest.fixture(scope="module")
+def events(small_run: Path) -> EventAccumulator:
+    return read(small_run)
+
+
+def read(run: Path) -> EventAccumulator:
+    return EventAccumulator(str(run / "tensorboard")).Reload()
+
+
+def test_curves_and_layers(events: EventAccumulator) -> None:
+    tags = set(events.Tags()["scalars"])
+    for kind in ("gradient_norm", "weight_norm", "update_to_weight"):
+        layers = {tag.partition("/")[2] for tag in tags if tag.startswith(f"{kind}/")}
+        assert layers == {"patch_embed", "blocks.00", "blocks.01", "norm", "head", "all"}
+    assert [event.step for event in events.Scalars("gradient_norm/all")] == [1, 3, 5, 7, 9]
+    assert all(0 < event.value < 1 for event in events.Scalars("update_to_weight/all"))
+
+
+def test_charts_put_training_and_validation_together(events: EventAccumulator) -> None:
+    (event,) = events.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
+    assert charts["loss (nats), train and val"] == ["train/loss$", "val/loss$"]
+    assert [category.title for category in layout.category] == list(LAYOUT)
+
+
+def test_texts_say_what_was_run(events: EventAccumulator, small_run: Path) -> None:
+    said = {
+        tag: events.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0].decode()
+        for tag in ("config", "manifest", "environment", "resume", "preflight")
+    }
+    assert yaml.safe_load(said["config"].strip("`").removeprefix("yaml"))["model"]["depth"] == 2
+    assert '"dirty"' in said["manifest"]
+    assert "| torch | " in said["environment"]
+    assert "python train.py resume=" in said["resume"]
+    assert small_run.name in said["resume"]
+
+
+def test_images_and_curves_of_the_test_pass(events: EventAccumulator, small_run: Path) -> None:
+    images = set(events.Tags()["images"])
+    assert {"plan/learning_rate", "data/first_batch"} <= images
+    last = {"confusion_matrix", "accuracy_by_class", "reliability", "surest_mistakes", "hardest_and_most_typical"}
+    assert {f"test/{name}" for name in last} <= images
+    assert len([tag for tag in events.Tags()["tensors"] if tag.startswith("precision_recall/")]) == 10
+    assert len(list((small_run / "figures").glob("*.png"))) >= 8
+    (shown,) = events.Images("test/confusion_matrix")
+    assert shown.step == 10
+
+
+def hyperparameters(run: EventAccumulator) -> tuple[dict[str, object], list[str]]:
+    content = {
+        tag: metadata.parse_experiment_plugin_data if tag == metadata.EXPERIMENT_TAG else None
+        for tag in (metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG)
+    }
+    raw = {tag: run.SummaryMetadata(tag).plugin_data.content for tag in content}
+    table = metadata.parse_experiment_plugin_data(raw[metadata.EXPERIMENT_TAG])
+    start = metadata.parse_session_start_info_plugin_data(raw[metadata.SESSION_START_INFO_TAG])
+    values = {key: value.number_value or value.string_value for key, value in start.hparams.items()}
+    return values, [info.name.tag for info in table.metric_infos]
+
+
+def test_the_table_of_hyperparameters_has_the_final_metrics(events: EventAccumulator) -> None:
+    values, metrics = hyperparameters(events)
+    assert values["optimizer.lr"] == pytest.approx(2e-3)
+    assert values["model.pool"] == "mean"
+    assert (values["model"], values["optimizer"]) == ("VisionTransformer", "AdamW")
+    assert values["model.qk_norm"] == "false"
+    assert metrics == list(RESULTS)
+    assert set(RESULTS) <= set(events.Tags()["scalars"])
+    best = events.Scalars("val/best_acc")[-1].value
+    assert best == max(event.value for event in events.Scalars("val/acc"))
+    assert metadata.SESSION_END_INFO_TAG in events.summary_metadata
+
+
+def test_a_run_that_fails_is_in_the_table_too(in_process: Command, tmp_path: Path) -> None:
+    poison = [f"+callbacks.poison.{key}" for key in ("_target_=stoppers.PoisonBatch", "epoch=1", "batch=2")]
+    result = in_process("train.py", *SMALL_RUN, *poison, "preflight=off", "hydra.run.dir=run")
+    assert result.returncode == 2
+    events = read(tmp_path / "run")
+    values, metrics = hyperparameters(events)
+    assert values["optimizer.lr"] == pytest.approx(2e-3)
+    assert "val/acc" in metrics
+    assert len(events.Scalars("val/acc")) == 1  # of the first epoch: what the table shows of it
+    assert "val/best_acc" not in events.Tags()["scalars"]
+    assert metadata.SESSION_END_INFO_TAG not in events.summary_metadata
+    assert "The run failed after 1 epochs" in (tmp_path / "run" / "report.html").read_text()

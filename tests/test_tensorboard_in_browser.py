@@ -1,0 +1,104 @@
+"""TensorBoard and the report as a person sees them: started for real, opened in a browser, every tab looked at.
+
+VITLAB_SCREENSHOTS names a folder that keeps the screenshots.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium"),
+]
+SECONDS = 60  # at most, until a page shows what it should
+TABS = {
+    "SCALARS": ["train", "val", "gradient_norm", "update_to_weight", "weight_norm", "images_per_second"],
+    "CUSTOM SCALARS": ["learning", "loss (nats), train and val", "accuracy, train and val", "update / weight"],
+    "IMAGES": ["data/first_batch", "plan/learning_rate", "test"],
+    "TEXT": ["config", "environment", "manifest", "preflight", "resume"],
+    "PR CURVES": ["precision_recall/crescent", "precision_recall/two_dots"],
+    "HPARAMS": ["optimizer.lr", "model.depth", "val/best_acc", "test/acc"],
+}
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser.new_page(viewport={"width": 1500, "height": 1100})
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def dashboard(small_run: Path) -> Iterator[str]:
+    """The address of a TensorBoard that shows one run."""
+    outputs = small_run.parent.parent
+    binary = Path(sys.executable).with_name("tensorboard")
+    command = [str(binary), "--logdir", str(outputs), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        yield next(match[0] for line in server.stderr if (match := re.search(r"http://\S+", line)))
+        server.terminate()
+
+
+@pytest.fixture(scope="module")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(os.environ.get("VITLAB_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def take(page: Page, file: Path, **options: bool) -> None:
+    page.screenshot(path=file, **options)  # type: ignore[arg-type]
+    assert np.asarray(Image.open(file).convert("L")).std() > 5, f"{file} shows nothing"
+
+
+def test_every_tab_shows_the_run(page: Page, dashboard: str, screenshots: Path) -> None:
+    page.goto(dashboard)
+    for tab, shown in TABS.items():
+        name = re.compile(rf"^\s*{tab}\s*$", re.IGNORECASE)  # a style makes it upper case
+        page.get_by_role("tab", name=name).click(timeout=SECONDS * 1000)
+        for text in shown:
+            page.get_by_text(text, exact=True).locator("visible=true").first.wait_for(timeout=SECONDS * 1000)
+        if tab == "IMAGES":
+            page.wait_for_function(LOADED, timeout=SECONDS * 1000)
+        take(page, screenshots / f"{tab.lower().replace(' ', '_')}.png")
+
+
+# An image has arrived, wherever in the components of the page.
+LOADED = """() => {
+  const roots = [document], images = [];
+  for (const root of roots) for (const node of root.querySelectorAll("*")) {
+    if (node.shadowRoot) roots.push(node.shadowRoot);
+    if (node.tagName === "IMG") images.push(node);
+  }
+  return images.some(image => image.naturalWidth > 400);
+}"""
+
+
+def test_the_report_opens_from_disk_and_fetches_nothing(page: Page, small_run: Path, screenshots: Path) -> None:
+    fetched: list[str] = []
+    page.on("request", lambda request: fetched.append(request.url))
+    page.goto((small_run / "report.html").as_uri())
+    assert {url.split(":")[0] for url in fetched} <= {"file", "data"}
+    assert "of the test images recognised" in page.locator("h1").inner_text()
+    headings = page.locator("h2").all_inner_texts()
+    assert headings[:3] == ["In short", "What the numbers say, and what to try next", "Curves"]
+    assert {"On the test images", "What was run", "How to do it again"} <= set(headings)
+    widths = page.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
+    assert len(widths) == len(list((small_run / "figures").glob("*.png"))) >= 8
+    assert min(widths) > 300
+    take(page, screenshots / "report.png", full_page=True)
+    page.set_viewport_size({"width": 420, "height": 900})  # a phone's
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420

@@ -16,7 +16,8 @@ def rollout(weights: Tensor) -> Tensor:
         weights: float `[depth, B, heads, tokens, tokens]`, rows sum to 1.
 
     Returns:
-        How much of each token of the input (last dimension) is in each of the output: `[B, tokens, tokens]`, rows sum to 1.
+        How much of each token of the input (last dimension) is in each of the output: `[B, tokens, tokens]`, rows sum
+        to 1.
     """
     identity = torch.eye(weights.shape[-1], device=weights.device)
     flow = identity.expand(weights.shape[1], -1, -1)
@@ -50,7 +51,7 @@ def seen_by_head(flow: Tensor, layout: TokenLayout) -> Tensor:
     """What the tokens that the head reads take from each patch, their mean: `[..., tokens, tokens]` -> `[..., rows,
     columns]`. For a class token that is its own row, for mean pooling the mean of the patches' rows."""
     rows = flow[..., layout.read, layout.prefix :].mean(dim=-2)
-    return rows.unflatten(-1, layout.grid)
+    return rows.reshape(*rows.shape[:-1], *layout.grid)
 
 
 def last_layer(attention: Attention) -> Tensor:
@@ -101,7 +102,7 @@ def filter_components(network: nn.Module, count: int) -> tuple[Tensor, Tensor] |
     flat = filters.flatten(1)
     _, singular, directions = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False)
     shares = singular.square() / singular.square().sum()
-    return directions[:count].unflatten(1, filters.shape[1:]), shares[:count]
+    return directions[:count].reshape(-1, *filters.shape[1:]), shares[:count]
 
 
 def position_similarity(network: nn.Module, layout: TokenLayout) -> Tensor | None:

@@ -1,0 +1,68 @@
+"""Pictures and heat maps in rows and columns, as the pixels of one image: one axes, which takes a tenth of a second to
+draw, where one axes a picture takes seconds."""
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+Pixels = NDArray[np.float32]
+
+TILE = 110  # px a side, as they are shown
+GAP = 6  # px
+HEAT = "inferno"
+COVER = 0.7  # of the heat over the picture
+
+
+def tile(picture: Tensor) -> Pixels:
+    """A picture, uint8 `[3, H, W]`, as large as a tile: `[TILE, TILE, 3]` in [0, 1]."""
+    resized = F.interpolate(picture.unsqueeze(0).float(), (TILE, TILE), mode="nearest")
+    return resized[0].permute(1, 2, 0).div(255).cpu().numpy()
+
+
+def heat_over(picture: Tensor, heat: Tensor, scale: Normalize) -> Pixels:
+    """A heat map `[rows, columns]` in colours over its grey picture, uint8 `[3, H, W]`."""
+    grey = tile(picture).mean(axis=2, keepdims=True)
+    stretched = F.interpolate(heat[None, None].float(), (TILE, TILE), mode="nearest")[0, 0].cpu().numpy()
+    colours = matplotlib.colormaps[HEAT](scale(stretched))[..., :3]
+    mixed: Pixels = (COVER * colours + (1 - COVER) * grey).astype(np.float32)
+    return mixed
+
+
+def add_tiles(axes: Axes, rows: Sequence[Sequence[Pixels]], columns: Sequence[str], names: Sequence[str]) -> None:
+    """Draws rows of tiles, with a name over each column and beside each row."""
+    step = TILE + GAP
+    sheet = np.ones((step * len(rows) - GAP, step * len(rows[0]) - GAP, 3), dtype=np.float32)
+    for row, pictures in enumerate(rows):
+        for column, pixels in enumerate(pictures):
+            sheet[row * step : row * step + TILE, column * step : column * step + TILE] = pixels
+    axes.imshow(sheet, interpolation="antialiased")
+    axes.set_xticks([column * step + TILE / 2 for column in range(len(rows[0]))], columns)
+    axes.set_yticks([row * step + TILE / 2 for row in range(len(rows))], names)
+    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
+def sheet_figure(rows: int, columns: int, *, left: float = 1.2, right: float = 1.2, top: float = 0.6) -> Figure:
+    """A figure whose size fits so many tiles, with margins in inches for what is written beside them."""
+    step = (TILE + GAP) / 100
+    return Figure(figsize=(columns * step + left + right, rows * step + top))
+
+
+def scale_of(maps: Sequence[Tensor]) -> Normalize:
+    """From the least to the most of all of them."""
+    return Normalize(min(float(one.min()) for one in maps), max(float(one.max()) for one in maps))
+
+
+def add_scale(figure: Figure, axes: Axes, scale: Normalize, label: str) -> None:
+    bar = figure.colorbar(ScalarMappable(scale, HEAT), ax=axes, shrink=0.8, aspect=30)
+    bar.set_label(label)
+    bar.outline.set_visible(False)

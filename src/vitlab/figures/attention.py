@@ -9,7 +9,7 @@ from torch import Tensor
 from vitlab.figures.style import COLORS
 from vitlab.figures.tiles import add_scale, add_tiles, heat_over, scale_of, sheet_figure, tile
 
-LABEL = "attention / that to the average patch"
+LABEL = "times the average patch"
 
 DISTANCE = {
     "tag": "vit/attention_distance",

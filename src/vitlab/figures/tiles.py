@@ -18,19 +18,20 @@ Pixels = NDArray[np.float32]
 TILE = 110  # px a side, as they are shown
 GAP = 6  # px
 HEAT = "inferno"
-COVER = 0.7  # of the heat over the picture
+COVER = 0.75  # of the heat over the picture
 
 
-def tile(picture: Tensor) -> Pixels:
-    """A picture, uint8 `[3, H, W]`, as large as a tile: `[TILE, TILE, 3]` in [0, 1]."""
-    resized = F.interpolate(picture.unsqueeze(0).float(), (TILE, TILE), mode="nearest")
+def tile(picture: Tensor, side: int = TILE) -> Pixels:
+    """A picture, `[3, H, W]` in [0, 255], as large as a tile: `[side, side, 3]` in [0, 1]."""
+    resized = F.interpolate(picture.unsqueeze(0).float(), (side, side), mode="nearest")
     return resized[0].permute(1, 2, 0).div(255).cpu().numpy()
 
 
-def heat_over(picture: Tensor, heat: Tensor, scale: Normalize) -> Pixels:
-    """A heat map `[rows, columns]` in colours over its grey picture, uint8 `[3, H, W]`."""
-    grey = tile(picture).mean(axis=2, keepdims=True)
-    stretched = F.interpolate(heat[None, None].float(), (TILE, TILE), mode="nearest")[0, 0].cpu().numpy()
+def heat_over(picture: Tensor, heat: Tensor, scale: Normalize, side: int = TILE) -> Pixels:
+    """A heat map `[rows, columns]` in colours over its picture, uint8 `[3, H, W]`: `[side, side, 3]` in [0, 1]."""
+    # In weak greys, or a white sky would look like attention.
+    grey = 0.2 + 0.6 * tile(picture, side).mean(axis=2, keepdims=True)
+    stretched = F.interpolate(heat[None, None].float(), (side, side), mode="nearest")[0, 0].cpu().numpy()
     colours = matplotlib.colormaps[HEAT](scale(stretched))[..., :3]
     mixed: Pixels = (COVER * colours + (1 - COVER) * grey).astype(np.float32)
     return mixed
@@ -66,3 +67,8 @@ def add_scale(figure: Figure, axes: Axes, scale: Normalize, label: str) -> None:
     bar = figure.colorbar(ScalarMappable(scale, HEAT), ax=axes, shrink=0.8, aspect=30)
     bar.set_label(label)
     bar.outline.set_visible(False)
+
+
+def fit_name(name: str, length: int) -> str:
+    """A name without its middle where it has more than `length` letters."""
+    return name if len(name) <= length else f"{name[: length // 2 - 1]}...{name[-(length // 2 - 2) :]}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitlab.data.arrays import ImageArrays
 from vitlab.data.loader import epoch_order
 from vitlab.figures import attention, embeddings, never_failing, publish
-from vitlab.models.attention_maps import Attention, record_attention, token_layout
+from vitlab.models.attention_maps import Attention, TokenLayout, record_attention, token_layout
 from vitlab.models.interpretation import (
     filter_components,
     last_layer,
@@ -31,8 +31,8 @@ COMPONENTS = 28  # as many as the ViT paper shows
 
 
 class ViTFigures(pl.Callback):
-    """Draws where a ViT looks (attention rollout, the last block's attention, how far each head looks) at the start, in
-    the middle and at the end of training, and its patch filters and position embeddings at the end.
+    """Draws where a ViT looks (attention rollout, the last block's attention) at the start, in the middle and at the
+    end of training, and at the end its patch filters, its position embeddings, and how far each head looks.
 
     What a network does not have is left out. It looks at a copy of the network, in eval mode and float32, on the first
     rank; nothing of the run changes. What was seen is in the checkpoint: a run that goes on draws it beside the rest.
@@ -69,7 +69,7 @@ class ViTFigures(pl.Callback):
         if self._last_step() < trainer.global_step:  # the run ended before its time
             self._look(trainer, pl_module, float(trainer.current_epoch))
         with never_failing("what the ViT has learnt"):
-            self._draw_weights(trainer, pl_module)
+            self._draw_end(trainer, pl_module)
 
     def _last_step(self) -> int:
         return self.seen[-1]["step"] if self.seen else -1
@@ -91,41 +91,43 @@ class ViTFigures(pl.Callback):
             if found is None:
                 return
             moment["rollout"] = seen_by_head(rollout(found.weights), found.layout).cpu()
-            moment["last"] = last_layer(found).mean(dim=1).cpu()
+            moment["heads"] = last_layer(found).cpu()
             moment["distances"] = _distances(network, data, split, module.device, DISTANCE_IMAGES[self.level])
-            self._draw_attention(trainer, data, split.take(places), found)
+            self._draw_moment(trainer, data, split.take(places))
 
-    def _draw_attention(self, trainer: pl.Trainer, data: Any, shown: ImageArrays, found: Attention) -> None:
-        moments = {_name(moment["epoch"]): moment for moment in self.seen if "rollout" in moment}
+    def _draw_moment(self, trainer: pl.Trainer, data: Any, shown: ImageArrays) -> None:
         names = [data.facts["classes"][label] for label in shown.labels.tolist()]
         show: Any = partial(publish, trainer, step=trainer.global_step)
-
-        distances = {name: moment["distances"] for name, moment in moments.items()}
-        grid = found.layout.grid
-        uniform = patch_distances(grid, (data.image_size / grid[0], data.image_size / grid[1])).mean().item()
-        draw = partial(attention.draw_distances, distances, uniform, data.image_size)
-        show("42_attention_distance", draw, **attention.DISTANCE)
-        for name, key, about in (
-            ("43_attention_rollout", "rollout", attention.ROLLOUT),
-            ("44_attention_last_block", "last", attention.LAST_BLOCK),
-        ):
-            maps = {moment: each[key] for moment, each in moments.items()}
-            show(name, partial(attention.draw_attention, shown.images, names, maps), **about)
+        rollouts = {_name(moment): moment["rollout"] for moment in self._drawable()}
+        last = {_name(moment): moment["heads"].mean(dim=1) for moment in self._drawable()}
+        draw = partial(attention.draw_attention, shown.images, names)
+        show("43_attention_rollout", partial(draw, rollouts), **attention.ROLLOUT)
+        show("44_attention_last_block", partial(draw, last), **attention.LAST_BLOCK)
         if self.level == "full":
-            heads = last_layer(found)
+            heads = self.seen[-1]["heads"]
             show("45_attention_heads", partial(attention.draw_heads, shown.images, names, heads), **attention.HEADS)
 
-    def _draw_weights(self, trainer: pl.Trainer, module: Any) -> None:
+    def _draw_end(self, trainer: pl.Trainer, module: Any) -> None:
         show: Any = partial(publish, trainer, step=trainer.global_step)
         components = filter_components(module.network, COMPONENTS)
         if components is not None:
             show("40_patch_filters", partial(embeddings.draw_filters, *components), **embeddings.FILTERS)
         side: int = trainer.datamodule.image_size  # type: ignore[attr-defined]
         layout = token_layout(module.network, (side, side))
-        similarity = None if layout is None else position_similarity(module.network, layout)
-        if layout is not None and similarity is not None:
+        if layout is None:
+            return
+        similarity = position_similarity(module.network, layout)
+        if similarity is not None:
             draw = partial(embeddings.draw_positions, similarity, layout.grid)
             show("41_position_similarity", draw, **embeddings.POSITIONS)
+        distances = {_name(moment): moment["distances"] for moment in self._drawable()}
+        if distances:
+            uniform = patch_distances(layout.grid, _patch_size(layout, side)).mean().item()
+            draw = partial(attention.draw_distances, distances, uniform, side)
+            show("42_attention_distance", draw, **attention.DISTANCE)
+
+    def _drawable(self) -> list[dict[str, Any]]:
+        return [moment for moment in self.seen if "distances" in moment]
 
 
 def examples(labels: Tensor, count: int) -> Tensor:
@@ -155,7 +157,7 @@ def _distances(network: nn.Module, data: Any, split: ImageArrays, device: torch.
     """Mean attention distance in pixels, float32 `[depth, heads]`, over the first `count` images of the evaluation."""
     layout = token_layout(network, (data.image_size, data.image_size))
     assert layout is not None
-    patch = (data.image_size / layout.grid[0], data.image_size / layout.grid[1])
+    patch = _patch_size(layout, data.image_size)
     order = epoch_order(len(split), 0, 0)[:count]
     total: Any = 0.0
     for places in torch.split(order, max(1, TOKENS_AT_ONCE // layout.tokens)):
@@ -165,5 +167,9 @@ def _distances(network: nn.Module, data: Any, split: ImageArrays, device: torch.
     return (total / len(order)).cpu()
 
 
-def _name(epoch: float) -> str:
-    return f"epoch {epoch:.3g}" if epoch else "start"
+def _patch_size(layout: TokenLayout, image_size: int) -> tuple[float, float]:
+    return image_size / layout.grid[0], image_size / layout.grid[1]
+
+
+def _name(moment: dict[str, Any]) -> str:
+    return f"epoch {moment['epoch']:.3g}" if moment["epoch"] else "start"

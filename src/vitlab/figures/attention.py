@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from vitlab.figures.style import COLORS
-from vitlab.figures.tiles import add_scale, add_tiles, heat_over, scale_of, sheet_figure, tile
+from vitlab.figures.tiles import add_scale, add_tiles, fit_name, heat_over, scale_of, sheet_figure, tile
 
 LABEL = "times the average patch"
 
@@ -57,13 +57,12 @@ def draw_attention(pictures: Tensor, names: Sequence[str], maps: Mapping[str, Te
     """
     relative = {name: relative_to_mean(each) for name, each in maps.items()}
     scale = scale_of(list(relative.values()))
-    figure = sheet_figure(len(pictures), 1 + len(maps))
-    axes = figure.add_subplot()
+    figure, axes = sheet_figure(len(pictures), 1 + len(maps), right=1.0)
     rows = [
         [tile(picture), *(heat_over(picture, each[number], scale) for each in relative.values())]
         for number, picture in enumerate(pictures)
     ]
-    add_tiles(axes, rows, ["picture", *maps], names)
+    add_tiles(axes, rows, ["picture", *maps], [fit_name(name, 13) for name in names])
     add_scale(figure, axes, scale, LABEL)
     return figure
 

@@ -46,8 +46,8 @@ def draw_filters(components: Tensor, shares: Tensor) -> Figure:
     tiles += [blank] * (rows * COLUMNS - len(tiles))
     total = shares.cumsum(dim=0)
     names = [f"to {100 * total[min((row + 1) * COLUMNS, len(total)) - 1]:.0f} %" for row in range(rows)]
-    figure = sheet_figure(rows, COLUMNS, right=0.1)
-    axes = figure.add_subplot(ylabel="variance of the filters so far")
+    figure, axes = sheet_figure(rows, COLUMNS)
+    axes.set_ylabel("variance of the filters so far")
     add_tiles(axes, [tiles[row * COLUMNS : (row + 1) * COLUMNS] for row in range(rows)], [""] * COLUMNS, names)
     return figure
 

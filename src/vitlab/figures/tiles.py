@@ -52,10 +52,21 @@ def add_tiles(axes: Axes, rows: Sequence[Sequence[Pixels]], columns: Sequence[st
     axes.spines[:].set_visible(False)
 
 
-def sheet_figure(rows: int, columns: int, *, left: float = 1.2, right: float = 1.2, top: float = 0.6) -> Figure:
-    """A figure whose size fits so many tiles, with margins in inches for what is written beside them."""
-    step = (TILE + GAP) / 100
-    return Figure(figsize=(columns * step + left + right, rows * step + top))
+def sheet_figure(rows: int, columns: int, *, right: float = 0.1) -> tuple[Figure, Axes]:
+    """A figure whose size fits so many tiles and what is written beside them, and its axes.
+
+    Laid out by hand, which takes half the time of matplotlib's own layout.
+
+    Args:
+        rows, columns: Of tiles.
+        right: Inches beside them.
+    """
+    left, top, bottom, step = 1.25, 0.35, 0.05, (TILE + GAP) / 100
+    width, height = left + columns * step + right, top + rows * step + bottom
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("none")
+    place = (left / width, bottom / height, columns * step / width, rows * step / height)
+    return figure, figure.add_axes(place)
 
 
 def scale_of(maps: Sequence[Tensor]) -> Normalize:
@@ -64,9 +75,10 @@ def scale_of(maps: Sequence[Tensor]) -> Normalize:
 
 
 def add_scale(figure: Figure, axes: Axes, scale: Normalize, label: str) -> None:
-    bar = figure.colorbar(ScalarMappable(scale, HEAT), ax=axes, shrink=0.8, aspect=30)
-    bar.set_label(label)
-    bar.outline.set_visible(False)
+    """A colour bar in the margin that `sheet_figure` has left on the right."""
+    width, sheet = figure.get_figwidth(), axes.get_position()
+    place = figure.add_axes((sheet.x1 + 0.12 / width, sheet.y0, 0.18 / width, sheet.height))
+    figure.colorbar(ScalarMappable(scale, HEAT), cax=place, label=label)
 
 
 def fit_name(name: str, length: int) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command, run_script
+from conftest import Command
 from PIL import Image
 
 
@@ -51,7 +51,7 @@ def test_a_network_without_attention_is_told(in_process: Command, tmp_path: Path
     choices = ["data=image_folder", f"data.root={image_root}", "data.batch_size=8", "trainer.max_epochs=1"]
     network = ["model=vit_pretrained", "model.name=test_resnet", "model.pretrained=false", "preflight=off"]
     facts = ["data.image_size=32", "data.interpolation=bicubic"]
-    result = run_script("train.py", *choices, *network, *facts, cwd=tmp_path)
+    result = in_process("train.py", *choices, *network, *facts)
     assert result.returncode == 0, result.stderr
     assert "left out" not in result.stdout + result.stderr
     assert not list(tmp_path.glob("outputs/*/*/figures/4*.png"))

@@ -59,8 +59,9 @@ def explain(command: DictConfig, overrides: Sequence[Override], conf: Path) -> l
         folder = folder or _folder(command.out, list(names.values()))
         explanation = _explain(model, network, path, images, target, command.top_k)
         written.append(folder / names[path])
-        image = render(partial(draw_explanation, explanation))
-        save(image, written[-1], tag="explain", title=f"What the network looks at in {path.name}", caption=CAPTION)
+        title = f"What the network looks at in {path.name}"
+        image = render(partial(draw_explanation, explanation), title)
+        save(image, written[-1], tag="explain", title=title, caption=CAPTION)
         console.print(f"{path}  {explanation.summary}  written: {shorten(written[-1])}", markup=False)
     check_all_read(failures, len(written), command.images)
     return written
@@ -99,7 +100,6 @@ def _explain(
     picture = read_image(path)
     return Explanation(
         picture=torch.from_numpy(to_square(picture, min(*picture.size, SIDE))),
-        name=path.name,
         probabilities={model.classes[label]: float(probabilities[label]) for label in shown},
         explained=model.classes[explained],
         rollout=seen_by_head(rollout(attention.weights), attention.layout)[0].cpu(),

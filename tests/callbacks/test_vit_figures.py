@@ -74,11 +74,11 @@ def test_one_sees_it_form(light: tuple[Path, Any, Any]) -> None:
     folder = light[0]
     assert drawn(folder) == LIGHT
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0}).Reload()
-    for tag in ("vit/attention_rollout", "vit/attention_last_block"):
+    for tag in ("learnt/attention_rollout", "learnt/attention_last_block"):
         assert [image.step for image in events.Images(tag)] == [0, STEPS // 2, STEPS]
-    widths = [image.width for image in events.Images("vit/attention_rollout")]
+    widths = [image.width for image in events.Images("learnt/attention_rollout")]
     assert widths == sorted(set(widths))  # beside each other
-    for tag in ("vit/patch_filters", "vit/position_similarity", "vit/attention_distance"):
+    for tag in ("learnt/patch_filters", "learnt/position_similarity", "learnt/attention_distance"):
         assert [image.step for image in events.Images(tag)] == [STEPS]
     with Image.open(folder / "figures" / "43_attention_rollout.png") as figure:
         assert figure.width == widths[-1]

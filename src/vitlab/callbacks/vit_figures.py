@@ -97,7 +97,7 @@ class ViTFigures(pl.Callback):
 
     def _draw_moment(self, trainer: pl.Trainer, data: Any, shown: ImageArrays) -> None:
         names = [data.facts["classes"][label] for label in shown.labels.tolist()]
-        show: Any = partial(publish, trainer, step=trainer.global_step)
+        show = partial(publish, trainer, step=trainer.global_step)
         rollouts = {_name(moment): moment["rollout"] for moment in self._drawable()}
         last = {_name(moment): moment["heads"].mean(dim=1) for moment in self._drawable()}
         draw = partial(attention.draw_attention, shown.images, names)
@@ -108,7 +108,7 @@ class ViTFigures(pl.Callback):
             show("45_attention_heads", partial(attention.draw_heads, shown.images, names, heads), **attention.HEADS)
 
     def _draw_end(self, trainer: pl.Trainer, module: Any) -> None:
-        show: Any = partial(publish, trainer, step=trainer.global_step)
+        show = partial(publish, trainer, step=trainer.global_step)
         components = filter_components(module.network, COMPONENTS)
         if components is not None:
             show("40_patch_filters", partial(embeddings.draw_filters, *components), **embeddings.FILTERS)

@@ -6,13 +6,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from vitlab.figures.captions import About
 from vitlab.figures.style import COLORS
 from vitlab.figures.tiles import add_scale, add_tiles, fit_name, heat_over, scale_of, sheet_figure, tile
 
 LABEL = "times the average patch"
 
-DISTANCE = {
-    "tag": "vit/attention_distance",
+DISTANCE: About = {
+    "tag": "learnt/attention_distance",
     "title": "How far each head looks",
     "caption": (
         "A dot a head: the distance in pixels between a patch and what it attends to, weighted by the attention, mean "
@@ -20,8 +21,8 @@ DISTANCE = {
         "low dots are heads that have learnt to look nearby, as a convolution does, usually in the first blocks."
     ),
 }
-ROLLOUT = {
-    "tag": "vit/attention_rollout",
+ROLLOUT: About = {
+    "tag": "learnt/attention_rollout",
     "title": "Where the network looks: attention rollout",
     "caption": (
         "Attention followed through all blocks down to the patches (Abnar and Zuidema 2020), at several moments of "
@@ -29,8 +30,8 @@ ROLLOUT = {
         "everywhere alike. What to hope for at the end: the object is brighter than its background."
     ),
 }
-LAST_BLOCK = {
-    "tag": "vit/attention_last_block",
+LAST_BLOCK: About = {
+    "tag": "learnt/attention_last_block",
     "title": "Where the last block looks",
     "caption": (
         "What the class token (without one: the mean patch) attends to in the last block, mean of the heads, at "
@@ -38,8 +39,8 @@ LAST_BLOCK = {
         "object itself."
     ),
 }
-HEADS = {
-    "tag": "vit/attention_heads",
+HEADS: About = {
+    "tag": "learnt/attention_heads",
     "title": "Where each head of the last block looks",
     "caption": (
         "As the last block's attention, head by head. Heads that look alike do the same work; an even one does none."

@@ -6,13 +6,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vitlab.figures.captions import About
 from vitlab.figures.tiles import add_tiles, sheet_figure, tile
 
 POSITIONS_A_SIDE = 8
 COLUMNS = 7
 
-FILTERS = {
-    "tag": "vit/patch_filters",
+FILTERS: About = {
+    "tag": "learnt/patch_filters",
     "title": "Patch filters: principal components",
     "caption": (
         "The directions in which the filters that turn patches into tokens differ most, first ones first (as figure 7, "
@@ -20,8 +21,8 @@ FILTERS = {
         "On the left: the share of the filters' variance that the components up to the row's end hold."
     ),
 }
-POSITIONS = {
-    "tag": "vit/position_similarity",
+POSITIONS: About = {
+    "tag": "learnt/position_similarity",
     "title": "Similarity of position embeddings",
     "caption": (
         "A small map for each patch: how similar its position embedding is to those of all places of the image (as "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitlab.figures.attention import LABEL, relative_to_mean
 from vitlab.figures.style import COLORS
-from vitlab.figures.tiles import GAP, HEAT, TILE, add_tiles, fit_name, heat_over, scale_of
+from vitlab.figures.tiles import GAP, HEAT, TILE, add_tiles, heat_over, scale_of
 
 HEADS_A_ROW = 8
 SIDE = 210  # px of a map, as it is shown
@@ -27,7 +27,6 @@ class Explanation:
 
     Attributes:
         picture: uint8 `[3, side, side]`: the part of it that the network sees.
-        name: Of its file.
         probabilities: Of the classes that are shown, falling.
         explained: The class that `relevance` is of.
         rollout, relevance: For each patch, float `[rows, columns]`.
@@ -35,7 +34,6 @@ class Explanation:
     """
 
     picture: Tensor
-    name: str
     probabilities: dict[str, float]
     explained: str
     rollout: Tensor
@@ -60,7 +58,7 @@ def draw_explanation(explanation: Explanation) -> Figure:
     above, below, text = parts
     picture, bars, rollout, evidence = above.subplots(1, 4, width_ratios=(1.0, 0.9, 1.0, 1.0))
     picture.imshow(explanation.picture.permute(1, 2, 0).numpy(), interpolation="antialiased")
-    picture.set_title(fit_name(explanation.name, 24))
+    picture.set_title("what the network gets")
     _bare(picture)
     _draw_probabilities(bars, explanation)
     _draw_map(rollout, explanation.picture, explanation.rollout, "rollout")

@@ -61,7 +61,7 @@ def sheet_figure(rows: int, columns: int, *, right: float = 0.1) -> tuple[Figure
         rows, columns: Of tiles.
         right: Inches beside them.
     """
-    left, top, bottom, step = 1.25, 0.35, 0.05, (TILE + GAP) / 100
+    left, top, bottom, step = 1.25, 0.75, 0.05, (TILE + GAP) / 100  # inches; the title stands on top
     width, height = left + columns * step + right, top + rows * step + bottom
     figure = Figure(figsize=(width, height))
     figure.set_layout_engine("none")

@@ -26,8 +26,9 @@ ROLLOUT: About = {
     "title": "Where the network looks: attention rollout",
     "caption": (
         "Attention followed through all blocks down to the patches (Abnar and Zuidema 2020), at several moments of "
-        "training, on one scale: bright patches count more in what the classifier reads. Even colour: it looks "
-        "everywhere alike. What to hope for at the end: the object is brighter than its background."
+        "training: bright patches count more in what the classifier reads. The colours are logarithmic, 1 is the "
+        "average patch; where all patches have its colour, the network looks everywhere alike. What to hope for at the "
+        "end: the object is brighter than its background."
     ),
 }
 LAST_BLOCK: About = {
@@ -35,7 +36,7 @@ LAST_BLOCK: About = {
     "title": "Where the last block looks",
     "caption": (
         "What the class token (without one: the mean patch) attends to in the last block, mean of the heads, at "
-        "several moments of training, on one scale. The tokens have mixed before: a bright patch need not show the "
+        "several moments of training. The tokens have mixed before: a bright patch need not show the "
         "object itself."
     ),
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitlab.figures.attention import LABEL, relative_to_mean
 from vitlab.figures.style import COLORS
-from vitlab.figures.tiles import GAP, HEAT, TILE, add_tiles, heat_over, scale_of
+from vitlab.figures.tiles import GAP, HEAT, TILE, add_tiles, heat_over, label_scale, scale_of
 
 HEADS_A_ROW = 8
 SIDE = 210  # px of a map, as it is shown
@@ -87,7 +87,8 @@ def _draw_map(axes: Axes, picture: Tensor, heat: Tensor, title: str) -> None:
     _bare(axes)
     figure = axes.get_figure()
     assert figure is not None
-    figure.colorbar(ScalarMappable(scale, HEAT), ax=axes, location="bottom", label=LABEL, shrink=0.9, aspect=15)
+    mappable = ScalarMappable(scale, HEAT)
+    label_scale(figure.colorbar(mappable, ax=axes, location="bottom", label=LABEL, shrink=0.9, aspect=15))
 
 
 def _draw_heads(axes: Axes, explanation: Explanation) -> None:
@@ -103,7 +104,7 @@ def _draw_heads(axes: Axes, explanation: Explanation) -> None:
     axes.set_title("last block, head by head")
     figure = axes.get_figure()
     assert figure is not None
-    figure.colorbar(ScalarMappable(scale, HEAT), ax=axes, label="times average", aspect=12)
+    label_scale(figure.colorbar(ScalarMappable(scale, HEAT), ax=axes, label="times average", aspect=12))
 
 
 def _bare(axes: Axes) -> None:

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from vitlab.figures.attention import LABEL, relative_to_mean
 from vitlab.figures.style import COLORS
-from vitlab.figures.tiles import GAP, HEAT, TILE, add_tiles, heat_over, label_scale, scale_of
+from vitlab.figures.tiles import HEAT, add_tiles, heat_over, label_scale, scale_of
 
-HEADS_A_ROW = 8
 SIDE = 210  # px of a map, as it is shown
 CAPTION = (
     "Rollout: attention followed through all blocks; what the classifier reads comes from the bright patches, whatever "
     "the class. Evidence: the attention that, if there were more of it, would raise the score of the class; bright "
-    "patches speak for it. Heads: what each head of the last block attends to. A value of 2 is twice the average patch."
+    "patches speak for it. Heads: what each head of the last block attends to. Colours are logarithmic: 2 is twice the "
+    "average patch."
 )
 
 
@@ -50,9 +50,8 @@ class Explanation:
 
 def draw_explanation(explanation: Explanation) -> Figure:
     """Picture, probabilities, rollout, evidence, and a row of heads below."""
-    heads = len(explanation.heads)
-    rows = -(-heads // HEADS_A_ROW)
-    height = rows * (TILE + GAP) / 100 + 0.8
+    rows = -(-len(explanation.heads) // _heads_a_row(explanation))
+    height = 9.0 * rows / _heads_a_row(explanation) + 0.6
     figure = Figure(figsize=(11.0, 3.7 + height + 0.7))
     parts: Any = figure.subfigures(3, 1, height_ratios=(3.7, height, 0.7))
     above, below, text = parts
@@ -96,15 +95,20 @@ def _draw_heads(axes: Axes, explanation: Explanation) -> None:
     scale = scale_of([maps])
     tiles = [heat_over(explanation.picture, each, scale) for each in maps]
     blank = tiles[0] * 0 + 1
-    tiles += [blank] * (-len(tiles) % HEADS_A_ROW)
-    rows = [tiles[start : start + HEADS_A_ROW] for start in range(0, len(tiles), HEADS_A_ROW)]
-    firsts = range(1, len(maps) + 1, HEADS_A_ROW)
-    names = [f"heads {first} to {min(first + HEADS_A_ROW - 1, len(maps))}" for first in firsts]
-    add_tiles(axes, rows, [""] * HEADS_A_ROW, names)
+    columns = _heads_a_row(explanation)
+    tiles += [blank] * (-len(tiles) % columns)
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    firsts = range(1, len(maps) + 1, columns)
+    names = [f"heads {first} to {min(first + columns - 1, len(maps))}" for first in firsts]
+    add_tiles(axes, rows, [""] * columns, names)
     axes.set_title("last block, head by head")
     figure = axes.get_figure()
     assert figure is not None
     label_scale(figure.colorbar(ScalarMappable(scale, HEAT), ax=axes, label="times average", aspect=12))
+
+
+def _heads_a_row(explanation: Explanation) -> int:
+    return 4 if len(explanation.heads) <= 4 else 8
 
 
 def _bare(axes: Axes) -> None:

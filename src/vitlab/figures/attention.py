@@ -64,7 +64,7 @@ def draw_attention(pictures: Tensor, names: Sequence[str], maps: Mapping[str, Te
         [tile(picture), *(heat_over(picture, each[number], scale) for each in relative.values())]
         for number, picture in enumerate(pictures)
     ]
-    add_tiles(axes, rows, ["picture", *maps], [fit_name(name, 13) for name in names])
+    add_tiles(axes, rows, ["picture", *maps], [fit_name(name, 12) for name in names])
     add_scale(figure, axes, scale, LABEL)
     return figure
 
@@ -93,17 +93,17 @@ def draw_distances(distances: Mapping[str, Tensor], uniform: float, image_size: 
         uniform: Pixels of a head that looks everywhere alike.
         image_size: Pixels, for the axis.
     """
-    figure = Figure(figsize=(7.0, 4.5))
+    figure = Figure()
     axes = figure.add_subplot(xlabel="block", ylabel=f"mean attention distance (px of {image_size})")
     *earlier, (last, now) = distances.items()
     depth, heads = now.shape
     blocks = range(1, depth + 1)
     for name, before in earlier[:1]:
-        axes.plot(blocks, before, "o", color="0.75", markersize=6, label=[name, *["_"] * (heads - 1)])
-    axes.plot(blocks, now, "o", color=COLORS["blue"], markersize=6, label=[last, *["_"] * (heads - 1)])
+        axes.plot(blocks, before, "o", color="0.75", markersize=5, label=[name, *["_"] * (heads - 1)])
+    axes.plot(blocks, now, "o", color=COLORS["blue"], markersize=5, label=[last, *["_"] * (heads - 1)])
     axes.plot(blocks, now.mean(dim=1), color=COLORS["blue"], linewidth=1.5, label=f"{last}, mean of the heads")
     axes.axhline(uniform, color=COLORS["vermilion"], linestyle="--", label="looking everywhere alike")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0, top=1.25 * max(uniform, float(now.max())))
-    axes.legend(loc="upper left", ncols=2, fontsize=10)
+    axes.legend(loc="upper left", ncols=2, fontsize=9)
     return figure

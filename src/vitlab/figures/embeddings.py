@@ -11,6 +11,7 @@ from vitlab.figures.tiles import add_tiles, sheet_figure, tile
 
 POSITIONS_A_SIDE = 8
 COLUMNS = 7
+SIDE = 74  # px of a filter, as it is shown
 
 FILTERS: About = {
     "tag": "learnt/patch_filters",
@@ -41,14 +42,14 @@ def draw_filters(components: Tensor, shares: Tensor) -> Figure:
     """
     # Zero is the grey in the middle.
     signed = components / components.abs().amax(dim=(1, 2, 3), keepdim=True)
-    tiles = [tile(127.5 * (1 + each)) for each in signed]
+    tiles = [tile(127.5 * (1 + each), SIDE) for each in signed]
     blank = np.ones_like(tiles[0])
     rows = math.ceil(len(tiles) / COLUMNS)
     tiles += [blank] * (rows * COLUMNS - len(tiles))
     total = shares.cumsum(dim=0)
     names = [f"to {100 * total[min((row + 1) * COLUMNS, len(total)) - 1]:.0f} %" for row in range(rows)]
-    figure, axes = sheet_figure(rows, COLUMNS)
-    axes.set_ylabel("variance of the filters so far")
+    figure, axes = sheet_figure(rows, COLUMNS, side=SIDE, top=0.4)
+    axes.set_ylabel("variance so far")
     add_tiles(axes, [tiles[row * COLUMNS : (row + 1) * COLUMNS] for row in range(rows)], [""] * COLUMNS, names)
     return figure
 
@@ -69,9 +70,9 @@ def draw_positions(similarity: Tensor, grid: tuple[int, int]) -> Figure:
         for across, column in enumerate(columns):
             place = np.s_[down * height : down * height + grid[0], across * width : across * width + grid[1]]
             sheet[place] = maps[row, column]
-    figure = Figure(figsize=(7.2, 6.2))
+    figure = Figure(figsize=(5.2, 4.5))
     axes = figure.add_subplot(xlabel="column of the patch", ylabel="row of the patch")
-    image = axes.imshow(sheet, vmin=min(0.0, float(similarity.min())), vmax=1.0)
+    image = axes.imshow(sheet, vmin=float(similarity.min()), vmax=1.0)
     axes.set_xticks(
         [across * width + (grid[1] - 1) / 2 for across in range(len(columns))], [str(c + 1) for c in columns]
     )
@@ -79,7 +80,7 @@ def draw_positions(similarity: Tensor, grid: tuple[int, int]) -> Figure:
     axes.tick_params(length=0)
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, shrink=0.8, label="cosine similarity of position embeddings")
+    figure.colorbar(image, ax=axes, shrink=0.8, label="cosine similarity")
     return figure
 
 

@@ -42,29 +42,34 @@ def heat_over(picture: Tensor, heat: Tensor, scale: Normalize, side: int = TILE)
 
 def add_tiles(axes: Axes, rows: Sequence[Sequence[Pixels]], columns: Sequence[str], names: Sequence[str]) -> None:
     """Draws rows of tiles, with a name over each column and beside each row."""
-    step = TILE + GAP
+    side = len(rows[0][0])
+    step = side + GAP
     sheet = np.ones((step * len(rows) - GAP, step * len(rows[0]) - GAP, 3), dtype=np.float32)
     for row, pictures in enumerate(rows):
         for column, pixels in enumerate(pictures):
-            sheet[row * step : row * step + TILE, column * step : column * step + TILE] = pixels
+            sheet[row * step : row * step + side, column * step : column * step + side] = pixels
     axes.imshow(sheet, interpolation="antialiased")
-    axes.set_xticks([column * step + TILE / 2 for column in range(len(rows[0]))], columns)
-    axes.set_yticks([row * step + TILE / 2 for row in range(len(rows))], names)
+    axes.set_xticks([column * step + side / 2 for column in range(len(rows[0]))], columns)
+    axes.set_yticks([row * step + side / 2 for row in range(len(rows))], names)
     axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     axes.grid(False)
     axes.spines[:].set_visible(False)
 
 
-def sheet_figure(rows: int, columns: int, *, right: float = 0.1) -> tuple[Figure, Axes]:
+def sheet_figure(
+    rows: int, columns: int, *, side: int = TILE, right: float = 0.1, top: float = 0.65
+) -> tuple[Figure, Axes]:
     """A figure whose size fits so many tiles and what is written beside them, and its axes.
 
     Laid out by hand, which takes half the time of matplotlib's own layout.
 
     Args:
         rows, columns: Of tiles.
-        right: Inches beside them.
+        side: Of a tile, px.
+        right, top: Inches beside them, and above, where the title stands.
     """
-    left, top, bottom, step = 1.25, 0.75, 0.12, (TILE + GAP) / 100  # inches; the title stands on top
+    left, bottom = 1.05, 0.12
+    step = (side + GAP) / matplotlib.rcParams["figure.dpi"]
     width, height = left + columns * step + right, top + rows * step + bottom
     figure = Figure(figsize=(width, height))
     figure.set_layout_engine("none")

@@ -98,9 +98,9 @@ def test_drawing_changes_nothing(
 
 
 def test_a_run_that_goes_on_draws_beside_what_was_seen_before(
-    light: tuple[Path, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    light: tuple[Path, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(vit_figures, "MOMENTS", {"light": (0, 1)})
+    monkeypatch.setattr(vit_figures, "MOMENTS", {"light": (0, 1), "full": (0, 1)})
     trainer, _ = train(tmp_path, "light", max_epochs=1)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     seen = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["ViTFigures"]["seen"]
@@ -110,6 +110,10 @@ def test_a_run_that_goes_on_draws_beside_what_was_seen_before(
     for name in LIGHT:
         went_on, at_once = (folder / "figures" / f"{name}.png" for folder in (tmp_path / "second", light[0]))
         assert went_on.read_bytes() == at_once.read_bytes()
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path / "third", "full", checkpoint=tmp_path / "last.ckpt")  # more pictures than before
+    assert drawn(tmp_path / "third") == [*LIGHT, "45_attention_heads"]
+    assert not [message for message in caplog.messages if "left out" in message]
 
 
 class Convolutions(nn.Module):

@@ -1,6 +1,7 @@
 """What a ViT learns, drawn while it does."""
 
 import copy
+import sys
 from collections import Counter
 from functools import partial
 from typing import Any
@@ -55,7 +56,7 @@ class ViTFigures(pl.Callback):
         self.seen = state_dict["seen"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.steps = trainer.estimated_stepping_batches
+        self.steps = min(trainer.estimated_stepping_batches, sys.maxsize)  # infinite where the run's length is open
         self._look_if_due(trainer, pl_module, float(trainer.current_epoch))
 
     def on_train_batch_end(
@@ -93,7 +94,9 @@ class ViTFigures(pl.Callback):
             moment["rollout"] = seen_by_head(rollout(found.weights), found.layout).cpu()
             moment["heads"] = last_layer(found).cpu()
             moment["distances"] = _distances(network, data, split, module.device, DISTANCE_IMAGES[self.level])
-            self._draw_moment(trainer, data, split.take(places))
+            # A run that goes on with another level has moments of fewer pictures, the first of them.
+            fewest = min(len(moment["rollout"]) for moment in self._drawable())
+            self._draw_moment(trainer, data, split.take(places[:fewest]))
 
     def _draw_moment(self, trainer: pl.Trainer, data: Any, shown: ImageArrays) -> None:
         names = [data.facts["classes"][label] for label in shown.labels.tolist()]

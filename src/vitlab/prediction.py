@@ -13,23 +13,17 @@ from typing import Any
 
 import torch
 from hydra.core.override_parser.types import Override
-from lightning_fabric import Fabric
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from torch import Tensor
 
 from vitlab.classifier import rank_classes
-from vitlab.config.command import apply_overrides
-from vitlab.config.machine import resolve_machine
-from vitlab.config.quiet import quiet_libraries
-from vitlab.data import BatchTransform
 from vitlab.data.decoding import describe_failure, picture_suffixes, read_image, to_square
 from vitlab.errors import UserError
 from vitlab.files import folder_for, replacing, shorten, write_text
 from vitlab.prediction_grid import draw_grid
-from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
 from vitlab.runs.directory import RunDirectory
-from vitlab.runs.rebuild import rebuild_network
+from vitlab.trained_model import open_model
 
 
 def predict(command: DictConfig, overrides: Sequence[Override], conf: Path) -> None:
@@ -43,61 +37,54 @@ def predict(command: DictConfig, overrides: Sequence[Override], conf: Path) -> N
     Raises:
         UserError: run, checkpoint or an override is wrong; or, when all else is done, pictures could not be read.
     """
-    quiet_libraries()
-    file, run = _find_checkpoint(command)
-    checkpoint = read_checkpoint(file)
-    config = OmegaConf.create(checkpoint[CONFIG_KEY])
-    apply_overrides(config, overrides, conf, command)
     if command.top_k < 1:
         raise UserError(f"top_k={command.top_k} must be at least 1")
+    model = open_model(command, overrides, conf)
+    top_k = min(command.top_k, len(model.classes))
     files, failures = find_images(command.images)
-    network = rebuild_network(config, checkpoint, file, list(command.trusted_targets))
-    classes = list(config.data.classes)
-    top_k = min(command.top_k, len(classes))
-
-    resolve_machine(config)
-    torch.set_float32_matmul_precision(config.matmul_precision)
-    try:
-        fabric = Fabric(accelerator=config.trainer.accelerator, devices=1, precision=config.trainer.precision)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"trainer: {error}; trainer=cpu takes the CPU") from error
-    model = fabric.setup_module(network)
-    transform = BatchTransform(
-        [],
-        image_size=config.data.image_size,
-        interpolation=config.data.interpolation,
-        mean=list(config.data.mean),
-        std=list(config.data.std),
-    ).to(fabric.device)
 
     console = Console(soft_wrap=True, highlight=False)
     rows: list[tuple[Path, list[str], list[float]]] = []
-    for paths, images in _batches(files, config.data.stored_size, config.data.eval_batch_size, failures):
-        with torch.inference_mode():
-            logits = model(transform(images.to(fabric.device))).float().cpu()
+    data = model.config.data
+    for paths, images in read_batches(files, data.stored_size, data.eval_batch_size, failures):
+        logits = model.logits(images)
         top = rank_classes(logits)[:, :top_k]
         for path, values, labels in zip(
             paths, logits.softmax(dim=1).gather(1, top).tolist(), top.tolist(), strict=True
         ):
-            names = [classes[label] for label in labels]
+            names = [model.classes[label] for label in labels]
             rows.append((path, names, values))
             guesses = "  ".join(f"{name} {value:.1%}" for name, value in zip(names, values, strict=True))
             console.print(f"{path}  {guesses}", markup=False)
 
     if rows:
-        folder = _output_folder(command.out, run)
+        folder = _output_folder(command.out, model.run)
         write_text(folder / "predictions.csv", _csv(rows, top_k))
         console.print(f"written: {shorten(folder / 'predictions.csv')}", markup=False)
         if command.grid > 0:
             with replacing(folder / "grid.png") as temporary:
                 draw_grid([(path, names[0], values[0]) for path, names, values in rows[: command.grid]], temporary)
             console.print(f"written: {shorten(folder / 'grid.png')}", markup=False)
+    check_all_read(failures, len(rows), command.images)
+
+
+def check_all_read(failures: dict[str, str], read: int, images: Any) -> None:
+    """Ends a command that has done all it could.
+
+    Args:
+        failures: Why each picture that could not be read couldn't.
+        read: Number of the others.
+        images: As typed.
+
+    Raises:
+        UserError: pictures could not be read, or there was none.
+    """
     if failures:
         listing = "\n".join(f"  {path}: {why}" for path, why in failures.items())
         sys.stdout.flush()
-        raise UserError(f"{len(failures)} of {len(failures) + len(rows)} pictures could not be read:\n{listing}")
-    if not rows:
-        raise UserError(f"images={command.images}: there is no picture there")
+        raise UserError(f"{len(failures)} of {len(failures) + read} pictures could not be read:\n{listing}")
+    if not read:
+        raise UserError(f"images={images}: there is no picture there")
 
 
 def find_images(wanted: Any) -> tuple[list[Path], dict[str, str]]:
@@ -122,16 +109,7 @@ def find_images(wanted: Any) -> tuple[list[Path], dict[str, str]]:
     return list(files), missing
 
 
-def _find_checkpoint(command: DictConfig) -> tuple[Path, RunDirectory | None]:
-    if command.run is not None:
-        run = RunDirectory.open(str(command.run), command.outputs)
-        return run.checkpoint(str(command.checkpoint)), run
-    if command.checkpoint in ("best", "last"):
-        raise UserError("which model? give run=<run directory>, run=latest, or checkpoint=<file>")
-    return Path(str(command.checkpoint)), None
-
-
-def _batches(
+def read_batches(
     files: Sequence[Path], size: int, batch_size: int, failures: dict[str, str]
 ) -> Iterator[tuple[list[Path], Tensor]]:
     """Paths and uint8 images `[b, 3, size, size]`; what can't be read goes into `failures`."""

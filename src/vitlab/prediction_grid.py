@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vitlab.data.decoding import read_image
+from vitlab.figures.tiles import fit_name
 
 
 def draw_grid(predictions: Sequence[tuple[Path, str, float]], file: Path) -> None:
@@ -22,11 +23,7 @@ def draw_grid(predictions: Sequence[tuple[Path, str, float]], file: Path) -> Non
         image.thumbnail((400, 400))
         axes.imshow(image, interpolation="nearest" if max(image.size) < 100 else "antialiased")
         axes.set_title(f"{name}  {probability:.0%}", fontsize=10, parse_math=False)
-        axes.set_xlabel(_fit(path.name), fontsize=7, color="0.4", parse_math=False)
+        axes.set_xlabel(fit_name(path.name, 28), fontsize=7, color="0.4", parse_math=False)
         axes.set_xticks([])
         axes.set_yticks([])
     figure.savefig(file, format="png")
-
-
-def _fit(name: str, length: int = 28) -> str:
-    return name if len(name) <= length else f"{name[: length // 2 - 1]}...{name[-(length // 2 - 2) :]}"

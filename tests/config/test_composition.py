@@ -45,7 +45,15 @@ def test_every_file_belongs_to_a_group() -> None:
     files = {file.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml")}
     grouped = {choice.replace("=", "/") + ".yaml" for choice in CHOICES}
     others = {
-        *("train.yaml", "evaluate.yaml", "predict.yaml", "export.yaml", "bench.yaml", "augmentations.yaml"),
+        *(
+            "train.yaml",
+            "evaluate.yaml",
+            "predict.yaml",
+            "explain.yaml",
+            "export.yaml",
+            "bench.yaml",
+            "augmentations.yaml",
+        ),
         *("resume.yaml", "reproduce.yaml"),
         *("hydra/job_logging/run_log.yaml", "hydra/help/vitlab.yaml", "hydra/sweeper/optuna.yaml"),
         *(f"hydra/sweeper/{file}.yaml" for file in ("sampler/tpe", "sampler/random")),

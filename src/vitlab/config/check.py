@@ -233,8 +233,8 @@ def _is_open(path: str, value: Any, plain: Plain) -> bool:
 
 
 def _owner(reference: str | None) -> str | None:
-    """`data.image_size` of `${data.image_size}`."""
-    match = re.fullmatch(r"\$\{\s*([\w.]+)\s*\}", reference or "")
+    """`data.image_size` of `${data.image_size}` and of `${oc.select:data.image_size,32}`."""
+    match = re.fullmatch(r"\$\{\s*(?:oc\.select:)?([\w.]+)\s*(?:,[^}]*)?\}", reference or "")
     return match[1] if match else None
 
 

@@ -1,0 +1,178 @@
+"""What a ViT learns, drawn while it does."""
+
+import copy
+import sys
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from vitlab.data.arrays import ImageArrays
+from vitlab.data.loader import epoch_order
+from vitlab.figures import attention, embeddings, never_failing, publish
+from vitlab.models.attention_maps import Attention, TokenLayout, record_attention, token_layout
+from vitlab.models.interpretation import (
+    filter_components,
+    last_layer,
+    mean_attention_distance,
+    patch_distances,
+    position_similarity,
+    rollout,
+    seen_by_head,
+)
+
+MOMENTS = {"off": (), "light": (0, 1 / 2, 1), "full": (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)}  # shares of the steps
+PICTURES = {"light": 6, "full": 10}
+DISTANCE_IMAGES = {"light": 64, "full": 128}
+TOKENS_AT_ONCE = 2048  # 0.25 GB of attention weights of a ViT-B for 224 px
+COMPONENTS = 28  # as many as the ViT paper shows
+
+
+class ViTFigures(pl.Callback):
+    """Draws where a ViT looks (attention rollout, the last block's attention) at the start, in the middle and at the
+    end of training, and at the end its patch filters, its position embeddings, and how far each head looks.
+
+    What a network does not have is left out. It looks at a copy of the network, in eval mode and float32, on the first
+    rank; nothing of the run changes. What was seen is in the checkpoint: a run that goes on draws it beside the rest.
+
+    Args:
+        level: "off" (or False, as YAML reads it), "light", or "full": more moments, more images, and each head of the
+            last block.
+    """
+
+    def __init__(self, level: str | bool) -> None:
+        if level not in (False, *MOMENTS):
+            raise ValueError(f"level={level} of ViTFigures is unknown; choose off, light or full")
+        self.level = str(level or "off")
+        self.seen: list[dict[str, Any]] = []  # a dict a moment: plain numbers and tensors
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": list(self.seen)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seen = state_dict["seen"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.steps = min(trainer.estimated_stepping_batches, sys.maxsize)  # infinite where the run's length is open
+        self._look_if_due(trainer, pl_module, float(trainer.current_epoch))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._look_if_due(trainer, pl_module, trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.level == "off" or not trainer.is_global_zero:
+            return
+        if self._last_step() < trainer.global_step:  # the run ended before its time
+            self._look(trainer, pl_module, float(trainer.current_epoch))
+        with never_failing("what the ViT has learnt"):
+            self._draw_end(trainer, pl_module)
+
+    def _last_step(self) -> int:
+        return self.seen[-1]["step"] if self.seen else -1
+
+    def _look_if_due(self, trainer: pl.Trainer, module: Any, epoch: float) -> None:
+        step, last = trainer.global_step, self._last_step()
+        if trainer.is_global_zero and any(step >= share * self.steps > last for share in MOMENTS[self.level]):
+            self._look(trainer, module, epoch)
+
+    def _look(self, trainer: pl.Trainer, module: Any, epoch: float) -> None:
+        moment: dict[str, Any] = {"step": trainer.global_step, "epoch": epoch}
+        self.seen.append(moment)
+        with never_failing("the attention of the network"):
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            split = next(arrays for arrays in map(data.splits.get, ("val", "test", "train")) if len(arrays))
+            places = examples(split.labels, PICTURES[self.level])
+            network = copy.deepcopy(module.network).float().eval()
+            found = _record(network, data, split, places, module.device)
+            if found is None:
+                return
+            moment["rollout"] = seen_by_head(rollout(found.weights), found.layout).cpu()
+            moment["heads"] = last_layer(found).cpu()
+            moment["distances"] = _distances(network, data, split, module.device, DISTANCE_IMAGES[self.level])
+            # A run that goes on with another level has moments of fewer pictures, the first of them.
+            fewest = min(len(moment["rollout"]) for moment in self._drawable())
+            self._draw_moment(trainer, data, split.take(places[:fewest]))
+
+    def _draw_moment(self, trainer: pl.Trainer, data: Any, shown: ImageArrays) -> None:
+        names = [data.facts["classes"][label] for label in shown.labels.tolist()]
+        show = partial(publish, trainer, step=trainer.global_step)
+        rollouts = {_name(moment): moment["rollout"] for moment in self._drawable()}
+        last = {_name(moment): moment["heads"].mean(dim=1) for moment in self._drawable()}
+        draw = partial(attention.draw_attention, shown.images, names)
+        show("43_attention_rollout", partial(draw, rollouts), **attention.ROLLOUT)
+        show("44_attention_last_block", partial(draw, last), **attention.LAST_BLOCK)
+        if self.level == "full":
+            heads = self.seen[-1]["heads"]
+            show("45_attention_heads", partial(attention.draw_heads, shown.images, names, heads), **attention.HEADS)
+
+    def _draw_end(self, trainer: pl.Trainer, module: Any) -> None:
+        show = partial(publish, trainer, step=trainer.global_step)
+        components = filter_components(module.network, COMPONENTS)
+        if components is not None:
+            show("40_patch_filters", partial(embeddings.draw_filters, *components), **embeddings.FILTERS)
+        side: int = trainer.datamodule.image_size  # type: ignore[attr-defined]
+        layout = token_layout(module.network, (side, side))
+        if layout is None:
+            return
+        similarity = position_similarity(module.network, layout)
+        if similarity is not None:
+            draw = partial(embeddings.draw_positions, similarity, layout.grid)
+            show("41_position_similarity", draw, **embeddings.POSITIONS)
+        distances = {_name(moment): moment["distances"] for moment in self._drawable()}
+        if distances:
+            uniform = patch_distances(layout.grid, _patch_size(layout, side)).mean().item()
+            draw = partial(attention.draw_distances, distances, uniform, side)
+            show("42_attention_distance", draw, **attention.DISTANCE)
+
+    def _drawable(self) -> list[dict[str, Any]]:
+        return [moment for moment in self.seen if "distances" in moment]
+
+
+def examples(labels: Tensor, count: int) -> Tensor:
+    """Places of the same images each time, int64 `[count]`: one of each class, then a second one of each, and so on.
+
+    Args:
+        labels: int64 `[N]`.
+        count: Of images.
+    """
+    turns: Counter[int] = Counter()
+    found = []
+    for place in epoch_order(len(labels), 0, 0)[:1000].tolist():
+        label = int(labels[place])
+        found.append((turns[label], label, place))
+        turns[label] += 1
+    return torch.tensor([place for _, _, place in sorted(found)[:count]])
+
+
+def _record(
+    network: nn.Module, data: Any, split: ImageArrays, places: Tensor, device: torch.device
+) -> Attention | None:
+    chosen = (split.images[places].to(device), split.labels[places].to(device), places.to(device))
+    return record_attention(network, data.prepare_batch(chosen, None).images)
+
+
+def _distances(network: nn.Module, data: Any, split: ImageArrays, device: torch.device, count: int) -> Tensor:
+    """Mean attention distance in pixels, float32 `[depth, heads]`, over the first `count` images of the evaluation."""
+    layout = token_layout(network, (data.image_size, data.image_size))
+    assert layout is not None
+    patch = _patch_size(layout, data.image_size)
+    order = epoch_order(len(split), 0, 0)[:count]
+    total: Any = 0.0
+    for places in torch.split(order, max(1, TOKENS_AT_ONCE // layout.tokens)):
+        found = _record(network, data, split, places, device)
+        assert found is not None
+        total = total + mean_attention_distance(found, patch) * len(places)
+    return (total / len(order)).cpu()
+
+
+def _patch_size(layout: TokenLayout, image_size: int) -> tuple[float, float]:
+    return image_size / layout.grid[0], image_size / layout.grid[1]
+
+
+def _name(moment: dict[str, Any]) -> str:
+    return f"epoch {round(moment['epoch'], 1):g}" if moment["epoch"] else "start"

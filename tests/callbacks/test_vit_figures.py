@@ -1,0 +1,154 @@
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from data.modules import NEUTRAL
+from models.test_vision_transformer import SMALL
+from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from vitlab.callbacks import ViTFigures, vit_figures
+from vitlab.classifier import ImageClassifier
+from vitlab.data import ImageDataModule
+from vitlab.data.arrays import Dataset, ImageArrays
+from vitlab.models import VisionTransformer
+
+STEPS = 12  # of 2 epochs
+LIGHT = ["40_patch_filters", "41_position_similarity", "42_attention_distance"]
+LIGHT += ["43_attention_rollout", "44_attention_last_block"]
+
+
+class Drawn(ImageDataModule):
+    def load(self) -> Dataset:
+        generator = torch.Generator().manual_seed(0)
+
+        def split(count: int) -> ImageArrays:
+            images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+            return ImageArrays(images, torch.arange(count) % 3, [str(number) for number in range(count)])
+
+        return Dataset(split(32), split(8), ["ant", "bee", "cow"])
+
+
+def train(
+    folder: Path, level: str | bool, network: nn.Module | None = None, *, checkpoint: Path | None = None, **options: Any
+) -> tuple[pl.Trainer, ImageClassifier]:
+    torch.manual_seed(0)
+    if network is None:
+        network = VisionTransformer(**{**SMALL, "num_classes": 3}, dropout=0.2, attention_dropout=0.2, drop_path=0.2)
+    classifier = ImageClassifier(
+        network, num_classes=3, label_smoothing=0.1, seed=0, optimizer=partial(torch.optim.AdamW, lr=1e-3)
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        callbacks=[ViTFigures(level)],
+        default_root_dir=folder,
+        logger=TensorBoardLogger(folder, "", "tensorboard"),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"max_epochs": 2, **options},
+    )
+    data = Drawn(**{**NEUTRAL, "augmentations": [], "val_size": 8})
+    trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    return trainer, classifier
+
+
+def drawn(folder: Path) -> list[str]:
+    return sorted(file.stem for file in (folder / "figures").glob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ImageClassifier, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("light")
+    _, classifier = train(folder, "light")
+    return folder, classifier, torch.get_rng_state()
+
+
+def test_one_sees_it_form(light: tuple[Path, Any, Any]) -> None:
+    folder = light[0]
+    assert drawn(folder) == LIGHT
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0}).Reload()
+    for tag in ("learnt/attention_rollout", "learnt/attention_last_block"):
+        assert [image.step for image in events.Images(tag)] == [0, STEPS // 2, STEPS]
+    widths = [image.width for image in events.Images("learnt/attention_rollout")]
+    assert widths == sorted(set(widths))  # beside each other
+    for tag in ("learnt/patch_filters", "learnt/position_similarity", "learnt/attention_distance"):
+        assert [image.step for image in events.Images(tag)] == [STEPS]
+    with Image.open(folder / "figures" / "43_attention_rollout.png") as figure:
+        assert figure.width == widths[-1]
+        assert "Abnar" in str(figure.info["Description"])
+
+
+@pytest.mark.parametrize("level", [False, "full"])
+def test_drawing_changes_nothing(
+    level: str | bool, light: tuple[Path, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vit_figures, "MOMENTS", {"off": (), "full": (0.25,)})
+    _, classifier = train(tmp_path, level)
+    assert torch.equal(torch.get_rng_state(), light[2])
+    for (name, tensor), expected in zip(classifier.state_dict().items(), light[1].state_dict().values(), strict=True):
+        assert torch.equal(tensor, expected), name
+    assert drawn(tmp_path) == ([*LIGHT, "45_attention_heads"] if level else [])
+
+
+def test_a_run_that_goes_on_draws_beside_what_was_seen_before(
+    light: tuple[Path, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(vit_figures, "MOMENTS", {"light": (0, 1), "full": (0, 1)})
+    trainer, _ = train(tmp_path, "light", max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    seen = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["ViTFigures"]["seen"]
+    assert [moment["step"] for moment in seen] == [0, STEPS // 2]
+    train(tmp_path / "second", "light", checkpoint=tmp_path / "last.ckpt")
+    assert drawn(tmp_path / "second") == LIGHT
+    for name in LIGHT:
+        went_on, at_once = (folder / "figures" / f"{name}.png" for folder in (tmp_path / "second", light[0]))
+        assert went_on.read_bytes() == at_once.read_bytes()
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path / "third", "full", checkpoint=tmp_path / "last.ckpt")  # more pictures than before
+    assert drawn(tmp_path / "third") == [*LIGHT, "45_attention_heads"]
+    assert not [message for message in caplog.messages if "left out" in message]
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Flatten(), nn.Linear(64, 3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images)
+
+
+def test_a_network_without_attention_is_left_in_peace(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path, "full", Convolutions())
+    assert drawn(tmp_path) == []
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_a_failure_is_told_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(vit_figures, "record_attention", fail)
+    with caplog.at_level(logging.WARNING):
+        trainer, _ = train(tmp_path, "light")
+    assert trainer.global_step == STEPS
+    assert drawn(tmp_path) == LIGHT[:2]
+    assert caplog.messages.count("the attention of the network is left out: OutOfMemoryError: no memory left") == 3
+
+
+def test_examples_show_each_class_first() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 50 + [2] * 50)
+    chosen = vit_figures.examples(labels, 5)
+    assert labels[chosen].tolist() == [0, 1, 2, 0, 1]
+    assert torch.equal(chosen, vit_figures.examples(labels, 5))
+    assert len(vit_figures.examples(labels[:2], 5)) == 2

@@ -1,0 +1,116 @@
+import math
+
+import pytest
+import torch
+from models.test_vision_transformer import make
+from torch import Tensor, nn
+
+from vitlab.models.attention_maps import Attention, TokenLayout, token_layout
+from vitlab.models.interpretation import (
+    filter_components,
+    gradient_rollout,
+    last_layer,
+    mean_attention_distance,
+    position_similarity,
+    rollout,
+    seen_by_head,
+)
+
+EVERYTHING = slice(0, None)
+
+
+def layer(*heads: list[list[float]]) -> Tensor:
+    return torch.tensor([heads])
+
+
+def test_rollout_of_two_layers_by_hand() -> None:
+    first = layer(
+        [[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]
+    )  # mean .5 .5 / .5 .5; with residual .75 .25 / .25 .75
+    second = layer([[0.2, 0.8], [0.6, 0.4]], [[0.2, 0.8], [0.6, 0.4]])  # with residual .6 .4 / .3 .7
+    # .6 * .75 + .4 * .25 = .55, and so on; in the other order it would be .525 .475 / .375 .625.
+    expected = torch.tensor([[[0.55, 0.45], [0.4, 0.6]]])
+    torch.testing.assert_close(rollout(torch.stack([first, second])), expected)
+
+
+def test_gradient_rollout_of_two_layers_by_hand() -> None:
+    weights = torch.stack(
+        [
+            layer([[0.5, 0.5], [0.25, 0.75]], [[0.5, 0.5], [0.5, 0.5]]),
+            layer([[0.4, 0.6], [1.0, 0.0]], [[0.4, 0.6], [1.0, 0.0]]),
+        ]
+    )
+    gradients = torch.stack(
+        [
+            layer([[2.0, -1.0], [4.0, 0.0]], [[-1.0, -1.0], [-1.0, -1.0]]),  # relu, mean of heads: .5 0 / .5 0
+            layer([[0.0, 10.0], [-1.0, 5.0]], [[0.0, 10.0], [-1.0, 5.0]]),  # 0 6 / 0 0
+        ]
+    )
+    # R = 1.5 0 / .5 1 after the first; 0 6 / 0 0 times that is 3 6 / 0 0; less the identity.
+    torch.testing.assert_close(gradient_rollout(weights, gradients), torch.tensor([[[3.5, 6.0], [0.5, 0.0]]]))
+
+
+def test_what_the_head_reads_is_the_class_token_s_row_or_the_mean_of_the_patches() -> None:
+    flow = torch.tensor([[[0.1, 0.2, 0.3, 0.4], [0.0, 0.5, 0.5, 0.0], [1.0, 0.0, 0.0, 0.0], [0.4, 0.0, 0.1, 0.5]]])
+    by_class_token = seen_by_head(flow, TokenLayout(1, (1, 3), slice(0, 1)))
+    torch.testing.assert_close(by_class_token, torch.tensor([[[0.2, 0.3, 0.4]]]))
+    by_patches = seen_by_head(flow, TokenLayout(1, (3, 1), slice(1, None)))
+    torch.testing.assert_close(by_patches, torch.tensor([[[0.5 / 3], [0.6 / 3], [0.5 / 3]]]))
+    weights = torch.stack([flow.unsqueeze(1), flow.unsqueeze(1).flip(-1)])
+    attention = Attention(weights, torch.zeros(1, 2), TokenLayout(1, (1, 3), slice(0, 1)))
+    torch.testing.assert_close(last_layer(attention), torch.tensor([[[[0.3, 0.2, 0.1]]]]))
+
+
+def attention(weights: Tensor, layout: TokenLayout) -> Attention:
+    return Attention(weights, torch.zeros(weights.shape[1], 2), layout)
+
+
+def test_attention_distances_in_pixels_by_hand() -> None:
+    itself = torch.eye(4)
+    everywhere = torch.full((4, 4), 0.25)
+    beside = torch.eye(4)[[1, 0, 3, 2]]  # of a grid of 2 x 2: the other one in the row
+    weights = torch.stack([itself, everywhere, beside]).reshape(1, 1, 3, 4, 4)
+    found = mean_attention_distance(attention(weights, TokenLayout(0, (2, 2), EVERYTHING)), (4.0, 8.0))
+    torch.testing.assert_close(found, torch.tensor([[0.0, (0 + 4 + 8 + math.hypot(4, 8)) / 4, 8.0]]))
+
+
+def test_attention_to_other_tokens_has_no_distance() -> None:
+    weights = torch.zeros(1, 1, 1, 3, 3)
+    weights[..., 0] = 0.9
+    weights[..., 1, 2] = weights[..., 2, 1] = 0.1
+    found = mean_attention_distance(attention(weights, TokenLayout(1, (1, 2), slice(0, 1))), (16.0, 16.0))
+    torch.testing.assert_close(found, torch.tensor([[16.0]]))
+
+
+def test_components_are_the_directions_in_which_filters_differ() -> None:
+    model = make(embed_dim=48)
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(192, 2, generator=generator))[0].T
+    amounts = torch.randn(48, 2, generator=generator)
+    amounts = torch.linalg.qr(amounts - amounts.mean(dim=0))[0] * torch.tensor([3.0, 1.0])
+    constant = torch.randn(192, generator=generator)
+    model.patch_embed.proj.weight.data = (amounts @ basis + constant).reshape(48, 3, 8, 8)
+    found = filter_components(model, 2)
+    assert found is not None
+    components, shares = found
+    assert components.shape == (2, 3, 8, 8)
+    torch.testing.assert_close(shares, torch.tensor([0.9, 0.1]), atol=1e-4, rtol=0)
+    torch.testing.assert_close((components.flatten(1) @ basis.T).abs(), torch.eye(2), atol=1e-3, rtol=0)
+    assert filter_components(nn.Linear(2, 2), 2) is None
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("pos_embed", ["learned", "sincos2d"])
+def test_similarity_is_of_the_patches_positions_alone(pool: str, pos_embed: str) -> None:
+    model = make(pool=pool, pos_embed=pos_embed)
+    layout = token_layout(model, (32, 32))
+    assert layout is not None
+    found = position_similarity(model, layout)
+    assert found is not None
+    assert found.shape == (16, 16)
+    assert model.pos_embed is not None
+    patches = model.pos_embed[0, 1 if pool == "cls" else 0 :]
+    for a, b in ((0, 0), (3, 12), (15, 7)):
+        torch.testing.assert_close(found[a, b], torch.cosine_similarity(patches[a], patches[b], dim=0))
+    without = make(pos_embed="none")
+    assert position_similarity(without, layout) is None

@@ -87,6 +87,7 @@ def test_sweep(line: str, folder: Path, in_process: Command, monkeypatch: pytest
 def test_command(
     line: str, folder: Path, download: list[str], hub: str, in_process: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    line = line.replace("sweeps/<time>", "vit_scratch")  # the README's sweeps are not made here
     if match := re.search(r"outputs/(\w+)/<time>", line):
         runs = sorted((folder / "outputs" / match[1]).iterdir())
         line = line.replace("<time>", runs[0].name)

@@ -53,6 +53,7 @@ def test_every_file_belongs_to_a_group() -> None:
             "export.yaml",
             "bench.yaml",
             "augmentations.yaml",
+            "leaderboard.yaml",
         ),
         *("resume.yaml", "reproduce.yaml"),
         *("hydra/job_logging/run_log.yaml", "hydra/help/vitlab.yaml", "hydra/sweeper/optuna.yaml"),

@@ -62,10 +62,10 @@ def test_a_failure_is_told_with_its_cause_and_fails_nothing(
     before = (tmp_path / "figures" / "line.png").read_bytes()
     with caplog.at_level(logging.WARNING):
         publish(run, "line", broken, **ABOUT, step=2)
-    assert caplog.messages[-1] == "the figure line is left out: ZeroDivisionError: no images"
+    assert "the figure line is left out: ZeroDivisionError: no images" in caplog.messages
     monkeypatch.setattr(Image.Image, "save", full_disk)
     publish(run, "line", line, **ABOUT, step=3)
-    assert "OSError: [Errno 28] No space left on device" in caplog.messages[-1]
+    assert any("OSError: [Errno 28] No space left on device" in message for message in caplog.messages)
     assert [file.read_bytes() for file in (tmp_path / "figures").iterdir()] == [before]
 
 

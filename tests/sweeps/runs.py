@@ -104,4 +104,4 @@ def write_grid(sweep: Path) -> None:
 def write_record(sweep: Path, *jobs: Mapping[str, Any]) -> None:
     """`sweep.json` as a sweep writes it; of each job what is told of it."""
     rows = [{"overrides": [], "folder": str(job["number"]), "reason": "", **job} for job in jobs]
-    (sweep / "sweep.json").write_text(json.dumps({"arguments": [], "jobs": rows}))
+    (sweep / "sweep.json").write_text(json.dumps({"arguments": [], "cwd": "", "jobs": rows}))

@@ -37,11 +37,9 @@ def test_a_job_that_has_to_make_room_goes_on_later(tmp_path: Path, monkeypatch: 
     submitted: list[SubmittedJob] = []
     start = SubmititJobs.start
 
-    def noted(self: SubmititJobs, *arguments: object) -> SubmittedJob | None:
-        handle = start(self, *arguments)  # type: ignore[arg-type]
-        if handle:
-            submitted.append(handle)
-        return handle
+    def noted(self: SubmititJobs, *arguments: object) -> SubmittedJob:
+        submitted.append(start(self, *arguments))  # type: ignore[arg-type]
+        return submitted[-1]
 
     monkeypatch.setattr(SubmititJobs, "start", noted)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from conftest import SMALL_RUN, Command
 
-from vitlab.config.entry import with_earlier_arguments
 from vitlab.errors import UserError
+from vitlab.sweeps.retyping import to_go_on, with_earlier_arguments
 
 
 def write_record(folder: Path, *arguments: str) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / "sweep.json").write_text(json.dumps({"arguments": arguments, "jobs": []}))
+    (folder / "sweep.json").write_text(json.dumps({"arguments": arguments, "cwd": str(Path.cwd()), "jobs": []}))
 
 
 def test_a_sweep_is_typed_again_by_its_folder(tmp_path: Path) -> None:
@@ -24,11 +24,32 @@ def test_a_sweep_is_typed_again_by_its_folder(tmp_path: Path) -> None:
     assert with_earlier_arguments(["-m", "seed=0,1"]) == ["-m", "seed=0,1"]
 
 
-@pytest.mark.parametrize("argument", ["model._target_=os.system", "--config-dir=/tmp/evil"])
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *("model._target_=os.system", "--config-dir=/tmp/evil", "hydra.searchpath=[file:///tmp/evil]"),
+        *("hydra.launcher.slurm_setup=[reboot]", "hydra.run.dir=/etc", "data.url=http://evil", "data.cache_dir=/etc"),
+        *("logger.save_dir=/etc", "+callbacks.x.dirpath=../..", "hydra/job_logging=mine"),
+    ],
+)
 def test_a_stranger_s_sweep_runs_no_code_of_its_own(argument: str, tmp_path: Path) -> None:
     write_record(tmp_path, argument, "seed=0,1")
-    with pytest.raises(UserError, match="if you trust it, type its command again"):
+    with pytest.raises(UserError, match="is taken only where it is typed: if you trust it"):
         with_earlier_arguments(["-m", f"sweep=resume:{tmp_path}"])
+
+
+def test_a_sweep_goes_on_where_its_paths_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_record(tmp_path, "data.root=images")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"the sweep was started in .* go there, or type its command again"):
+        with_earlier_arguments(["-m", f"sweep=resume:{tmp_path}"])
+
+
+def test_what_is_said_to_go_on_with_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert to_go_on(["seed=0,1"], tmp_path / "a b") == "python train.py -m 'sweep=resume:a b'"
+    own = ["model._target_=mine.Net", "seed=0,1"]
+    assert to_go_on(own, tmp_path / "a") == "python train.py -m model._target_=mine.Net seed=0,1 hydra.sweep.dir=a"
 
 
 def test_what_is_no_sweep_is_told(in_process: Command) -> None:

@@ -12,12 +12,16 @@ from html import unescape
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 from conftest import Command
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.trial import create_trial
 from scipy import stats
 from sweeps.runs import write_grid, write_record, write_run
 
 from vitlab.errors import UserError
+from vitlab.sweeps.importance import STUDY, address
 from vitlab.sweeps.leaderboard import make_leaderboard
 from vitlab.sweeps.leaderboard_page import as_page, as_text
 from vitlab.sweeps.leaderboard_table import as_csv
@@ -246,21 +250,29 @@ def test_a_folder_that_can_t_be_written_to(tmp_path: Path) -> None:
 
 def test_a_search_is_a_row_a_trial(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
+    study = optuna.create_study(storage=address(tmp_path), study_name=STUDY, direction="maximize")
     for trial in range(14):
         lr, depth = 10 ** draw.uniform(-4, -2), draw.integers(1, 13)
         augment = draw.choice(["basic", "none"])
         typed = (f"optimizer.lr={lr}", f"model.depth={depth}", f"augment={augment}")
-        write_run(tmp_path / str(trial), *typed, val=draw.uniform(0.5, 0.6))
+        value = 0.6 - abs(np.log10(lr) + 3) / 10  # the learning rate decides
+        write_run(tmp_path / str(trial), *typed, val=value)
+        spaces = {"optimizer.lr": FloatDistribution(1e-4, 1e-2, log=True), "model.depth": IntDistribution(1, 12)}
+        study.add_trial(
+            create_trial(params={"optimizer.lr": lr, "model.depth": int(depth)}, distributions=spaces, value=value)
+        )
     write_run(tmp_path / "14", "optimizer.lr=0.5", status="interrupted")
     job = {"number": 14, "status": "pruned", "reason": "hopeless"}
     write_record(tmp_path, job)
-    make_leaderboard([tmp_path], importance={"optimizer.lr": 0.75, "model.depth": 0.25})
+    make_leaderboard([tmp_path])
     assert len(rows(tmp_path)) == 14
     assert list(rows(tmp_path)[0])[1:4] == ["optimizer.lr", "model.depth", "augment"]
     text = (tmp_path / "leaderboard.md").read_text()
     assert "95 % interval" not in text
     assert "rows have one seed. To see: python train.py -m optimizer.lr=" in text
-    assert "| optimizer.lr | 75% |" in text
+    shares = dict(re.findall(r"\| (optimizer.lr|model.depth) \| (\d+)% \|", text))
+    assert int(shares["optimizer.lr"]) > 60
+    assert sum(map(int, shares.values())) in (99, 100, 101)
     assert "| pruned | 3 | hopeless |" in text
     assert "importance of parameters" in (tmp_path / "leaderboard.html").read_text().lower()
 

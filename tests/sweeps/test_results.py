@@ -119,6 +119,6 @@ def test_refusals(tmp_path: Path) -> None:
         read_results([tmp_path / "nowhere"])
     with pytest.raises(UserError, match="there is no run in"):
         read_results([tmp_path])
-    (tmp_path / "sweep.json").write_text('{"arguments": [], "jobs": 3}')
+    (tmp_path / "sweep.json").write_text('{"arguments": [], "cwd": "", "jobs": 3}')
     with pytest.raises(UserError, match=r"sweep\.json can't be read"):
         read_results([tmp_path])

@@ -17,9 +17,11 @@ from sweeps.test_sweep import FAKE, fake_processes, make_sweep, wait_for
 from vitlab.config.composition import covering_jobs
 from vitlab.errors import UserError
 from vitlab.sweeps.engines import LocalProcesses
+from vitlab.sweeps.importance import importance_in
 from vitlab.sweeps.record import read_record
-from vitlab.sweeps.search import importances, run_search
+from vitlab.sweeps.search import run_search
 from vitlab.sweeps.search_space import read_space
+from vitlab.sweeps.sweep import run_grid
 
 LR: Mapping[str, Any] = {"optimizer.lr": "tag(log,interval(1e-5,1e-1))"}
 
@@ -94,6 +96,9 @@ def study_of(folder: Path) -> optuna.Study:
     return optuna.load_study(study_name="search", storage=f"sqlite:///{folder / 'study.db'}")
 
 
+NEITHER = optuna.samplers.RandomSampler(seed=0), optuna.pruners.NopPruner()
+
+
 @pytest.fixture(autouse=True)
 def _arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", sys.argv)
@@ -110,11 +115,12 @@ def test_a_search_finds_what_is_good_and_goes_on_with_more_trials(tmp_path: Path
     jobs = read_record(tmp_path)["jobs"]
     assert [job["number"] for job in jobs] == list(range(12))
     assert jobs[3]["overrides"] == ["seed=0", f"optimizer.lr={rates[3]!r}"]  # with all its digits
-    assert importances(study) == {"optimizer.lr": 1.0}
+    assert importance_in([tmp_path]) == {"optimizer.lr": 1.0}
 
 
-def test_hopeless_trials_are_pruned_and_said_so(tmp_path: Path) -> None:
-    study = search(tmp_path, 6, "+pace=2.6", "trainer.max_epochs=2", pruner=optuna.pruners.ThresholdPruner(lower=0.6))
+def test_hopeless_trials_are_pruned_and_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitlab.sweeps.conductor.EPOCHS_SECONDS", 0)
+    study = search(tmp_path, 6, "+pace=1", "trainer.max_epochs=3", pruner=optuna.pruners.ThresholdPruner(lower=0.6))
     pruned = [trial.number for trial in study.trials if trial.state == TrialState.PRUNED]
     hopeless = [t.number for t in study.trials if t.intermediate_values.get(0, 1) < 0.6]
     assert pruned == hopeless
@@ -124,10 +130,36 @@ def test_hopeless_trials_are_pruned_and_said_so(tmp_path: Path) -> None:
     assert all(job["status"] == "done" for number, job in jobs.items() if number not in pruned)
 
 
-def test_failed_trials_are_told_to_the_study(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit):
-        search(tmp_path, 2, "+act=raise")
-    assert [trial.state for trial in study_of(tmp_path).trials] == [TrialState.FAIL] * 2
+def test_failed_trials_are_made_again_at_the_next_start(tmp_path: Path) -> None:
+    for trials in (2, 4):
+        with pytest.raises(SystemExit):
+            search(tmp_path, 2, "+act=raise")
+        assert [trial.state for trial in study_of(tmp_path).trials] == [TrialState.FAIL] * trials
+    rates = [trial.params["optimizer.lr"] for trial in study_of(tmp_path).trials]
+    assert rates[:2] == rates[2:]
+
+
+def test_a_folder_keeps_to_one_search(tmp_path: Path) -> None:
+    search(tmp_path, 1)
+    with pytest.raises(UserError, match=r"holds another search, whose overrides was \['seed=0'\], not "):
+        search(tmp_path, 2, "+act=ok")
+    sys.argv = [str(FAKE), "-m"]
+    other = read_space({"optimizer.lr": "0.1,0.2"}, ["seed=0"], {})
+    with pytest.raises(UserError, match="holds another search, whose space was"):
+        run_search(make_sweep(tmp_path), LocalProcesses(1, [], 1), other, 2, *NEITHER)
+    run_grid(make_sweep(tmp_path / "grid"), LocalProcesses(1, [], 1), [["optimizer.lr=0.1", "seed=0"]])
+    with pytest.raises(UserError, match="holds a sweep that is no search"):
+        search(tmp_path / "grid", 2)
+    assert (tmp_path / "grid" / "0" / "metrics.json").exists()
+
+
+def test_a_run_that_is_known_is_not_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sys.argv = [str(FAKE), "-m"]
+    space = read_space({"optimizer.lr": "0.1,0.01"}, ["seed=0"], {})
+    run_search(make_sweep(tmp_path), LocalProcesses(1, [], 1), space, 6, *NEITHER)
+    assert len(study_of(tmp_path).trials) == 6
+    assert len(list(tmp_path.glob("*/manifest.json"))) == 2
+    assert "is trial 0 again" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

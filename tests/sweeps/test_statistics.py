@@ -42,10 +42,18 @@ def test_paired_by_hand() -> None:
 
 
 def test_pairs_are_made_by_seed_and_the_rest_is_left_out() -> None:
-    best, other = {3: 0.7, 1: 0.6, 2: 0.65, 9: 0.1}, {1: 0.55, 2: 0.64, 3: 0.66, 8: 0.99}
+    best, other = {3: 0.7, 1: 0.6, 2: 0.65, 9: 0.9}, {1: 0.55, 2: 0.64, 3: 0.66, 8: 0.1}
     found = compare(best, other)
     expected = stats.ttest_rel([0.6, 0.65, 0.7], [0.55, 0.64, 0.66]).pvalue
     assert found == Comparison("paired", pytest.approx(expected))
+
+
+def test_a_row_that_was_better_on_the_common_seeds_is_not_worse_by_them() -> None:
+    best, other = {0: 0.80, 1: 0.8001, 2: 0.95, 3: 0.95}, {0: 0.82, 1: 0.8202}
+    assert stats.ttest_rel([0.80, 0.8001], [0.82, 0.8202]).pvalue < 0.05
+    found = compare(best, other)
+    assert found.test == "Welch"
+    assert found.p > 0.05
 
 
 def test_rows_without_two_common_seeds_are_compared_by_welch() -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Command
 from omegaconf import OmegaConf
 
 from vitlab.errors import UserError
@@ -29,8 +31,14 @@ def make_sweep(folder: Path) -> Sweep:
         return OmegaConf.create(
             {
                 "hydra": {"job": {}, "sweep": {"subdir": "${hydra.job.num}"}},
-                "trainer": {"devices": 1, "max_epochs": int(typed.get("trainer.max_epochs", 3)), "max_steps": -1},
+                "trainer": {
+                    "devices": 1,
+                    "max_epochs": int(typed.get("trainer.max_epochs", 3)),
+                    "max_steps": -1,
+                    "limit_val_batches": None,
+                },
                 "checkpoint": {"monitor": "val/acc", "mode": "max"},
+                "data": {"val_size": 0.1},
             }
         )
 
@@ -115,8 +123,8 @@ def test_seeds_that_are_added_later_get_new_numbers(run: Callable[..., int], tmp
 
 def script(folder: Path, jobs: list[list[str]]) -> list[str]:
     code = (
-        f"import sys; sys.path.insert(0, {str(FAKE.parent)!r}); sys.argv[0] = {str(FAKE)!r}\n"
-        "from pathlib import Path; from test_sweep import *\n"
+        f"import sys; sys.path.insert(0, {str(FAKE.parent.parent)!r}); sys.argv[0] = {str(FAKE)!r}\n"
+        "from pathlib import Path; from sweeps.test_sweep import *\n"
         "from vitlab.errors import TerminatedError\n"
         "try:\n"
         f"    run_grid(make_sweep(Path({str(folder)!r})), LocalProcesses(2, [], 4), {jobs!r})\n"
@@ -178,6 +186,65 @@ def test_a_sweep_that_was_stopped_becomes_what_it_would_have_been(
     assert not (folder / "earlier").exists()
 
 
+def test_jobs_of_one_directory_are_refused(run: Callable[..., int], tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path)
+    compose = sweep.compose
+    for subdir, message in (
+        ("all", "jobs 0 and 1 would share"),
+        ("..", "lies in that of its sweep"),
+        ("/x", "lies in"),
+    ):
+        sweep.compose = lambda o, s=subdir: OmegaConf.merge(compose(o), {"hydra": {"sweep": {"subdir": s}}})
+        with pytest.raises(UserError, match=message):
+            planned_jobs(sweep, grid())
+
+
+def test_what_is_not_the_sweep_s_stays_where_it_is(run: Callable[..., int], tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="1 holds something else"):
+        run(tmp_path, grid())
+    assert not (tmp_path / "0").exists()
+    assert (tmp_path / "1" / "notes.txt").read_text() == "mine"
+
+
+def test_the_same_job_twice_is_one_job(tmp_path: Path) -> None:
+    jobs = planned_jobs(make_sweep(tmp_path), [*grid(seeds=[0]), *grid(seeds=[0])])
+    assert [job.number for job in jobs] == [0, 1]
+
+
+def test_a_run_without_its_last_checkpoint_goes_on_from_its_best(tmp_path: Path) -> None:
+    job = Job(0, [], tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "manifest.json").write_text('{"status": "running"}')
+    (tmp_path / "checkpoints" / "best.ckpt").touch()
+    assert job.stage() == "begun"
+    assert job.resuming([]) == [f"resume='{tmp_path}'", "checkpoint=best"]
+
+
+def test_a_job_that_somebody_else_stopped_is_not_passed_over(run: Callable[..., int], tmp_path: Path) -> None:
+    def stop() -> None:
+        wait_for(lambda: (tmp_path / "0" / "checkpoints" / "last.ckpt").exists())
+        os.kill(fake_processes(tmp_path)[0], signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert run(tmp_path, grid("+pace=0.5", lrs=["0.001"], seeds=[0])) == 1
+    thread.join()
+    assert states(tmp_path) == [(0, "interrupted")]
+
+
+def test_a_number_of_jobs_that_is_none_is_told(in_process: Command) -> None:
+    for arguments, key in (
+        (["hydra.launcher.jobs=0"], "hydra.launcher.jobs=0"),
+        (["hydra/sweeper=optuna", "hydra.sweeper.n_trials=abc", "optimizer.lr=1,2"], "hydra.sweeper.n_trials=abc"),
+        (["trainer.devices=[2,3]"], "trainer.devices=[2, 3] names devices"),
+    ):
+        result = in_process("train.py", "-m", "trainer.accelerator=cpu", "seed=0,1", *arguments)
+        assert result.returncode == 2
+        assert key in result.stderr
+
+
 def test_one_process_runs_a_sweep(run: Callable[..., int], tmp_path: Path) -> None:
     with alone_in_sweep(tmp_path), pytest.raises(UserError, match="another process runs the sweep"):
         run(tmp_path, grid())
@@ -186,6 +253,7 @@ def test_one_process_runs_a_sweep(run: Callable[..., int], tmp_path: Path) -> No
 def test_a_job_is_a_run_of_its_own(run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("LOCAL_RANK", "1"), ("MASTER_ADDR", "elsewhere"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert run(tmp_path, grid(lrs=["0.1"], seeds=[0])) == 0
     # 4 cores, 2 at a time
     assert (tmp_path / "0" / "terminal.log").read_text() == "OMP 2 RANK None None\n"
@@ -207,32 +275,41 @@ def test_jobs_share_out_the_gpus(tmp_path: Path) -> None:
     engine, jobs = LocalProcesses("auto", ["4", "5", "7"], 8), Sleeping(tmp_path)
     show = ["sh", "-c", "echo $CUDA_VISIBLE_DEVICES; sleep 60"]
     first, second = engine.start(jobs.job(0, 2), show), engine.start(jobs.job(1, 1), show)
-    assert first is not None
-    assert second is not None
-    assert engine.start(jobs.job(2, 1), show) is None  # no GPU is left
+    assert not engine.has_room(jobs.job(2, 1))  # no GPU is left
     first.kill()
     wait_for(lambda: first.ended() is not None)
-    third = engine.start(jobs.job(3, 0), show)  # all that there are: waits for the second
-    assert third is None
+    everything = jobs.job(3, 0)
+    assert not engine.has_room(everything)  # it waits for the second
     second.kill()
     wait_for(lambda: second.ended() is not None)
-    fourth = engine.start(jobs.job(4, 0), show)
-    assert fourth is not None
-    logs = {n: tmp_path / str(n) / "terminal.log" for n in (0, 1, 4)}
-    wait_for(lambda: logs[4].read_text())
-    fourth.kill()
-    assert logs[4].read_text() == "4,5,7\n"
-    assert fourth.process.wait() == -signal.SIGKILL
+    assert engine.has_room(everything)
+    third = engine.start(everything, show)
+    wait_for(lambda: (tmp_path / "3" / "terminal.log").read_text())
+    third.kill()
+    assert (tmp_path / "3" / "terminal.log").read_text() == "4,5,7\n"
+    assert third.process.wait() == -signal.SIGKILL
 
 
 def test_several_jobs_share_a_gpu_where_that_is_asked_for(tmp_path: Path) -> None:
     engine, jobs = LocalProcesses(4, ["0", "1"], 8), Sleeping(tmp_path)
-    handles = [engine.start(jobs.job(n, 1), ["sleep", "60"]) for n in range(5)]
-    assert [handle is not None for handle in handles] == [True] * 4 + [False]
+    handles = [engine.start(job, ["sleep", "60"]) for n in range(4) if engine.has_room(job := jobs.job(n, 1))]
+    assert len(handles) == 4
+    assert not engine.has_room(jobs.job(4, 1))
     assert sorted(gpu for _, gpus in engine.running for gpu in gpus) == ["0", "0", "1", "1"]
-    for handle in handles[:4]:
-        assert handle is not None
+    for handle in handles:
         handle.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_a_killed_job_started_ends_with_it(tmp_path: Path) -> None:
+    engine = LocalProcesses(1, [], 2)
+    handle = engine.start(Sleeping(tmp_path).job(0, 1), ["sh", "-c", "sleep 6161 & echo $!; wait"])
+    log = tmp_path / "0" / "terminal.log"
+    wait_for(log.read_text)
+    os.kill(handle.process.pid, signal.SIGKILL)  # it alone, as where memory runs out
+    wait_for(lambda: handle.ended() is not None)
+    left = Path(f"/proc/{log.read_text().strip()}/cmdline")
+    wait_for(lambda: not left.exists() or not left.read_bytes())  # gone, or waited for by nobody
 
 
 def test_gpus_that_the_user_hides_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +323,7 @@ def test_a_record_that_is_none_is_told(tmp_path: Path) -> None:
     for content, message in (
         ("", "can't be read"),
         ("{}", "can't be read"),
-        ('{"arguments": [1], "jobs": []}', "as a sweep"),
+        ('{"arguments": [1], "cwd": "/", "jobs": []}', "as a sweep"),
     ):
         (tmp_path / "sweep.json").write_text(content)
         with pytest.raises(UserError, match=message):

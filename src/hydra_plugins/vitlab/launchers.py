@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from vitlab.sweeps.engines import Engine
@@ -38,10 +37,10 @@ class SweepLauncher(Launcher):
         raise NotImplementedError
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
-        Singleton.get_state()
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-        with read_write(config.hydra), open_dict(config.hydra):
-            return config
+        OmegaConf.set_readonly(config.hydra, False)  # the number of the job is still to come
+        OmegaConf.set_struct(config.hydra, False)
+        return config
 
 
 class ProcessLauncher(SweepLauncher):
@@ -56,10 +55,11 @@ class ProcessLauncher(SweepLauncher):
 
     def engine(self) -> "Engine":
         from vitlab.sweeps.engines import LocalProcesses, visible_gpus
-        from vitlab.sweeps.sweep import cores
+        from vitlab.sweeps.sweep import cores, whole
 
+        jobs = whole("hydra.launcher.jobs", self.jobs, or_auto=True)
         gpus = [] if self.config.trainer.accelerator == "cpu" else visible_gpus()
-        return LocalProcesses(self.jobs, gpus, cores())
+        return LocalProcesses(jobs, gpus, cores())
 
 
 class SubmititLauncher(SweepLauncher):
@@ -84,5 +84,8 @@ class SubmititLauncher(SweepLauncher):
             raise UserError(
                 f"hydra/launcher=submitit_{self.cluster} needs submitit: pip install -e '.[slurm]'"
             ) from error
+        from vitlab.sweeps.sweep import whole
+
         folder = Path(self.config.hydra.sweep.dir) / "submitit"
-        return SubmititJobs(folder, self.cluster, self.jobs, self.tasks_per_node, self.parameters)
+        jobs = whole("hydra.launcher.jobs", self.jobs, or_auto=True)
+        return SubmititJobs(folder, self.cluster, jobs, self.tasks_per_node, self.parameters)

@@ -42,8 +42,10 @@ class OptunaSweeper(Sweeper):
         from vitlab.errors import UserError
         from vitlab.sweeps.search import run_search
         from vitlab.sweeps.search_space import read_space
+        from vitlab.sweeps.sweep import whole
 
         if not isinstance(self.launcher, SweepLauncher):
             raise UserError("a search needs a launcher of vitlab's: hydra/launcher=processes or submitit_slurm")
+        n_trials = whole("hydra.sweeper.n_trials", self.n_trials)
         space = read_space(self.params, arguments, self.when)
-        run_search(self.launcher.sweep(), self.launcher.engine(), space, self.n_trials, self.sampler, self.pruner)
+        run_search(self.launcher.sweep(), self.launcher.engine(), space, n_trials, self.sampler, self.pruner)

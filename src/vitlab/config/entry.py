@@ -9,7 +9,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from omegaconf import DictConfig
@@ -52,7 +51,10 @@ def launch(main: Callable[[], Any]) -> NoReturn:
     for verb, function in (("resume", _resume), ("reproduce", _reproduce)):
         if any(argument.startswith(f"{verb}=") for argument in sys.argv[1:]):
             run(function)
-    sys.argv[1:] = _guarded(lambda: with_earlier_arguments(sys.argv[1:]), lambda error: [explain(error)])
+    if any(argument.startswith("sweep=resume:") for argument in sys.argv[1:]):
+        from vitlab.sweeps.retyping import with_earlier_arguments
+
+        sys.argv[1:] = _guarded(lambda: with_earlier_arguments(sys.argv[1:]), lambda error: [explain(error)])
     for argument in sys.argv[1:]:
         group, _, option = argument.partition("=")
         if group in (*GROUPS, *FILLING) and re.fullmatch(r"null|true|false|-?[\d.]+", option):  # Hydra fails at it
@@ -63,30 +65,6 @@ def launch(main: Callable[[], Any]) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     _guarded(main, lambda error: composition_mistakes(sys.argv[1:]) or [explain(error)])
     sys.exit(0)
-
-
-def with_earlier_arguments(arguments: Sequence[str]) -> list[str]:
-    """Puts in place of `sweep=resume:<dir>` what was typed for the sweep in that directory.
-
-    Raises:
-        UserError: there is no sweep, or it could run code that is not the user's own.
-    """
-    found = [argument for argument in arguments if argument.startswith("sweep=resume:")]
-    if not found:
-        return list(arguments)
-    from vitlab.sweeps.jobs import quoted
-    from vitlab.sweeps.record import read_record
-
-    folder = Path(found[0].removeprefix("sweep=resume:"))
-    earlier = read_record(folder)["arguments"]
-    foreign = [argument for argument in earlier if "_target_" in argument or argument.startswith("-")]
-    if foreign:
-        raise UserError(
-            f"{folder}: the sweep names code of its own ({foreign[0]}): if you trust it, type its command again, with "
-            f"hydra.sweep.dir={folder}"
-        )
-    others = [argument for argument in arguments if argument not in (*found, "-m", "--multirun")]
-    return ["-m", *earlier, *others, f"hydra.sweep.dir={quoted(str(folder))}"]
 
 
 def _resume() -> None:

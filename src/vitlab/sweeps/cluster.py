@@ -103,10 +103,11 @@ class SubmititJobs:
         self.tasks_per_node, self.parameters = tasks_per_node, parameters
         self.submitted: list[SubmittedJob] = []
 
-    def start(self, job: Job, command: Sequence[str]) -> SubmittedJob | None:
+    def has_room(self, job: Job | None) -> bool:
         self.submitted = [submitted for submitted in self.submitted if submitted.ended() is None]
-        if self.limit is not None and len(self.submitted) >= self.limit:
-            return None
+        return self.limit is None or len(self.submitted) < self.limit
+
+    def start(self, job: Job, command: Sequence[str]) -> SubmittedJob:
         tasks = self.tasks_per_node or max(1, job.devices)
         parameters = {"gpus_per_node": tasks, **{k: v for k, v in self.parameters.items() if v is not None}}
         self.executor.update_parameters(tasks_per_node=tasks, **parameters)

@@ -9,13 +9,14 @@ from types import FrameType
 from typing import Protocol
 
 from vitlab.errors import TerminatedError
+from vitlab.runs.slurm import requeue
 from vitlab.sweeps.display import SweepDisplay
 from vitlab.sweeps.engines import Engine, Handle
 from vitlab.sweeps.jobs import Job
 
 LOOK_SECONDS = 0.25  # between two looks at the processes
 EPOCHS_SECONDS = 2.0  # between two looks at a job's epochs
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # the last is SLURM's warning
 
 
 class Plan(Protocol):
@@ -67,15 +68,22 @@ class Conductor:
 
         Raises:
             KeyboardInterrupt: at Ctrl-C, when the running jobs have saved what they had.
-            TerminatedError: the same, at SIGTERM or when the terminal was closed.
+            TerminatedError: the same, at SIGTERM, at SLURM's warning (the job is put back into the queue), or when the
+                terminal was closed.
         """
+        told = False
         with self._heard():
             while True:
                 self._start_what_fits()
                 if not self.running:
                     break
                 time.sleep(LOOK_SECONDS)
+                if self.signal is not None and not told:
+                    told = True
+                    self.display.say("stopping: the jobs save what they have; Ctrl-C again ends them at once")
                 self._look()
+        if self.signal == signal.SIGUSR1:
+            requeue()
         if self.signal is not None:
             raise KeyboardInterrupt if self.signal == signal.SIGINT else TerminatedError
 
@@ -101,14 +109,15 @@ class Conductor:
                 handle.kill()
 
     def _start_what_fits(self) -> None:
-        while self.signal is None:
+        while self.signal is None and self.engine.has_room(None):  # a search chooses late, by all that is known
             job = self.waiting or self.plan.next()
             if job is None:
                 return
-            handle = self.engine.start(job, self.command(job))
-            if handle is None:
+            self.changed()  # before anything of the job is on disk
+            if not self.engine.has_room(job):
                 self.waiting = job
                 return
+            handle = self.engine.start(job, self.command(job))
             self.waiting = None
             job.status, job.reason, job.started = "running", "", time.time()
             self.running[job.number] = job, handle

@@ -22,7 +22,7 @@ STYLES: dict[Status, str] = {
     "pruned": "dim",
 }
 LINES_OF_A_FAILURE = 8
-ROWS = 30  # more than that don't fit on a screen
+OTHER_LINES = 5  # of the screen: title, heads, summary ...
 
 
 class SweepDisplay:
@@ -52,6 +52,8 @@ class SweepDisplay:
             for line in job.last_lines(LINES_OF_A_FAILURE):
                 self.say(f"    {line}")
             self.say(f"  all it printed: {shorten(job.log)}")
+        elif job.status == "interrupted":
+            self.say(f"job {job.number} interrupted: {job.reason}")
         elif not self.console.is_terminal:
             epoch, value, _ = position(job)
             reached = f" ({job.monitor} {value}, {epoch} epochs)" if job.status in ("done", "pruned") and value else ""
@@ -72,7 +74,8 @@ class SweepDisplay:
     def _most_telling(self) -> list[Job]:
         """The jobs that fit: those that run first, then the latest to end, then the next ones."""
         order = {"running": 0, "failed": 1, "done": 2, "interrupted": 2, "pruned": 2, "queued": 3}
-        chosen = sorted(self.jobs, key=lambda job: (order[job.status], -job.started, job.number))[:ROWS]
+        chosen = sorted(self.jobs, key=lambda job: (order[job.status], -job.started, job.number))
+        chosen = chosen[: max(1, self.console.height - OTHER_LINES)]
         return sorted(chosen, key=lambda job: job.number)
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from vitlab.sweeps.jobs import Job
@@ -29,8 +30,11 @@ class Handle(Protocol):
 
 
 class Engine(Protocol):
-    def start(self, job: Job, command: Sequence[str]) -> Handle | None:
-        """Starts a job's command, whose output goes to the job's log; None where there is no room now."""
+    def has_room(self, job: Job | None) -> bool:
+        """Whether the job can start now; None: any job."""
+
+    def start(self, job: Job, command: Sequence[str]) -> Handle:
+        """Starts a job's command, whose output goes to the job's log."""
 
 
 class LocalProcess:
@@ -49,17 +53,18 @@ class LocalProcess:
             )
 
     def ended(self) -> int | None:
-        return self.process.poll()
+        status = self.process.poll()
+        if status is not None:
+            self.kill()  # what a killed one left behind: loaders' workers, other ranks
+        return status
 
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            self.process.poll()
 
 
 _C = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -87,13 +92,13 @@ class LocalProcesses:
         self.shares_gpus = jobs != "auto"
         self.running: list[tuple[LocalProcess, list[str]]] = []
 
-    def start(self, job: Job, command: Sequence[str]) -> LocalProcess | None:
+    def has_room(self, job: Job | None) -> bool:
         self.running = [(process, gpus) for process, gpus in self.running if process.ended() is None]
-        if len(self.running) >= self.limit:
-            return None
+        return len(self.running) < self.limit and (job is None or self._free_gpus(job) is not None)
+
+    def start(self, job: Job, command: Sequence[str]) -> LocalProcess:
         gpus = self._free_gpus(job)
-        if gpus is None:
-            return None
+        assert gpus is not None
         process = LocalProcess(job, command, self._environment(job, gpus))
         self.running.append((process, gpus))
         return process
@@ -117,7 +122,7 @@ class LocalProcesses:
         if gpus:
             return {**kept, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
         threads = max(1, self.cores // self.limit // max(1, job.devices))
-        return kept if self.limit == 1 else {**kept, "OMP_NUM_THREADS": str(threads)}
+        return kept if self.limit == 1 else {"OMP_NUM_THREADS": str(threads), **kept}
 
 
 def visible_gpus() -> list[str]:

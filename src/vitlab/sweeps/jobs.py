@@ -1,6 +1,7 @@
 """A job of a sweep, and what is on disk of it."""
 
 import csv
+import json
 import re
 import time
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock, Timeout
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from vitlab.errors import UserError
@@ -17,6 +19,7 @@ Status = Literal["queued", "running", "done", "failed", "interrupted", "pruned"]
 Stage = Literal["new", "begun", "finished"]
 
 HOLD_WHERE_TYPED = ("data.cache_dir=", "data.url=")  # from a run's files they are not taken
+SAVES_SECONDS = 120  # for a run that was told to end
 SET_ASIDE = "earlier"  # folder in a sweep's: attempts that failed, and were made again
 
 
@@ -64,8 +67,8 @@ class Job:
             status = self.run.manifest().get("status")
         except UserError:
             return "new"
-        if status == "finished" and self.run.metrics_file.exists():
-            return "finished"
+        if status == "checked" or (status == "finished" and self.run.metrics_file.exists()):
+            return "finished"  # "checked": of preflight=only
         begun = status in ("running", "interrupted") and any(self.run.checkpoints.glob("*.ckpt"))
         return "begun" if begun else "new"
 
@@ -73,7 +76,22 @@ class Job:
         """What goes on with the run, behind `python train.py`."""
         trust = [f"trusted_targets=[{','.join(self.trusted)}]"] if self.trusted else []
         typed = [o.lstrip("+") for o in self.overrides if o.lstrip("+").startswith(HOLD_WHERE_TYPED)]
-        return [*start, f"resume={quoted(str(self.folder))}", *trust, *typed]
+        last = [] if (self.run.checkpoints / "last.ckpt").exists() else ["checkpoint=best"]
+        return [*start, f"resume={quoted(str(self.folder))}", *last, *trust, *typed]
+
+    def wait_until_left(self) -> None:
+        """Waits for a process that still writes to the run: one that a killed sweep left, and that saves.
+
+        Raises:
+            UserError: it does not end.
+        """
+        if (self.folder / ".lock").exists():
+            lock = FileLock(self.folder / ".lock")
+            try:
+                lock.acquire(timeout=SAVES_SECONDS)
+            except Timeout:
+                raise UserError(f"another process is writing to {self.folder}, and does not end") from None
+            lock.release()
 
     def make_room(self, sweep: Path) -> None:
         """Moves away what an attempt left that can't be gone on with."""
@@ -92,6 +110,11 @@ class Job:
                 return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
         except (OSError, ValueError):
             return []
+
+    def final_metrics(self) -> dict[str, float]:
+        """What `metrics.json` holds; nothing of a run that only checked."""
+        file = self.run.metrics_file
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
     def last_lines(self, count: int) -> list[str]:
         """The end of what it printed, without the progress bar's control characters."""

@@ -1,7 +1,7 @@
 """The answer that runs give together: who is best, and by more than chance?"""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -12,6 +12,7 @@ from rich.table import Table
 from vitlab.errors import UserError
 from vitlab.files import shorten, write_text
 from vitlab.sweeps.findings import commands, findings
+from vitlab.sweeps.importance import importance_in
 from vitlab.sweeps.leaderboard_page import as_page, as_text, summary, unfinished_of
 from vitlab.sweeps.leaderboard_table import Cell, as_csv, table_of
 from vitlab.sweeps.results import read_results
@@ -25,7 +26,6 @@ def make_leaderboard(
     out: Path | None = None,
     *,
     top: int = 20,
-    importance: Mapping[str, float] | None = None,
 ) -> Standings:
     """Reads runs, prints who is best, and writes `leaderboard.csv`, `.md` and `.html`, over older ones.
 
@@ -33,7 +33,6 @@ def make_leaderboard(
         folders: Each a sweep's, a run's, or one with runs below it.
         out: Where the files go; None: to the one folder.
         top: Rows on the terminal at most.
-        importance: The share that each parameter has in the score's variation, of a search that knows it.
 
     Raises:
         UserError: there is no run, or no place for the files.
@@ -45,7 +44,7 @@ def make_leaderboard(
     title = ", ".join(shorten(folder) for folder in folders)
     try:
         place.mkdir(parents=True, exist_ok=True)
-        standings = stand(results, importance)
+        standings = stand(results, importance_in(folders))
         write_text(place / "leaderboard.csv", as_csv(standings))
         write_text(place / "leaderboard.md", as_text(standings, title))
         write_text(place / "leaderboard.html", as_page(standings, title))

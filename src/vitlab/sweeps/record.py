@@ -10,13 +10,14 @@ from filelock import FileLock, Timeout
 
 from vitlab.errors import UserError
 from vitlab.files import write_json
+from vitlab.runs.relocation import check_links
 from vitlab.sweeps.jobs import Job
 
 FILE = "sweep.json"
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What `sweep.json` holds: `arguments` of the command, `jobs`.
+    """What `sweep.json` holds: `arguments` of the command, the folder that it was typed in (`cwd`), `jobs`.
 
     Raises:
         UserError: there is none, or it can't be read.
@@ -24,10 +25,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     file = folder / FILE
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        rows_are_whole = all(
-            {"number", "overrides", "folder", "status", "reason"} <= set(job) for job in record["jobs"]
-        )
-        if not rows_are_whole or not all(isinstance(argument, str) for argument in record["arguments"]):
+        whole = all({"number", "overrides", "folder", "status", "reason"} <= set(job) for job in record["jobs"])
+        if not whole or not all(isinstance(text, str) for text in (record["cwd"], *record["arguments"])):
             raise ValueError("it is not as a sweep writes it")
     except FileNotFoundError:
         raise UserError(f"{folder} holds no sweep: there is no {file}") from None
@@ -47,7 +46,7 @@ def write_record(folder: Path, arguments: Sequence[str], jobs: Iterable[Job]) ->
         }
         for job in sorted(jobs, key=lambda job: job.number)
     ]
-    write_json(folder / FILE, {"arguments": list(arguments), "jobs": rows})
+    write_json(folder / FILE, {"arguments": list(arguments), "cwd": str(Path.cwd()), "jobs": rows})
 
 
 @contextmanager
@@ -55,9 +54,10 @@ def alone_in_sweep(folder: Path) -> Iterator[None]:
     """Keeps other processes from running the sweep.
 
     Raises:
-        UserError: one does already.
+        UserError: one does already, or links in the folder lead out of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    check_links(folder)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)

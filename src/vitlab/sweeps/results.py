@@ -82,7 +82,8 @@ def read_results(folders: Iterable[Path]) -> list[Result]:
         if not folder.is_dir():
             raise UserError(f"{folder} does not exist; name a sweep's directory, or one with runs in it")
         jobs |= _jobs(folder.resolve())
-        runs |= {file.parent for file in folder.resolve().rglob("manifest.json") if SET_ASIDE not in file.parts}
+        found = [file.parent for file in folder.resolve().rglob("manifest.json")]
+        runs |= {run for run in found if SET_ASIDE not in run.relative_to(folder.resolve()).parts}
     if not runs | set(jobs):
         raise UserError(f"there is no run in {', '.join(map(str, folders))}: nothing there has a manifest.json")
     return [read_result(path, jobs.get(path, {})) for path in sorted(runs | set(jobs), key=_naturally)]

@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
-from optuna import Trial
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
+from optuna.trial import BaseTrial, FixedTrial
 
 from vitlab.errors import UserError
 
@@ -34,9 +35,20 @@ class SearchSpace:
 
     @property
     def keys(self) -> set[str]:
-        return {*self.chosen, *(key for distributions in self.when.values() for key in distributions)}
+        return set(self._all())
 
-    def suggest(self, trial: Trial) -> list[str]:
+    def first(self) -> list[str]:
+        """Overrides of one trial."""
+        return self.suggest(FixedTrial({key: first_of(where) for key, where in self._all().items()}))
+
+    def describe(self) -> list[str]:
+        """A line for each key."""
+        return sorted(f"{key} {where}" for key, where in self._all().items())
+
+    def _all(self) -> Distributions:
+        return {**self.chosen, **{key: where for keys in self.when.values() for key, where in keys.items()}}
+
+    def suggest(self, trial: BaseTrial) -> list[str]:
         """The overrides of a trial; what it has chosen before a restart stays."""
         overrides = [*self.fixed, *(f"{key}={_suggest(trial, key, d)}" for key, d in self.chosen.items())]
         for condition, distributions in self.when.items():
@@ -92,7 +104,12 @@ def distribution(override: Override) -> BaseDistribution:
     return CategoricalDistribution(values)
 
 
-def _suggest(trial: Trial, key: str, where: BaseDistribution) -> str:
+def first_of(where: BaseDistribution) -> Any:
+    """One of its values."""
+    return where.choices[0] if isinstance(where, CategoricalDistribution) else where.low  # type: ignore[attr-defined]
+
+
+def _suggest(trial: BaseTrial, key: str, where: BaseDistribution) -> str:
     if isinstance(where, FloatDistribution):
         return repr(trial.suggest_float(key, where.low, where.high, log=where.log))
     if isinstance(where, IntDistribution):

@@ -52,8 +52,10 @@ def compare(best: Mapping[int, float], other: Mapping[int, float]) -> Comparison
         first, second = np.array([best[s] for s in seeds]), np.array([other[s] for s in seeds])
         if np.array_equal(first, second):
             return Comparison("paired", 1.0)
+        # Seeds that only one row has can have made it the better one.
+        agree = (first.mean() - second.mean()) * (np.mean(list(best.values())) - np.mean(list(other.values()))) > 0
         # Differences that are all alike would be told apart with certainty, at two seeds already.
-        if np.ptp(first - second) > 1e-9:
+        if agree and np.ptp(first - second) > 1e-9:
             return Comparison("paired", float(stats.ttest_rel(first, second).pvalue))
     first, second = np.array(list(best.values())), np.array(list(other.values()))
     if min(len(first), len(second)) >= 2 and max(np.ptp(first), np.ptp(second)) > 1e-9:

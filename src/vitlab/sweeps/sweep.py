@@ -2,17 +2,17 @@
 
 import os
 import re
-import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
-from vitlab.config.building import ALLOWED_PREFIXES, targets
-from vitlab.errors import TerminatedError
+from vitlab.config.building import targets
+from vitlab.errors import TerminatedError, UserError
 from vitlab.files import shorten
 from vitlab.sweeps.conductor import Conductor, Plan
 from vitlab.sweeps.display import SweepDisplay
@@ -21,6 +21,7 @@ from vitlab.sweeps.grid import Grid
 from vitlab.sweeps.jobs import Job, quoted
 from vitlab.sweeps.leaderboard import make_leaderboard
 from vitlab.sweeps.record import FILE, alone_in_sweep, read_record, write_record
+from vitlab.sweeps.retyping import to_go_on
 
 # Typed for the sweep itself, or decided by it.
 NOT_FOR_JOBS = (
@@ -51,10 +52,8 @@ class Sweep:
     @property
     def arguments(self) -> list[str]:
         """What the user typed behind `-m`, without the folder."""
-        typed = [
-            *OmegaConf.to_container(self.hydra.overrides.hydra),
-            *OmegaConf.to_container(self.hydra.overrides.task),
-        ]  # type: ignore[misc]
+        hydras, own = (OmegaConf.to_container(self.hydra.overrides[k], resolve=False) for k in ("hydra", "task"))
+        typed = [*self._flags(), *hydras, *own]  # type: ignore[misc]
         return [
             str(argument) for argument in typed if not str(argument).startswith(("hydra.sweep.dir=", "hydra.mode="))
         ]
@@ -69,26 +68,33 @@ class Sweep:
         """
         config = self.compose(overrides)
         config.hydra.job.num, config.hydra.job.id = number, str(number)
-        devices = config.trainer.devices
-        needed = {"auto": 1, -1: 0, "-1": 0}.get(devices)
-        if needed is None:
-            needed = int(devices) if str(devices).isdigit() else len(devices)
         epochs = config.trainer.max_epochs
         shown = [o for o in overrides if o.split("=")[0].lstrip("+~") in varied] or list(overrides)
         return Job(
             number,
             list(overrides),
-            (self.folder / str(config.hydra.sweep.subdir)).absolute(),
-            devices=needed,
+            self._job_folder(str(config.hydra.sweep.subdir)),
+            devices=_number_of_devices(config.trainer.devices),
             epochs=epochs if epochs and epochs > 0 and config.trainer.max_steps < 0 else None,
             monitor=config.checkpoint.monitor,
-            trusted=_foreign(OmegaConf.to_container(OmegaConf.masked_copy(config, _own_keys(config)))),
+            trusted=sorted(set(targets(OmegaConf.to_container(OmegaConf.masked_copy(config, _own_keys(config)))))),
             name=" ".join(map(_shortened, shown)),
         )
+
+    def say(self, text: str) -> None:
+        """On the terminal, above the table."""
+        Console(soft_wrap=True, highlight=False).print(text, markup=False)
+
+    def _job_folder(self, subdir: str) -> Path:
+        folder = Path(os.path.normpath(self.folder / subdir))
+        if not folder.is_relative_to(self.folder) or folder == self.folder:
+            raise UserError(f"hydra.sweep.subdir={subdir}: a job's directory lies in that of its sweep")
+        return folder
 
     def command(self, job: Job) -> list[str]:
         """What a job's process runs: a run that goes on, or a new one, for which room is made."""
         start = [sys.executable, str(Path(sys.argv[0]).absolute())]
+        job.wait_until_left()
         if job.stage() == "begun":
             return job.resuming(start)
         job.make_room(self.folder)
@@ -96,7 +102,7 @@ class Sweep:
 
     def _for_jobs(self) -> list[str]:
         """What was typed for Hydra and holds for the jobs too."""
-        typed = [str(argument) for argument in self.hydra.overrides.hydra]
+        typed: Any = OmegaConf.to_container(self.hydra.overrides.hydra, resolve=False)
         return [argument for argument in typed if not argument.lstrip("+~").startswith(NOT_FOR_JOBS)]
 
     def _flags(self) -> list[str]:
@@ -128,17 +134,41 @@ def run_grid(sweep: Sweep, engine: Engine, all_overrides: Sequence[Sequence[str]
 
 
 def planned_jobs(sweep: Sweep, all_overrides: Sequence[Sequence[str]]) -> list[Job]:
-    """The jobs, with the numbers that they had before."""
-    known = {tuple(row["overrides"]): row["number"] for row in known_jobs(sweep.folder)}
+    """The jobs, with the numbers that they had before.
+
+    Raises:
+        UserError: two jobs would share a directory, or there is something else where one goes.
+    """
+    known = {frozenset(row["overrides"]): row["number"] for row in known_jobs(sweep.folder)}
     free = max(known.values(), default=-1) + 1
     varied = varied_keys(all_overrides)
-    jobs = []
-    for overrides in all_overrides:
-        number = known.get(tuple(overrides))
+    jobs: list[Job] = []
+    for overrides in dict.fromkeys(map(tuple, all_overrides)):
+        number = known.get(frozenset(overrides))
         if number is None:
             number, free = free, free + 1
         jobs.append(sweep.job(number, overrides, varied))
+        check_place(sweep.folder, jobs)
     return jobs
+
+
+def check_place(sweep: Path, jobs: Sequence[Job]) -> None:
+    """Refuses the last of the jobs where another one, or something that is none of the sweep's, has its folder.
+
+    Raises:
+        UserError: saying which.
+    """
+    *others, job = jobs
+    for other in others:
+        if job.folder == other.folder or job.folder in other.folder.parents or other.folder in job.folder.parents:
+            raise UserError(
+                f"jobs {other.number} and {job.number} would share {shorten(job.folder)}: hydra.sweep.subdir must tell "
+                "them apart, as ${hydra.job.num} does"
+            )
+    if not any(row["number"] == job.number for row in known_jobs(sweep)) and any(job.folder.glob("*")):
+        raise UserError(
+            f"{shorten(job.folder)} holds something else: choose another directory with hydra.sweep.dir=..."
+        )
 
 
 def known_jobs(folder: Path) -> list[dict[str, Any]]:
@@ -156,15 +186,12 @@ def varied_keys(all_overrides: Sequence[Sequence[str]]) -> set[str]:
     return {key for key, found in values.items() if len(found) > 1}
 
 
-def conduct(
-    sweep: Sweep, engine: Engine, plan: Plan, what: str, importance: Callable[[], Mapping[str, float]] = dict
-) -> None:
+def conduct(sweep: Sweep, engine: Engine, plan: Plan, what: str) -> None:
     """Runs a plan, keeps `sweep.json`, and makes the leaderboard; see `run_grid`.
 
     Args:
         sweep, engine, plan: What is run where.
         what: Said at the start.
-        importance: Asked at the end for each key's share in the score's variation.
     """
     earlier = known_jobs(sweep.folder)
 
@@ -174,22 +201,22 @@ def conduct(
         write_record(sweep.folder, sweep.arguments, [*others, *plan.jobs])
 
     record()
-    done = sum(job.status == "done" for job in plan.jobs)
+    finished_before = sum(job.status == "done" for job in plan.jobs)
     with SweepDisplay(f"sweep {shorten(sweep.folder)}") as display:
         display.jobs = list(plan.jobs)
-        display.say(f"sweep: {what}" + (f", {done} of them finished before" if done else ""))
+        display.say(f"sweep: {what}" + (f", {finished_before} of them finished before" if finished_before else ""))
         display.say(f"sweep directory: {shorten(sweep.folder)}")
         try:
             Conductor(plan, engine, sweep.command, display, record).run()
         except (KeyboardInterrupt, TerminatedError):
             display.say("interrupted; to go on:")
-            display.say(f"  python train.py -m sweep=resume:{shlex.quote(shorten(sweep.folder))}")
+            display.say(f"  {to_go_on(sweep.arguments, sweep.folder)}")
             raise
-    make_leaderboard([sweep.folder], importance=importance())
-    failed = [job for job in plan.jobs if job.status == "failed"]
-    if failed:
-        display.say(f"{len(failed)} of {len(plan.jobs)} jobs failed; to make them again:")
-        display.say(f"  python train.py -m sweep=resume:{shlex.quote(shorten(sweep.folder))}")
+    make_leaderboard([sweep.folder])
+    undone = [job for job in plan.jobs if job.status in ("failed", "interrupted")]
+    if undone:
+        display.say(f"{len(undone)} of {len(plan.jobs)} jobs failed or were interrupted; to make them again:")
+        display.say(f"  {to_go_on(sweep.arguments, sweep.folder)}")
         sys.exit(1)
 
 
@@ -207,10 +234,31 @@ def _own_keys(config: DictConfig) -> list[str]:
     return [str(key) for key in config if key != "hydra"]
 
 
-def _foreign(config: Any) -> list[str]:
-    """The user's own classes in a config."""
-    return sorted({target for target in targets(config) if not target.startswith(ALLOWED_PREFIXES)})
+def _number_of_devices(devices: Any) -> int:
+    """Of `trainer.devices`; 0 for all that there are.
+
+    Raises:
+        UserError: it names devices.
+    """
+    number = {"auto": 1, "-1": 0}.get(str(devices), devices)
+    if not str(number).isdigit():
+        raise UserError(
+            f"trainer.devices={devices} names devices: in a sweep say how many each job needs, and with "
+            "CUDA_VISIBLE_DEVICES which of them the sweep has"
+        )
+    return int(number)
 
 
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def whole(key: str, value: Any, *, or_auto: bool = False) -> Any:
+    """The value of a key that takes a whole number of at least 1.
+
+    Raises:
+        UserError: it has another one.
+    """
+    if (or_auto and value == "auto") or (isinstance(value, int) and value >= 1):
+        return value
+    raise UserError(f"{key}={value} must be a whole number of at least 1{', or auto' if or_auto else ''}")

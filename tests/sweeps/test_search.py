@@ -120,9 +120,9 @@ def test_a_search_finds_what_is_good_and_goes_on_with_more_trials(tmp_path: Path
 
 def test_hopeless_trials_are_pruned_and_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitlab.sweeps.conductor.EPOCHS_SECONDS", 0)
-    study = search(tmp_path, 6, "+pace=1", "trainer.max_epochs=3", pruner=optuna.pruners.ThresholdPruner(lower=0.6))
+    study = search(tmp_path, 6, "+pace=1", "trainer.max_epochs=3", pruner=optuna.pruners.ThresholdPruner(lower=0.69))
     pruned = [trial.number for trial in study.trials if trial.state == TrialState.PRUNED]
-    hopeless = [t.number for t in study.trials if t.intermediate_values.get(0, 1) < 0.6]
+    hopeless = [t.number for t in study.trials if t.intermediate_values.get(0, 1) < 0.69]
     assert pruned == hopeless
     assert pruned
     jobs = {job["number"]: job for job in read_record(tmp_path)["jobs"]}

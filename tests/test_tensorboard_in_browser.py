@@ -25,7 +25,7 @@ SECONDS = 60  # at most, until a page shows what it should
 TABS = {
     "SCALARS": ["train", "val", "gradient_norm", "update_to_weight", "weight_norm", "images_per_second"],
     "CUSTOM SCALARS": ["learning", "loss (nats), train and val", "accuracy, train and val", "update / weight"],
-    "IMAGES": ["data/first_batch", "plan/learning_rate", "test"],
+    "IMAGES": ["data/first_batch", "learnt", "plan", "test"],
     "TEXT": ["config", "environment", "manifest", "preflight", "resume"],
     "PR CURVES": ["precision_recall/crescent", "precision_recall/two_dots"],
     "HPARAMS": ["optimizer.lr", "model.depth", "val/best_acc", "test/acc"],

@@ -60,6 +60,18 @@ def test_a_key_can_depend_on_another_one() -> None:
     assert 0 < len(with_momentum) < 20
 
 
+def test_a_key_can_have_other_values_with_another_condition() -> None:
+    when = {"optimizer=adamw": {"optimizer.lr": "interval(0.1,0.2)"}, "optimizer=sgd": {"optimizer.lr": "1.0,2.0"}}
+    space = read_space({"optimizer": "adamw,sgd"}, [], when)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
+    for _ in range(20):
+        trial = study.ask()
+        optimizer, rate = (o.partition("=")[2] for o in space.suggest(trial))
+        assert 0.1 <= float(rate) <= 0.2 if optimizer == "adamw" else rate in ("1.0", "2.0")
+        study.tell(trial, 0.0)
+    assert space.first() == ["optimizer=adamw", "optimizer.lr=0.1"]
+
+
 @pytest.mark.parametrize("text", ["tag(log,interval(0.0,1.0))", "interval(2.0,1.0)"])
 def test_an_interval_that_is_none_is_told(text: str) -> None:
     with pytest.raises(UserError, match=r"key=.* there is no interval to choose from"):

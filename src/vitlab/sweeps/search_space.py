@@ -35,7 +35,7 @@ class SearchSpace:
 
     @property
     def keys(self) -> set[str]:
-        return set(self._all())
+        return {*self.chosen, *(key for distributions in self.when.values() for key in distributions)}
 
     def first(self) -> list[str]:
         """Overrides of one trial."""
@@ -46,14 +46,18 @@ class SearchSpace:
         return sorted(f"{key} {where}" for key, where in self._all().items())
 
     def _all(self) -> Distributions:
-        return {**self.chosen, **{key: where for keys in self.when.values() for key, where in keys.items()}}
+        """Under the names that Optuna knows them by; a key can have other values with another condition."""
+        conditional = {f"{key} with {c}": where for c, keys in self.when.items() for key, where in keys.items()}
+        return {**self.chosen, **conditional}
 
     def suggest(self, trial: BaseTrial) -> list[str]:
         """The overrides of a trial; what it has chosen before a restart stays."""
         overrides = [*self.fixed, *(f"{key}={_suggest(trial, key, d)}" for key, d in self.chosen.items())]
         for condition, distributions in self.when.items():
             if condition in overrides:
-                overrides += [f"{key}={_suggest(trial, key, d)}" for key, d in distributions.items()]
+                overrides += [
+                    f"{key}={_suggest(trial, f'{key} with {condition}', d)}" for key, d in distributions.items()
+                ]
         return overrides
 
 

@@ -1,5 +1,6 @@
 """The report's sentences follow from the numbers."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,14 +26,20 @@ def facts(
     return Facts(CONFIG, manifest, epochs, {"epoch": best, "test/acc": 0.9}, details or {})
 
 
-def details(confidence: float, accuracy: float) -> dict[str, Any]:
-    classes = {"cat": {"images": 500, "acc": 0.8}, "dog": {"images": 500, "acc": 1.0}}
+def details(confidence: float, accuracy: float, ece: float = 0.04) -> dict[str, Any]:
+    classes = {"cat": {"images": 500, "answers": 400, "acc": 0.8}, "dog": {"images": 500, "answers": 600, "acc": 1.0}}
     pairs = [{"class": "cat", "taken_for": "dog", "images": 100}]
-    figures = {"confidence": confidence, "accuracy": accuracy, "calibration_error": 0.04}
+    figures = {"confidence": confidence, "accuracy": accuracy, "calibration_error": ece}
     return {**figures, "per_class": classes, "most_confused": pairs}
 
 
 FLAT = [0.9] * 6
+LOPSIDED = {
+    **details(0.5, 0.3),
+    "per_class": {"cat": {"images": 80, "answers": 10, "acc": 0.1}, "dog": {"images": 20, "answers": 90, "acc": 1.0}},
+}
+LIMITS = {"data": {"max_train_images": 500}, "trainer": {"limit_test_batches": 2, "limit_train_batches": None}}
+CUT_DOWN = replace(facts(FLAT, FLAT), config=OmegaConf.merge(CONFIG, LIMITS))
 CASES = [
     (facts([0.51, 0.5], [0.5, 0.51]), "no better than guessing (51.0%, guessing 50.0%)"),
     (facts([0.8, 0.99], [0.75, 0.76]), "23 points apart. It learns the training images by heart"),
@@ -47,8 +54,11 @@ CASES = [
     (facts(FLAT, FLAT, skipped_steps=1), "6 steps were left out"),
     (facts(FLAT, FLAT, details(0.95, 0.9)), "The network is surer than it may be: by 5 points"),
     (facts(FLAT, FLAT, details(0.8, 0.9)), "more often right than it says: by 10 points"),
-    (facts(FLAT, FLAT, details(0.9, 0.9)), "taken at their word: the calibration error (ECE) is 4.0%"),
-    (facts(FLAT, FLAT, details(0.9, 0.9)), "cat for dog (100 of 500 images)"),
+    (facts(FLAT, FLAT, details(0.9, 0.9, 0.02)), "taken at their word: the calibration error (ECE) is 2.0%"),
+    (facts(FLAT, FLAT, details(0.9, 0.9)), "not at each height: the calibration error (ECE) is 4.0%"),
+    (facts(FLAT, FLAT, LOPSIDED), "more than twice as often as they are there: dog (90 answers, 20 images)"),
+    (CUT_DOWN, "The run was cut down: data.max_train_images=500, trainer.limit_test_batches=2"),
+    (facts(FLAT, FLAT, details(0.9, 0.9)), "cat taken for dog (100 of 500 images)"),
 ]
 
 

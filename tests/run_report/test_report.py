@@ -26,7 +26,7 @@ def test_the_report_says_what_was_trained_how_well_and_how_to_do_it_again(small_
     assert "10 classes of images apart (disc, ring," in said
     assert "for 2 epochs on 360 images of 32 x 32 pixels" in said
     assert "Of 103 test images" in said
-    for what in (manifest["versions"]["torch"], manifest["hardware"]["cpu"], "python train.py reproduce="):
+    for what in (manifest["versions"]["torch"], manifest["hardware"]["cpu"], "train.py reproduce="):
         assert what in said
     for figure in published(small_run):
         assert " ".join(figure.caption.split()[:5]) in said
@@ -61,7 +61,7 @@ def test_an_interrupted_run_has_a_report_and_goes_on(in_process: Command, tmp_pa
     assert in_process("train.py", *short, *place).returncode == 143
     said = words(tmp_path / "run")
     assert "The run was interrupted after 1 epochs; nothing was tested" in said
-    assert "python train.py resume=run" in said
+    assert "train.py resume=run" in said
     assert in_process("train.py", "resume=run", "callbacks.stop=null").returncode == 0
     said = words(tmp_path / "run")
     assert "of the test images recognised" in said

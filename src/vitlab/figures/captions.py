@@ -15,7 +15,7 @@ PLAN: About = {
     "tag": "plan/learning_rate",
     "title": "Learning rate as planned",
     "caption": (
-        "What the schedule will do, drawn before the first step. Where layers learn at rates of their own, a line for "
+        "The whole schedule, drawn before the first step. Where layers learn at rates of their own, a line for "
         "each, named by its multiple of optimizer.lr."
     ),
 }
@@ -64,8 +64,8 @@ EXTREMES: About = {
     "tag": "test/hardest_and_most_typical",
     "title": "Hardest and most typical images, with the true class's probability",
     "caption": (
-        "For each class the test images whose true class got the smallest probability (left; beside it the "
-        "answer where that was wrong) and the largest (right). Ten classes at most, those least recognised."
+        "For each class the test images whose true class got the smallest probability (left) and the largest (right), "
+        "with that probability, and the answer where it was another class. Of many classes, the ten least recognised."
     ),
 }
 CURVES: About = {

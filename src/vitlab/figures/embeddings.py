@@ -28,7 +28,8 @@ POSITIONS: About = {
     "caption": (
         "A small map for each patch: how similar its position embedding is to those of all places of the image (as "
         "figure 7, centre, of the ViT paper). A bright spot at the patch's own place that fades with the distance, "
-        "along row and column, means that the network knows what is near to what."
+        "along row and column, means that the network knows what is near to what: learned positions become so, fixed "
+        "ones (pos_embed=sincos2d) are so from the start."
     ),
 }
 

@@ -82,6 +82,7 @@ class Outcome:
     def as_data(self) -> dict[str, Any]:
         """What `test_details.json` holds."""
         counts = self.confusions.sum(dim=1).tolist()
+        answers = self.confusions.sum(dim=0).tolist()
         recall = [None if count == 0 else share for share, count in zip(self.recall.tolist(), counts, strict=True)]
         return {
             "images": len(self.labels),
@@ -89,8 +90,8 @@ class Outcome:
             "confidence": self.confidence.mean().item(),
             "calibration_error": self.calibration_error,
             "per_class": {
-                name: {"images": count, "acc": share}
-                for name, count, share in zip(self.classes, counts, recall, strict=True)
+                name: {"images": count, "answers": said, "acc": share}
+                for name, count, said, share in zip(self.classes, counts, answers, recall, strict=True)
             },
             "most_confused": [
                 {"class": true, "taken_for": said, "images": images} for true, said, images in self.confused_pairs()

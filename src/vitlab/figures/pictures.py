@@ -71,9 +71,8 @@ def draw_extremes(outcome: Outcome, images: Tensor, each: int = 3, most: int = 1
 
 def _of_truth(outcome: Outcome, place: int) -> str:
     probability = f"{outcome.of_truth[place]:.1%}"
-    return (
-        probability if outcome.correct[place] else f"{probability} {outcome.classes[int(outcome.predictions[place])]}"
-    )
+    answer = outcome.classes[int(outcome.predictions[place])]
+    return probability if outcome.correct[place] else f"{probability}; said {answer}"
 
 
 def _label(label: Tensor, classes: Sequence[str]) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from math import sqrt
 
+from omegaconf import OmegaConf
+
 from vitlab.run_report.facts import Facts
 
 Said = tuple[str, str]  # what is the case; what to try, or nothing
@@ -125,16 +127,44 @@ def _confused(facts: Facts) -> Said | None:
         return None
     classes = facts.details["per_class"]
     said = [
-        f"{pair['class']} for {pair['taken_for']} ({pair['images']:,} of {classes[pair['class']]['images']:,} images)"
+        f"{true} taken for {pair['taken_for']} ({pair['images']:,} of {classes[true]['images']:,} images)"
         for pair in pairs
+        for true in (pair["class"],)
     ]
     known = {name: figures["acc"] for name, figures in classes.items() if figures["acc"] is not None}
     worst, easiest = min(known, key=lambda name: known[name]), max(known, key=lambda name: known[name])
     return (
         f"Of the classes, {easiest} is recognised most often ({known[easiest]:.1%}) and {worst} least "
         f"({known[worst]:.1%}). What is mistaken most: {'; '.join(said)}.",
-        "Look at the surest mistakes below: are their labels right, and could you tell them apart at this size?",
+        "Look at the surest mistakes below: are their labels right, and could you tell them apart at this size?"
+        if facts.details["accuracy"] > 0.5
+        else "",
     )
+
+
+def _lopsided(facts: Facts) -> Said | None:
+    classes = facts.details.get("per_class", {})
+    often = {name: of for name, of in classes.items() if of["answers"] > 2 * max(of["images"], 10)}
+    if not often:
+        return None
+    said = ", ".join(f"{name} ({of['answers']:,} answers, {of['images']:,} images)" for name, of in often.items())
+    return (
+        f"Some classes are answered more than twice as often as they are there: {said}. That they are recognised means "
+        "little.",
+        "Longer training: it goes away as the network learns; else another optimizer.lr, or more even classes.",
+    )
+
+
+def _cut_down(facts: Facts) -> Said | None:
+    limits = {
+        key: value
+        for key in ("data.max_train_images", "trainer.limit_train_batches", "trainer.limit_test_batches")
+        if (value := OmegaConf.select(facts.config, key)) not in (None, 1.0)
+    }
+    if not limits:
+        return None
+    typed = ", ".join(f"{key}={value}" for key, value in limits.items())
+    return f"The run was cut down: {typed}.", "Without that, before anything else is concluded."
 
 
 def _calibration(facts: Facts) -> Said | None:
@@ -153,7 +183,9 @@ def _calibration(facts: Facts) -> Said | None:
             f"Nothing, unless the probabilities are used: then less label_smoothing (it is "
             f"{facts.config.label_smoothing:g}).",
         )
-    return f"Its probabilities can be taken at their word: {error}.", ""
+    if facts.details["calibration_error"] <= 0.03:
+        return f"Its probabilities can be taken at their word: {error}.", ""
+    return f"On average its probabilities fit, but not at each height: {error}; see the figure below.", ""
 
 
 def _skipped(facts: Facts) -> Said | None:
@@ -167,8 +199,8 @@ def _skipped(facts: Facts) -> Said | None:
 
 
 Rule = Callable[[Facts], Said | None]
-FIRST: tuple[Rule, ...] = (_interrupted, _guessing, _skipped)
+FIRST: tuple[Rule, ...] = (_interrupted, _cut_down, _guessing, _skipped)
 THEN: tuple[Rule, ...] = (
     *(_by_heart, _underfitted, _still_rising, _best_early),
-    *(_confused, _calibration, _few_validated, _data_wait),
+    *(_lopsided, _confused, _calibration, _few_validated, _data_wait),
 )

@@ -1,6 +1,7 @@
 """The page."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from html import escape
 from math import sqrt
@@ -90,11 +91,12 @@ def _summary(facts: Facts) -> Iterator[str]:
             f"{int(best['epoch']) + 1} of {len(facts.epochs)}."
         )
     if "test/acc" in final:
-        count = facts.details.get("images", facts.images("test"))
+        count, there = facts.details.get("images", facts.images("test")), facts.images("test")
+        whole = f" (there are {there:,})" if count < there else ""
         accuracy = final["test/acc"]
         half = 1.96 * sqrt(accuracy * (1 - accuracy) / count)
         yield (
-            f"Of {count:,} test images, never trained or selected on, {accuracy:.2%} are recognised (by chance: "
+            f"Of {count:,} test images{whole}, never trained or selected on, {accuracy:.2%} are recognised (by chance: "
             f"{1 / len(facts.classes):.1%}). So many test images leave an uncertainty of about {100 * half:.1f} points "
             "either way (95 %); another seed would change it too."
         )
@@ -134,13 +136,14 @@ def _setting(facts: Facts) -> Iterator[str]:
     hardware, versions, git = (manifest.get(key) or {} for key in ("hardware", "versions", "git"))
     gpus = ", ".join(hardware.get("gpus") or []) or "none"
     dirty = ", with changes that are not committed" if git.get("dirty") else ""
-    minutes = facts.epochs[-1]["seconds"] / 60
+    seconds = facts.epochs[-1]["seconds"]
+    time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
     speed = [row["images_per_second"] for row in facts.epochs if "images_per_second" in row]
     rows = [
         ("command", str(manifest.get("command"))),
         (
             "time in training",
-            f"{minutes:.1f} minutes, {sorted(speed)[len(speed) // 2]:,.0f} images a second" if speed else "",
+            f"{time}, {sorted(speed)[len(speed) // 2]:,.0f} images a second" if speed else "",
         ),
         ("images", ", ".join(f"{facts.images(split):,} {split}" for split in ("train", "val", "test"))),
         ("data", " in ".join([_name(config.data), *([str(config.data.root)] if "root" in config.data else [])])),
@@ -157,7 +160,7 @@ def _setting(facts: Facts) -> Iterator[str]:
                 f"{again['time'][:16].replace('T', ' ')}, from epoch {again['epoch'] + 1}, step {again['step']:,}",
             )
         )
-    yield table(("what", ""), rows)
+    yield table(("what", "as it was"), rows)
     for group, heading in (("model", "The network"), ("optimizer", "The optimizer"), ("augment", "Augmentation")):
         yield f"<details><summary>{heading}</summary>{code(_yaml(config[group]))}</details>"
     yield f"<details><summary>The whole config</summary>{code(_yaml(config))}</details>"
@@ -172,15 +175,22 @@ def _yaml(node: Any) -> str:
 
 
 def _again(facts: Facts, run: Path) -> Iterator[str]:
-    path = os.path.relpath(run)
-    revision = (facts.manifest.get("git") or {}).get("revision")
+    path, git = shlex.quote(os.path.relpath(run)), facts.manifest.get("git") or {}
+    script = Path(shlex.split(str(facts.manifest.get("command", "python train.py")))[1])
+    train, evaluate = (shlex.quote(str(script.with_name(name))) for name in ("train.py", "evaluate.py"))
     yield paragraph(
-        "With the code of that revision installed (pip install -e .), from the folder in which the run was started "
-        f"({facts.manifest.get('folder')}):"
+        f"From the folder in which the run was started ({facts.manifest.get('folder')}), with vitlab's code at the "
+        "run's revision and installed from there (pip install -e .):"
     )
-    checkout = [f"git checkout {revision}"] if revision else []
+    if git.get("dirty"):
+        yield paragraph("The code had changes that are in no revision: they are missing then.")
+    checkout = [f"git -C {shlex.quote(str(script.parent))} checkout {git['revision']}"] if git.get("revision") else []
     if not facts.final:
         yield paragraph("The run can go on; the first line does that.")
-        checkout = [f"python train.py resume={path}", *checkout]
-    yield code("\n".join([*checkout, f"python train.py reproduce={path}", f"python evaluate.py run={path}"]))
-    yield paragraph("reproduce= trains again and compares; evaluate.py tests the weights that were kept.")
+        checkout = [f"python {train} resume={path}", *checkout]
+    yield code("\n".join([*checkout, f"python {train} reproduce={path}", f"python {evaluate} run={path}"]))
+    yield paragraph(
+        "reproduce= trains again in a new directory below outputs and prints the metrics of both side by side; on the "
+        "same machine with the same versions they are the same to the last bit. evaluate.py tests the weights that "
+        "were kept. Weights are in checkpoints/, the log is run.log."
+    )

@@ -35,6 +35,8 @@ class MeanLoss(Metric):
         self.add_state("images", torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, images: int) -> None:
+        if not images:  # a rank's share of a small last batch: its mean is NaN
+            return
         self.total += loss.float() * images
         self.images += images
 

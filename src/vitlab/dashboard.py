@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 from collections.abc import Iterator, Mapping
 from importlib.metadata import distributions
 from pathlib import Path
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
+from vitlab.config.building import trust
 from vitlab.figures import never_failing, writers
 from vitlab.runs.directory import RunDirectory
 
@@ -38,48 +40,58 @@ HYPERPARAMETERS = (
     *("name", "seed", "label_smoothing", "compile", "model", "data", "augment", "optimizer", "finetune"),
     *("scheduler", "trainer"),
 )
-# The table shows the last value of each; val/acc also of a run that has not ended, or never will.
-RESULTS = ("val/best_acc", "val/best_loss", "val/best_epoch", "test/acc", "test/loss", "val/acc")
 
 
 @rank_zero_only
 def begin_dashboard(trainer: pl.Trainer, config: Mapping[str, Any], run: RunDirectory) -> None:
     """What is known before training."""
     with never_failing("the dashboard's first page"):
-        log_text(trainer, "config", _block("yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config)))))
-        log_text(trainer, "manifest", _block("json", json.dumps(run.manifest(), indent=2)))
+        tell_run(trainer, config, run)
         log_text(trainer, "environment", _environment())
-        log_text(trainer, "resume", _resume(run.path))
+        log_text(trainer, "resume", _resume(config, run))
         for writer in writers(trainer):
             writer.add_custom_scalars(LAYOUT)
             _hyperparameters(writer, config, ended=False)
 
 
 @rank_zero_only
-def end_dashboard(trainer: pl.Trainer, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+def tell_run(trainer: pl.Trainer, config: Mapping[str, Any], run: RunDirectory) -> None:
+    """Config and manifest as they are now."""
+    log_text(trainer, "config", _block("yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config)))))
+    log_text(trainer, "manifest", _block("json", json.dumps(run.manifest(), indent=2)))
+
+
+@rank_zero_only
+def end_dashboard(
+    trainer: pl.Trainer, config: Mapping[str, Any], metrics: Mapping[str, float], run: RunDirectory
+) -> None:
     """The final metrics, also of the HPARAMS table: of the selected epoch, and of the test images."""
     with never_failing("the dashboard's last page"):
         best = {"val/acc": "val/best_acc", "val/loss": "val/best_loss", "epoch": "val/best_epoch"}
         values = {name: metrics[key] for key, name in best.items() if key in metrics}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+            logger.save()
+        tell_run(trainer, config, run)
         for writer in writers(trainer):
             _hyperparameters(writer, config, ended=True)
+            writer.flush()
 
 
 @rank_zero_only
 def log_text(trainer: pl.Trainer, tag: str, markdown: str) -> None:
     """Shows a text where the logger can."""
     for writer in writers(trainer):
-        writer.add_text(tag, markdown)
+        writer.add_text(tag, markdown, trainer.global_step)
 
 
 def _hyperparameters(writer: Any, config: Mapping[str, Any], *, ended: bool) -> None:
-    # Not the logger's log_hyperparams: it leaves out a run without metrics, or would need made-up ones.
+    # Not the logger's log_hyperparams: it leaves out a run without metrics, or would need made-up ones. And without the
+    # table's own summary: of several runs TensorBoard takes one's, and with it that run's columns alone.
     chosen = {key: config[key] for key in HYPERPARAMETERS if key in config}
     make: Any = hparams
-    table, begin, end = make(dict(_leaves(chosen)), dict.fromkeys(RESULTS, 0.0))
-    for summary in (table, begin, *([end] if ended else [])):
+    _, begin, end = make(dict(_leaves(chosen)), {})
+    for summary in (begin, *([end] if ended else [])):
         writer._get_file_writer().add_summary(summary)
 
 
@@ -106,8 +118,10 @@ def _environment() -> str:
     )
 
 
-def _resume(run: Path) -> str:
-    command = _block("", f"python train.py resume={os.path.relpath(run)}")
+def _resume(config: Mapping[str, Any], run: RunDirectory) -> str:
+    command = _block(
+        "", " ".join(["python train.py", shlex.quote(f"resume={os.path.relpath(run.path)}"), *trust(config)])
+    )
     return f"From the folder `{Path.cwd()}`:\n\n{command}\n\ngoes on where the run was interrupted."
 
 

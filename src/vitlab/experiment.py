@@ -154,7 +154,7 @@ def fit_and_test(
             set_aside(run.metrics_file)  # of a run that was finished, and was made longer
             write_json(run.metrics_file, metrics)
             end_run(run, "finished")
-            end_dashboard(trainer, as_plain_data(config), metrics)
+            end_dashboard(trainer, as_plain_data(config), metrics, run)
             write_report(run)
             print_results(config, metrics, run.path)
     return metrics

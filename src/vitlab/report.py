@@ -1,17 +1,18 @@
 """What a run says on the terminal before and after training."""
 
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from vitlab.config.building import is_allowed, targets
+from vitlab.config.building import trust
 from vitlab.data import ImageDataModule
 from vitlab.files import shorten
 from vitlab.preflight import Preflight, Status
@@ -72,7 +73,7 @@ def print_interrupted(config: DictConfig, run: RunDirectory) -> None:
     console = _console()
     if last.exists():
         console.print(f"interrupted; the last state is in {shorten(last)}; to go on:", markup=False)
-        console.print(f"  python train.py resume={shorten(run.path)}{_trust(config)}", markup=False)
+        console.print(f"  {_typed('train.py', f'resume={shorten(run.path)}', config)}", markup=False)
     else:
         console.print("interrupted; no checkpoint was written yet")
 
@@ -116,18 +117,13 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
     what = "best epoch by val" if "val/loss" in metrics else "last epoch"
     console.print(f"epoch {int(metrics['epoch']) + 1} ({what}); {minutes} min {seconds:02d} s in all")
     console.print(f"run directory: {shorten(run)}")
-    trust = _trust(config)
     console.print("next:", markup=False)
-    console.print(f"  python evaluate.py run={shorten(run)}{trust}", markup=False)
-    console.print(f"  python predict.py run={shorten(run)} images=photos/{trust}", markup=False)
+    console.print(f"  {_typed('evaluate.py', f'run={shorten(run)}', config)}", markup=False)
+    console.print(f"  {_typed('predict.py', f'run={shorten(run)}', config)} images=photos/", markup=False)
 
 
-def _trust(config: DictConfig) -> str:
-    """What must be typed for the user's own classes in a run's config."""
-    found = sorted(
-        {target.split(".")[0] for target in targets(OmegaConf.to_container(config)) if not is_allowed(target)}
-    )
-    return f" trusted_targets=[{','.join(f'{package}.' for package in found)}]" if found else ""
+def _typed(script: str, argument: str, config: DictConfig) -> str:
+    return " ".join(["python", script, shlex.quote(argument), *trust(config)])
 
 
 def print_evaluation(metrics: dict[str, Any], split: str, files: list[Path]) -> None:

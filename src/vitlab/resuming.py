@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from vitlab.config.building import build_network, check_trusted
 from vitlab.config.check import find_mistakes
 from vitlab.config.command import apply_overrides
+from vitlab.dashboard import tell_run
 from vitlab.data import ImageDataModule
 from vitlab.errors import UserError
 from vitlab.experiment import (
@@ -96,6 +97,7 @@ def _go_on(
     note_resumed(run, resolved, changed, place)
     print_resumed(config, run.path, *place, changed)
     with ended_well_or_badly(run, config):
+        tell_run(trainer, resolved, run)
         return fit_and_test(config, trainer, classifier, data, run, started, file)
 
 

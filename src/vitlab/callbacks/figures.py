@@ -20,6 +20,8 @@ from vitlab.figures.pictures import draw_batch, draw_extremes, draw_mistakes
 from vitlab.figures.plan import draw_plan, planned_rates
 from vitlab.files import set_aside, write_json
 
+SHOWN = 20  # images of the first batch
+
 
 class Figures(pl.Callback):
     """Draws into `figures/` of the run and its dashboard.
@@ -103,7 +105,8 @@ class Figures(pl.Callback):
 
 def _draw_batch(batch: Batch, facts: dict[str, Any]) -> Figure:
     mean, std = (torch.tensor(facts[name]).view(-1, 1, 1) for name in ("mean", "std"))
-    return draw_batch(batch.images.float().cpu() * std + mean, batch.labels.cpu(), facts["classes"])
+    shown = batch.images[:SHOWN].float().cpu()
+    return draw_batch(shown * std + mean, batch.labels[:SHOWN].cpu(), facts["classes"])
 
 
 def _of_all_ranks(trainer: pl.Trainer, collected: CollectLogits) -> tuple[Tensor, Tensor]:
@@ -124,7 +127,7 @@ def _draw_plan(trainer: pl.Trainer, module: Any) -> None:
     scheduler = module.scheduler
     if "total_steps" in scheduler.keywords:
         scheduler = partial(scheduler, total_steps=module.total_steps())
-    epoch = max(1, int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
+    epoch = max(1, -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches))
     stretch = 1 if module.interval == "step" else epoch  # steps between two moves
     rate = module.optimizer.keywords.get("lr")
     rates = []

@@ -38,6 +38,7 @@ class LayerStatistics(pl.Callback):
             return
         self.step = trainer.fit_loop.epoch_loop._batches_that_stepped
         self.before, self.gradients = {}, {}
+        self.rates = _rates(optimizer, self.layers)  # at the step's end the schedule has moved
         for name, parameters in self.layers.items():
             moved = [p for p in parameters if p.grad is not None]
             if moved:
@@ -65,7 +66,7 @@ class LayerStatistics(pl.Callback):
             values |= {f"gradient_norm/{name}": g, f"weight_norm/{name}": w}
             if w > 0:  # a head may start at zero
                 values[f"update_to_weight/{name}"] = u / w
-        values |= _rates(trainer.optimizers[0], self.layers)
+        values |= self.rates
         for logger in trainer.loggers:
             logger.log_metrics(values, step=self.step)
 

@@ -175,4 +175,4 @@ def _patch_size(layout: TokenLayout, image_size: int) -> tuple[float, float]:
 
 
 def _name(moment: dict[str, Any]) -> str:
-    return f"epoch {round(moment['epoch'], 1):g}" if moment["epoch"] else "start"
+    return f"epoch {moment['epoch']:.3g}" if moment["step"] else "start"

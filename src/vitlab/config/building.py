@@ -109,6 +109,13 @@ def targets(node: Any) -> Iterator[str]:
         yield from targets(value)
 
 
+def trust(config: Mapping[str, Any]) -> list[str]:
+    """What must be typed for the user's own classes in a run's config; nothing without them."""
+    plain = OmegaConf.to_container(config) if isinstance(config, DictConfig) else config
+    found = sorted({target.split(".")[0] for target in targets(plain) if not is_allowed(target)})
+    return [f"'trusted_targets=[{','.join(f'{package}.' for package in found)}]'"] if found else []
+
+
 def adopt_user_network(config: DictConfig, overrides: Sequence[str]) -> None:
     """Where the user typed `model._target_=...`, leaves in `config.model` the keys that this network takes, in place.
 

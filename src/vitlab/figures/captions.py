@@ -32,7 +32,8 @@ CONFUSIONS: About = {
     "title": "Confusion matrix: shares and numbers of images",
     "caption": (
         "Of each true class's images (a row), the share and the number that got each answer (a column). On the "
-        "diagonal stands what was recognised; a bright cell off it is a pair of classes that is mixed up."
+        "diagonal stands what was recognised; a bright cell off it is a pair of classes that is mixed up. Up to twenty "
+        "classes are named."
     ),
 }
 PER_CLASS: About = {
@@ -40,7 +41,8 @@ PER_CLASS: About = {
     "title": "Accuracy of each class",
     "caption": (
         "The share of each class's images that was recognised, the least recognised class at the bottom, with the "
-        "number of images. The thin line is the 95 % interval that so few images allow."
+        "number of images; of more than twenty classes, the least recognised ones. The thin line is the 95 % interval "
+        "that so few images allow."
     ),
 }
 RELIABILITY: About = {

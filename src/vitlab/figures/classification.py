@@ -6,7 +6,9 @@ from matplotlib.ticker import PercentFormatter
 
 from vitlab.figures.outcome import BINS, Outcome
 from vitlab.figures.style import COLORS
+from vitlab.figures.tiles import fit_name
 
+LETTERS = 24  # of a name beside a row
 NAMED = 20  # classes that a matrix, or a column of bars, has room to name
 
 
@@ -24,10 +26,13 @@ def draw_confusions(outcome: Outcome) -> Figure:
     axes.set_ylabel("true class")
     axes.grid(False)
     if not named:
+        axes.set_xticks([])
+        axes.set_yticks([])
         return figure
     places = range(len(outcome.classes))
-    axes.set_xticks(places, outcome.classes, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(places, outcome.classes)
+    names = [fit_name(name, LETTERS) for name in outcome.classes]
+    axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(places, names)
     for row in places:
         for column in places:
             if counts[row, column]:
@@ -54,7 +59,7 @@ def draw_per_class(outcome: Outcome) -> Figure:
     for place, share in enumerate(recall[order]):
         axes.text(1.02, place, f"{share:.1%}", va="center", fontsize=9)
     axes.axvline(outcome.correct.float().mean().item(), color=COLORS["vermilion"], linestyle="--", label="all images")
-    axes.set_yticks(places, [f"{outcome.classes[place]} ({images[place]:,})" for place in order])
+    axes.set_yticks(places, [f"{fit_name(outcome.classes[place], LETTERS)} ({images[place]:,})" for place in order])
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel("accuracy on the class's images")

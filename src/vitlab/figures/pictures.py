@@ -11,8 +11,11 @@ from torch import Tensor
 
 from vitlab.figures.outcome import Outcome
 from vitlab.figures.style import COLORS
+from vitlab.figures.tiles import fit_name
 
 RIGHT, WRONG = COLORS["blue"], COLORS["vermilion"]
+
+LETTERS = 12  # of a name beneath an image
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,9 @@ def draw_mistakes(outcome: Outcome, images: Tensor, columns: int = 4, rows: int 
     cells = []
     for place in sure.argsort(descending=True, stable=True)[:shown].tolist():
         said, true = int(outcome.predictions[place]), int(outcome.labels[place])
-        above, below = (f"{outcome.classes[c]} {outcome.probabilities[place, c]:.1%}" for c in (said, true))
+        above, below = (
+            f"{fit_name(outcome.classes[c], LETTERS)} {outcome.probabilities[place, c]:.1%}" for c in (said, true)
+        )
         cells.append(Cell(images[place], above, below))
     if not cells:
         figure = Figure(figsize=(5, 1.2))
@@ -63,15 +68,17 @@ def draw_extremes(outcome: Outcome, images: Tensor, each: int = 3, most: int = 1
         own = (outcome.labels == label).nonzero()[:, 0]
         if len(own):
             order = own[outcome.of_truth[own].argsort(stable=True)].tolist()
-            picked = [*order[:each], *reversed(order[-each:])]
-            rows.append([Cell(images[place], below=_of_truth(outcome, place)) for place in picked])
-            names.append(outcome.classes[label])
+            half = (len(order) + 1) // 2  # of few images none stands on both sides
+            hardest, typical = order[:half][:each], order[half:][::-1][:each]
+            picked = [*hardest, *[None] * (each - len(hardest)), *typical, *[None] * (each - len(typical))]
+            rows.append([p if p is None else Cell(images[p], below=_of_truth(outcome, p)) for p in picked])
+            names.append(fit_name(outcome.classes[label], 2 * LETTERS))
     return _draw(rows, names, halves=("hardest", "most typical"), inches=1.05)
 
 
 def _of_truth(outcome: Outcome, place: int) -> str:
     probability = f"{outcome.of_truth[place]:.1%}"
-    answer = outcome.classes[int(outcome.predictions[place])]
+    answer = fit_name(outcome.classes[int(outcome.predictions[place])], LETTERS - 3)
     return probability if outcome.correct[place] else f"{probability}; said {answer}"
 
 
@@ -84,20 +91,21 @@ def _label(label: Tensor, classes: Sequence[str]) -> str:
 
 
 def _draw(
-    rows: Sequence[Sequence[Cell]], names: Sequence[str] = (), halves: Sequence[str] = (), inches: float = 1.0
+    rows: Sequence[Sequence[Cell | None]], names: Sequence[str] = (), halves: Sequence[str] = (), inches: float = 1.0
 ) -> Figure:
     """Rows of cells in one axes: laying out an axes for each image takes seconds.
 
     Args:
-        rows: From the top.
+        rows: From the top; None leaves a place empty.
         names: Of the rows, on their left.
         halves: Titles over the left and the right half of the columns, which stand apart.
         inches: Side of an image.
     """
     columns = max(map(len, rows))
+    cells = [cell for row in rows for cell in row if cell is not None]
     line = 0.2 / inches  # height of a line of text, in sides of an image
-    above = line * max(cell.above.count("\n") + bool(cell.above) for row in rows for cell in row)
-    below = line * any(cell.below for row in rows for cell in row)
+    above = line * max(cell.above.count("\n") + bool(cell.above) for cell in cells)
+    below = line * any(cell.below for cell in cells)
     pitch, height = 1.06, 1.08 + above + below
     gap = 0.35 if halves else 0.0
     room = 0.085 / inches * max(map(len, names), default=0)  # of the names
@@ -110,7 +118,8 @@ def _draw(
         top = number * height
         for column, cell in enumerate(row):
             left = column * pitch + (gap if column >= columns / 2 else 0.0)
-            _show(axes, cell, left, top + above)
+            if cell is not None:
+                _show(axes, cell, left, top + above)
         if names:
             axes.text(-0.08, top + above + 0.5, names[number], ha="right", va="center", fontsize=10)
     for half, title in enumerate(halves):

@@ -38,8 +38,8 @@ def _guessing(facts: Facts) -> Said | None:
 def _validated(facts: Facts) -> tuple[float | None, int]:
     best = facts.best or {}
     if "val/acc" in best:
-        return best["val/acc"], facts.images("val")
-    return facts.final.get("test/acc"), facts.images("test")
+        return best["val/acc"], facts.used("val")
+    return facts.final.get("test/acc"), facts.used("test")
 
 
 def _uncertainty(accuracy: float, images: int) -> float:
@@ -48,7 +48,7 @@ def _uncertainty(accuracy: float, images: int) -> float:
 
 
 def _few_validated(facts: Facts) -> Said | None:
-    best, images = facts.best or {}, facts.images("val")
+    best, images = facts.best or {}, facts.used("val")
     if "val/acc" not in best or (half := _uncertainty(best["val/acc"], images)) <= 0.03:
         return None
     return (
@@ -63,7 +63,7 @@ def _by_heart(facts: Facts) -> Said | None:
     if "val/acc" not in last:
         return None
     gap = last["train/acc"] - last["val/acc"]
-    if gap <= max(0.05, _uncertainty(last["val/acc"], facts.images("val"))):
+    if gap <= max(0.05, _uncertainty(last["val/acc"], facts.used("val"))):
         return None
     return (
         f"At the end {last['train/acc']:.1%} of the (augmented) training images are recognised, but "
@@ -91,7 +91,7 @@ def _still_rising(facts: Facts) -> Said | None:
     if not third:
         return None
     gain = max(curve[-third:]) - max(curve[:-third])
-    if gain <= max(0.005, _uncertainty(max(curve), facts.images("val")) / 2):
+    if gain <= max(0.005, _uncertainty(max(curve), facts.used("val")) / 2):
         return None
     epochs = int(facts.epochs[-1]["epoch"]) + 1
     return (

@@ -52,7 +52,18 @@ class Facts:
         return list(self.config.data.classes)
 
     def images(self, split: str) -> int:
+        """How many the split has."""
         return int(self.manifest.get("data", {}).get(split, {}).get("images", 0))
+
+    def used(self, split: str) -> int:
+        """How many of them the run looks at, where `trainer.limit_<split>_batches` leaves some out."""
+        there = self.images(split)
+        limit = OmegaConf.select(self.config, f"trainer.limit_{split}_batches")
+        if limit is None or not there:
+            return there
+        batch = self.config.data.batch_size if split == "train" else self.config.data.eval_batch_size
+        batches = limit if isinstance(limit, int) else int(limit * -(-there // batch))
+        return min(there, batches * batch)
 
 
 def read_facts(run: RunDirectory) -> Facts:

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
+from vitlab.config.building import trust
 from vitlab.figures import captions, never_failing, published, render, save
 from vitlab.figures.curves import draw_curves
 from vitlab.files import write_text
@@ -38,7 +39,8 @@ def write_report(run: RunDirectory) -> None:
         facts = read_facts(run)
         if facts.epochs:
             if facts.draws:
-                _draw_curves(facts, run.path / "figures" / "20_curves.png")
+                with never_failing("the curves"):
+                    _draw_curves(facts, run.path / "figures" / "20_curves.png")
             write_text(run.path / "report.html", _page(facts, run))
 
 
@@ -56,7 +58,7 @@ def _page(facts: Facts, run: RunDirectory) -> str:
         f"a run of vitlab, {facts.manifest.get('status')}, begun {started}; seed {facts.config.seed}",
         section("In short", *map(paragraph, _summary(facts)), _results(facts)),
         section("What the numbers say, and what to try next", _advice(facts)),
-        *_figures(run.path),
+        *_figures(facts, run.path),
         section("What was run", *_setting(facts)),
         section("How to do it again", *_again(facts, run.path)),
     )
@@ -81,17 +83,17 @@ def _summary(facts: Facts) -> Iterator[str]:
     names = ", ".join(facts.classes[:10]) + (" ..." if len(facts.classes) > 10 else "")
     yield (
         f"A network ({name}){size} was trained {origin} to tell {len(facts.classes)} classes of images apart "
-        f"({names}), for {len(facts.epochs)} epochs on {facts.images('train'):,} images of {config.data.image_size} x "
+        f"({names}), for {len(facts.epochs)} epochs on {facts.used('train'):,} images of {config.data.image_size} x "
         f"{config.data.image_size} pixels."
     )
     best = facts.best
     if best and "val/acc" in best:
         yield (
-            f"{facts.images('val'):,} images held out of training chose the epoch whose weights were kept: "
+            f"{facts.used('val'):,} images held out of training chose the epoch whose weights were kept: "
             f"{int(best['epoch']) + 1} of {len(facts.epochs)}."
         )
     if "test/acc" in final:
-        count, there = facts.details.get("images", facts.images("test")), facts.images("test")
+        count, there = facts.used("test"), facts.images("test")
         whole = f" (there are {there:,})" if count < there else ""
         accuracy = final["test/acc"]
         half = 1.96 * sqrt(accuracy * (1 - accuracy) / count)
@@ -122,11 +124,13 @@ def _advice(facts: Facts) -> str:
     return f"<ul>{''.join(items)}</ul>"
 
 
-def _figures(run: Path) -> Iterator[str]:
+def _figures(facts: Facts, run: Path) -> Iterator[str]:
     groups: dict[str, list[str]] = {}
     for figure in published(run):
         shown = png(figure.file.read_bytes(), figure.caption, width=round(figure.width / SHARPNESS))
-        groups.setdefault(figure.tag.partition("/")[0], []).append(shown)
+        group = figure.tag.partition("/")[0]
+        if group != "test" or facts.final:  # else they are of an earlier end, behind which the run went on
+            groups.setdefault(group, []).append(shown)
     for group in sorted(groups, key=lambda name: [*SECTIONS, name].index(name)):
         yield section(SECTIONS.get(group, group), side_by_side(*groups[group]))
 
@@ -175,11 +179,13 @@ def _yaml(node: Any) -> str:
 
 
 def _again(facts: Facts, run: Path) -> Iterator[str]:
-    path, git = shlex.quote(os.path.relpath(run)), facts.manifest.get("git") or {}
+    folder, git = facts.manifest.get("folder") or Path.cwd(), facts.manifest.get("git") or {}
+    path, trusted = os.path.relpath(run, folder), " ".join(["", *trust(facts.config)])
+    resume, reproduce, kept = (shlex.quote(f"{verb}={path}") + trusted for verb in ("resume", "reproduce", "run"))
     script = Path(shlex.split(str(facts.manifest.get("command", "python train.py")))[1])
     train, evaluate = (shlex.quote(str(script.with_name(name))) for name in ("train.py", "evaluate.py"))
     yield paragraph(
-        f"From the folder in which the run was started ({facts.manifest.get('folder')}), with vitlab's code at the "
+        f"From the folder in which the run was started ({folder}), with vitlab's code at the "
         "run's revision and installed from there (pip install -e .):"
     )
     if git.get("dirty"):
@@ -187,8 +193,8 @@ def _again(facts: Facts, run: Path) -> Iterator[str]:
     checkout = [f"git -C {shlex.quote(str(script.parent))} checkout {git['revision']}"] if git.get("revision") else []
     if not facts.final:
         yield paragraph("The run can go on; the first line does that.")
-        checkout = [f"python {train} resume={path}", *checkout]
-    yield code("\n".join([*checkout, f"python {train} reproduce={path}", f"python {evaluate} run={path}"]))
+        checkout = [f"python {train} {resume}", *checkout]
+    yield code("\n".join([*checkout, f"python {train} {reproduce}", f"python {evaluate} {kept}"]))
     yield paragraph(
         "reproduce= trains again in a new directory below outputs and prints the metrics of both side by side; on the "
         "same machine with the same versions they are the same to the last bit. evaluate.py tests the weights that "

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from models.test_vision_transformer import SMALL
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vitlab.classifier import ImageClassifier, rank_classes
+from vitlab.classifier import ImageClassifier, MeanLoss, rank_classes
 from vitlab.data import Batch
 from vitlab.models import VisionTransformer
 
@@ -196,3 +197,10 @@ def test_equal_logits_are_ranked_as_accuracy_counts_them() -> None:
     ranked = rank_classes(logits)
     assert torch.equal(ranked[:, 0], logits.argmax(dim=1))
     assert torch.equal(ranked.sort(dim=1).values, torch.arange(10).expand(1000, -1))
+
+
+def test_a_rank_without_images_of_a_batch_does_not_spoil_the_loss() -> None:
+    loss = MeanLoss()
+    loss.update(torch.tensor(2.0), 3)
+    loss.update(F.cross_entropy(torch.zeros(0, 10), torch.zeros(0, dtype=torch.int64)), 0)  # NaN
+    assert loss.compute() == 2.0

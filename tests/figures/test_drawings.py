@@ -85,3 +85,19 @@ def test_the_plan_is_what_the_optimizer_gets() -> None:
 def test_curves_without_validation_can_be_drawn() -> None:
     rows = [{"epoch": float(e), "train/loss": 1.0, "train/acc": 0.5, "lr": 0.1} for e in range(3)]
     assert render(lambda: draw_curves(rows, None), "x").size[0] > 500
+
+
+def test_an_image_of_a_small_class_stands_on_one_side() -> None:
+    # Class 1 has two images: the one with 0.28 is the harder. The others have one each.
+    figure = draw_extremes(FOUR, torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
+    places = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
+    middle = (places["hardest"][0] + places["most typical"][0]) / 2
+    assert places["28.0%; said class 0"][0] < middle < places["70.0%"][0]
+    assert [text for text in places if text.endswith("%")] == ["90.0%", "70.0%"]
+
+
+def test_long_names_stay_apart() -> None:
+    names = ["german short-haired pointer", "german long-haired pointer", "x"]
+    found = Outcome(FOUR.probabilities, FOUR.predictions, FOUR.labels, names)
+    figure = draw_mistakes(found, torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
+    assert max(len(text.get_text()) for text in figure.axes[0].texts) <= 20

@@ -76,3 +76,11 @@ def test_a_run_without_validation_has_a_report() -> None:
     for row in run.epochs:
         del row["val/acc"]
     assert advice(run) == []
+
+
+@pytest.mark.parametrize(("limit", "used"), [(None, 1000), (2, 100), (0.5, 500), (100, 1000), (0, 0)])
+def test_images_that_were_left_out_don_t_count(limit: float | None, used: int) -> None:
+    limits = {"trainer": {"limit_test_batches": limit}, "data": {"eval_batch_size": 50, "batch_size": 10}}
+    run = replace(facts(FLAT, FLAT), config=OmegaConf.merge(CONFIG, limits))
+    assert run.used("test") == used
+    assert run.images("test") == 1000

@@ -3,6 +3,10 @@
 import hashlib
 import logging
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; before torch counts them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pickle
 import runpy
 import subprocess

@@ -103,6 +103,7 @@ def test_the_attention_benchmark_covers_lengths(
     assert all(list(section) == ["plain", "fused"] for section in sections.values())
 
 
+@pytest.mark.slow  # two trainings in processes of their own
 def test_the_step_benchmark_runs_train_py_and_timm_s(in_process: Command, tmp_path: Path) -> None:
     script = tmp_path / "timm_train.py"  # says what it was given, as timm's says its speed
     script.write_text(

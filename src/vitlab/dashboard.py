@@ -72,7 +72,7 @@ def end_dashboard(
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
             logger.save()
-        tell_run(trainer, config, run)
+        log_text(trainer, "manifest", _block("json", json.dumps(run.manifest(), indent=2)))
         for writer in writers(trainer):
             _hyperparameters(writer, config, ended=True)
             writer.flush()

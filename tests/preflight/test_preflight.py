@@ -245,7 +245,17 @@ ROUNDED = [
 ]
 
 
-@pytest.mark.parametrize("overrides", [*SOUND, *ROUNDED], ids=lambda value: " ".join(value)[-45:])
+# Of the slowest kinds, 4 to 8 s each, one stands for all by default.
+SLOW = ("compile=true", "test_resnet", "test_convnext", "model.kwargs={patch_size: 8}", "trainer.precision=bf16-true")
+
+
+def marked(overrides: list[str]) -> Any:
+    text = " ".join(overrides)
+    is_slow = any(part in text for part in SLOW) or (overrides in ROUNDED[2:])
+    return pytest.param(overrides, marks=[pytest.mark.slow] if is_slow else [], id=text[-45:])
+
+
+@pytest.mark.parametrize("overrides", [marked(choice) for choice in (*SOUND, *ROUNDED)])
 def test_no_false_alarm(overrides: list[str], tmp_path: Path) -> None:
     preflight = run_preflight(subject_of(tmp_path, *overrides), tmp_path)
     assert failures(preflight) == {}

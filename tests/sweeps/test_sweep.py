@@ -154,7 +154,14 @@ def fake_processes(folder: Path) -> list[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL, "all"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGTERM,
+        "all",
+        *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGKILL)),  # 5 s each
+    ],
+)
 def test_a_sweep_that_was_stopped_becomes_what_it_would_have_been(
     how: Any, run: Callable[..., int], tmp_path: Path
 ) -> None:

@@ -40,7 +40,7 @@ def timm_file(name: str, folder: Path, **kwargs: Any) -> Path:
         ("test_resnet", 64, {}),
         ("test_convnext", 64, {}),
         ("test_efficientnet", 64, {}),
-        ("swin_tiny_patch4_window7_224", 112, {}),
+        pytest.param("swin_tiny_patch4_window7_224", 112, {}, marks=pytest.mark.slow),  # 28 M parameters, twice
     ],
     ids=str,
 )

@@ -177,8 +177,11 @@ def test_a_network_of_one_s_own_trains_evaluates_and_predicts(
     (tmp_path / "mypackage.py").write_text(MY_NET)
     monkeypatch.syspath_prepend(tmp_path)
     demo = [a for a in SMALL_RUN if not a.startswith("model.")]
+    started = time.perf_counter()
     result = in_process("train.py", *demo, "model._target_=mypackage.MyNet", "+model.hidden=24")
     assert result.returncode == 0, result.stderr
+    (metrics,) = (tmp_path / "outputs").rglob("metrics.json")
+    assert 0 < json.loads(metrics.read_text())["seconds"] <= time.perf_counter() - started
     assert "'trusted_targets=[mypackage.]' images=photos/" in result.stdout
     config = yaml.safe_load((only_run(tmp_path) / "config.yaml").read_text())
     assert config["model"] == {

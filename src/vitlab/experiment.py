@@ -147,10 +147,11 @@ def fit_and_test(
     """Trains, from a checkpoint on where there is one, tests, and writes and prints the final metrics."""
     with told_apart(trainer):
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        rows = next(c for c in trainer.callbacks if isinstance(c, EpochMetricsCSV))  # type: ignore[attr-defined]
+        before = rows.seconds  # of earlier processes; the test loads the checkpoint's, which has this one's too
         metrics = test_selected(trainer, classifier, data, run)
         if trainer.is_global_zero:
-            rows = next(c for c in trainer.callbacks if isinstance(c, EpochMetricsCSV))  # type: ignore[attr-defined]
-            metrics["seconds"] = round(rows.seconds + time.perf_counter() - started, 1)
+            metrics["seconds"] = round(before + time.perf_counter() - started, 1)
             set_aside(run.metrics_file)  # of a run that was finished, and was made longer
             write_json(run.metrics_file, metrics)
             end_run(run, "finished")

@@ -9,11 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.errors import UserError
-from vitlab.files import write_json, write_text
+from vitlab.files import locked, write_json, write_text
 from vitlab.runs.relocation import check_links
 
 
@@ -68,15 +67,8 @@ class RunDirectory:
         Raises:
             UserError: one does already.
         """
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"another process is writing to {self.path}") from None
-        try:
+        with locked(self.path, f"another process is writing to {self.path}"):
             yield
-        finally:
-            lock.release()
 
     def reopen(self, entry: dict[str, Any]) -> None:
         """Notes in the manifest that the run goes on, and removes what a killed process left half written."""

@@ -6,10 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from vitlab.errors import UserError
-from vitlab.files import write_json
+from vitlab.files import locked, write_json
 from vitlab.runs.relocation import check_links
 from vitlab.sweeps.jobs import Job
 
@@ -58,12 +56,5 @@ def alone_in_sweep(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     check_links(folder)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another process runs the sweep in {folder}") from None
-    try:
+    with locked(folder, f"another process runs the sweep in {folder}"):
         yield
-    finally:
-        lock.release()

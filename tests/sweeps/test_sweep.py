@@ -193,7 +193,7 @@ def test_a_sweep_that_was_stopped_becomes_what_it_would_have_been(
     assert not (folder / "earlier").exists()
 
 
-def test_jobs_of_one_directory_are_refused(run: Callable[..., int], tmp_path: Path) -> None:
+def test_jobs_of_one_directory_are_refused(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path)
     compose = sweep.compose
     for subdir, message in (

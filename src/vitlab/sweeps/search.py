@@ -60,7 +60,7 @@ class Search:
             if known is None:
                 return self._job(trial)
             self.study.tell(trial, known.value, state=known.state)  # the same overrides, the same run
-            self.sweep.say(f"trial {trial.number} is trial {known.number} again: {' '.join(overrides)}")
+            print(f"trial {trial.number} is trial {known.number} again: {' '.join(overrides)}")
         return None
 
     def _known(self, trial: Trial) -> FrozenTrial | None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from vitlab.config.building import targets
 from vitlab.errors import TerminatedError, UserError
@@ -80,10 +79,6 @@ class Sweep:
             trusted=sorted(set(targets(OmegaConf.to_container(OmegaConf.masked_copy(config, _own_keys(config)))))),
             name=" ".join(map(_shortened, shown)),
         )
-
-    def say(self, text: str) -> None:
-        """On the terminal, above the table."""
-        Console(soft_wrap=True, highlight=False).print(text, markup=False)
 
     def _job_folder(self, subdir: str) -> Path:
         folder = Path(os.path.normpath(self.folder / subdir))

@@ -19,7 +19,7 @@ class ResidentLoader:
     """Iterates over (uint8 images `[b, 3, H, W]`, labels int64 `[b]`, indices int64 `[b]`).
 
     The images and the batches lie on `device`. Each batch of `batch_size` images is divided among `world_size` ranks:
-    this rank takes every `world_size`-th of it, so that the ranks together see what one process would see.
+    this rank takes the `rank`-th stretch of it, so that the ranks one after another have what one process would have.
 
     Args:
         seed: The order of a pass is `epoch_order` of this seed ...
@@ -68,6 +68,6 @@ class ResidentLoader:
         first = resumed["batches"] if resumed is not None and resumed["epoch"] == epoch else 0
         for number in range(first, len(self)):
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
-            index = batch[self.rank :: self.world_size]
+            index = batch.tensor_split(self.world_size)[self.rank]
             self._place = {"epoch": epoch, "batches": number + 1}
             yield self.images[index], self.labels[index], index

@@ -28,6 +28,7 @@ from vitlab.errors import TerminatedError, UserError
 from vitlab.files import set_aside, write_json
 from vitlab.interruption import told_apart
 from vitlab.preflight import Subject, run_preflight
+from vitlab.ranks.identity import this_process
 from vitlab.report import print_header, print_interrupted, print_preflight, print_results, print_weights
 from vitlab.run_report import write_report
 from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
@@ -273,7 +274,7 @@ def build_trainer(
 
 def _cluster() -> list[SLURMEnvironment]:
     # Lightning's own answer to SLURM's warning is another checkpoint, which it would prefer to ours.
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    return [SLURMEnvironment(auto_requeue=False)] if this_process().started_by == "srun" else []
 
 
 def best_checkpoint(run: RunDirectory, choice: DictConfig) -> ModelCheckpoint:

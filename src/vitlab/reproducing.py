@@ -13,6 +13,7 @@ from vitlab.config.command import apply_overrides
 from vitlab.errors import UserError
 from vitlab.experiment import as_plain_data, train
 from vitlab.files import folder_for
+from vitlab.ranks.agreement import agreed
 from vitlab.report import print_comparison
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.manifest import differences
@@ -43,13 +44,13 @@ def reproduce(command: DictConfig, overrides: Sequence[Override], conf: Path) ->
     if config.name == ".." or Path(str(config.name)).name != config.name:
         raise UserError(f"name={config.name} in {run.path / 'config.yaml'} is no name of a folder")
     base = Path(command.outputs) / config.name / time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder = folder_for(base, "manifest.json", "run.log").resolve()
+    folder = Path(agreed("reproduce", lambda: str(folder_for(base, "manifest.json", "run.log").resolve())))
     config = OmegaConf.create(moved(as_plain_data(config), str(config.run_dir), str(folder)))
     forget_stream(config.logger)
     apply_overrides(config, overrides, conf, command)
     check_trusted(as_plain_data(config), list(command.trusted_targets))
     check_paths({group: as_plain_data(config)[group] for group in ("callbacks", "logger", "trainer")}, folder)
-    log_to(folder / "run.log", conf)
+    log_to(folder, conf)
     metrics = train(config, overrides=[], beside=run.manifest())
     if metrics:
         then = json.loads(run.metrics_file.read_text(encoding="utf-8"))

@@ -30,6 +30,7 @@ from vitlab.experiment import (
     settle_machine,
 )
 from vitlab.files import set_aside, write_text
+from vitlab.ranks.agreement import agreed
 from vitlab.report import print_resumed
 from vitlab.runs.changes import changes
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
@@ -60,9 +61,13 @@ def resume(command: DictConfig, overrides: Sequence[Override], conf: Path) -> di
         KeyboardInterrupt, TerminatedError: as `train`.
     """
     started = time.perf_counter()
-    run = RunDirectory.open(str(command.resume), command.outputs, key="resume", finished=False)
+    run = RunDirectory(Path(agreed("resume", lambda: str(_begun(command).path))))
     with alone_in(run):
         return _go_on(run, command, overrides, conf, started)
+
+
+def _begun(command: DictConfig) -> RunDirectory:
+    return RunDirectory.open(str(command.resume), command.outputs, key="resume", finished=False)
 
 
 def _go_on(
@@ -84,7 +89,7 @@ def _go_on(
     place = state["epoch"], state["global_step"]
     del state  # as large as the model and its optimizer
 
-    log_to(run.path / "run.log", conf)
+    log_to(run.path, conf)
     settle_machine(config)
     data = load_data(config)
     refuse_other_images(run, data)

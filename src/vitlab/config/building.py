@@ -81,6 +81,7 @@ def _is_part(target: str) -> bool:
     kinds = (
         *(torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, Finetuning),
         *(pl.Trainer, pl.Callback, pl.LightningDataModule, pl.loggers.Logger, pl.profilers.Profiler),
+        pl.strategies.Strategy,
     )
     return isinstance(found, type) and issubclass(found, kinds)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from vitlab.config.rules import METRICS
+from vitlab.ranks.identity import this_process
 
 CIFAR10_TRAIN_IMAGES = 50_000  # Krizhevsky 2009, section 3.1
 Config = Mapping[str, Any]
@@ -109,9 +110,16 @@ def _devices(config: Config) -> Iterator[tuple[str, str]]:
         config["trainer"]["num_nodes"],
         config["data"]["batch_size"],
     )
+    me = this_process()
+    for key, value, there in (("devices", devices, me.ranks // me.nodes), ("num_nodes", nodes, me.nodes)):
+        counted = len(value) if isinstance(value, list) else value
+        if me.has_peers and counted not in ("auto", -1, there):
+            what = f"{there} processes on each machine" if key == "devices" else f"processes on {there} machines"
+            yield f"trainer.{key}", f"{key}={value}, but {me.started_by} started {what}: leave it out, or take {there}"
+            return
     count = len(devices) if isinstance(devices, list) else devices
-    if isinstance(count, int) and count > 0 and batch % (count * nodes):
-        ranks = count * nodes
+    ranks = me.ranks if me.has_peers else count
+    if isinstance(ranks, int) and ranks > 0 and batch % ranks:
         near = max(round(batch / ranks), 1) * ranks
         yield "data.batch_size", f"batch_size={batch} does not divide among {ranks} devices: take {near}"
 

@@ -5,17 +5,29 @@ import logging
 from omegaconf import DictConfig
 
 from vitlab.errors import UserError
+from vitlab.ranks.identity import this_process
 
 log = logging.getLogger(__name__)
 
 
 def resolve_machine(config: DictConfig) -> None:
-    """Replaces `trainer.precision=auto` by what this machine has, in place; warns of one that it only emulates.
+    """Replaces `auto` by what this machine, or what started this process beside others, has: in place. Warns of a
+    precision that the machine only emulates.
 
     Raises:
         UserError: it can't train in the precision asked for.
     """
     trainer = config.trainer
+    me = this_process()
+    if trainer.num_nodes == "auto":
+        trainer.num_nodes = me.nodes
+    if trainer.num_nodes != me.nodes:
+        raise UserError(
+            f"trainer.num_nodes={trainer.num_nodes}, but this was started on one machine alone: start it on each with "
+            "torchrun or srun"
+        )
+    if me.has_peers and trainer.devices in ("auto", -1):
+        trainer.devices = me.ranks // me.nodes
     best = best_precision(str(trainer.accelerator))
     if trainer.precision == "auto":
         trainer.precision = best

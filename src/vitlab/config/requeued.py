@@ -11,8 +11,10 @@ from omegaconf import OmegaConf
 
 from vitlab.config.building import targets
 from vitlab.config.command import CONF, read_command
-from vitlab.config.run_guard import is_first_process
 from vitlab.files import set_aside
+from vitlab.ranks.agreement import agreed
+from vitlab.ranks.identity import this_process
+from vitlab.runs.directory import RunDirectory
 from vitlab.runs.slurm import begun_run
 
 
@@ -29,11 +31,13 @@ def go_on_with_begun(arguments: Sequence[str]) -> bool:
         As `vitlab.resuming.resume`.
     """
     folder, outputs, trusted, overrides = _meant(arguments)
-    run = begun_run([Path(outputs), *([folder] if folder else [])])
-    if run is None:
+    places = [Path(outputs), *([folder] if folder else [])]
+    begun = agreed("begun", lambda: str(run.path) if (run := begun_run(places)) else "")
+    if not begun:
         return False
+    run = RunDirectory(Path(begun))
     if not any(run.checkpoints.glob("*.ckpt")):
-        if folder and run.path.resolve() == folder.resolve() and is_first_process():
+        if folder and run.path.resolve() == folder.resolve() and this_process().is_first:
             set_aside(run.path)  # the new run wants that very name
         return False
     if run.manifest().get("status") == "finished":

@@ -1,6 +1,5 @@
 """What must be in order before Hydra writes anything: the config, and a run directory that nobody else has."""
 
-import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,10 @@ from vitlab.config.composition import (
     sweep_jobs,
     typed_overrides,
 )
+from vitlab.errors import UserError
+from vitlab.ranks.agreement import agreed
+from vitlab.ranks.identity import this_process
+from vitlab.runs.run_log import log_settings
 
 
 class RunGuard(Callback):
@@ -28,10 +31,15 @@ class RunGuard(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         HydraConfig.instance().set_config(config)  # run.dir may ask it for the choices; Hydra sets it later on
-        if is_first_process():
-            with _never_passed_over():
+        me = this_process()
+        with _never_passed_over():
+            if me.is_first:
                 _refuse(describe_mistakes(config))
-                _claim_folder(config)
+            folder = agreed("folder", lambda: _claim_folder(config))
+            with read_write(config.hydra), open_dict(config.hydra):
+                config.hydra.run.dir = folder
+                if not me.is_first:
+                    _write_apart(config.hydra, me.log_file(Path(folder)))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Checks all jobs before the first one trains."""
@@ -67,20 +75,24 @@ def _refuse(lines: Sequence[str]) -> None:
 
 @contextmanager
 def _never_passed_over() -> Iterator[None]:
-    """Ends the process at any exception but SystemExit: Hydra makes warnings of a callback's, and goes on."""
+    """Ends the process at any exception: Hydra makes warnings of a callback's, and goes on."""
     try:
         yield
+    except UserError as error:
+        _refuse([str(error)])
     except Exception:
         traceback.print_exc()
         sys.exit(1)
 
 
-def is_first_process() -> bool:
-    """Not one that Lightning, torchrun or SLURM started beside another for the same run."""
-    return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+def _write_apart(hydra: DictConfig, file: Path) -> None:
+    """The first process writes what belongs to the run; another has a log of its own, and is quiet on the terminal."""
+    hydra.output_subdir = None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    hydra.job_logging = log_settings(hydra.job_logging, file)
 
 
-def _claim_folder(config: DictConfig) -> None:
+def _claim_folder(config: DictConfig) -> str:
     """Refuses a folder that holds a run; one that was named by the time gets a number where another run has that."""
     folder = Path(config.hydra.run.dir)
     if _typed(config.hydra.overrides.hydra, "hydra.run.dir"):
@@ -89,7 +101,7 @@ def _claim_folder(config: DictConfig) -> None:
                 f"error: {folder} holds a run already: choose another directory with hydra.run.dir=...", file=sys.stderr
             )
             sys.exit(2)
-        return
+        return str(folder)
     claimed, count = folder, 1
     while True:
         try:
@@ -100,8 +112,7 @@ def _claim_folder(config: DictConfig) -> None:
             claimed = folder.with_name(f"{folder.name}_{count}")
         except OSError:  # named by the run itself
             break
-    with read_write(config.hydra), open_dict(config.hydra.run):
-        config.hydra.run.dir = str(claimed)
+    return str(claimed)
 
 
 def _typed(overrides: Sequence[str], key: str) -> bool:

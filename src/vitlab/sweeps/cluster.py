@@ -101,6 +101,8 @@ class SubmititJobs:
         self.executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         self.limit = None if jobs == "auto" else int(jobs)
         self.tasks_per_node, self.parameters = tasks_per_node, parameters
+        if parameters.get("nodes") == "auto":
+            parameters["nodes"] = 1
         self.submitted: list[SubmittedJob] = []
 
     def has_room(self, job: Job | None) -> bool:

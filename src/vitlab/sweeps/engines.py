@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
+from vitlab.ranks.agreement import HEARD
 from vitlab.sweeps.jobs import Job
 
 # What a launcher around the sweep (torchrun, SLURM's srun, Lightning) left: a job is a run of its own.
 OF_ANOTHER_RUN = ("LOCAL_RANK", "RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-PREFIXES_OF_ANOTHER_RUN = ("MASTER_", "PL_", "TORCHELASTIC_", "SLURM_")
+PREFIXES_OF_ANOTHER_RUN = ("MASTER_", "PL_", "TORCHELASTIC_", "SLURM_", HEARD)
 
 
 class Handle(Protocol):

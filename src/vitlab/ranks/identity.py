@@ -1,0 +1,52 @@
+"""Which of a run's processes this one is, by what started it, before torch is imported."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Process:
+    """One of the processes that train one model.
+
+    Attributes:
+        rank: Its number among them all, from 0.
+        ranks: How many there are.
+        nodes: On how many machines.
+        started_by: "torchrun", "srun", "Lightning" (beside the first process, which the user started), or "user".
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    nodes: int = 1
+    started_by: str = "user"
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether something else than this project's first process started it beside others."""
+        return self.ranks > 1 and self.started_by in ("torchrun", "srun")
+
+    def log_file(self, run: Path) -> Path:
+        """Where it writes its log: the first one's is the run's."""
+        return run / "run.log" if self.is_first else run / "ranks" / f"rank_{self.rank}.log"
+
+
+def this_process() -> Process:
+    """As torchrun (`torch.distributed.run`, "Environment Variables"), SLURM's srun (`man srun`, "OUTPUT ENVIRONMENT
+    VARIABLES") or Lightning's launcher have told it by the environment."""
+    known = os.environ
+    if "TORCHELASTIC_RUN_ID" in known:
+        return Process(int(known["RANK"]), int(known["WORLD_SIZE"]), int(known["GROUP_WORLD_SIZE"]), "torchrun")
+    if "LOCAL_RANK" in known and "WORLD_SIZE" in known:
+        # Lightning's launcher sets them in the first process too, when it starts the others.
+        rank = int(known["LOCAL_RANK"])
+        return Process(rank, int(known["WORLD_SIZE"]), 1, "Lightning" if rank else "user")
+    if "SLURM_PROCID" in known and known.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        return Process(
+            int(known["SLURM_PROCID"]), int(known.get("SLURM_NTASKS", 1)), int(known.get("SLURM_NNODES", 1)), "srun"
+        )
+    return Process()

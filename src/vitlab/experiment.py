@@ -24,10 +24,11 @@ from vitlab.config.machine import resolve_machine
 from vitlab.config.quiet import quiet_libraries
 from vitlab.dashboard import begin_dashboard, end_dashboard, log_text
 from vitlab.data import ImageDataModule
-from vitlab.errors import TerminatedError, UserError
+from vitlab.errors import PeerError, TerminatedError, UserError
 from vitlab.files import set_aside, write_json
 from vitlab.interruption import told_apart
 from vitlab.preflight import Subject, run_preflight
+from vitlab.ranks.first_cause import FirstCause, ends_with_its_peers
 from vitlab.ranks.identity import this_process
 from vitlab.report import print_header, print_interrupted, print_preflight, print_results, print_weights
 from vitlab.run_report import write_report
@@ -129,9 +130,11 @@ def ended_well_or_badly(run: RunDirectory, config: DictConfig) -> Iterator[None]
         print_interrupted(config, run)
         write_report(run)
         raise
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             end_run(run, "failed")
+        if isinstance(error, PeerError):
+            print_interrupted(config, run)
         write_report(run)
         raise
 
@@ -146,7 +149,7 @@ def fit_and_test(
     checkpoint: Path | None = None,
 ) -> dict[str, float]:
     """Trains, from a checkpoint on where there is one, tests, and writes and prints the final metrics."""
-    with told_apart(trainer):
+    with ends_with_its_peers(trainer, lambda: end_run(run, "failed")), told_apart(trainer):
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         rows = next(c for c in trainer.callbacks if isinstance(c, EpochMetricsCSV))  # type: ignore[attr-defined]
         before = rows.seconds  # of earlier processes; the test loads the checkpoint's, which has this one's too
@@ -252,6 +255,7 @@ def build_trainer(
         "trainer",
         callbacks=[
             *callbacks,
+            FirstCause(run.path),
             ConfigInCheckpoint(resolved),
             EpochMetricsCSV(run.epochs_file),
             *([best_checkpoint(run, config.checkpoint)] if selects else []),

@@ -31,6 +31,7 @@ from vitlab.experiment import (
 )
 from vitlab.files import set_aside, write_text
 from vitlab.ranks.agreement import agreed
+from vitlab.ranks.first_cause import forget_failures
 from vitlab.report import print_resumed
 from vitlab.runs.changes import changes
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
@@ -67,7 +68,9 @@ def resume(command: DictConfig, overrides: Sequence[Override], conf: Path) -> di
 
 
 def _begun(command: DictConfig) -> RunDirectory:
-    return RunDirectory.open(str(command.resume), command.outputs, key="resume", finished=False)
+    run = RunDirectory.open(str(command.resume), command.outputs, key="resume", finished=False)
+    forget_failures(run.path)
+    return run
 
 
 def _go_on(

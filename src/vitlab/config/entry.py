@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -17,10 +18,10 @@ from vitlab.config.check import FILLING, GROUPS
 from vitlab.config.command import CONF, read_command
 from vitlab.config.composition import NOT_COMPOSED, composition_mistakes, explain
 from vitlab.config.requeued import go_on_with_begun
-from vitlab.errors import TerminatedError, UserError
+from vitlab.errors import INTERRUPTED, TERMINATED, PeerError, TerminatedError, UserError
+from vitlab.ranks.identity import this_process
+from vitlab.ranks.orphans import end_with_parent
 from vitlab.runs.slurm import was_requeued
-
-INTERRUPTED, TERMINATED = 130, 143
 
 
 def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -45,6 +46,8 @@ def launch(main: Callable[[], Any]) -> NoReturn:
 
     A command that SLURM gives again goes on with the run that it began.
     """
+    if this_process().started_by == "Lightning":  # a rank that waits for the first one in vain is of no use
+        end_with_parent(signal.SIGKILL)
     repeated = was_requeued() and not any(argument.startswith(("resume=", "-")) for argument in sys.argv[1:])
     if repeated and _guarded(lambda: go_on_with_begun(sys.argv[1:]), lambda error: [explain(error)]):
         sys.exit(0)
@@ -93,6 +96,9 @@ def _guarded(function: Callable[[], Any], describe: Callable[[Exception], Sequen
         sys.exit(INTERRUPTED)
     except TerminatedError:
         sys.exit(TERMINATED)
+    except PeerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except (UserError, *NOT_COMPOSED) as error:
         for line in describe(error):
             print(f"error: {line}", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import Any
 
 import submitit
 
-from vitlab.sweeps.engines import end_with_parent
+from vitlab.ranks.orphans import end_with_parent
 from vitlab.sweeps.jobs import Job
 
 
@@ -60,7 +60,7 @@ class SubmittedCommand:
 
 
 def _settle() -> None:
-    end_with_parent()
+    end_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM's warning goes to all; submitit hands it on in its own way
 
 

@@ -1,15 +1,15 @@
 """Where the processes of a sweep's jobs run."""
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from vitlab.ranks.agreement import HEARD
+from vitlab.ranks.orphans import end_with_parent
 from vitlab.sweeps.jobs import Job
 
 # What a launcher around the sweep (torchrun, SLURM's srun, Lightning) left: a job is a run of its own.
@@ -50,7 +50,7 @@ class LocalProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in the terminal reaches the sweep alone, which hands it on
-                preexec_fn=end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=partial(end_with_parent, signal.SIGTERM),  # a run saves and ends, as resuming needs
             )
 
     def ended(self) -> int | None:
@@ -66,16 +66,6 @@ class LocalProcess:
     def kill(self) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-
-
-_C = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
-
-
-def end_with_parent() -> None:
-    """Lets Linux send SIGTERM to this process when the sweep is killed: the run saves and ends, as resuming needs."""
-    assert _C is not None
-    _C.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class LocalProcesses:

@@ -216,20 +216,6 @@ def test_a_compiled_run_leaves_an_ordinary_checkpoint(command: Command, in_proce
     assert loss == pytest.approx(metrics_of(run)["test/loss"], rel=1e-2)  # other kernels, in bfloat16
 
 
-def test_two_processes_train_as_one_experiment(command: Command, in_process: Command, tmp_path: Path) -> None:
-    drawn = "callbacks.figures.level=full"
-    result = command("train.py", *SMALL_RUN, drawn, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
-    assert result.returncode == 0, result.stderr
-    assert "sync_dist" not in result.stderr
-    run = only_run(tmp_path)
-    rows = list(csv.DictReader((run / "metrics.csv").open()))
-    assert [row["step"] for row in rows] == ["5", "10"]  # the global batch is divided, not multiplied
-    assert in_process("evaluate.py", "run=latest").returncode == 0
-    alone = json.loads((run / "evaluation_test.json").read_text())
-    assert alone["test/acc"] == metrics_of(run)["test/acc"]
-    assert alone["test/loss"] == pytest.approx(metrics_of(run)["test/loss"], rel=1e-5)
-
-
 def test_knobs_that_seldom_meet(in_process: Command, tmp_path: Path) -> None:
     knobs = "trainer.enable_progress_bar=false trainer.check_val_every_n_epoch=2 trainer.precision=bf16-true"
     more = (

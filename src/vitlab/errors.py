@@ -12,4 +12,4 @@ class TerminatedError(Exception):
 
 
 class PeerError(Exception):
-    """Another of the run's processes failed, or is gone: the message names it and why; exit status 1."""
+    """Another of the run's processes failed, or is gone, which was said already; exit status 1."""

@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from vitlab.config.building import build_network, check_trusted
 from vitlab.config.check import find_mistakes
 from vitlab.config.command import apply_overrides
+from vitlab.config.machine import resolve_processes
 from vitlab.dashboard import tell_run
 from vitlab.data import ImageDataModule
 from vitlab.errors import UserError
@@ -32,6 +33,7 @@ from vitlab.experiment import (
 from vitlab.files import set_aside, write_text
 from vitlab.ranks.agreement import agreed
 from vitlab.ranks.first_cause import forget_failures
+from vitlab.ranks.identity import this_process
 from vitlab.report import print_resumed
 from vitlab.runs.changes import changes
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
@@ -78,7 +80,11 @@ def _go_on(
 ) -> dict[str, float]:
     config = relocated(run.config(), run.path)
     before = as_plain_data(config)
+    config.trainer.num_nodes = "auto"  # as many as it is gone on with
+    if this_process().has_peers:
+        config.trainer.devices = "auto"
     apply_overrides(config, overrides, conf, command)
+    resolve_processes(config)
     changed = changes(before, as_plain_data(config))
     check_trusted(as_plain_data(config), list(command.trusted_targets))
     check_paths({group: as_plain_data(config).get(group) for group in ("callbacks", "logger", "trainer")}, run.path)

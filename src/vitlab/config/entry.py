@@ -96,8 +96,7 @@ def _guarded(function: Callable[[], Any], describe: Callable[[Exception], Sequen
         sys.exit(INTERRUPTED)
     except TerminatedError:
         sys.exit(TERMINATED)
-    except PeerError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except PeerError:
         sys.exit(1)
     except (UserError, *NOT_COMPOSED) as error:
         for line in describe(error):

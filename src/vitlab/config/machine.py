@@ -17,17 +17,8 @@ def resolve_machine(config: DictConfig) -> None:
     Raises:
         UserError: it can't train in the precision asked for.
     """
+    resolve_processes(config)
     trainer = config.trainer
-    me = this_process()
-    if trainer.num_nodes == "auto":
-        trainer.num_nodes = me.nodes
-    if trainer.num_nodes != me.nodes:
-        raise UserError(
-            f"trainer.num_nodes={trainer.num_nodes}, but this was started on one machine alone: start it on each with "
-            "torchrun or srun"
-        )
-    if me.has_peers and trainer.devices in ("auto", -1):
-        trainer.devices = me.ranks // me.nodes
     best = best_precision(str(trainer.accelerator))
     if trainer.precision == "auto":
         trainer.precision = best
@@ -39,6 +30,24 @@ def resolve_machine(config: DictConfig) -> None:
             f"trainer.precision={chosen}: this machine emulates bfloat16, many times slower than float32; "
             f"trainer.precision=auto takes {best}"
         )
+
+
+def resolve_processes(config: DictConfig) -> None:
+    """Replaces `auto` by the number of processes and machines that torchrun or srun started, in place.
+
+    Raises:
+        UserError: the config wants more machines.
+    """
+    trainer, me = config.trainer, this_process()
+    if trainer.num_nodes == "auto":
+        trainer.num_nodes = me.nodes
+    if trainer.num_nodes != me.nodes:
+        raise UserError(
+            f"trainer.num_nodes={trainer.num_nodes}, but this was started on one machine alone: start it on each with "
+            "torchrun or srun"
+        )
+    if me.has_peers and trainer.devices in ("auto", -1):
+        trainer.devices = me.ranks // me.nodes
 
 
 def best_precision(accelerator: str) -> str:

@@ -17,6 +17,7 @@ from subprocess import Popen
 import pytorch_lightning as pl
 from pytorch_lightning.strategies.launchers import subprocess_script
 from torch.distributed import DistError
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from vitlab.errors import INTERRUPTED, TERMINATED, PeerError, TerminatedError, UserError
 from vitlab.files import write_json
@@ -55,6 +56,8 @@ class FirstCause(pl.Callback):
         own = Failure(trainer.global_rank, time.time(), _sentence(exception), is_echo(exception))
         if trainer.is_global_zero:
             self.cause = self._find(trainer, own)
+            if self.cause:  # at once: torchrun will end this process any moment now
+                print(f"error: {self.cause}", file=sys.stderr, flush=True)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self._file(own.rank), asdict(own))
@@ -124,7 +127,9 @@ def _end(status: int) -> str:
 
 
 def _sentence(error: BaseException) -> str:
-    line = re.sub(r"^\[\S+:\d+\] ", "", next(iter(str(error).splitlines()), ""))  # gloo's line of C++
+    line = next(iter(str(error).splitlines()), "")
+    if is_echo(error):
+        return re.sub(r"^\[\S+:\d+\] ", "", line).split(". ")[0]  # without gloo's place in C++ and its advice
     return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"
 
 
@@ -192,6 +197,7 @@ def ends_with_its_peers(trainer: pl.Trainer, end_run: Callable[[], None]) -> Ite
     except Exception as error:
         if not trainer.is_global_zero:
             log.error("this process failed", exc_info=error)
+            get_error_handler().record_exception(error)  # for torchrun's own words
             sys.exit(2 if isinstance(error, UserError) else 1)
         for child in children(trainer):
             child.kill()

@@ -6,6 +6,10 @@ from typing import Any
 from vitlab.errors import UserError
 
 SAME_RUN = "the same run, but no longer to the last bit"
+OTHER_RANKS = (
+    "the same batches, divided among other processes: the same run to rounding, but for dropout and stochastic depth, "
+    "which each process draws for itself"
+)
 # Prefixes of keys, and what a change of them does to the run; None: nothing.
 MAY_CHANGE: dict[str, str | None] = {
     "run_dir": None,
@@ -30,9 +34,11 @@ MAY_CHANGE: dict[str, str | None] = {
     "trainer.detect_anomaly": None,
     "trainer.inference_mode": None,
     "trainer.accelerator": SAME_RUN,
-    "trainer.devices": SAME_RUN,
-    "trainer.num_nodes": SAME_RUN,
+    "trainer.devices": OTHER_RANKS,
+    "trainer.num_nodes": OTHER_RANKS,
+    "trainer.strategy.timeout_seconds": None,
     "trainer.strategy": SAME_RUN,
+    "trainer.strategy.": SAME_RUN,
     "trainer.deterministic": SAME_RUN,
     "trainer.benchmark": SAME_RUN,
     "compile": SAME_RUN,

@@ -1,0 +1,213 @@
+"""Several processes run the experiment that one runs, and end together."""
+
+import csv
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, SMALL_RUN
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+RUN = [
+    *SMALL_RUN,
+    *("trainer.precision=32-true", "data.batch_size=60", "trainer.log_every_n_steps=1", "preflight=off"),
+    *("augment=randaugment", "model.drop_path=0.0"),
+]
+LONG = [*RUN, "trainer.max_epochs=9", "trainer.max_steps=50"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(Path(__file__).parent)])}
+DDP = ["trainer=ddp_cpu", "trainer.strategy.timeout_seconds=100"]
+
+
+def fault(rank: int, batch: int, how: str) -> list[str]:
+    node = "callbacks.fault"
+    return [f"+{node}._target_=faults.Fault", f"+{node}.rank={rank}", f"+{node}.batch={batch}", f"+{node}.how={how}"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def by_lightning(folder: Path, processes: int, arguments: Sequence[str]) -> tuple[int, str]:
+    return _ended([[sys.executable, ROOT / "train.py", *arguments, f"trainer.devices={processes}"]], folder, [{}])
+
+
+def by_torchrun(folder: Path, processes: int, arguments: Sequence[str]) -> tuple[int, str]:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return _ended([[*start, ROOT / "train.py", *arguments]], folder, [{}])
+
+
+def by_srun(folder: Path, processes: int, arguments: Sequence[str]) -> tuple[int, str]:
+    """What SLURM gives to the tasks of `srun --ntasks-per-node=<processes>` on one machine."""
+    job = {
+        **{"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "vit", "SLURM_STEP_ID": "0", "SLURM_NNODES": "1"},
+        **{"SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "MASTER_PORT": str(free_port())},
+        **{"SLURM_NTASKS": str(processes), "SLURM_NTASKS_PER_NODE": str(processes)},
+    }
+    tasks = [{**job, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} for task in range(processes)]
+    return _ended([[sys.executable, ROOT / "train.py", *arguments]] * processes, folder, tasks)
+
+
+def _ended(commands: Sequence[Sequence[str | Path]], folder: Path, more: Sequence[dict[str, str]]) -> tuple[int, str]:
+    """Exit status of the first of some processes, and what they all wrote."""
+    output = folder / "output.txt"
+    with output.open("w") as file:
+        started = [
+            subprocess.Popen(command, cwd=folder, env={**ENVIRONMENT, **m}, stdout=file, stderr=subprocess.STDOUT)
+            for command, m in zip(commands, more, strict=True)
+        ]
+        statuses = [process.wait(timeout=400) for process in started]
+    return statuses[0], output.read_text()
+
+
+def only_run(folder: Path) -> Path:
+    (run,) = (folder / "outputs" / "demo").iterdir()
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    status, output = by_lightning(folder, 1, [*RUN, "callbacks.figures.level=light", "trainer=cpu"])
+    assert status == 0, output
+    return only_run(folder)
+
+
+@pytest.fixture(scope="module")
+def alone_for_long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process over 50 steps."""
+    folder = tmp_path_factory.mktemp("alone_for_long")
+    status, output = by_lightning(folder, 1, [*LONG, "trainer=cpu"])
+    assert status == 0, output
+    return only_run(folder)
+
+
+def losses(run: Path) -> dict[int, float]:
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars("train/loss_step")}
+
+
+def assert_same_experiment(run: Path, alone: Path, rel: float = 1e-5) -> None:
+    assert losses(run) == pytest.approx(losses(alone), rel=rel)
+    tables = [list(csv.DictReader((r / "metrics.csv").open())) for r in (run, alone)]
+    for mine, theirs in zip(*tables, strict=True):
+        assert (mine["epoch"], mine["step"], mine["val/acc"]) == (theirs["epoch"], theirs["step"], theirs["val/acc"])
+        for name in ("train/loss", "train/acc", "val/loss", "lr"):
+            assert float(mine[name]) == pytest.approx(float(theirs[name]), rel=rel), name
+    ends = [json.loads((r / "metrics.json").read_text()) for r in (run, alone)]
+    assert ends[0]["test/acc"] == ends[1]["test/acc"]
+    assert ends[0]["test/loss"] == pytest.approx(ends[1]["test/loss"], rel=rel)
+    weights, theirs = (
+        torch.load(r / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+        for r in (run, alone)
+    )
+    assert weights.keys() == theirs.keys()
+    for name in weights:
+        torch.testing.assert_close(weights[name], theirs[name], rtol=1e-3, atol=1e-4)
+
+
+def assert_one_directory(run: Path, processes: int) -> None:
+    assert (run / ".hydra" / "config.yaml").exists()
+    assert {file.name for file in (run / "ranks").glob("*.log")} == {f"rank_{r}.log" for r in range(1, processes)}
+    assert "Initializing distributed" in (run / "ranks" / "rank_1.log").read_text()
+
+
+def test_two_processes_train_as_one_experiment(alone: Path, tmp_path: Path) -> None:
+    status, output = by_lightning(tmp_path, 2, [*RUN, *DDP, "callbacks.figures.level=light"])
+    assert status == 0, output
+    assert "sync_dist" not in output
+    run = only_run(tmp_path)
+    assert_one_directory(run, 2)
+    assert_same_experiment(run, alone)
+    details, theirs = (json.loads((r / "test_details.json").read_text()) for r in (run, alone))
+    assert details["images"] == 103  # no image is counted twice to fill a batch
+    assert details["per_class"] == theirs["per_class"]
+    assert {figure.name for figure in (run / "figures").iterdir()} == {f.name for f in (alone / "figures").iterdir()}
+
+
+def test_a_rank_that_fails_ends_all_and_one_process_goes_on(alone: Path, tmp_path: Path) -> None:
+    arguments = [*RUN, *DDP, "checkpoint.every_minutes=0.00001", *fault(1, 9, "raises")]
+    status, output = by_torchrun(tmp_path, 2, arguments)
+    assert status == 1
+    run = only_run(tmp_path)
+    assert_one_directory(run, 2)
+    assert "ValueError: the fifth wheel came off" in output
+    assert "the fifth wheel came off" in (run / "ranks" / "rank_1.log").read_text()
+    assert json.loads((run / "manifest.json").read_text())["status"] in ("failed", "running")  # torchrun kills the rest
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
+    assert checkpoint["global_step"] == 9  # in the middle of an epoch
+
+    go_on = ["resume=latest", "trainer.devices=1", "trusted_targets=[faults.]", "callbacks.fault=null"]
+    status, output = _ended([[sys.executable, ROOT / "train.py", *go_on]], tmp_path, [{}])
+    assert status == 0, output
+    assert "the same run to rounding, but for dropout" in output
+    assert_same_experiment(run, alone)
+
+
+@pytest.mark.slow  # each starts several processes, and trains for 50 steps
+@pytest.mark.parametrize(("launch", "processes"), [(by_lightning, 3), (by_torchrun, 2), (by_torchrun, 3), (by_srun, 2)])
+def test_fifty_steps(launch, processes: int, alone_for_long: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    status, output = launch(tmp_path, processes, [*LONG, *DDP])
+    assert status == 0, output
+    assert_one_directory(only_run(tmp_path), processes)
+    assert len(losses(alone_for_long)) == 50
+    assert_same_experiment(only_run(tmp_path), alone_for_long, rel=1e-4)
+
+
+@pytest.mark.slow  # as above
+def test_two_processes_are_gone_on_with_by_three(alone: Path, tmp_path: Path) -> None:
+    how = [*RUN, *DDP, "checkpoint.every_minutes=0.00001"]
+    status, output = by_lightning(tmp_path, 2, [*how, *fault(0, 9, "raises")])
+    assert status == 1
+    assert "ValueError: the fifth wheel came off" in output
+    status, output = by_torchrun(tmp_path, 3, ["resume=latest", "trusted_targets=[faults.]", "callbacks.fault=null"])
+    assert status == 0, output
+    assert_same_experiment(only_run(tmp_path), alone)
+
+
+@pytest.mark.slow  # waits for a timeout
+@pytest.mark.parametrize(
+    ("how", "rank", "sentence"),
+    [
+        ("raises", 1, "error: process 1 of 3 failed first: ValueError: the fifth wheel came off"),
+        ("killed", 2, "error: process 2 of 3 was ended by SIGKILL (out of memory?)"),
+        ("stalls", 1, "error: process 1 of 3 was killed or does not answer any more (Timed out"),
+        ("stalls", 0, "error: process 0 of 3 does not answer any more (Timed out"),
+    ],
+)
+def test_the_first_cause_is_named(how: str, rank: int, sentence: str, tmp_path: Path) -> None:
+    started = [*RUN, *DDP, "trainer.strategy.timeout_seconds=60", *fault(rank, 9, how)]
+    status, output = by_lightning(tmp_path, 3, started)
+    assert status == 1
+    assert sentence in output
+    assert json.loads((only_run(tmp_path) / "manifest.json").read_text())["status"] == "failed"
+    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True)
+    assert not left.stdout
+
+
+@pytest.mark.slow  # as above
+def test_ranks_end_with_the_first_process(tmp_path: Path) -> None:
+    status, _ = by_lightning(tmp_path, 2, [*RUN, *DDP, "hydra.run.dir=outputs/demo/killed", *fault(0, 9, "killed")])
+    assert status == -signal.SIGKILL
+    left = subprocess.run(["pgrep", "-f", "outputs/demo/killed"], capture_output=True, text=True)
+    assert not left.stdout
+
+
+def test_what_torchrun_started_must_be_what_the_config_wants(tmp_path: Path) -> None:
+    status, output = by_torchrun(tmp_path, 2, [*RUN, "trainer=ddp_cpu", "trainer.devices=3"])
+    assert status == 1  # torchrun's, whatever ours is
+    assert "devices=3, but torchrun started 2 processes on each machine: leave it out, or take 2" in output
+    assert not re.search("Traceback.*train.py", output)
+    assert not (tmp_path / "outputs").exists()

@@ -41,7 +41,7 @@ def draw_augmentations(command: DictConfig, overrides: Sequence[Override], conf:
     places = torch.stack(
         [(labels == label).nonzero()[0, 0] for label in range(min(EXAMPLES, len(data.facts["classes"])))]
     )
-    images = data.splits["train"].images[places]
+    images = data.splits["train"].pick(places)
     file.parent.mkdir(parents=True, exist_ok=True)
     _draw(images, [*_each(images, places), _together(data, images, places)], file)
     Console(soft_wrap=True, highlight=False).print(f"written: {shorten(file)}", markup=False)

@@ -101,4 +101,4 @@ def _test_images(config: DictConfig, count: int) -> Tensor:
     except UserError as error:
         raise UserError(f"{error} (check_images=0 leaves the images out)") from error
     arrays = data.splits["test"]
-    return data.transform(arrays.images[epoch_order(len(arrays), 0, 0)[:count]])
+    return data.transform(arrays.pick(epoch_order(len(arrays), 0, 0)[:count]))

@@ -30,7 +30,7 @@ class Drawn(ImageDataModule):
 
         def split(count: int) -> ImageArrays:
             images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-            return ImageArrays(images, torch.arange(count) % 3, [str(number) for number in range(count)])
+            return ImageArrays.of(images, torch.arange(count) % 3, [str(number) for number in range(count)])
 
         return Dataset(split(32), split(8), ["ant", "bee", "cow"])
 

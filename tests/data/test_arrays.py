@@ -36,8 +36,8 @@ def test_nothing_is_held_out_at_zero_and_too_much_is_refused() -> None:
 
 
 def test_fingerprint_sees_pixels_labels_and_order() -> None:
-    arrays = ImageArrays(torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2), torch.tensor([0, 1]), ["a", "b"])
-    other_label = ImageArrays(arrays.images, torch.tensor([0, 2]), arrays.names)
+    arrays = ImageArrays.of(torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2), torch.tensor([0, 1]), ["a", "b"])
+    other_label = ImageArrays.of(arrays.pick(slice(None)), torch.tensor([0, 2]), arrays.names)
     prints = {arrays.fingerprint(), arrays.take(torch.tensor([1, 0])).fingerprint(), other_label.fingerprint()}
     assert len(prints) == 3
     assert arrays.fingerprint() == arrays.take(torch.tensor([0, 1])).fingerprint()

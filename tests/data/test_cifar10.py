@@ -47,8 +47,8 @@ def check(data: CIFAR10DataModule) -> None:
     assert data.facts["classes"] == CLASSES
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 75, "val": 25, "test": 20}
     for split in data.splits.values():
-        assert split.images.shape[1:] == (3, 32, 32)
-        assert torch.equal(split.images[:, 0, 0, 0] // 20, split.labels.to(torch.uint8))
+        assert split.pick(slice(None)).shape[1:] == (3, 32, 32)
+        assert torch.equal(split.pick(slice(None))[:, 0, 0, 0] // 20, split.labels.to(torch.uint8))
 
 
 def test_the_archive_is_downloaded_once(tmp_path: Path, server: str, cifar_archive: Path) -> None:

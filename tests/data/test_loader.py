@@ -6,7 +6,7 @@ from vitlab.data.loader import ResidentLoader, epoch_order
 
 def make(rank: int = 0, world_size: int = 1, drop_last: bool = True, count: int = 50) -> ResidentLoader:
     images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
-    arrays = ImageArrays(images, torch.arange(count), [str(i) for i in range(count)])
+    arrays = ImageArrays.of(images, torch.arange(count), [str(i) for i in range(count)])
     return ResidentLoader(
         arrays,
         12,

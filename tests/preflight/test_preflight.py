@@ -15,6 +15,7 @@ from conftest import ROOT, SMALL_RUN, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitlab.config.building import adopt_user_network, build, build_network
+from vitlab.config.machine import resolve_processes
 from vitlab.data.arrays import ImageArrays
 from vitlab.experiment import adopt_facts, build_classifier, build_data, weights_to_start_from
 from vitlab.preflight import Preflight, Status, Subject, run_preflight
@@ -29,6 +30,7 @@ def subject_of(folder: Path, *overrides: str, change: Callable[[Subject], None] 
     arguments = [*DATA, "trainer.precision=32-true", *overrides]
     config = composed(folder, *arguments)
     torch.manual_seed(0)
+    resolve_processes(config)
     adopt_user_network(config, arguments)
     weights = weights_to_start_from(config)
     data = build_data(config)
@@ -100,19 +102,19 @@ def test_attention_over_the_batch_axis_is_named_also_where_the_logits_differ(tmp
 def shuffle_labels(subject: Subject) -> None:
     train = subject.data.splits["train"]
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    subject.data.splits["train"] = ImageArrays(train.images, train.labels[order], train.names)
+    subject.data.splits["train"] = ImageArrays.of(train.pick(slice(None)), train.labels[order], train.names)
     subject.batch = subject.data.first_batch(torch.device("cpu"))
 
 
 def put_test_images_into_train(subject: Subject) -> None:
     train, test = subject.data.splits["train"], subject.data.splits["test"]
-    images = torch.cat([train.images[:-50], test.images[:50]])
-    subject.data.splits["train"] = ImageArrays(images, train.labels, train.names)
+    images = torch.cat([train.pick(slice(None))[:-50], test.pick(slice(None))[:50]])
+    subject.data.splits["train"] = ImageArrays.of(images, train.labels, train.names)
 
 
 def count_labels_from_one(subject: Subject) -> None:
     train = subject.data.splits["train"]
-    subject.data.splits["train"] = ImageArrays(train.images, train.labels + 1, train.names)
+    subject.data.splits["train"] = ImageArrays.of(train.pick(slice(None)), train.labels + 1, train.names)
 
 
 def bad_augmentation(kind: str) -> list[str]:
@@ -267,13 +269,13 @@ def shuffle_half_of_the_labels(subject: Subject) -> None:
     labels = train.labels.clone()
     half = len(labels) // 2
     labels[:half] = labels[torch.randperm(half, generator=torch.Generator().manual_seed(0))]
-    subject.data.splits["train"] = ImageArrays(train.images, labels, train.names)
+    subject.data.splits["train"] = ImageArrays.of(train.pick(slice(None)), labels, train.names)
 
 
 def put_mirrored_test_images_into_train(subject: Subject) -> None:
     train, test = subject.data.splits["train"], subject.data.splits["test"]
-    images = torch.cat([train.images[:-50], test.images[:50].flip(-1)])
-    subject.data.splits["train"] = ImageArrays(images, train.labels, train.names)
+    images = torch.cat([train.pick(slice(None))[:-50], test.pick(slice(None))[:50].flip(-1)])
+    subject.data.splits["train"] = ImageArrays.of(images, train.labels, train.names)
 
 
 NOT_CAUGHT = [

@@ -21,7 +21,7 @@ RUN = [
     *("trainer.precision=32-true", "data.batch_size=60", "trainer.log_every_n_steps=1", "preflight=off"),
     *("augment=randaugment", "model.drop_path=0.0"),
 ]
-LONG = [*RUN, "trainer.max_epochs=9", "trainer.max_steps=50"]
+LONG = [*RUN, "trainer.max_epochs=10", "trainer.limit_train_batches=5"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(Path(__file__).parent)])}
 DDP = ["trainer=ddp_cpu", "trainer.strategy.timeout_seconds=100"]
 

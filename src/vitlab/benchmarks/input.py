@@ -20,7 +20,7 @@ LARGE = 224  # px, as pretrained networks take them
 def input_paths(work: Work) -> Sections:
     """Crop and flip; the same with RandAugment and with TrivialAugment; the resize to 224 px."""
     data = load_data(work.config)
-    size = data.splits["train"].images.shape[-1]
+    size = data.splits["train"].image_shape[-1]
     crop, flip = RandomCrop(size // 8), RandomHorizontalFlip(0.5)
     pil_crop = [transforms.RandomCrop(size, padding=size // 8), transforms.RandomHorizontalFlip()]
     ours: dict[str, Sequence[nn.Module]] = {

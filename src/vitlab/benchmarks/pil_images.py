@@ -21,4 +21,4 @@ class PILImages(Dataset[tuple[Tensor, int]]):
         return len(self.arrays)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(to_pil_image(self.arrays.images[index])), int(self.arrays.labels[index])
+        return self.transform(to_pil_image(self.arrays[index])), int(self.arrays.labels[index])

@@ -49,7 +49,7 @@ def step_speeds(work: Work) -> Sections:
     rows = range(0, len(arrays), data.eval_batch_size)
     size = data.eval_batch_size
     batches = (
-        (data.transform(arrays.images[row : row + size].to(device)), arrays.labels[row : row + size].to(device))
+        (data.transform(arrays.pick(slice(row, row + size)).to(device)), arrays.labels[row : row + size].to(device))
         for row in endless(rows)
     )
     evaluation = evaluating(network, batches, device=device, dtype=dtype)
@@ -114,7 +114,7 @@ def _write_images(data: ImageDataModule, folder: Path, count: int) -> None:
         (folder / f"{label:04d}").mkdir(parents=True)
     for row in range(count):
         place = row % len(arrays)
-        image = to_pil_image(arrays.images[place])
+        image = to_pil_image(arrays[place])
         image.save(folder / f"{int(arrays.labels[place]):04d}" / f"{row}.png")
 
 

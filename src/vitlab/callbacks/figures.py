@@ -95,8 +95,8 @@ class Figures(pl.Callback):
                 name = f"{number}_{split}_{about['tag']}"
                 show(name, draw, tag=f"{split}/{about['tag']}", title=about["title"], caption=about["caption"])
             if split == "test":
-                show("83_test_mistakes", partial(draw_mistakes, outcome, arrays.images), **captions.MISTAKES)
-                show("84_test_extremes", partial(draw_extremes, outcome, arrays.images), **captions.EXTREMES)
+                show("83_test_mistakes", partial(draw_mistakes, outcome, arrays), **captions.MISTAKES)
+                show("84_test_extremes", partial(draw_extremes, outcome, arrays), **captions.EXTREMES)
                 _precision_recall(trainer, outcome)
                 file = Path(trainer.default_root_dir) / "test_details.json"
                 set_aside(file)

@@ -99,16 +99,16 @@ class ViTFigures(pl.Callback):
             self._draw_moment(trainer, data, split.take(places[:fewest]))
 
     def _draw_moment(self, trainer: pl.Trainer, data: Any, shown: ImageArrays) -> None:
-        names = [data.facts["classes"][label] for label in shown.labels.tolist()]
+        images, names = shown.pick(slice(None)), [data.facts["classes"][label] for label in shown.labels.tolist()]
         show = partial(publish, trainer, step=trainer.global_step)
         rollouts = {_name(moment): moment["rollout"] for moment in self._drawable()}
         last = {_name(moment): moment["heads"].mean(dim=1) for moment in self._drawable()}
-        draw = partial(attention.draw_attention, shown.images, names)
+        draw = partial(attention.draw_attention, images, names)
         show("43_attention_rollout", partial(draw, rollouts), **attention.ROLLOUT)
         show("44_attention_last_block", partial(draw, last), **attention.LAST_BLOCK)
         if self.level == "full":
             heads = self.seen[-1]["heads"]
-            show("45_attention_heads", partial(attention.draw_heads, shown.images, names, heads), **attention.HEADS)
+            show("45_attention_heads", partial(attention.draw_heads, images, names, heads), **attention.HEADS)
 
     def _draw_end(self, trainer: pl.Trainer, module: Any) -> None:
         show = partial(publish, trainer, step=trainer.global_step)
@@ -152,7 +152,7 @@ def examples(labels: Tensor, count: int) -> Tensor:
 def _record(
     network: nn.Module, data: Any, split: ImageArrays, places: Tensor, device: torch.device
 ) -> Attention | None:
-    chosen = (split.images[places].to(device), split.labels[places].to(device), places.to(device))
+    chosen = (split.pick(places).to(device), split.labels[places].to(device), places.to(device))
     return record_attention(network, data.prepare_batch(chosen, None).images)
 
 

@@ -1,39 +1,68 @@
 """Images in memory."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+CHUNK = 4096  # images that are looked at together, of all
+
 
 @dataclass(frozen=True)
 class ImageArrays:
-    """One split of a data set.
+    """One split of a data set: some rows of the images that were loaded, which are not copied.
 
     Attributes:
-        images: uint8 `[N, 3, H, W]`.
+        stored: uint8 `[M, 3, H, W]`, of all splits perhaps; mapped from a file where there is one, so that several
+            processes of a machine share the memory.
+        rows: int64 `[N]`, the split's images among them.
         labels: int64 `[N]`.
         names: What a person calls each image: a file path, or the split and the number in it.
     """
 
-    images: Tensor
+    stored: Tensor
+    rows: Tensor
     labels: Tensor
     names: list[str]
+
+    @classmethod
+    def of(cls, images: Tensor, labels: Tensor, names: list[str]) -> "ImageArrays":
+        """A split of all these images, uint8 `[N, 3, H, W]`."""
+        return cls(images, torch.arange(len(images)), labels, names)
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, place: int) -> Tensor:
+        """An image, uint8 `[3, H, W]`."""
+        return self.stored[self.rows[place]]
+
+    @property
+    def image_shape(self) -> torch.Size:
+        return self.stored.shape[1:]
+
+    def pick(self, index: Tensor | slice) -> Tensor:
+        """A copy of the images of `index` (int64 `[B]`), in its order: uint8 `[B, 3, H, W]`."""
+        return self.stored[self.rows[index]]
+
+    def chunks(self) -> Iterator[Tensor]:
+        """All images, some thousand at a time."""
+        for rows in torch.split(self.rows, CHUNK):
+            yield self.stored[rows]
+
     def take(self, index: Tensor) -> "ImageArrays":
         """The images of `index` (int64 `[M]`), in its order."""
         return replace(
-            self, images=self.images[index], labels=self.labels[index], names=[self.names[i] for i in index.tolist()]
+            self, rows=self.rows[index], labels=self.labels[index], names=[self.names[i] for i in index.tolist()]
         )
 
     def fingerprint(self) -> str:
         """SHA-256 of pixels and labels, in hexadecimal."""
-        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().numpy().data)
+        digest = hashlib.sha256(str((len(self), *self.image_shape)).encode())
+        for images in self.chunks():
+            digest.update(images.numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
 

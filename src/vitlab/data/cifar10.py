@@ -1,23 +1,28 @@
 """CIFAR-10 (Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images")."""
 
+import hashlib
+import os
 import pickle
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tarfile import TarError
 from types import SimpleNamespace
 from typing import Any
 
-import torch
+import numpy as np
+from filelock import FileLock
 from torchvision import datasets
 from torchvision.datasets import cifar
 
-from vitlab.data.arrays import Dataset, ImageArrays
+from vitlab.data.arrays import Dataset
 from vitlab.data.datamodule import ImageDataModule
+from vitlab.data.decoded_cache import Decoded, DecodedCache
 from vitlab.errors import UserError
 
 TIMEOUT_SECONDS = 10.0
+SIDE = 32  # px
 # What the official files' arrays are made of.
 PLAIN = (
     *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
@@ -26,7 +31,8 @@ PLAIN = (
 
 
 class CIFAR10DataModule(ImageDataModule):
-    """CIFAR-10 from its official archive, downloaded once by torchvision, checksum verified.
+    """CIFAR-10 from its official archive, downloaded once by torchvision, checksum verified, and kept as one array that
+    several processes of a machine share.
 
     Args:
         root: Folder that holds, or gets, the archive or `cifar-10-batches-py/`.
@@ -46,8 +52,10 @@ class CIFAR10DataModule(ImageDataModule):
 
     def fetch(self) -> None:
         try:
-            with _socket_timeout(TIMEOUT_SECONDS):
-                self._open(train=True, download=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            # Of the ranks of a run, and of a sweep's jobs, one downloads and the others wait.
+            with FileLock(self.root / ".lock") if os.access(self.root, os.W_OK) else nullcontext():
+                self._fetch()
         except (OSError, RuntimeError, EOFError, TarError) as error:
             raise UserError(
                 f"CIFAR-10 is not in {self.root.resolve()} and could not be downloaded from {self.url} ({error}). "
@@ -56,12 +64,29 @@ class CIFAR10DataModule(ImageDataModule):
                 "or generated images with data=synthetic"
             ) from error
 
+    def _fetch(self) -> None:
+        with _socket_timeout(TIMEOUT_SECONDS):
+            train = self._open(train=True, download=True)
+        cache, key = self._cache()
+        if cache.read(key, SIDE) is None:
+            cache.write(key, SIDE, _decoded(train, self._open(train=False, download=False)))
+
     def load(self) -> Dataset:
-        try:
-            train, test = self._open(train=True, download=False), self._open(train=False, download=False)
-        except RuntimeError as error:
-            raise UserError(f"CIFAR-10 in {self.root.resolve()} is missing or damaged ({error})") from error
-        return Dataset(_arrays(train, "train"), _arrays(test, "test"), list(train.classes))
+        cache, key = self._cache()
+        decoded = cache.read(key, SIDE)
+        if decoded is None:
+            try:
+                decoded = _decoded(*(self._open(train=train, download=False) for train in (True, False)))
+            except RuntimeError as error:
+                raise UserError(f"CIFAR-10 in {self.root.resolve()} is missing or damaged ({error})") from error
+        return Dataset(decoded.split("train"), decoded.split("test"), decoded.classes)
+
+    def _cache(self) -> tuple[DecodedCache, str]:
+        """Where the decoded images are kept, and under which key: another archive, or other files, have another."""
+        files = sorted((self.root / datasets.CIFAR10.base_folder).glob("*"))
+        stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        key = hashlib.sha256(repr((self.md5, stamps)).encode()).hexdigest()[:24]
+        return DecodedCache.choose(None, beside=self.root, key=key), key
 
     def _open(self, *, train: bool, download: bool) -> datasets.CIFAR10:
         source: Any = type(
@@ -95,9 +120,14 @@ def _plain_pickles() -> Iterator[None]:
         cifar.pickle = real
 
 
-def _arrays(data: datasets.CIFAR10, split: str) -> ImageArrays:
-    images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-    return ImageArrays(images, torch.tensor(data.targets), [f"{split}/{i}" for i in range(len(images))])
+def _decoded(train: datasets.CIFAR10, test: datasets.CIFAR10) -> Decoded:
+    return Decoded(
+        images=np.concatenate([train.data, test.data]).transpose(0, 3, 1, 2).copy(),
+        labels=[*train.targets, *test.targets],
+        names=[f"{name}/{i}" for name, data in (("train", train), ("test", test)) for i in range(len(data))],
+        classes=list(train.classes),
+        skipped={},
+    )
 
 
 @contextmanager

@@ -130,17 +130,17 @@ class ImageDataModule(LightningDataModule):
             raise UserError(f"data.num_classes={self.num_classes}, but the data has {found} classes")
         if self.classes is not None and self.classes != dataset.classes:
             raise UserError(f"data.classes={self.classes}, but the data's classes are {dataset.classes}")
-        size = dataset.train.images.shape[-1]
+        size = dataset.train.image_shape[-1]
         if self.stored_size is not None and self.stored_size != size:
             raise UserError(f"data.stored_size={self.stored_size}, but the images have {size} pixels a side")
 
     def _complete_facts(self, dataset: Dataset) -> None:
         mean, std = self.mean, self.std
         if mean is None or std is None:
-            measured_mean, measured_std = channel_statistics(self.splits["train"].images)
+            measured_mean, measured_std = channel_statistics(self.splits["train"])
             mean, std = mean or measured_mean, std or measured_std
         self.facts: dict[str, Any] = {
-            "stored_size": dataset.train.images.shape[-1],
+            "stored_size": dataset.train.image_shape[-1],
             "num_classes": len(dataset.classes),
             "classes": list(dataset.classes),
             "mean": [float(m) for m in mean],
@@ -162,7 +162,7 @@ class ImageDataModule(LightningDataModule):
             seed=self.seed if training else 0,
             epoch=lambda: trainer.current_epoch if training else 0,
             drop_last=training,
-            device=_home(arrays.images, trainer.strategy.root_device),
+            device=_home(arrays, trainer.strategy.root_device),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
@@ -210,15 +210,18 @@ class ImageDataModule(LightningDataModule):
         """The images that one process trains on first."""
         train = self.splits["train"]
         places = epoch_order(len(train), self.seed, 0)[: self.batch_size]
-        raw = train.images[places].to(device), train.labels[places].to(device), places.to(device)
+        raw = train.pick(places).to(device), train.labels[places].to(device), places.to(device)
         return self.prepare_batch(raw, 0)
 
 
-def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of uint8 images `[N, C, H, W]`, on the scale [0, 1]."""
+def channel_statistics(arrays: ImageArrays) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of a split, on the scale [0, 1]."""
+    histograms = torch.zeros(arrays.image_shape[0], 256, dtype=torch.float64)
+    for images in arrays.chunks():
+        for channel, counts in enumerate(histograms):
+            counts += torch.bincount(images[:, channel].flatten(), minlength=256)
     means, stds = [], []
-    for channel in range(images.shape[1]):
-        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+    for counts in histograms:
         values = torch.arange(256, dtype=torch.float64) / 255
         mean = (counts * values).sum() / counts.sum()
         means.append(round(mean.item(), 4))
@@ -226,12 +229,12 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     return means, stds
 
 
-def _home(images: Tensor, device: torch.device) -> torch.device:
+def _home(arrays: ImageArrays, device: torch.device) -> torch.device:
     """The device itself where the images take at most a quarter of its free memory, else the host's memory."""
     if device.type != "cuda":
         return torch.device("cpu")
     free, _ = torch.cuda.mem_get_info(device)
-    if images.nbytes <= free // 4:
+    if len(arrays) * arrays.image_shape.numel() <= free // 4:
         return device
     rank_zero_info("the images do not fit beside the model on the GPU: batches are gathered in host memory")
     return torch.device("cpu")

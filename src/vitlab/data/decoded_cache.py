@@ -4,7 +4,8 @@ import json
 import logging
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
-from torch import Tensor
 
+from vitlab.data.arrays import ImageArrays
 from vitlab.errors import UserError
 from vitlab.files import replacing, write_text
 
@@ -33,15 +35,14 @@ class Decoded:
     classes: list[str]
     skipped: dict[str, str]
 
-    def split(self, split: str) -> tuple[Tensor, Tensor, list[str]]:
-        """Images, labels (int64) and names of the files below `split/`."""
+    def split(self, split: str) -> ImageArrays:
+        """The files below `split/`."""
         rows = [i for i, name in enumerate(self.names) if name.startswith(f"{split}/")]
-        # The files of a split follow each other. A copy: a view would keep all splits in memory.
-        place = slice(rows[0], rows[-1] + 1) if rows else slice(0)
-        return (
-            torch.from_numpy(np.array(self.images[place])),
-            torch.tensor(self.labels[place], dtype=torch.int64),
-            self.names[place],
+        return ImageArrays(
+            torch.from_numpy(self.images),
+            torch.tensor(rows, dtype=torch.int64),
+            torch.tensor([self.labels[row] for row in rows], dtype=torch.int64),
+            [self.names[row] for row in rows],
         )
 
 
@@ -75,6 +76,12 @@ class DecodedCache:
             return cls(candidate)
         raise UserError(f"can't write to {' or '.join(map(str, candidates))}: name a folder with data.cache_dir=...")
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other processes from decoding the same images at the same time: they wait."""
+        with FileLock(self.folder / ".lock"):
+            yield
+
     def write(self, key: str, side: int, content: Decoded) -> None:
         about = {name: value for name, value in vars(content).items() if name != "images"}
         try:
@@ -98,7 +105,8 @@ class DecodedCache:
             return None
         try:
             about = json.loads(file.read_text(encoding="utf-8"))
-            images = np.load(self.folder / f"{key}-{side}.npy", mmap_mode="r", allow_pickle=False)
+            # Mapped: the processes of a machine share one copy. "c": what torch takes for writable, and nobody writes.
+            images = np.load(self.folder / f"{key}-{side}.npy", mmap_mode="c", allow_pickle=False)
             if about.pop("sum") != _sum(images, about):
                 raise ValueError("its checksum is wrong")
             return Decoded(images, **about)

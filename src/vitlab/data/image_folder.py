@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from vitlab.data.arrays import Dataset, ImageArrays, stratified_split
+from vitlab.data.arrays import Dataset, stratified_split
 from vitlab.data.datamodule import ImageDataModule
 from vitlab.data.decoded_cache import Decoded, DecodedCache
 from vitlab.data.decoding import describe_failure, picture_suffixes, read_image, to_square
@@ -62,34 +62,43 @@ class ImageFolderDataModule(ImageDataModule):
             raise UserError(f"no image files in {self.root / 'train'}/<class>/")
         key = _key(files)
         cache = DecodedCache.choose(self.cache_dir, beside=self.root, key=key)
+        decoded = self._read(cache, key)
+        if decoded is None:
+            with cache.alone():
+                # Another process, a rank of the same run perhaps, may have done it meanwhile.
+                decoded = self._read(cache, key) or self._fill(cache, key, files, classes)
+        self._decoded = decoded
+
+    def _read(self, cache: DecodedCache, key: str) -> Decoded | None:
         # Without a wish for the side, what the files of this key came to once they still come to.
         side = self.stored_size or cache.recall_side(key, self.image_size)
-        cached = cache.read(key, side) if side else None
-        if cached is None or (cached.skipped and not self.skip_unreadable):
-            side = side or self._common_side([file for split in files.values() for file in split])
-            cached = self._decode(files, classes, side, cache.folder)
-            if cached.skipped and not self.skip_unreadable:
-                raise UserError(
-                    f"{len(cached.skipped)} image files can't be read (data.skip_unreadable=true goes on without "
-                    "them):\n" + "\n".join(f"  {self.root / name}: {why}" for name, why in cached.skipped.items())
-                )
-            cache.write(key, side, cached)
-            if self.stored_size is None:
-                cache.note_side(key, self.image_size, side)
-        self._decoded = cached
+        found = cache.read(key, side) if side else None
+        return None if found is None or (found.skipped and not self.skip_unreadable) else found
+
+    def _fill(self, cache: DecodedCache, key: str, files: dict[str, list[ImageFile]], classes: list[str]) -> Decoded:
+        side = self.stored_size or self._common_side([file for split in files.values() for file in split])
+        decoded = self._decode(files, classes, side, cache.folder)
+        if decoded.skipped and not self.skip_unreadable:
+            raise UserError(
+                f"{len(decoded.skipped)} image files can't be read (data.skip_unreadable=true goes on without "
+                "them):\n" + "\n".join(f"  {self.root / name}: {why}" for name, why in decoded.skipped.items())
+            )
+        cache.write(key, side, decoded)
+        if self.stored_size is None:
+            cache.note_side(key, self.image_size, side)
+        return cache.read(key, side) or decoded
 
     def load(self) -> Dataset:
         if not hasattr(self, "_decoded"):
             self.fetch()
         classes = self._decoded.classes
-        train, test = (ImageArrays(*self._decoded.split(name)) for name in ("train", "test"))
+        train, test = (self._decoded.split(name) for name in ("train", "test"))
         if not len(test):
             try:
                 kept, held_out = stratified_split(train.labels, self.test_size, self.split_seed)
             except ValueError as error:
                 raise UserError(f"data: {error}; change data.test_size") from None
             train, test = train.take(kept), train.take(held_out)
-        del self._decoded  # the splits hold what they need of it
         return Dataset(train, test, classes)
 
     def _class_names(self) -> list[str]:

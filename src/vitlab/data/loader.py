@@ -39,7 +39,9 @@ class ResidentLoader:
         rank: int,
         world_size: int,
     ) -> None:
-        self.images = arrays.images.to(device)
+        on_host = device.type == "cpu"  # where the images stay as they are stored, for other processes too
+        self.images = arrays.stored if on_host else arrays.pick(slice(None)).to(device)
+        self.rows = arrays.rows if on_host else torch.arange(len(arrays), device=device)
         self.labels = arrays.labels.to(device)
         self.batch_size = batch_size
         self.seed = seed
@@ -70,4 +72,4 @@ class ResidentLoader:
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
             index = batch.tensor_split(self.world_size)[self.rank]
             self._place = {"epoch": epoch, "batches": number + 1}
-            yield self.images[index], self.labels[index], index
+            yield self.images[self.rows[index]], self.labels[index], index

@@ -90,7 +90,7 @@ class SyntheticDataModule(ImageDataModule):
             generator = torch.Generator().manual_seed(2 * self.data_seed + number)
             labels = torch.arange(count) % len(SHAPES)
             images = draw_shapes(labels, size, self.noise, generator)
-            splits.append(ImageArrays(images, labels, [f"{split}/{i}" for i in range(count)]))
+            splits.append(ImageArrays.of(images, labels, [f"{split}/{i}" for i in range(count)]))
         return Dataset(splits[0], splits[1], list(SHAPES))
 
 

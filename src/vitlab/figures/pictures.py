@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vitlab.data.arrays import ImageArrays
 from vitlab.figures.outcome import Outcome
 from vitlab.figures.style import COLORS
 from vitlab.figures.tiles import fit_name
@@ -41,7 +42,7 @@ def draw_batch(images: Tensor, labels: Tensor, classes: Sequence[str], columns: 
     return _draw([cells[start : start + columns] for start in range(0, shown, columns)])
 
 
-def draw_mistakes(outcome: Outcome, images: Tensor, columns: int = 4, rows: int = 4) -> Figure:
+def draw_mistakes(outcome: Outcome, images: Tensor | ImageArrays, columns: int = 4, rows: int = 4) -> Figure:
     """The images that the network is surest of and wrong: uint8 `[N, 3, H, W]`, in the outcome's order."""
     sure = outcome.confidence.masked_fill(outcome.correct, -1)
     shown = min(columns * rows, int((~outcome.correct).sum()))
@@ -59,7 +60,7 @@ def draw_mistakes(outcome: Outcome, images: Tensor, columns: int = 4, rows: int 
     return _draw([cells[start : start + columns] for start in range(0, shown, columns)], inches=1.3)
 
 
-def draw_extremes(outcome: Outcome, images: Tensor, each: int = 3, most: int = 10) -> Figure:
+def draw_extremes(outcome: Outcome, images: Tensor | ImageArrays, each: int = 3, most: int = 10) -> Figure:
     """A row a class, at most `most` and those least recognised: the images with the smallest and the largest
     probability of their class, of uint8 images `[N, 3, H, W]` in the outcome's order."""
     least = outcome.recall.nan_to_num(2.0).argsort(stable=True)[:most]

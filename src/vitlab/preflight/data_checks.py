@@ -119,7 +119,7 @@ def shared_images(subject: Subject) -> Iterator[Finding]:
     """No image stands in two splits."""
     check = "splits are apart"
     splits = {name: split for name, split in subject.data.splits.items() if len(split)}
-    prints = {name: _fingerprints(split.images) for name, split in splits.items()}
+    prints = {name: _fingerprints(split) for name, split in splits.items()}
     shared, worst, example = [], 0.0, ""
     for one, other in (("test", "train"), ("test", "val"), ("val", "train")):
         if one not in prints or other not in prints:
@@ -175,7 +175,7 @@ def _guess(train: ImageArrays, fitted: Tensor, judged: Tensor, classes: int) -> 
     """Ridge regression of the classes on pixels and their squares."""
 
     def features(rows: Tensor) -> Tensor:
-        small = F.interpolate(train.images[rows].float() / 255, size=(8, 8), mode="area") - 0.5
+        small = F.interpolate(train.pick(rows).float() / 255, size=(8, 8), mode="area") - 0.5
         pixels = small.flatten(1)
         return torch.cat([pixels, pixels.square(), torch.ones(len(rows), 1)], dim=1).double()
 
@@ -184,8 +184,8 @@ def _guess(train: ImageArrays, fitted: Tensor, judged: Tensor, classes: int) -> 
     return (features(judged) @ torch.linalg.solve(x.T @ x + ridge, x.T @ y)).argmax(dim=1)
 
 
-def _fingerprints(images: Tensor) -> list[bytes]:
-    return [hashlib.blake2b(image, digest_size=16).digest() for image in images.contiguous().numpy()]
+def _fingerprints(split: ImageArrays) -> list[bytes]:
+    return [hashlib.blake2b(image, digest_size=16).digest() for images in split.chunks() for image in images.numpy()]
 
 
 def _list(values: list[float]) -> str:

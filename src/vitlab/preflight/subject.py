@@ -103,7 +103,7 @@ class Subject:
         train = self.data.splits["train"]
         index = torch.linspace(0, len(train) - 1, min(count, len(train))).long()
         transform = copy.deepcopy(self.data.transform).to(self.device)
-        images: Tensor = transform(train.images[index].to(self.device))
+        images: Tensor = transform(train.pick(index).to(self.device))
         return images
 
 

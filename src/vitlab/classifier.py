@@ -11,6 +11,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -18,6 +19,7 @@ from vitlab.data import Batch
 from vitlab.errors import UserError
 from vitlab.models import head_modules, head_names
 from vitlab.optim import Finetuning
+from vitlab.ranks.strategies import shard
 
 
 class MeanLoss(Metric):
@@ -98,7 +100,7 @@ class ImageClassifier(pl.LightningModule):
                 "that returns the last layer"
             )
         named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-        self.backbone = [parameter for name, parameter in named if name not in self.head]
+        self.backbone = [name for name, _ in named if name not in self.head]
         if self.finetuning.freeze_epochs == "all":  # before DDP looks for the parameters that learn
             self._let_backbone_learn(False)
         stages = ("train", "val", "test")
@@ -109,13 +111,18 @@ class ImageClassifier(pl.LightningModule):
         for metric in (self.losses["train_loss"], self.accuracies["train_acc"]):
             metric.persistent(True)  # type: ignore[operator]  # for a run that goes on in the middle of an epoch
 
+    def configure_model(self) -> None:
+        mesh = self.device_mesh
+        if mesh is not None and not isinstance(self.network, FSDPModule):  # Lightning asks before fit, and before test
+            shard(self.network, mesh["data_parallel"])
+
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)
         return logits
 
     def _let_backbone_learn(self, learns: bool) -> None:
-        for parameter in self.backbone:
-            parameter.requires_grad_(learns)
+        for name in self.backbone:
+            self.network.get_parameter(name).requires_grad_(learns)
 
     def on_fit_start(self) -> None:
         # DDP expects gradients from all that learned when it was set up, unless it is told to look each time.
@@ -134,15 +141,20 @@ class ImageClassifier(pl.LightningModule):
             )
 
     def on_train_start(self) -> None:
+        if self.global_rank:  # of an epoch that is gone on with, one rank has the sums
+            self._forget_training()
         # Of an epoch that is gone on with, Lightning does not announce the start.
         if self.finetuning.freeze_epochs != 0:
             self.freeze_backbone(self.finetuning.frozen(self.current_epoch))
 
     def on_train_epoch_start(self) -> None:
-        for metric in (self.losses["train_loss"], self.accuracies["train_acc"]):
-            metric.reset()  # type: ignore[operator]  # a checkpoint of an epoch's end still has its sums
+        self._forget_training()  # a checkpoint of an epoch's end still has its sums
         if self.finetuning.freeze_epochs != 0:
             self.freeze_backbone(self.finetuning.frozen(self.current_epoch))
+
+    def _forget_training(self) -> None:
+        for metric in (self.losses["train_loss"], self.accuracies["train_acc"]):
+            metric.reset()  # type: ignore[operator]
 
     def freeze_backbone(self, frozen: bool) -> None:
         """Lets the head alone learn, with the rest in eval mode, or everything, in training mode."""
@@ -207,10 +219,6 @@ class ImageClassifier(pl.LightningModule):
             total = self.trainer.strategy.reduce(getattr(metric, name).clone(), reduce_op="sum")
             if key in checkpoint["state_dict"]:
                 checkpoint["state_dict"][key] = total
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for key, _, _ in self._train_sums() if self.global_rank else ():
-            checkpoint["state_dict"][key] = torch.zeros_like(checkpoint["state_dict"][key])
 
     def _train_sums(self) -> Iterator[tuple[str, Metric, str]]:
         """Key in the state_dict, metric and name of each sum of the training metrics."""

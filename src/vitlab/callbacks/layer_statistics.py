@@ -6,6 +6,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from vitlab.data import Batch
@@ -26,7 +28,9 @@ class LayerStatistics(pl.Callback):
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.watches = trainer.is_global_zero and bool(trainer.loggers)
+        # The norms of a sharded network are summed over all ranks, which have to take part.
+        here = trainer.is_global_zero or isinstance(pl_module.network, FSDPModule)
+        self.watches = here and bool(trainer.loggers)
         self.layers = by_layer(pl_module.network, pl_module.head)
         self.before: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
@@ -43,17 +47,15 @@ class LayerStatistics(pl.Callback):
             moved = [p for p in parameters if p.grad is not None]
             if moved:
                 self.before[name] = [(p, p.detach().clone()) for p in moved]
-                self.gradients[name] = get_total_norm([p.grad for p in moved if p.grad is not None])
+                self.gradients[name] = _norm([p.grad for p in moved if p.grad is not None])
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         if not self.before:
             return
-        weights = {name: get_total_norm([old for _, old in pairs]) for name, pairs in self.before.items()}
-        updates = {
-            name: get_total_norm([new.detach() - old for new, old in pairs]) for name, pairs in self.before.items()
-        }
+        weights = {name: _norm([old for _, old in pairs]) for name, pairs in self.before.items()}
+        updates = {name: _norm([new.detach() - old for new, old in pairs]) for name, pairs in self.before.items()}
         names = list(self.before)
         table = torch.stack(
             [torch.stack([group[name] for name in names]) for group in (self.gradients, weights, updates)]
@@ -69,6 +71,11 @@ class LayerStatistics(pl.Callback):
         values |= self.rates
         for logger in trainer.loggers:
             logger.log_metrics(values, step=self.step)
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    norm = get_total_norm(tensors)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def by_layer(network: nn.Module, head: list[str]) -> dict[str, list[nn.Parameter]]:

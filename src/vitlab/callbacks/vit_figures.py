@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from vitlab.data.arrays import ImageArrays
 from vitlab.data.loader import epoch_order
@@ -65,7 +66,7 @@ class ViTFigures(pl.Callback):
         self._look_if_due(trainer, pl_module, trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.level == "off" or not trainer.is_global_zero:
+        if self.level == "off" or not _whole_here(trainer, pl_module):
             return
         if self._last_step() < trainer.global_step:  # the run ended before its time
             self._look(trainer, pl_module, float(trainer.current_epoch))
@@ -77,7 +78,7 @@ class ViTFigures(pl.Callback):
 
     def _look_if_due(self, trainer: pl.Trainer, module: Any, epoch: float) -> None:
         step, last = trainer.global_step, self._last_step()
-        if trainer.is_global_zero and any(step >= share * self.steps > last for share in MOMENTS[self.level]):
+        if _whole_here(trainer, module) and any(step >= share * self.steps > last for share in MOMENTS[self.level]):
             self._look(trainer, module, epoch)
 
     def _look(self, trainer: pl.Trainer, module: Any, epoch: float) -> None:
@@ -147,6 +148,11 @@ def examples(labels: Tensor, count: int) -> Tensor:
         found.append((turns[label], label, place))
         turns[label] += 1
     return torch.tensor([place for _, _, place in sorted(found)[:count]])
+
+
+def _whole_here(trainer: pl.Trainer, module: Any) -> bool:
+    """On the first rank, unless no rank has the whole network; `python -m vitlab.explain` looks at that afterwards."""
+    return trainer.is_global_zero and not isinstance(module.network, FSDPModule)
 
 
 def _record(

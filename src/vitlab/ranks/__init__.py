@@ -7,7 +7,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("DataParallel",):
+    if name in ("DataParallel", "FullySharded"):
         from vitlab.ranks import strategies
 
         return getattr(strategies, name)

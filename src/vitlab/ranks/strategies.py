@@ -2,7 +2,10 @@
 
 from datetime import timedelta
 
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 
 
 class DataParallel(DDPStrategy):
@@ -36,3 +39,38 @@ class DataParallel(DDPStrategy):
             bucket_cap_mb=bucket_cap_mb,
             gradient_as_bucket_view=gradient_as_bucket_view,
         )
+
+
+class FullySharded(ModelParallelStrategy):
+    """Each process keeps a share of the weights, gradients and optimizer state, and gathers the weights of a block when
+    it comes to it (Rajbhandari et al. 2020, "ZeRO"; torch's `fully_shard`, FSDP2).
+
+    A checkpoint is the same file as without it: the first process puts it together in its host memory.
+
+    Args:
+        timeout_seconds: A process that waits longer for the others ends the run.
+        process_group_backend: "nccl", "gloo"; None takes the device's.
+    """
+
+    def __init__(self, *, timeout_seconds: float, process_group_backend: str | None) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes  # Lightning's own "auto" is one a machine
+        super().setup_environment()
+
+
+def shard(network: nn.Module, mesh: DeviceMesh) -> None:
+    """Divides a network's parameters among the processes of a mesh, in place: each block of a list or sequence of
+    blocks together, so that its weights are gathered for it alone, and what is left together."""
+    for part in network.children():
+        if isinstance(part, nn.ModuleList | nn.Sequential):
+            for block in part:
+                if any(True for _ in block.parameters()):
+                    fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)

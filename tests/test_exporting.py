@@ -105,6 +105,21 @@ def test_onnx_gives_torch_s_logits_for_batches_of_any_size(exported: Path, netwo
     assert told["classes"] == list(config.data.classes)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pool": "cls", "registers": 2, "stem": "shifted", "locality_attention": True},
+        {"pool": "attention", "stem": "conv", "layer_scale": 0.1, "patch_dropout": 0.5},
+    ],
+    ids=str,
+)
+def test_onnx_has_all_that_our_vit_has(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = make(**changes, depth=1)
+    difference = save_onnx(model, DATA, images_for(model, 5), tmp_path / "model.onnx")  # of 5 images, then of one
+    assert difference is not None
+    assert difference < 1e-5
+
+
 def test_nothing_exported_is_overwritten(exported: Path, small_run: Path, in_process: Command) -> None:
     before = (exported / "model.safetensors").read_bytes()
     result = in_process("src/vitlab/export.py", f"run={small_run}", "formats=[timm]")

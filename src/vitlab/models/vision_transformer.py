@@ -178,7 +178,7 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(images)
         prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
         if prefix:
-            x = torch.cat([*(token.expand(len(x), -1, -1).to(x.dtype) for token in prefix), x], dim=1)
+            x = torch.cat([*(token.expand(x.shape[0], -1, -1).to(x.dtype) for token in prefix), x], dim=1)
         if self.pos_embed is not None:
             x = x + self.pos_embed
         x = self.patch_drop(self.pos_drop(x))

@@ -109,7 +109,10 @@ def test_onnx_gives_torch_s_logits_for_batches_of_any_size(exported: Path, netwo
     "changes",
     [
         {"pool": "cls", "registers": 2, "stem": "shifted", "locality_attention": True},
-        {"pool": "attention", "stem": "conv", "layer_scale": 0.1, "patch_dropout": 0.5},
+        pytest.param(
+            {"pool": "attention", "stem": "conv", "layer_scale": 0.1, "patch_dropout": 0.5},
+            marks=pytest.mark.slow,  # an export takes some seconds
+        ),
     ],
     ids=str,
 )

@@ -13,7 +13,7 @@ class SelfAttention(nn.Module):
 
     With `locality`, no token attends to itself, and each head learns the factor, 1 / sqrt(head_dim) at first, by which
     the products of queries and keys are multiplied (the inverse temperature of the softmax): Lee et al. 2021, "Vision
-    Transformer for Small-Size Datasets", section 3.2.
+    Transformer for Small-Size Datasets", section 3 (LSA).
 
     `fused_attention` chooses the kernel: True is torch's scaled_dot_product_attention, False is two matrix products
     around a softmax, None takes the one that trains faster: plain for bfloat16 on a CPU, else fused. Both give the same

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HIDDEN_WIDTH = 64  # of the convolutions before the last one; that of all published CCTs
+HIDDEN_WIDTH = 64  # of the convolutions before the last one; as in the code of Hassani et al. 2021
 
 
 class PatchEmbedding(nn.Module):
@@ -35,7 +35,7 @@ class ShiftedPatchTokenization(nn.Module):
     """Patches of an image and of its four copies that are shifted by half a patch along the diagonals, all at one place
     normalised and projected to a token: images `[B, C, H, W]` -> `[B, N, D]`.
 
-    Lee et al. 2021, "Vision Transformer for Small-Size Datasets", section 3.1. What a shift brings in is zero.
+    Lee et al. 2021, "Vision Transformer for Small-Size Datasets", section 3 (SPT). What a shift brings in is zero.
     """
 
     def __init__(self, patch_size: tuple[int, int], in_channels: int, embed_dim: int) -> None:
@@ -77,7 +77,7 @@ class ConvolutionalTokenizer(nn.Module):
     """Convolutions of 3 x 3 pixels, each with a ReLU and a max pooling that halves the sides: images `[B, C, H, W]` ->
     tokens `[B, N, D]`.
 
-    Hassani et al. 2021, "Escaping the Big Data Paradigm with Compact Transformers", section 3.3. There are as many as
+    Hassani et al. 2021, "Escaping the Big Data Paradigm with Compact Transformers", section 3. There are as many as
     it takes until a token stands for a patch: one for patches of 2 pixels (CCT-7/3x1), two for 4 (CCT-7/3x2).
 
     Raises:

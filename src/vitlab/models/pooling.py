@@ -7,7 +7,7 @@ from torch import Tensor, nn
 class SequencePooling(nn.Module):
     """The mean of an image's tokens by weights that the network learns to give them: `[B, N, D]` -> `[B, D]`.
 
-    Hassani et al. 2021, "Escaping the Big Data Paradigm with Compact Transformers", section 3.2 (SeqPool). Without the
+    Hassani et al. 2021, "Escaping the Big Data Paradigm with Compact Transformers", section 3 (SeqPool). Without the
     bias of the paper's linear layer, which changes no weight.
     """
 

@@ -28,8 +28,9 @@ def _sizes(config: Config) -> Iterator[tuple[str, str]]:
     if not model["_target_"].startswith("vitlab.models.VisionTransformer"):
         return
     images, patches = _pair(model["image_size"]), _pair(model["patch_size"])
-    if model["stem"] == "conv" and (patches[0] != patches[1] or patches[0] < 2 or patches[0].bit_count() > 1):
-        nearest = 2 ** max(round(log2(patches[0])), 1)
+    height, width = patches
+    if model.get("stem") == "conv" and (height != width or height < 2 or height.bit_count() > 1):
+        nearest = 2 ** max(round(log2(height)), 1)
         yield "model.patch_size", f"stem=conv halves the sides: patch_size must be 2, 4, 8 ...: take {nearest}"
         return
     for image, patch in zip(images, patches, strict=True):

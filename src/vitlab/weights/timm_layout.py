@@ -107,7 +107,7 @@ def timm_arguments(network: VisionTransformer) -> dict[str, Any]:
         # timm cuts the product with embed_dim off to a whole number; the half keeps it from one less.
         "mlp_ratio": hidden / embed_dim if hidden % embed_dim == 0 else (hidden + 0.5) / embed_dim,
         "qk_norm": isinstance(block.attn.q_norm, nn.LayerNorm),
-        "init_values": None if isinstance(block.ls1, nn.Identity) else block.ls1.init_values,
+        "init_values": None if isinstance(block.ls1, nn.Identity) else 1e-5,  # until the weights are loaded
         "class_token": network.cls_token is not None,
         "reg_tokens": 0 if network.reg_token is None else network.reg_token.shape[1],
         "global_pool": "avg" if network.cls_token is None else "token",

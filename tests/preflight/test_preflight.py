@@ -190,7 +190,7 @@ def test_the_default_network_raises_no_alarm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "choice",
     [
-        *(f"model={name}" for name in ("vit_tiny", "vit_small", "vit_base")),
+        *(f"model={name}" for name in ("vit_tiny", "vit_small", "vit_base", "vit_hybrid")),
         *(f"experiment={name}" for name in ("demo", "notebook_scratch", "cifar10_finetune", "notebook_pretrained")),
     ],
 )

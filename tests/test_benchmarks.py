@@ -109,7 +109,7 @@ def test_the_step_benchmark_runs_train_py_and_timm_s(in_process: Command, tmp_pa
     script.write_text(
         "import pathlib, sys\n"
         "folder = pathlib.Path(sys.argv[1])\n"
-        "assert 'patch_size=4' in sys.argv and 'embed_dim=32' in sys.argv, sys.argv\n"
+        "assert 'patch_size=[4, 4]' in sys.argv and 'embed_dim=32' in sys.argv, sys.argv\n"
         "assert len(list(folder.glob('train/*/*.png'))) == 4\n"
         "assert len(list(folder.glob('validation/*/*.png'))) == 10\n"
         "for epoch, step, speed in ((0, 0, 9), (0, 1, 8), (1, 0, 3), (1, 1, 50), (1, 2, 51.28), (1, 3, 70)):\n"

@@ -1,6 +1,7 @@
 """What leaves a run: read back without vitlab."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,24 @@ def test_onnx_gives_torch_s_logits_for_batches_of_any_size(exported: Path, netwo
     assert told["classes"] == list(config.data.classes)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pool": "cls", "registers": 2, "stem": "shifted", "locality_attention": True},
+        pytest.param(
+            {"pool": "attention", "stem": "conv", "layer_scale": 0.1, "patch_dropout": 0.5},
+            marks=pytest.mark.slow,  # an export takes some seconds
+        ),
+    ],
+    ids=str,
+)
+def test_onnx_has_all_that_our_vit_has(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = make(**changes, depth=1)
+    difference = save_onnx(model, DATA, images_for(model, 5), tmp_path / "model.onnx")  # of 5 images, then of one
+    assert difference is not None
+    assert difference < 1e-5
+
+
 def test_nothing_exported_is_overwritten(exported: Path, small_run: Path, in_process: Command) -> None:
     before = (exported / "model.safetensors").read_bytes()
     result = in_process("src/vitlab/export.py", f"run={small_run}", "formats=[timm]")
@@ -119,6 +138,9 @@ def test_nothing_exported_is_overwritten(exported: Path, small_run: Path, in_pro
         {"pool": "cls", "pos_embed": "sincos2d", "qk_norm": True},
         {"pos_embed": "none", "activation": "relu", "mlp_ratio": 4 / 3},
         {"mlp_ratio": 1.1},
+        {"layer_scale": 0.3},
+        {"pool": "cls", "registers": 2},
+        {"registers": 3, "pos_embed": "sincos2d", "patch_dropout": 0.5},
     ],
     ids=str,
 )
@@ -151,9 +173,24 @@ def test_another_image_and_patch_size_come_back(tmp_path: Path) -> None:
     torch.testing.assert_close(theirs(batch(2)), model(batch(2)), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"head_hidden_dim": 8}, "hidden layer in its head (model.head_hidden_dim)"),
+        ({"stem": "shifted"}, "other stem than patches (model.stem)"),
+        ({"stem": "conv"}, "other stem than patches (model.stem)"),
+        ({"pool": "attention"}, "sequence pooling (model.pool=attention)"),
+        ({"locality_attention": True}, "locality self-attention (model.locality_attention)"),
+    ],
+    ids=str,
+)
+def test_what_timm_s_vit_does_not_have_is_refused(changes: dict[str, Any], what: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(f"timm's ViT has no {what}: formats=[onnx] writes it")):
+        save_timm(make(**changes), {}, DATA, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_timm_does_not_have_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="head_hidden_dim"):
-        save_timm(make(head_hidden_dim=8), {}, DATA, tmp_path)
     with pytest.raises(UserError, match="timm has no Flatten"):
         save_timm(nn.Flatten(), {}, DATA, tmp_path)
     assert list(tmp_path.iterdir()) == []

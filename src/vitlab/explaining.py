@@ -101,8 +101,8 @@ def _explain(
         picture=torch.from_numpy(to_square(picture, min(*picture.size, SIDE))),
         probabilities={model.classes[label]: float(probabilities[label]) for label in shown},
         explained=model.classes[explained],
-        rollout=seen_by_head(rollout(attention.weights), attention.layout)[0].cpu(),
-        relevance=seen_by_head(gradient_rollout(attention.weights, gradients), attention.layout)[0].cpu(),
+        rollout=seen_by_head(rollout(attention.weights), attention)[0].cpu(),
+        relevance=seen_by_head(gradient_rollout(attention.weights, gradients), attention)[0].cpu(),
         heads=last_layer(attention)[0].cpu(),
     )
 

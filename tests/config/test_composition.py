@@ -130,7 +130,14 @@ def test_cifar10_s_facts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("model", "millions"),
-    [("vit_scratch", 4.0), ("vit_tiny", 5.4), ("vit_small", 21.3), ("vit_base", 85.1), ("vit_pretrained", 85.8)],
+    [
+        ("vit_scratch", 4.0),
+        ("vit_tiny", 5.4),
+        ("vit_small", 21.3),
+        ("vit_base", 85.1),
+        ("vit_hybrid", 3.8),
+        ("vit_pretrained", 85.8),
+    ],
 )
 def test_models_have_the_size_they_say(model: str, millions: float, tmp_path: Path) -> None:
     config = composed(tmp_path, f"model={model}")

@@ -64,7 +64,7 @@ def test_help_of_the_others_lists_every_key_with_its_meaning(script: str, comman
 def test_help_lists_the_choices(command: Command) -> None:
     help_text = command("train.py", "--help").stdout
     for line in (
-        "model: vit_base, vit_pretrained, vit_scratch, vit_small, vit_tiny",
+        "model: vit_base, vit_hybrid, vit_pretrained, vit_scratch, vit_small, vit_tiny",
         "experiment: cifar10_finetune, demo, notebook_pretrained, notebook_scratch",
     ):
         assert line in help_text

@@ -64,7 +64,11 @@ def test_timm_s_attention_is_what_timm_computes(changes: dict[str, Any], fused: 
 
 
 @pytest.mark.parametrize("fused_attention", [True, False])
-@pytest.mark.parametrize("changes", [{"pool": "cls", "qk_norm": True}, {"pos_embed": "sincos2d"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"pool": "cls", "qk_norm": True}, {"pos_embed": "sincos2d"}, {"pool": "cls", "registers": 2, "layer_scale": 0.3}],
+    ids=str,
+)
 def test_ours_attends_as_timm_s_does_with_our_exported_weights(
     changes: dict[str, Any], fused_attention: bool, tmp_path: Path
 ) -> None:
@@ -78,6 +82,41 @@ def test_ours_attends_as_timm_s_does_with_our_exported_weights(
     assert found.layout == token_layout(theirs, (32, 32))
     expected = torch.stack(attention_of_timm_s_own_code(theirs, images))
     torch.testing.assert_close(found.weights, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fused_attention", [True, False])
+@pytest.mark.parametrize(
+    "changes",
+    [{"locality_attention": True, "qk_norm": True}, {"locality_attention": True, "registers": 2, "stem": "conv"}],
+    ids=str,
+)
+def test_with_locality_no_token_attends_to_itself(changes: dict[str, Any], fused_attention: bool) -> None:
+    model = make(**changes, fused_attention=fused_attention)
+    images = images_for(model)
+    found = record_attention(model, images)
+    assert found is not None
+    torch.testing.assert_close(found.logits, model(images), atol=1e-5, rtol=1e-4)
+    assert not found.weights.diagonal(dim1=-2, dim2=-1).any()
+    torch.testing.assert_close(found.weights.sum(dim=-1), torch.ones(3, 4, 4, found.layout.tokens))
+
+
+def test_pooling_is_what_the_head_reads() -> None:
+    images = images_for(make())
+    even = record_attention(make(registers=2), images)
+    assert even is not None
+    assert even.pooling.tolist() == [[0.0] * 2 + [1 / 16] * 16] * 4
+    model = make(pool="attention", registers=2)
+    found = record_attention(model, images)
+    assert found is not None
+    assert found.pooling[:, 2:].std() > 1e-3
+    tokens = model.forward_features(images)
+    read = torch.einsum("bn,bnd->bd", found.pooling, tokens)
+    torch.testing.assert_close(model.head(read), model(images), atol=1e-5, rtol=1e-4)
+    with_gradients = attention_gradients(model, images, torch.tensor([0, 1, 2, 3]))
+    assert with_gradients is not None
+    torch.testing.assert_close(with_gradients[0].pooling, found.pooling)
+    assert model.attn_pool is not None
+    assert not model.attn_pool._forward_hooks
 
 
 def test_gradients_are_those_of_timm_s_own_attention() -> None:
@@ -126,6 +165,8 @@ def test_looking_changes_nothing() -> None:
     [
         (lambda: make(pool="cls"), 1, slice(0, 1)),
         (lambda: make(pool="mean"), 0, slice(0, None)),
+        (lambda: make(pool="cls", registers=2), 3, slice(0, 1)),
+        (lambda: make(pool="attention", registers=2, stem="conv"), 2, slice(2, None)),
         (lambda: timm_vit(reg_tokens=4), 5, slice(0, 1)),
         (lambda: timm_vit(global_pool="avg"), 1, slice(1, None)),
         (lambda: timm_model("deit_tiny_distilled_patch16_224", num_classes=2, image_size=32), 2, slice(0, 2)),

@@ -1,3 +1,6 @@
+from typing import Any
+
+import pytest
 import timm
 import torch
 
@@ -20,6 +23,44 @@ def test_a_vit_costs_what_its_shapes_say() -> None:
     assert network.training
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def sizes(**changes: Any) -> dict[str, Any]:
+    return {
+        **{"image_size": 32, "patch_size": 4, "in_channels": 3, "num_classes": 10, "embed_dim": 64, "depth": 2},
+        **{"num_heads": 2, "mlp_ratio": 2.0, "pool": "mean", "pos_embed": "sincos2d", **changes},
+    }
+
+
+def blocks(tokens: int) -> int:
+    return 2 * (tokens * (4 * 64 * 64 + 2 * 64 * 128) + 2 * tokens * tokens * 64)
+
+
+STEM, HEAD = 64 * 4 * 4 * 3 * 64, 64 * 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "macs"),
+    [
+        ({"registers": 3, "layer_scale": 0.1, "patch_dropout": 0.75}, STEM + blocks(64 + 3) + HEAD),
+        ({"locality_attention": True, "fused_attention": True}, STEM + blocks(64) + HEAD),
+        ({"locality_attention": True, "fused_attention": False}, STEM + blocks(64) + HEAD),
+        ({"stem": "shifted"}, 5 * STEM + blocks(64) + HEAD),
+        ({"stem": "conv"}, 32 * 32 * 9 * 3 * 64 + 16 * 16 * 9 * 64 * 64 + blocks(64) + HEAD),
+        ({"stem": "conv", "patch_size": 2}, 32 * 32 * 9 * 3 * 64 + blocks(256) + HEAD),
+        ({"pool": "attention"}, STEM + blocks(64) + 2 * 64 * 64 + HEAD),
+    ],
+    ids=str,
+)
+def test_options_cost_what_their_shapes_say(changes: dict[str, Any], macs: int) -> None:
+    assert forward_flops(VisionTransformer(**sizes(**changes)), torch.zeros(1, 3, 32, 32)) == 2 * macs
+
+
+def test_patches_left_out_in_training_cost_nothing() -> None:
+    network = VisionTransformer(**sizes(patch_dropout=0.75, registers=1))
+    state = torch.get_rng_state()
+    assert forward_flops(network, torch.zeros(1, 3, 32, 32), training=True) == 2 * (STEM + blocks(16 + 1) + HEAD)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_fused_attention_counts_as_much_as_plain() -> None:

@@ -52,17 +52,20 @@ def test_gradient_rollout_of_two_layers_by_hand() -> None:
 
 def test_what_the_head_reads_is_the_class_token_s_row_or_the_mean_of_the_patches() -> None:
     flow = torch.tensor([[[0.1, 0.2, 0.3, 0.4], [0.0, 0.5, 0.5, 0.0], [1.0, 0.0, 0.0, 0.0], [0.4, 0.0, 0.1, 0.5]]])
-    by_class_token = seen_by_head(flow, TokenLayout(1, (1, 3), slice(0, 1)))
-    torch.testing.assert_close(by_class_token, torch.tensor([[[0.2, 0.3, 0.4]]]))
-    by_patches = seen_by_head(flow, TokenLayout(1, (3, 1), slice(1, None)))
-    torch.testing.assert_close(by_patches, torch.tensor([[[0.5 / 3], [0.6 / 3], [0.5 / 3]]]))
     weights = torch.stack([flow.unsqueeze(1), flow.unsqueeze(1).flip(-1)])
-    attention = Attention(weights, torch.zeros(1, 2), TokenLayout(1, (1, 3), slice(0, 1)))
-    torch.testing.assert_close(last_layer(attention), torch.tensor([[[[0.3, 0.2, 0.1]]]]))
+    across, down = TokenLayout(1, (1, 3), slice(0, 1)), TokenLayout(1, (3, 1), slice(1, None))
+    by_class_token = attention(weights, across, [1.0, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(seen_by_head(flow, by_class_token), torch.tensor([[[0.2, 0.3, 0.4]]]))
+    by_patches = attention(weights, down, [0.0, 1 / 3, 1 / 3, 1 / 3])
+    torch.testing.assert_close(seen_by_head(flow, by_patches), torch.tensor([[[0.5 / 3], [0.6 / 3], [0.5 / 3]]]))
+    by_weights = attention(weights, down, [0.0, 0.5, 0.5, 0.0])
+    torch.testing.assert_close(seen_by_head(flow, by_weights), torch.tensor([[[0.25], [0.25], [0.0]]]))
+    torch.testing.assert_close(last_layer(by_class_token), torch.tensor([[[[0.3, 0.2, 0.1]]]]))
 
 
-def attention(weights: Tensor, layout: TokenLayout) -> Attention:
-    return Attention(weights, torch.zeros(weights.shape[1], 2), layout)
+def attention(weights: Tensor, layout: TokenLayout, pooling: list[float] | None = None) -> Attention:
+    images = weights.shape[1]
+    return Attention(weights, torch.zeros(images, 2), layout, torch.tensor([pooling or [0.0]] * images))
 
 
 def test_attention_distances_in_pixels_by_hand() -> None:
@@ -99,17 +102,27 @@ def test_components_are_the_directions_in_which_filters_differ() -> None:
     assert filter_components(nn.Linear(2, 2), 2) is None
 
 
+@pytest.mark.parametrize(("stem", "side"), [("shifted", 16), ("conv", 3)])
+def test_other_stems_have_filters_too(stem: str, side: int) -> None:
+    found = filter_components(make(stem=stem), 5)
+    assert found is not None
+    components, shares = found
+    assert components.shape == (5, 3, side, side)
+    assert shares.sum() < 1
+
+
+@pytest.mark.parametrize("registers", [0, 2])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize("pos_embed", ["learned", "sincos2d"])
-def test_similarity_is_of_the_patches_positions_alone(pool: str, pos_embed: str) -> None:
-    model = make(pool=pool, pos_embed=pos_embed)
+def test_similarity_is_of_the_patches_positions_alone(pool: str, pos_embed: str, registers: int) -> None:
+    model = make(pool=pool, pos_embed=pos_embed, registers=registers)
     layout = token_layout(model, (32, 32))
     assert layout is not None
     found = position_similarity(model, layout)
     assert found is not None
     assert found.shape == (16, 16)
     assert model.pos_embed is not None
-    patches = model.pos_embed[0, 1 if pool == "cls" else 0 :]
+    patches = model.pos_embed[0, (1 if pool == "cls" else 0) + registers :]
     for a, b in ((0, 0), (3, 12), (15, 7)):
         torch.testing.assert_close(found[a, b], torch.cosine_similarity(patches[a], patches[b], dim=0))
     without = make(pos_embed="none")

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from vitlab.models import VisionTransformer
-from vitlab.models.attention import SelfAttention
 from vitlab.models.positions import sincos2d
 
 SMALL: dict[str, Any] = {
@@ -45,6 +44,10 @@ def images_for(model: VisionTransformer, count: int = 4) -> Tensor:
         {"pool": "mean", "pos_embed": "sincos2d"},
         {"pool": "cls", "pos_embed": "sincos2d"},
         {"pool": "mean", "pos_embed": "none"},
+        {"layer_scale": 0.3},
+        {"pool": "cls", "registers": 3},
+        {"pool": "mean", "registers": 2, "pos_embed": "sincos2d", "qk_norm": True},
+        {"pool": "mean", "registers": 1, "pos_embed": "none", "layer_scale": 0.1},
         {"activation": "relu", "patch_size": 4, "embed_dim": 64, "num_heads": 2},
         {"image_size": (24, 48), "patch_size": (8, 12), "in_channels": 1, "num_classes": 3, "mlp_ratio": 4.0},
     ],
@@ -52,6 +55,12 @@ def images_for(model: VisionTransformer, count: int = 4) -> Tensor:
 )
 def test_logits_equal_those_of_timm_with_the_same_weights(changes: dict[str, Any], fused_attention: bool) -> None:
     model = make(**changes, fused_attention=fused_attention)
+    images = images_for(model)
+    torch.testing.assert_close(model(images), of_timm(model, **changes)(images), atol=1e-5, rtol=0)
+
+
+def of_timm(model: VisionTransformer, patch_dropout: float = 0.0, **changes: Any) -> timm.models.VisionTransformer:
+    """timm's network with the weights of ours."""
     choice = {**SMALL, **changes}
     oracle = timm.models.VisionTransformer(
         img_size=choice["image_size"],
@@ -63,6 +72,9 @@ def test_logits_equal_those_of_timm_with_the_same_weights(changes: dict[str, Any
         num_heads=choice["num_heads"],
         mlp_ratio=choice["mlp_ratio"],
         qk_norm=choice.get("qk_norm", False),
+        init_values=choice.get("layer_scale"),
+        reg_tokens=choice.get("registers", 0),
+        patch_drop_rate=patch_dropout,
         class_token=choice["pool"] == "cls",
         global_pool="token" if choice["pool"] == "cls" else "avg",
         pos_embed="none" if choice["pos_embed"] == "none" else "learn",
@@ -74,8 +86,66 @@ def test_logits_equal_those_of_timm_with_the_same_weights(changes: dict[str, Any
         assert model.pos_embed is not None
         weights["pos_embed"] = model.pos_embed
     oracle.load_state_dict(weights)
+    return oracle
+
+
+@pytest.mark.parametrize("changes", [{}, {"pool": "cls", "registers": 2}], ids=str)
+def test_patches_are_left_out_in_training_alone_and_as_timm_does_it(changes: dict[str, Any]) -> None:
+    model = make(patch_dropout=0.5, **changes)
+    oracle = of_timm(model, 0.5, **changes)
     images = images_for(model)
-    torch.testing.assert_close(model(images), oracle(images), atol=1e-5, rtol=0)
+    whole = model(images)
+    torch.testing.assert_close(whole, make(**changes)(images), atol=0, rtol=0)
+    logits = []
+    for network in (model.train(), oracle.train()):
+        torch.manual_seed(7)
+        logits.append(network(images))
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=0)
+    assert (logits[0] - whole).abs().max() > 1e-2
+    seen = []
+    model.norm.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0]))
+    model(images)
+    assert seen[0].shape[1] == 8 + model.num_prefix_tokens
+
+
+OPTIONS: list[dict[str, Any]] = [  # those that timm's ViT does not have, and all together
+    {"pool": "attention"},
+    {"stem": "shifted"},
+    {"stem": "conv"},
+    {"locality_attention": True},
+    {
+        **{"pool": "attention", "stem": "shifted", "locality_attention": True, "registers": 2, "layer_scale": 0.1},
+        **{"patch_dropout": 0.3, "qk_norm": True, "pos_embed": "sincos2d", "drop_path": 0.1},
+    },
+]
+
+
+@pytest.mark.parametrize("changes", OPTIONS, ids=str)
+def test_options_together_keep_the_contracts(changes: dict[str, Any]) -> None:
+    model = make(**changes)
+    images = images_for(model, 6)
+    logits = model(images)
+    alone = torch.cat([model(image.unsqueeze(0)) for image in images])
+    torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-4)
+    for row, column in ((0, 0), (8, 24), (31, 31)):  # pixels of different patches
+        changed = images[:1].clone()
+        changed[:, :, row, column] += 3.0
+        assert (model(changed) - alone[:1]).abs().max() > 1e-4, (row, column)
+    plain = make(**changes, fused_attention=False)
+    torch.testing.assert_close(plain(images), logits, atol=1e-5, rtol=1e-4)
+    model.train()
+    model(images).square().sum().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+
+
+def test_registers_are_not_read() -> None:
+    model = make(registers=2, depth=1)
+    model.blocks[0].attn.proj.weight.data.zero_()  # the patches do not see them
+    before = model(images_for(model))
+    assert model.reg_token is not None
+    model.reg_token.data += 5.0
+    assert torch.equal(model(images_for(model)), before)
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
@@ -124,7 +194,9 @@ def test_the_order_of_patches_matters_exactly_with_positions(pos_embed: str, ord
         ({"image_size": (32, 30)}, "image_size=32, 30 is not a multiple of patch_size=8"),
         ({"num_heads": 5}, "embed_dim=48 is not a multiple of num_heads=5"),
         ({"pos_embed": "sincos2d", "embed_dim": 6, "num_heads": 1}, "needs embed_dim to be a multiple of 4, not 6"),
-        ({"pool": "max"}, "pool=max is unknown; choose one of cls, mean"),
+        ({"pool": "max"}, "pool=max is unknown; choose one of cls, mean, attention"),
+        ({"stem": "resnet"}, "stem=resnet is unknown; choose one of patch, shifted, conv"),
+        ({"stem": "conv", "image_size": 36, "patch_size": 6}, "stem=conv halves the sides"),
         ({"pos_embed": "rope"}, "pos_embed=rope is unknown; choose one of learned, sincos2d, none"),
         ({"activation": "swish"}, "activation=swish is unknown; choose one of gelu, relu"),
     ],
@@ -183,16 +255,6 @@ def test_every_parameter_gets_a_gradient() -> None:
     model(images_for(model)).square().sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
-
-
-def test_fused_and_plain_attention_agree_under_bfloat16() -> None:
-    torch.manual_seed(0)
-    plain = SelfAttention(64, 4, fused_attention=False)
-    fused = SelfAttention(64, 4, fused_attention=True)
-    fused.load_state_dict(plain.state_dict())
-    x = torch.randn(2, 17, 64)
-    with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(plain(x), fused(x), atol=2e-2, rtol=2e-2)
 
 
 def test_sincos_positions_are_distinct_and_tell_rows_from_columns() -> None:

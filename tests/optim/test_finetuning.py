@@ -37,23 +37,24 @@ def listed(network: nn.Module, **choice: Any) -> dict[str, tuple[float, float]]:
 
 
 def decays(name: str, parameter: torch.Tensor) -> float:
-    return DECAY if parameter.ndim > 1 and name not in ("cls_token", "pos_embed") else 0.0
+    return DECAY if parameter.ndim > 1 and name not in ("cls_token", "reg_token", "pos_embed") else 0.0
 
 
 def networks() -> list[nn.Module]:
-    return [make(pool="cls"), timm_model("test_vit", num_classes=10, image_size=32)]
+    options = {"registers": 2, "layer_scale": 0.1, "locality_attention": True}
+    return [make(pool="cls", **options), make(pool="attention"), timm_model("test_vit", num_classes=10, image_size=32)]
 
 
-@pytest.mark.parametrize("network", networks(), ids=["ours", "timm's"])
+@pytest.mark.parametrize("network", networks(), ids=["ours", "ours, pooled", "timm's"])
 def test_full(network: nn.Module) -> None:
     assert listed(network) == {name: (LR, decays(name, p)) for name, p in network.named_parameters()}
 
 
-@pytest.mark.parametrize("network", networks(), ids=["ours", "timm's"])
+@pytest.mark.parametrize("network", networks(), ids=["ours", "ours, pooled", "timm's"])
 def test_layer_decay_with_a_head_multiplier(network: Any) -> None:
     depth = len(network.blocks)
     # From the head down: the head, the last block with the final norm, ..., the first block, the stem.
-    factors = {"head.": 10.0, "norm.": 0.5, "patch_embed.": 0.5 ** (depth + 1)}
+    factors = {"head.": 10.0, "norm.": 0.5, "attn_pool.": 0.5, "patch_embed.": 0.5 ** (depth + 1)}
     factors |= dict.fromkeys(("cls_token", "pos_embed", "reg_token"), 0.5 ** (depth + 1))
     factors |= {f"blocks.{number}.": 0.5 ** (depth - number) for number in range(depth)}
     expected = {}
@@ -63,13 +64,13 @@ def test_layer_decay_with_a_head_multiplier(network: Any) -> None:
     assert listed(network, layer_decay=0.5, head_lr_multiplier=10.0) == expected
 
 
-@pytest.mark.parametrize("network", networks(), ids=["ours", "timm's"])
+@pytest.mark.parametrize("network", networks(), ids=["ours", "ours, pooled", "timm's"])
 def test_head_only(network: nn.Module) -> None:
     assert listed(network, freeze_epochs="all") == {"head.weight": (LR, DECAY), "head.bias": (LR, 0.0)}
     assert {name for name, p in network.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
 
 
-@pytest.mark.parametrize("network", networks(), ids=["ours", "timm's"])
+@pytest.mark.parametrize("network", networks(), ids=["ours", "ours, pooled", "timm's"])
 def test_what_is_frozen_at_first_is_in_the_optimizer(network: nn.Module) -> None:
     assert listed(network, freeze_epochs=3, head_lr_multiplier=2.0) == {
         name: (LR * (2 if name.startswith("head") else 1), decays(name, p)) for name, p in network.named_parameters()

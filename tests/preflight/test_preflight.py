@@ -192,7 +192,7 @@ def test_the_default_network_raises_no_alarm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "choice",
     [
-        *(f"model={name}" for name in ("vit_tiny", "vit_small", "vit_base")),
+        *(f"model={name}" for name in ("vit_tiny", "vit_small", "vit_base", "vit_hybrid")),
         *(f"experiment={name}" for name in ("demo", "notebook_scratch", "cifar10_finetune", "notebook_pretrained")),
     ],
 )
@@ -229,6 +229,8 @@ SOUND = [
     [*TINY, "model.pool=cls", "model.pos_embed=learned", "model.drop_path=0.2", "model.dropout=0.1"],
     [*TINY, "model.pos_embed=none"],
     [*TINY, "model.head_hidden_dim=16", "model.qk_norm=true"],
+    [*TINY, "model.pool=attention", "model.stem=conv", "model.layer_scale=1e-4", "model.patch_dropout=0.5"],
+    [*TINY, "model.pool=cls", "model.stem=shifted", "model.registers=2", "model.locality_attention=true"],
     [*TINY, "optimizer=sgd"],
     [*TINY, "optimizer=adam", "scheduler=step", "trainer.gradient_clip_val=null"],
     [*TINY, "finetune=head_only"],

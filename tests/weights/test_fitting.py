@@ -107,6 +107,24 @@ def test_our_vit_resamples_as_timm_s(pool: str, changes: dict[str, Any]) -> None
     torch.testing.assert_close(network(images_for(oracle)), theirs.eval()(images_for(oracle)), atol=1e-5, rtol=0)
 
 
+def test_registers_keep_their_positions_when_the_patches_are_resampled() -> None:
+    source, network = make(pool="cls", registers=2), make(pool="cls", registers=2, image_size=64)
+    assert fit_weights(network, Weights("a test", source.state_dict()), CLASSES).complete
+    assert source.pos_embed is not None
+    assert network.pos_embed is not None
+    assert network.pos_embed.shape == (1, 3 + 64, 48)
+    assert torch.equal(network.pos_embed[:, :3], source.pos_embed[:, :3])
+
+
+@pytest.mark.parametrize(
+    ("stem", "reshaped"), [("shifted", {"norm.weight", "norm.bias", "proj.weight"}), ("conv", None)]
+)
+def test_what_a_stem_can_t_resample_is_said(stem: str, reshaped: set[str] | None) -> None:
+    report = fit_weights(make(stem=stem, patch_size=4), Weights("a test", make(stem=stem).state_dict()), CLASSES)
+    assert list(report.resampled) == ["pos_embed"]
+    assert set(report.reshaped) == {f"patch_embed.{name}" for name in reshaped or {"convs.1.weight"}}
+
+
 def test_fixed_positions_in_a_file_are_the_network_s_own() -> None:
     network = make(pos_embed="sincos2d")
     assert network.pos_embed is not None

@@ -62,7 +62,7 @@ def _variants(
     variants: dict[str, Variant] = {}
     if peak:
         image = torch.zeros(1, 3, config.data.image_size, config.data.image_size)
-        flops = 3 * forward_flops(build_network(config.model), image)
+        flops = 3 * forward_flops(build_network(config.model), image, training=True)
         variants["data sheet"] = lambda steps: peak / flops
     for compiled in (False, True):
         for fused in (False, True):

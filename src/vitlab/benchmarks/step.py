@@ -21,6 +21,7 @@ from vitlab.config.machine import best_precision
 from vitlab.data import ImageDataModule
 from vitlab.errors import UserError
 from vitlab.experiment import load_data, weights_to_start_from
+from vitlab.weights.timm_layout import ARCHITECTURE, timm_arguments
 
 DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -78,12 +79,9 @@ def timm_speed(script: str, config: DictConfig, data: ImageDataModule, precision
 
     The median of its steps but the first, in which its workers start.
     """
-    model, facts = config.model, data.facts
-    shape = {"img_size": config.data.image_size, "patch_size": model.patch_size, "embed_dim": model.embed_dim}
-    shape |= {"depth": model.depth, "num_heads": model.num_heads, "mlp_ratio": model.mlp_ratio}
-    shape |= {"class_token": model.pool == "cls", "fc_norm": False}
+    shape, facts = timm_arguments(build_network(config.model)), data.facts
     side = str(config.data.image_size)
-    options = ["--model", "vit_tiny_patch16_224", "--gp", {"mean": "avg", "cls": "token"}[model.pool]]
+    options = ["--model", ARCHITECTURE, "--gp", shape.pop("global_pool")]
     options += ["--model-kwargs", *(f"{key}={value}" for key, value in shape.items())]
     options += ["--input-size", "3", side, side]
     options += ["--num-classes", str(len(facts["classes"])), "--batch-size", str(data.batch_size)]

@@ -43,7 +43,7 @@ class Throughput(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         self.waited += perf_counter() - self.stepped
         if self.peak and self.flops is None:
-            self.flops = 3 * forward_flops(pl_module.network, batch.images[:1])
+            self.flops = 3 * forward_flops(pl_module.network, batch.images[:1], training=True)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int

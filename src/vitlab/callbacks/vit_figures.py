@@ -92,7 +92,7 @@ class ViTFigures(pl.Callback):
             found = _record(network, data, split, places, module.device)
             if found is None:
                 return
-            moment["rollout"] = seen_by_head(rollout(found.weights), found.layout).cpu()
+            moment["rollout"] = seen_by_head(rollout(found.weights), found).cpu()
             moment["heads"] = last_layer(found).cpu()
             moment["distances"] = _distances(network, data, split, module.device, DISTANCE_IMAGES[self.level])
             # A run that goes on with another level has moments of fewer pictures, the first of them.

@@ -1,6 +1,7 @@
 """Values that are right each for itself and wrong together."""
 
 from collections.abc import Callable, Iterator, Mapping
+from math import log2
 from typing import Any
 
 from vitlab.config.rules import METRICS
@@ -28,6 +29,11 @@ def _sizes(config: Config) -> Iterator[tuple[str, str]]:
     if not model["_target_"].startswith("vitlab.models.VisionTransformer"):
         return
     images, patches = _pair(model["image_size"]), _pair(model["patch_size"])
+    height, width = patches
+    if model.get("stem") == "conv" and (height != width or height < 2 or height.bit_count() > 1):
+        nearest = 2 ** max(round(log2(height)), 1)
+        yield "model.patch_size", f"stem=conv halves the sides: patch_size must be 2, 4, 8 ...: take {nearest}"
+        return
     for image, patch in zip(images, patches, strict=True):
         if image % patch:
             divisor = _nearest_divisor(image, patch)

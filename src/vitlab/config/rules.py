@@ -133,8 +133,12 @@ NETWORK_RULES: Mapping[str, Kind] = {
     "model.dropout": SHARE | NULL,
     "model.attention_dropout": SHARE,
     "model.drop_path": SHARE | NULL,
-    "model.pool": choice("cls", "mean"),
+    "model.stem": choice("patch", "shifted", "conv"),
+    "model.pool": choice("cls", "mean", "attention"),
+    "model.registers": whole(0),
     "model.pos_embed": choice("learned", "sincos2d", "none"),
+    "model.layer_scale": number(0, above=True) | NULL,
+    "model.patch_dropout": SHARE,
     "model.activation": choice("gelu", "relu"),
     "model.head_hidden_dim": whole(1) | NULL,
 }

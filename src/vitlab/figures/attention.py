@@ -35,9 +35,9 @@ LAST_BLOCK: About = {
     "tag": "learnt/attention_last_block",
     "title": "Where the last block looks",
     "caption": (
-        "What the class token (without one: the mean patch) attends to in the last block, mean of the heads, at "
-        "several moments of training. The tokens have mixed before: a bright patch need not show the "
-        "object itself."
+        "What the class token attends to in the last block (without one: the patches, as much as the classifier reads "
+        "of each), mean of the heads, at several moments of training. The tokens have mixed before: a bright patch "
+        "need not show the object itself."
     ),
 }
 HEADS: About = {

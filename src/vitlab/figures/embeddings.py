@@ -19,6 +19,8 @@ FILTERS: About = {
     "caption": (
         "The directions in which the filters that turn patches into tokens differ most, first ones first (as figure 7, "
         "left, of the ViT paper); grey is zero. Smooth colours, waves and edges are learnt; noise is not, or not yet. "
+        "Filters of 3 px are those of a convolutional stem's first layer (model.stem=conv); filters of shifted patches "
+        "(model.stem=shifted) reach half a patch around theirs. "
         "On the left: the share of the filters' variance that the components up to the row's end hold."
     ),
 }

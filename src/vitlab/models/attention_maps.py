@@ -1,5 +1,7 @@
 """The attention weights of a ViT, of ours and of timm's, whichever kernel computes them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vitlab.models.pooling import SequencePooling
 from vitlab.models.vision_transformer import VisionTransformer
 
 SOFTMAXES = (torch.softmax, Tensor.softmax, F.softmax)
@@ -34,12 +37,19 @@ class TokenLayout:
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention weights float32 `[depth, B, heads, tokens, tokens]`, whose rows, one a query, sum to 1; logits float32
-    `[B, classes]`; and what the tokens stand for."""
+    """What each head of each block attends to.
+
+    Attributes:
+        weights: float32 `[depth, B, heads, tokens, tokens]`; rows, one a query, sum to 1.
+        logits: float32 `[B, classes]`.
+        layout: What the tokens stand for.
+        pooling: How much of each token the head reads, float32 `[B, tokens]`; rows sum to 1.
+    """
 
     weights: Tensor
     logits: Tensor
     layout: TokenLayout
+    pooling: Tensor
 
 
 def record_attention(network: nn.Module, images: Tensor) -> Attention | None:
@@ -76,15 +86,15 @@ def attention_gradients(network: nn.Module, images: Tensor, classes: Tensor) -> 
             return None
         chosen = found.logits.gather(1, classes.unsqueeze(1)).sum()
         gradients = torch.autograd.grad(chosen, layers)
-    detached = Attention(found.weights.detach(), found.logits.detach(), found.layout)
+    detached = Attention(found.weights.detach(), found.logits.detach(), found.layout, found.pooling.detach())
     return detached, torch.stack(gradients)
 
 
 def token_layout(network: nn.Module, image_size: tuple[int, int]) -> TokenLayout | None:
     """What the tokens of a network stand for at an image size (pixels), where it is a ViT of ours or of timm's."""
     if isinstance(network, VisionTransformer):
-        prefix = 0 if network.cls_token is None else 1
-        return TokenLayout(prefix, network.grid_size, slice(0, prefix or None))
+        prefix = network.num_prefix_tokens
+        return TokenLayout(prefix, network.grid_size, slice(prefix, None) if network.cls_token is None else slice(0, 1))
     own: Any = network
     feature_size = getattr(getattr(own, "patch_embed", None), "dynamic_feat_size", None)
     if feature_size is None or not hasattr(own, "num_prefix_tokens"):
@@ -103,13 +113,32 @@ def _record(network: nn.Module, images: Tensor, layers: list[Tensor] | None = No
     if layout is None:
         return None
     layers = [] if layers is None else layers
-    with _Recorder(layers, len(images), layout.tokens):
+    with _Recorder(layers, len(images), layout.tokens), _pooling(network, layout, images) as pooling:
         # Not network(images), which is what torch.compile has replaced.
         logits = network.forward(images)
     depth = len(network.blocks)  # type: ignore[arg-type]
     if len(layers) != depth or len({layer.shape for layer in layers}) > 1:  # what flows past them would be left out
         return None
-    return Attention(torch.stack(layers), logits.float(), layout)
+    return Attention(torch.stack(layers), logits.float(), layout, pooling)
+
+
+@contextmanager
+def _pooling(network: nn.Module, layout: TokenLayout, images: Tensor) -> Iterator[Tensor]:
+    """How much of each token the head reads, `[B, tokens]`: complete when the network has run."""
+    pooling = torch.zeros(len(images), layout.tokens, device=images.device)
+    pooling[:, layout.read] = 1 / len(range(layout.tokens)[layout.read])
+    if not isinstance(network, VisionTransformer) or network.attn_pool is None:
+        yield pooling
+        return
+
+    def keep(module: SequencePooling, arguments: tuple[Tensor], _: Tensor) -> None:
+        pooling[:, layout.read] = module.weights(*arguments).detach().float()
+
+    handle = network.attn_pool.register_forward_hook(keep)
+    try:
+        yield pooling
+    finally:
+        handle.remove()
 
 
 class _Recorder(TorchFunctionMode):

@@ -3,16 +3,24 @@
 import copy
 
 import torch
+from timm.layers import PatchDropout
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def forward_flops(network: nn.Module, images: Tensor) -> int:
+def forward_flops(network: nn.Module, images: Tensor, *, training: bool = False) -> int:
     """Floating-point operations, two a multiply-add, of the matrix products, convolutions and attentions with which
-    `images`, float32 `[B, 3, H, W]` on the network's device, give their logits."""
+    `images`, float32 `[B, 3, H, W]` on the network's device, give their logits.
+
+    `training` counts those of a training step, in which patch dropout leaves patches out.
+    """
     network = copy.deepcopy(network).float().eval()
+    for module in network.modules():
+        if isinstance(module, PatchDropout):
+            module.train(training)
     # With gradients: without them nn.TransformerEncoderLayer takes a fused path that the counter does not know.
     # Not network(images), which is what torch.compile has replaced.
-    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+    chance = torch.random.fork_rng(devices=[images.device] if images.is_cuda else [])  # which patches
+    with FlopCounterMode(display=False) as counter, torch.enable_grad(), chance:
         network.forward(images.float())
     return counter.get_total_flops()

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitlab.models.attention_maps import Attention, TokenLayout
+from vitlab.models.vision_transformer import VisionTransformer
 
 
 def rollout(weights: Tensor) -> Tensor:
@@ -47,17 +48,20 @@ def gradient_rollout(weights: Tensor, gradients: Tensor) -> Tensor:
     return relevance - identity
 
 
-def seen_by_head(flow: Tensor, layout: TokenLayout) -> Tensor:
-    """What the tokens that the head reads take from each patch, their mean: `[..., tokens, tokens]` -> `[..., rows,
-    columns]`. For a class token that is its own row, for mean pooling the mean of the patches' rows."""
-    rows = flow[..., layout.read, layout.prefix :].mean(dim=-2)
-    return rows.reshape(*rows.shape[:-1], *layout.grid)
+def seen_by_head(flow: Tensor, attention: Attention) -> Tensor:
+    """What the head reads of each patch: `[B, ..., tokens, tokens]` -> `[B, ..., rows, columns]`.
+
+    For a class token that is its own row, for mean pooling the mean of the patches' rows, for attention pooling their
+    mean as it weighs them.
+    """
+    rows = torch.einsum("bq,b...qk->b...k", attention.pooling, flow)[..., attention.layout.prefix :]
+    return rows.reshape(*rows.shape[:-1], *attention.layout.grid)
 
 
 def last_layer(attention: Attention) -> Tensor:
-    """What each head of the last block takes from each patch for the tokens that the head of the network reads: `[B,
-    heads, rows, columns]`."""
-    return seen_by_head(attention.weights[-1], attention.layout)
+    """What each head of the last block takes from each patch for what the head of the network reads: `[B, heads, rows,
+    columns]`."""
+    return seen_by_head(attention.weights[-1], attention)
 
 
 def mean_attention_distance(attention: Attention, patch_size: tuple[float, float]) -> Tensor:
@@ -88,17 +92,24 @@ def patch_distances(grid: tuple[int, int], patch_size: tuple[float, float]) -> T
 
 
 def filter_components(network: nn.Module, count: int) -> tuple[Tensor, Tensor] | None:
-    """Principal components of the patch embedding's filters (Dosovitskiy et al. 2021, figure 7, left).
+    """Principal components of the filters that look at the pixels (Dosovitskiy et al. 2021, figure 7, left): those of
+    the patch embedding, or of a convolutional stem's first layer.
 
     Returns:
         The first `count` directions in which the filters differ, of length 1, float32 `[components, 3, height, width]`,
         and the share of the filters' variance along each, float32 `[components]`. None where the network has no filters
-        that cut colour images into patches.
+        of colour images that are larger than a pixel.
     """
-    projection = getattr(getattr(network, "patch_embed", None), "proj", None)
-    if not isinstance(projection, nn.Conv2d) or projection.in_channels != 3 or projection.kernel_size == (1, 1):
+    if isinstance(network, VisionTransformer):
+        filters = network.patch_embed.filters()
+    else:
+        projection = getattr(getattr(network, "patch_embed", None), "proj", None)
+        if not isinstance(projection, nn.Conv2d):
+            return None
+        filters = projection.weight
+    if filters.shape[1] != 3 or filters.shape[2:] == (1, 1):
         return None
-    filters = projection.weight.detach().float()
+    filters = filters.detach().float()
     flat = filters.flatten(1)
     _, singular, directions = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False)
     shares = singular.square() / singular.square().sum()

@@ -4,76 +4,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.layers import PatchDropout
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from vitlab.models.attention import SelfAttention
+from vitlab.models.block import ACTIVATIONS, Block
+from vitlab.models.patch_embedding import STEMS
+from vitlab.models.pooling import SequencePooling
 from vitlab.models.positions import sincos2d
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
-
-
-class PatchEmbedding(nn.Module):
-    """Cuts images `[B, C, H, W]` into patches and projects each to a token: `[B, N, D]`, row by row.
-
-    A convolution whose stride is its kernel size is the linear projection of the flattened patches (section 3.1).
-    """
-
-    def __init__(self, patch_size: tuple[int, int], in_channels: int, embed_dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)
-
-
-class FeedForward(nn.Module):
-    """The position-wise feed-forward network of a block, tokens `[B, N, D]` -> `[B, N, D]`."""
-
-    def __init__(self, embed_dim: int, hidden_dim: int, activation: str, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(embed_dim, hidden_dim)
-        self.act = ACTIVATIONS[activation]()
-        self.drop1 = nn.Dropout(dropout)
-        self.fc2 = nn.Linear(hidden_dim, embed_dim)
-        self.drop2 = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
-
-
-class Block(nn.Module):
-    """A pre-norm transformer block, tokens `[B, N, D]` -> `[B, N, D]`.
-
-    `drop_path` is the probability with which an image skips each residual branch during training (stochastic depth,
-    Huang et al. 2016).
-    """
-
-    def __init__(
-        self,
-        attention: SelfAttention,
-        embed_dim: int,
-        hidden_dim: int,
-        activation: str,
-        dropout: float,
-        drop_path: float,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
-        self.attn = attention
-        self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
-        self.mlp = FeedForward(embed_dim, hidden_dim, activation, dropout)
-        self.drop_path = StochasticDepth(drop_path, mode="row")
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class VisionTransformer(nn.Module):
     """A Vision Transformer: float images `[B, in_channels, H, W]` -> logits `[B, num_classes]`.
 
-    Parameter names and shapes are those of timm's VisionTransformer with `fc_norm=False`, so weights go either way.
+    Parameter names and shapes are those of timm's VisionTransformer with `fc_norm=False`, so weights go either way;
+    timm's has neither another stem than "patch" nor `pool="attention"` nor `locality_attention`.
 
     Args:
         image_size: Side of the images in pixels, or (height, width).
@@ -84,14 +29,21 @@ class VisionTransformer(nn.Module):
         depth: Number of blocks.
         num_heads: Attention heads of each block.
         mlp_ratio: Hidden width of the feed-forward networks, as a multiple of `embed_dim`; rounded.
-        pool: "cls" classifies a learned class token, "mean" the mean of all tokens; both after the final norm.
-        pos_embed: "learned" (drawn with std 0.02), "sincos2d" (fixed), or "none". The class token has a learned
-            position too; with sincos2d it has none.
-        qk_norm: Normalise queries and keys.
+        stem: "patch" projects patches (`PatchEmbedding`), "shifted" also their surroundings
+            (`ShiftedPatchTokenization`), "conv" makes it a hybrid (`ConvolutionalTokenizer`).
+        pool: "cls" classifies a learned class token, "mean" the mean of the patches, "attention" their mean by learned
+            weights (`SequencePooling`); all after the final norm.
+        registers: Learned tokens that take part in attention and are not read (Darcet et al. 2024, "Vision
+            Transformers Need Registers", section 2.2).
+        pos_embed: "learned" (drawn with std 0.02), "sincos2d" (fixed), or "none". The class token and the registers
+            have learned positions too; with sincos2d they have none.
+        qk_norm, locality_attention: See `SelfAttention`.
         activation: "gelu" or "relu".
         dropout: Of the tokens after the position embedding, the attention's output and the feed-forward networks.
         attention_dropout: Of the attention weights.
-        drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first one.
+        layer_scale, drop_path: See `Block`; of the last block the latter, which rises linearly from 0 at the first one.
+        patch_dropout: Share of the patches that each image lacks during training, drawn anew each time (Liu et al.
+            2022, "PatchDropout: Economizing Vision Transformers Using Patch Dropout", section 3).
         head_hidden_dim: Width of a hidden, tanh-activated layer in the head (the paper's pre-training head,
             section 3.1); None makes the head one linear layer.
         fused_attention: See `SelfAttention`.
@@ -115,11 +67,16 @@ class VisionTransformer(nn.Module):
         mlp_ratio: float,
         pool: str,
         pos_embed: str,
+        stem: str = "patch",
+        registers: int = 0,
         qk_norm: bool = False,
+        locality_attention: bool = False,
+        layer_scale: float | None = None,
         activation: str = "gelu",
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
+        patch_dropout: float = 0.0,
         head_hidden_dim: int | None = None,
         fused_attention: bool | None = None,
     ) -> None:
@@ -130,34 +87,41 @@ class VisionTransformer(nn.Module):
                 f"image_size={_size(self.image_size)} is not a multiple of patch_size={_size(patch_size)}: "
                 "an image must divide into whole patches"
             )
-        _check_choice("pool", pool, ("cls", "mean"))
+        _check_choice("stem", stem, tuple(STEMS))
+        _check_choice("pool", pool, ("cls", "mean", "attention"))
         _check_choice("pos_embed", pos_embed, ("learned", "sincos2d", "none"))
         _check_choice("activation", activation, tuple(ACTIVATIONS))
         self.in_channels = in_channels
         self.grid_size = (self.image_size[0] // patch_size[0], self.image_size[1] // patch_size[1])
-        self.patch_embed = PatchEmbedding(patch_size, in_channels, embed_dim)
+        self.patch_embed = STEMS[stem](patch_size, in_channels, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if pool == "cls" else None
+        self.reg_token = nn.Parameter(torch.zeros(1, registers, embed_dim)) if registers else None
+        self.num_prefix_tokens = (1 if pool == "cls" else 0) + registers
         self._add_positions(pos_embed, embed_dim)
         self.pos_drop = nn.Dropout(dropout)
+        self.patch_drop = PatchDropout(patch_dropout, self.num_prefix_tokens) if patch_dropout else nn.Identity()
         self.blocks = nn.ModuleList(
             Block(
                 SelfAttention(
                     embed_dim,
                     num_heads,
                     qk_norm=qk_norm,
+                    locality=locality_attention,
                     attention_dropout=attention_dropout,
                     dropout=dropout,
                     fused_attention=fused_attention,
                 ),
                 embed_dim,
                 round(embed_dim * mlp_ratio),
-                activation,
-                dropout,
-                drop_path * index / max(depth - 1, 1),
+                activation=activation,
+                dropout=dropout,
+                layer_scale=layer_scale,
+                drop_path=drop_path * index / max(depth - 1, 1),
             )
             for index in range(depth)
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.attn_pool = SequencePooling(embed_dim) if pool == "attention" else None
         self.head = (
             nn.Linear(embed_dim, num_classes)
             if head_hidden_dim is None
@@ -168,12 +132,12 @@ class VisionTransformer(nn.Module):
         self._initialise()
 
     def _add_positions(self, pos_embed: str, embed_dim: int) -> None:
-        patches = self.grid_size[0] * self.grid_size[1]
-        class_tokens = 0 if self.cls_token is None else 1
         if pos_embed == "learned":
-            self.pos_embed = nn.Parameter(torch.zeros(1, class_tokens + patches, embed_dim))
+            tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
+            self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dim))
         elif pos_embed == "sincos2d":
-            table = torch.cat([torch.zeros(1, class_tokens, embed_dim), sincos2d(embed_dim, self.grid_size)], dim=1)
+            prefix = torch.zeros(1, self.num_prefix_tokens, embed_dim)
+            table = torch.cat([prefix, sincos2d(embed_dim, self.grid_size)], dim=1)
             self.register_buffer("pos_embed", table, persistent=False)
         else:
             self.pos_embed = None
@@ -182,26 +146,24 @@ class VisionTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-        projection = self.patch_embed.proj
-        fan_in = projection.weight[0].numel()
-        nn.init.trunc_normal_(projection.weight, std=fan_in**-0.5)  # LeCun: unit-variance pixels give unit tokens
-        if projection.bias is not None:
-            nn.init.zeros_(projection.bias)
-        for embedding in (self.cls_token, self.pos_embed):
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        self.patch_embed.initialise()
+        for embedding in (self.cls_token, self.pos_embed, self.reg_token):
             if isinstance(embedding, nn.Parameter):
                 nn.init.trunc_normal_(embedding, std=0.02)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that are no weights of a layer (timm's convention): class token and positions."""
-        return {"cls_token", "pos_embed"}
+        """Names of parameters that are no weights of a layer (timm's convention): class token, registers and
+        positions."""
+        return {"cls_token", "reg_token", "pos_embed"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns of parameter names, layer by layer from the input on (timm's convention): stem, blocks with the
-        final norm in the last, and the head, which no pattern names."""
+        final norm and the pooling in the last, and the head, which no pattern names."""
         return {
-            "stem": r"^cls_token|pos_embed|patch_embed",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+            "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|attn_pool", (99999,))],
         }
 
     def get_classifier(self) -> nn.Module:
@@ -209,24 +171,27 @@ class VisionTransformer(nn.Module):
         return self.head
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Normalised tokens `[B, N, D]` (`[B, 1 + N, D]`, the class token first) of images `[B, C, H, W]`."""
+        """Normalised tokens `[B, N, D]` of images `[B, C, H, W]`: class token, registers, patches."""
         expected = (self.in_channels, *self.image_size)
         if images.shape[1:] != expected:
             raise ValueError(f"expected images of shape [B, {_size(expected)}], got {list(images.shape)}")
         x = self.patch_embed(images)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        if prefix:
+            x = torch.cat([*(token.expand(x.shape[0], -1, -1).to(x.dtype) for token in prefix), x], dim=1)
         if self.pos_embed is not None:
             x = x + self.pos_embed
-        x = self.pos_drop(x)
+        x = self.patch_drop(self.pos_drop(x))
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.forward_features(images)
-        pooled = tokens.mean(dim=1) if self.cls_token is None else tokens[:, 0]
-        return self.head(pooled)
+        if self.cls_token is not None:
+            return self.head(tokens[:, 0])
+        patches = tokens[:, self.num_prefix_tokens :]
+        return self.head(patches.mean(dim=1) if self.attn_pool is None else self.attn_pool(patches))
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitlab.errors import UserError
 from vitlab.models import VisionTransformer, head_names
+from vitlab.models.patch_embedding import PatchEmbedding
 from vitlab.weights.files import Weights
 
 log = logging.getLogger(__name__)
@@ -130,13 +131,15 @@ def _translate(network: nn.Module, weights: Weights) -> dict[str, Tensor]:
 
 
 def _resample(state: dict[str, Tensor], network: VisionTransformer) -> dict[str, Tensor]:
-    patches, patch_size = state.get("patch_embed.proj.weight"), network.patch_embed.proj.weight.shape
-    if patches is not None and patches.ndim == 4 and patches.shape[2:] != patch_size[2:]:
-        state["patch_embed.proj.weight"] = resample_patch_embed(patches, list(patch_size[2:]))
+    patches = state.get("patch_embed.proj.weight")
+    if patches is not None and patches.ndim == 4 and isinstance(network.patch_embed, PatchEmbedding):
+        patch_size = network.patch_embed.proj.kernel_size
+        if patches.shape[2:] != patch_size:
+            state["patch_embed.proj.weight"] = resample_patch_embed(patches, list(patch_size))
     positions, mine = state.get("pos_embed"), network.pos_embed
     if positions is None or mine is None:
         return state
-    prefix = 0 if network.cls_token is None else 1
+    prefix = network.num_prefix_tokens
     count = positions.shape[1] - prefix
     if positions.shape[1] != mine.shape[1] and isqrt(count) ** 2 == count:
         state["pos_embed"] = resample_abs_pos_embed(positions, list(network.grid_size), num_prefix_tokens=prefix)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vitlab.errors import UserError
 from vitlab.files import write_json
 from vitlab.models import VisionTransformer, timm_facts
+from vitlab.models.patch_embedding import PatchEmbedding
 
 ARCHITECTURE = "vit_base_patch16_224"  # an entry point to timm's VisionTransformer; every size is an argument of it
 # What timm's facts say of the weights that a fine-tuning began with alone.
@@ -67,7 +68,7 @@ def _describe(
     """timm's architecture, its arguments, and what else timm should know."""
     if isinstance(network, VisionTransformer):
         facts = {"fixed_input_size": True, "first_conv": "patch_embed.proj", "classifier": "head"}
-        return ARCHITECTURE, _arguments(network), facts
+        return ARCHITECTURE, timm_arguments(network), facts
     if type(network).__module__.startswith("timm.") and "name" in model:
         known = timm_facts(model["name"])
         arguments = dict(model["kwargs"] or {})
@@ -78,14 +79,27 @@ def _describe(
     raise UserError(f"timm has no {type(network).__name__}: formats=[onnx] writes it so that it needs no source code")
 
 
-def _arguments(network: VisionTransformer) -> dict[str, Any]:
-    if not isinstance(network.head, nn.Linear):
-        raise UserError("timm's ViT has no hidden layer in its head (model.head_hidden_dim): formats=[onnx] writes it")
+def timm_arguments(network: VisionTransformer) -> dict[str, Any]:
+    """What makes timm's VisionTransformer the same network, for `timm.create_model`.
+
+    Raises:
+        UserError: timm's has not all that this one has.
+    """
     block: Any = network.blocks[0]
+    lacking = {
+        "hidden layer in its head (model.head_hidden_dim)": not isinstance(network.head, nn.Linear),
+        "other stem than patches (model.stem)": not isinstance(network.patch_embed, PatchEmbedding),
+        "sequence pooling (model.pool=attention)": network.attn_pool is not None,
+        "locality self-attention (model.locality_attention)": block.attn.scale is not None,
+    }
+    if any(lacking.values()):
+        what = ", ".join(name for name, is_there in lacking.items() if is_there)
+        raise UserError(f"timm's ViT has no {what}: formats=[onnx] writes it")
+    assert isinstance(network.patch_embed, PatchEmbedding)
     hidden, embed_dim = block.mlp.fc1.weight.shape
     return {
         "img_size": list(network.image_size),
-        "patch_size": list(network.patch_embed.proj.weight.shape[2:]),
+        "patch_size": list(network.patch_embed.proj.kernel_size),
         "in_chans": network.in_channels,
         "embed_dim": embed_dim,
         "depth": len(network.blocks),
@@ -93,7 +107,9 @@ def _arguments(network: VisionTransformer) -> dict[str, Any]:
         # timm cuts the product with embed_dim off to a whole number; the half keeps it from one less.
         "mlp_ratio": hidden / embed_dim if hidden % embed_dim == 0 else (hidden + 0.5) / embed_dim,
         "qk_norm": isinstance(block.attn.q_norm, nn.LayerNorm),
+        "init_values": None if isinstance(block.ls1, nn.Identity) else 1e-5,  # until the weights are loaded
         "class_token": network.cls_token is not None,
+        "reg_tokens": 0 if network.reg_token is None else network.reg_token.shape[1],
         "global_pool": "avg" if network.cls_token is None else "token",
         "fc_norm": False,
         "pos_embed": "none" if network.pos_embed is None else "learn",

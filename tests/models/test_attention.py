@@ -1,0 +1,69 @@
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from vitlab.models.attention import SelfAttention
+
+
+def tokens(count: int = 17) -> torch.Tensor:
+    return torch.randn(2, count, 64, generator=torch.Generator().manual_seed(1))
+
+
+def attention(**options: Any) -> SelfAttention:
+    torch.manual_seed(0)
+    layer = SelfAttention(64, 4, **options)
+    for parameter in layer.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return layer
+
+
+@pytest.mark.parametrize("locality", [False, True])
+def test_fused_and_plain_attention_agree_under_bfloat16(locality: bool) -> None:
+    plain, fused = attention(locality=locality, fused_attention=False), attention(locality=locality)
+    fused.fused_attention = True
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(plain(tokens()), fused(tokens()), atol=3e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("fused_attention", [False, True])
+def test_locality_attention_is_timm_s_with_a_mask_and_other_queries(qk_norm: bool, fused_attention: bool) -> None:
+    layer = attention(locality=True, qk_norm=qk_norm, fused_attention=fused_attention)
+    assert layer.scale is not None
+    factors = layer.scale.detach() * layer.head_dim**0.5  # beside timm's own factor
+    assert factors.std() > 0.1
+    theirs = timm.layers.Attention(64, 4, qkv_bias=True, qk_norm=qk_norm, norm_layer=timm.layers.LayerNorm)
+    theirs.load_state_dict({name: value for name, value in layer.state_dict().items() if name != "scale"})
+    if qk_norm:  # one norm for all heads: heads of one factor
+        layer.scale.data = layer.scale.data[:1].expand(4).clone()
+        theirs.q_norm.weight.data *= factors[0]
+        theirs.q_norm.bias.data *= factors[0]
+    else:
+        theirs.qkv.weight.data[:64] *= factors.repeat_interleave(16).unsqueeze(1)
+        theirs.qkv.bias.data[:64] *= factors.repeat_interleave(16)
+    x = tokens()
+    mask = torch.zeros(17, 17).fill_diagonal_(-torch.inf)
+    torch.testing.assert_close(layer(x), theirs(x, attn_mask=mask), atol=1e-5, rtol=1e-4)
+
+
+def test_both_kernels_teach_the_temperature_the_same() -> None:
+    gradients = []
+    for fused in (False, True):
+        layer = attention(locality=True, fused_attention=fused)
+        layer(tokens()).square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in layer.named_parameters()})
+    assert gradients[0]["scale"].abs().min() > 1e-3
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-4)
+
+
+def test_at_the_start_the_temperature_is_that_of_plain_attention() -> None:
+    local, plain = SelfAttention(64, 4, locality=True), SelfAttention(64, 4)
+    assert local.scale is not None
+    plain.load_state_dict({name: value for name, value in local.state_dict().items() if name != "scale"})
+    # Two tokens attend to each other, with or without a temperature.
+    x = tokens(2)
+    _, _, value = plain.qkv(x).chunk(3, dim=-1)
+    torch.testing.assert_close(local(x), local.proj(value.flip(1)))
+    assert local.scale.tolist() == [0.25] * 4

@@ -87,7 +87,7 @@ def test_a_choice_composes_and_gives_objects(choice: str, tmp_path: Path) -> Non
     assert wiring["lr_scheduler"]["interval"] in ("step", "epoch")
     for name, node in config.callbacks.items():
         build(node, f"callbacks.{name}")
-    if choice not in ("trainer=gpu", "trainer=ddp") or torch.cuda.is_available():
+    if config.trainer.accelerator != "gpu" or torch.cuda.is_available():
         build(config.trainer, "trainer", logger=False)
     if config.logger and choice not in ("logger=wandb", "logger=mlflow"):
         build(config.logger, "logger")

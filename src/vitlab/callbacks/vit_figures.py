@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.data.arrays import ImageArrays
-from vitlab.data.loader import epoch_order
+from vitlab.data.loader import StoredBatch, epoch_order
 from vitlab.figures import attention, embeddings, never_failing, publish
 from vitlab.models.attention_maps import Attention, TokenLayout, record_attention, token_layout
 from vitlab.models.interpretation import (
@@ -152,7 +152,7 @@ def examples(labels: Tensor, count: int) -> Tensor:
 def _record(
     network: nn.Module, data: Any, split: ImageArrays, places: Tensor, device: torch.device
 ) -> Attention | None:
-    chosen = (split.images[places].to(device), split.labels[places].to(device), places.to(device))
+    chosen = StoredBatch(split.images[places].to(device), split.labels[places].to(device), places.to(device))
     return record_attention(network, data.prepare_batch(chosen, None).images)
 
 

@@ -89,6 +89,15 @@ def _warmup(config: Config) -> Iterator[tuple[str, str]]:
         )
 
 
+def _mixing_that_ends(config: Config) -> Iterator[tuple[str, str]]:
+    for name, node in config["augment"].items():
+        if isinstance(node, dict) and node.get("off_epochs") and config["trainer"]["max_epochs"] in (None, -1):
+            yield (
+                f"augment.{name}.off_epochs",
+                f"off_epochs={node['off_epochs']} counts from the run's end: set trainer.max_epochs, or off_epochs=0",
+            )
+
+
 def _images(config: Config) -> Iterator[tuple[str, str]]:
     data = config["data"]
     available = _train_images(data)
@@ -160,6 +169,7 @@ FACTS: tuple[Callable[[Config], Iterator[tuple[str, str]]], ...] = (
     _classes,
     _epochs,
     _warmup,
+    _mixing_that_ends,
     _images,
     _devices,
     _precision,

@@ -37,8 +37,8 @@ class Mixing(nn.Module):
         self.p = p
         self.cutmix_share = cutmix_share
         self.off_epochs = off_epochs
-        self.mixup = v2.MixUp(alpha=mixup_alpha)
-        self.cutmix = v2.CutMix(alpha=cutmix_alpha)
+        self.mixup = v2.MixUp(alpha=float(mixup_alpha))  # torchvision takes no integers
+        self.cutmix = v2.CutMix(alpha=float(cutmix_alpha))
 
     def is_on(self, epoch: int, max_epochs: int | None) -> bool:
         """Whether batches of an epoch may be mixed, in a run of so many epochs; None or -1: of any number."""

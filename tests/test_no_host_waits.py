@@ -29,7 +29,7 @@ from vitlab.data.transforms import BatchTransform
 from vitlab.models import VisionTransformer
 
 MIXINGS = [
-    Mixing(p=1, mixup_alpha=1.0, cutmix_alpha=1.0, cutmix_share=cutmix_share, off_epochs=0) for cutmix_share in (0, 1)
+    Mixing(p=1, mixup_alpha=1.0, cutmix_alpha=1.0, cutmix_share=cutmix_share, off_share=0) for cutmix_share in (0, 1)
 ]
 
 

@@ -72,7 +72,7 @@ def _each(images: Tensor, places: Tensor) -> Iterator[Row]:
     boxes = [(area, RandomErasing(1.0, (area, area), (0.3, 3.33))) for area in AREAS]
     yield "RandomErasing", [(f"{area:.0%} of the area", erasing(images, draws, 2)) for area, erasing in boxes]
     for name, cutmix_share in (("mixup", 0.0), ("CutMix", 1.0)):
-        mixing = Mixing(p=1.0, mixup_alpha=1.0, cutmix_alpha=1.0, cutmix_share=cutmix_share, off_epochs=0)
+        mixing = Mixing(p=1.0, mixup_alpha=1.0, cutmix_alpha=1.0, cutmix_share=cutmix_share, off_share=0)
         yield name, [_mix(mixing, images, 0, 0, number) for number in MIXED]
 
 

@@ -119,8 +119,8 @@ ONE = [
     (["scheduler.schedule.warmup=100000"], "warmup=100000 takes 100000 of the run's 10530 steps"),
     (["trainer.max_steps=10", "scheduler.schedule.warmup=10"], "warmup=10 takes 10 of the run's 10 steps"),
     (
-        ["augment.mixing.off_epochs=5", "trainer.max_epochs=-1", "trainer.max_steps=10"],
-        "off_epochs=5 counts from the run's end: set trainer.max_epochs, or off_epochs=0",
+        ["augment.mixing.off_share=0.2", "trainer.max_epochs=-1", "trainer.max_steps=10"],
+        "off_share=0.2 counts from the run's end: set trainer.max_epochs or max_time, or off_share=0",
     ),
     (["trainer.devices=3"], "batch_size=128 does not divide among 3 devices: take 129"),
     (

@@ -22,7 +22,7 @@ from vitlab.data import (
 )
 from vitlab.data.draws import draws_of_batch
 
-WHOLE = {"p": 1.0, "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "cutmix_share": 0.5, "off_epochs": 0}
+WHOLE = {"p": 1.0, "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "cutmix_share": 0.5, "off_share": 0.0}
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -79,15 +79,13 @@ def test_batches_are_mixed_as_often_and_in_the_way_that_was_asked_for() -> None:
 
 
 def test_the_last_epochs_are_not_mixed() -> None:
-    mixing = Mixing(**{**WHOLE, "off_epochs": 3})
-    assert [mixing.is_on(epoch, 10) for epoch in (0, 6, 7, 9)] == [True, True, False, False]
-    assert mixing.is_on(1000, None)
-    assert mixing.is_on(1000, -1)
-    assert Mixing(**WHOLE).is_on(9, 10)
+    mixing = Mixing(**{**WHOLE, "off_share": 0.3})
+    assert [mixing.is_on(epoch / 10) for epoch in (0, 6, 7, 9)] == [True, True, False, False]
+    assert Mixing(**WHOLE).is_on(0.999)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"p": 1.5}, {"mixup_alpha": 0.0}, {"cutmix_alpha": -1.0}, {"cutmix_share": 2.0}, {"off_epochs": -1}]
+    "wrong", [{"p": 1.5}, {"mixup_alpha": 0.0}, {"cutmix_alpha": -1.0}, {"cutmix_share": 2.0}, {"off_share": -0.1}]
 )
 def test_what_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="Mixing: p="):
@@ -100,7 +98,7 @@ def test_the_class_of_a_mixed_label_is_that_of_the_larger_share() -> None:
     assert torch.equal(main_class(torch.tensor([[0.3, 0.7], [0.9, 0.1]])), torch.tensor([1, 0]))
 
 
-def data_of(rank: int = 0, world_size: int = 1, max_epochs: int = 10, **mixing: Any) -> ImageDataModule:
+def data_of(max_epochs: int = 10, rank: int = 0, world_size: int = 1, **mixing: Any) -> ImageDataModule:
     data = SyntheticDataModule(
         **{
             **NEUTRAL,
@@ -119,6 +117,7 @@ def data_of(rank: int = 0, world_size: int = 1, max_epochs: int = 10, **mixing: 
         current_epoch=1,
         training=True,
         max_epochs=max_epochs,
+        lightning_module=None,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         precision_plugin=SimpleNamespace(convert_input=lambda images: images),
     )
@@ -130,7 +129,7 @@ def epoch_of(data: ImageDataModule) -> list[Batch]:
 
 
 def test_what_three_ranks_have_put_together_is_what_one_process_has_to_the_last_bit() -> None:
-    alone, ranks = epoch_of(data_of()), [epoch_of(data_of(rank, 3)) for rank in range(3)]
+    alone, ranks = epoch_of(data_of()), [epoch_of(data_of(10, rank, 3)) for rank in range(3)]
     assert len(alone) == 5
     assert {b.labels.is_floating_point() for b in alone} == {True, False}
     for whole, *shares in zip(alone, *ranks, strict=True):
@@ -150,11 +149,14 @@ def test_one_process_has_what_torchvision_makes_of_the_augmented_batch() -> None
         assert torch.equal(ours.labels, shares)
 
 
-def test_off_epochs_have_whole_images_and_evaluation_is_never_mixed() -> None:
-    data = data_of(p=1.0, off_epochs=9)  # of ten: this is the second
-    for trained in epoch_of(data):
-        assert (trained.images.shape[0], trained.labels.dtype) == (12, torch.int64)
-    data = data_of(p=1.0)
+def test_unmixed_epochs_have_whole_images_and_evaluation_is_never_mixed() -> None:
+    clock = SimpleNamespace(time_progress=lambda: 0.95)
+    for data, module in ((data_of(p=1.0, off_share=0.9), None), (data_of(-1, p=1.0, off_share=0.1), clock)):
+        data.trainer.lightning_module = module  # type: ignore[union-attr,misc]
+        for trained in epoch_of(data):  # the second of ten, or of as many as the time allows
+            assert (trained.images.shape[0], trained.labels.dtype) == (12, torch.int64)
+    data = data_of(p=1.0, off_share=0.85)
+    assert all(trained.labels.is_floating_point() for trained in epoch_of(data))
     data.trainer.training = False  # type: ignore[union-attr]
     for loader in (data.val_dataloader(), data.test_dataloader()):
         seen = [data.on_after_batch_transfer(stored, 0) for stored in loader]

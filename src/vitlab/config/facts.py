@@ -90,11 +90,13 @@ def _warmup(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _mixing_that_ends(config: Config) -> Iterator[tuple[str, str]]:
+    trainer = config["trainer"]
     for name, node in config["augment"].items():
-        if isinstance(node, dict) and node.get("off_epochs") and config["trainer"]["max_epochs"] in (None, -1):
+        off = node.get("off_share") if isinstance(node, dict) else None
+        if off and trainer["max_epochs"] in (None, -1) and trainer["max_time"] is None:
             yield (
-                f"augment.{name}.off_epochs",
-                f"off_epochs={node['off_epochs']} counts from the run's end: set trainer.max_epochs, or off_epochs=0",
+                f"augment.{name}.off_share",
+                f"off_share={off:g} counts from the run's end: set trainer.max_epochs or max_time, or off_share=0",
             )
 
 

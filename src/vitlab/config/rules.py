@@ -88,7 +88,7 @@ RULES: Mapping[str, Kind] = {
     "augment.*.mixup_alpha": number(0, above=True),
     "augment.*.cutmix_alpha": number(0, above=True),
     "augment.*.cutmix_share": number(0, 1),
-    "augment.*.off_epochs": whole(0),
+    "augment.*.off_share": number(0, 1),
     "optimizer.lr": number(0, above=True),
     "optimizer.weight_decay": number(0),
     "optimizer.momentum": SHARE,

@@ -223,10 +223,19 @@ class ImageDataModule(LightningDataModule):
         images = self.transform.to(images.device)(images, draws)
         if epoch is None or self.mixing is None:
             return Batch(images, labels, places)
-        if self.mixing.is_on(epoch, self.trainer.max_epochs if self.trainer else None):
+        if self.mixing.is_on(self._progress(epoch)):
             classes = self.facts["num_classes"]
             images, labels = self.mixing(images, labels, classes=classes, seed=self.seed, epoch=epoch, number=number)
         return Batch(images[1:], labels[1:], places[1:])
+
+    def _progress(self, epoch: int) -> float:
+        """Share of the run that is over, of its epochs or of its time; 0 where neither has an end."""
+        trainer = self.trainer
+        if trainer is None:  # before training
+            return 0.0
+        epochs = epoch / trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 0.0
+        clock = getattr(trainer.lightning_module, "time_progress", None)
+        return max(epochs, clock() if clock else 0.0)
 
     def first_batch(self, device: torch.device) -> Batch:
         """What one process trains on first."""

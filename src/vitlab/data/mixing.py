@@ -19,30 +19,29 @@ class Mixing(nn.Module):
             one image.
         cutmix_alpha: The same of CutMix, where it is the share of the area that stays.
         cutmix_share: Of the mixed batches; the others get mixup.
-        off_epochs: The last epochs of a run are not mixed: so many.
+        off_share: Of a run: its last part, which is not mixed.
 
     Raises:
         ValueError: a number is out of its range.
     """
 
     def __init__(
-        self, *, p: float, mixup_alpha: float, cutmix_alpha: float, cutmix_share: float, off_epochs: int
+        self, *, p: float, mixup_alpha: float, cutmix_alpha: float, cutmix_share: float, off_share: float
     ) -> None:
         super().__init__()
-        if not (0 <= p <= 1 and 0 <= cutmix_share <= 1 and min(mixup_alpha, cutmix_alpha) > 0 and off_epochs >= 0):
-            raise ValueError(
-                f"Mixing: p={p} and cutmix_share={cutmix_share} must be 0 to 1, mixup_alpha={mixup_alpha} and "
-                f"cutmix_alpha={cutmix_alpha} above 0, off_epochs={off_epochs} at least 0"
-            )
+        if not (min(p, cutmix_share, off_share) >= 0 and max(p, cutmix_share, off_share) <= 1):
+            raise ValueError(f"Mixing: p={p}, cutmix_share={cutmix_share} and off_share={off_share} must be 0 to 1")
+        if min(mixup_alpha, cutmix_alpha) <= 0:
+            raise ValueError(f"Mixing: mixup_alpha={mixup_alpha} and cutmix_alpha={cutmix_alpha} must be above 0")
         self.p = p
         self.cutmix_share = cutmix_share
-        self.off_epochs = off_epochs
+        self.off_share = off_share
         self.mixup = v2.MixUp(alpha=float(mixup_alpha))  # torchvision takes no integers
         self.cutmix = v2.CutMix(alpha=float(cutmix_alpha))
 
-    def is_on(self, epoch: int, max_epochs: int | None) -> bool:
-        """Whether batches of an epoch may be mixed, in a run of so many epochs; None or -1: of any number."""
-        return max_epochs in (None, -1) or epoch < max_epochs - self.off_epochs
+    def is_on(self, progress: float) -> bool:
+        """Whether batches may be mixed when such a share of the run, from 0 to 1, is over."""
+        return progress < 1 - self.off_share
 
     def forward(
         self, images: Tensor, labels: Tensor, *, classes: int, seed: int, epoch: int, number: int

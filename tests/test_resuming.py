@@ -335,7 +335,7 @@ def test_a_run_whose_directory_was_moved_goes_on_there(whole: Path, interrupted:
             *(
                 "augment=strong",
                 "augment.mixing.p=0.8",
-                "augment.mixing.off_share=0.3",
+                "augment.mixing.off_share=0.4",
                 "augment.flip.alternating=true",
             ),
             *("trainer.max_epochs=3", "trainer.accumulate_grad_batches=2"),

@@ -332,13 +332,8 @@ def test_a_run_whose_directory_was_moved_goes_on_there(whole: Path, interrupted:
         ["trainer.max_steps=13", "trainer.max_epochs=-1"],
         ["trainer.val_check_interval=1", "trainer.max_epochs=2"],
         [
-            *(
-                "augment=strong",
-                "augment.mixing.p=0.8",
-                "augment.mixing.off_share=0.4",
-                "augment.flip.alternating=true",
-            ),
-            *("trainer.max_epochs=3", "trainer.accumulate_grad_batches=2"),
+            *("augment=strong", "augment.mixing.p=0.8", "augment.mixing.off_share=0.4", "trainer.max_epochs=3"),
+            *("augment.flip.alternating=true", "trainer.accumulate_grad_batches=2"),
         ],
     ],
 )

@@ -88,7 +88,7 @@ def test_the_last_epochs_are_not_mixed() -> None:
     "wrong", [{"p": 1.5}, {"mixup_alpha": 0.0}, {"cutmix_alpha": -1.0}, {"cutmix_share": 2.0}, {"off_share": -0.1}]
 )
 def test_what_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="Mixing: .* must be "):
+    with pytest.raises(ValueError, match=r"Mixing: .* must be "):
         Mixing(**{**WHOLE, **wrong})
 
 

@@ -6,13 +6,13 @@ from conftest import Command
 from PIL import Image
 
 from vitlab.augmentation_sheet import _each
-from vitlab.data.random_operations import NAMES
+from vitlab.data.random_operations import OPERATIONS
 
 DATA = ["data=synthetic", "data.train_images=60", "data.test_images=20", "data.val_size=20", "data.batch_size=4"]
 
 
 def test_a_sheet_is_drawn_and_never_overwritten(in_process: Command, tmp_path: Path) -> None:
-    result = in_process("src/vitlab/augmentations.py", *DATA, "augment=randaugment", "out=sheet.png")
+    result = in_process("src/vitlab/augmentations.py", *DATA, "augment=strong", "augment.mixing.p=1", "out=sheet.png")
     assert result.returncode == 0, result.stderr
     assert result.stdout == "written: sheet.png\n"
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -26,12 +26,20 @@ def test_a_sheet_is_drawn_and_never_overwritten(in_process: Command, tmp_path: P
 def test_every_operation_has_a_row_that_grows_stronger() -> None:
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     rows = dict(_each(images, torch.arange(3)))
-    assert list(rows) == ["RandomCrop", "RandomHorizontalFlip", *NAMES[1:]]
+    flips = ["RandomHorizontalFlip", "RandomHorizontalFlip, alternating"]
+    assert list(rows) == ["RandomCrop", *flips, *OPERATIONS[1:], "RandomErasing", "mixup", "CutMix"]
     for name, panels in rows.items():
         changes = [(batch.float() - images.float()).abs().mean().item() for _, batch in panels]
-        if name in ("AutoContrast", "Equalize"):
+        if name in ("AutoContrast", "Equalize", "Invert"):
             assert len(set(changes)) == 1
-        elif name in ("Brightness", "Color", "Contrast", "Sharpness", "Posterize", "Solarize", "RandomHorizontalFlip"):
+        elif name in ("mixup", "CutMix"):
+            kept = [float(caption.split("%")[0]) for caption, _ in panels]
+            assert sorted(changes) == [change for _, change in sorted(zip(kept, changes, strict=True), reverse=True)]
+            assert max(changes) > 20
+        elif name in (
+            *("Brightness", "Color", "Contrast", "Sharpness", "Posterize", "Solarize"),
+            *("RandomErasing", "RandomHorizontalFlip"),
+        ):
             assert changes == sorted(changes)
             assert changes[2] > changes[0]
 

@@ -71,6 +71,24 @@ def test_training_loss_is_smoothed_and_accuracy_counts_images() -> None:
     assert run.callback_metrics["train/acc"].item() == pytest.approx(3 / 4)
 
 
+def test_mixed_labels_are_learned_in_their_shares_and_counted_by_the_larger() -> None:
+    shares = torch.tensor([[0.7, 0.0, 0.3], [0.1, 0.9, 0.0], [0.0, 0.0, 1.0], [0.6, 0.4, 0.0]])
+    run, classifier = trainer(), make(Constant(), optimizer=partial(torch.optim.SGD, lr=0.0))
+    run.fit(classifier, DataLoader([Batch(torch.zeros(4, 3, 2, 2), shares, torch.arange(4))], batch_size=None))
+    smoothed = 0.9 * shares + 0.1 / 3
+    expected = -(smoothed * torch.tensor([2.0, 1.0, 0.0]).log_softmax(dim=0)).sum(dim=1).mean()
+    assert run.callback_metrics["train/loss"].item() == pytest.approx(expected.item())
+    assert run.callback_metrics["train/acc"].item() == pytest.approx(2 / 4)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_mixed_labels_are_learned_in_half_precision(precision: Any) -> None:
+    run, classifier = trainer(precision=precision), make(Constant(), optimizer=partial(torch.optim.SGD, lr=0.0))
+    images, shares = torch.zeros(4, 3, 2, 2), torch.full((4, 3), 1 / 3)
+    run.fit(classifier, DataLoader([Batch(images, shares, torch.arange(4))], batch_size=None))
+    assert run.callback_metrics["train/loss"].item() == pytest.approx(1.4076, abs=0.02)
+
+
 def test_decay_reaches_weights_alone() -> None:
     network = VisionTransformer(**{**SMALL, "pool": "cls", "qk_norm": True, "depth": 1, "head_hidden_dim": 8})
     classifier = make(network, num_classes=10, optimizer=partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.05))

@@ -1,6 +1,7 @@
 """A training step on a GPU never makes the host wait, seen with tensors that only say that they lie on one."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,12 +10,27 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import Metric
+from torchvision.transforms import v2
 
 from vitlab.classifier import ImageClassifier
-from vitlab.data import RandAugment, RandomCrop, RandomHorizontalFlip, TrivialAugment, random_operations
+from vitlab.data import (
+    AutoAugment,
+    Mixing,
+    RandAugment,
+    RandomCrop,
+    RandomErasing,
+    RandomHorizontalFlip,
+    TrivialAugment,
+    autoaugment,
+    random_operations,
+)
 from vitlab.data.draws import Draws
 from vitlab.data.transforms import BatchTransform
 from vitlab.models import VisionTransformer
+
+MIXINGS = [
+    Mixing(p=1, mixup_alpha=1.0, cutmix_alpha=1.0, cutmix_share=cutmix_share, off_share=0) for cutmix_share in (0, 1)
+]
 
 
 class Transfers(TorchDispatchMode):
@@ -35,7 +51,7 @@ class Transfers(TorchDispatchMode):
 
 @pytest.fixture
 def gpu() -> Iterator[FakeTensorMode]:
-    caches = (random_operations.magnitudes, random_operations._signed_operations)
+    caches = (random_operations.magnitudes, random_operations._signed_operations, autoaugment._policies)
     with FakeTensorMode() as mode:
         yield mode
     for cached in caches:
@@ -62,7 +78,10 @@ def pretend(module: nn.Module) -> None:
 
 def make() -> tuple[BatchTransform, ImageClassifier]:
     transform = BatchTransform(
-        [RandomCrop(4), RandomHorizontalFlip(0.5), RandAugment(2, 9), TrivialAugment()],
+        [
+            *(RandomCrop(4), RandomHorizontalFlip(0.5), RandomHorizontalFlip(0.5, alternating=True)),
+            *(RandAugment(2, 9), TrivialAugment(), AutoAugment(), RandomErasing(0.5, (0.02, 0.4), (0.3, 3.33))),
+        ],
         image_size=64,
         interpolation="bicubic",
         mean=[0.5] * 3,
@@ -78,14 +97,24 @@ def make() -> tuple[BatchTransform, ImageClassifier]:
 
 def step(transform: BatchTransform, classifier: ImageClassifier) -> None:
     images = torch.empty(8, 3, 32, 32, dtype=torch.uint8, device="cuda")
-    labels, places = (torch.empty(8, dtype=torch.int64, device="cuda") for _ in range(2))
-    logits = classifier(transform(images, Draws(0, 3, places)))
-    loss = classifier.training_loss(logits, labels)
-    classifier._update("train", loss, logits, labels)
+    labels, places, repetitions = (torch.empty(8, dtype=torch.int64, device="cuda") for _ in range(3))
+    images = transform(images, Draws(0, 3, places, repetitions))
+    for mixing in MIXINGS:
+        mixed, shares = mixing(images, labels, classes=10, seed=0, epoch=3, number=0)
+        logits = classifier(mixed)
+        loss = classifier.training_loss(logits, shares)
+        classifier._update("train", loss, logits, shares)
 
 
-def test_neither_augmentation_nor_forward_pass_nor_metrics_wait(request: pytest.FixtureRequest) -> None:
+def test_neither_augmentation_nor_forward_pass_nor_metrics_wait(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     transform, classifier = make()
+    # What is drawn on the CPU for a whole batch, which may be looked at there.
+    monkeypatch.setattr("vitlab.data.mixing.draws_of_batch", lambda *_: nullcontext())
+    monkeypatch.setattr(Mixing, "_draw_kind", lambda mixing: mixing.cutmix if mixing.cutmix_share else mixing.mixup)
+    monkeypatch.setattr(v2.MixUp, "make_params", lambda *_: {"lam": 0.3})
+    monkeypatch.setattr(v2.CutMix, "make_params", lambda *_: {"box": (8, 8, 24, 40), "lam_adjusted": 0.7})
     request.getfixturevalue("gpu")
     pretend(transform)
     pretend(classifier)

@@ -330,8 +330,11 @@ def test_a_run_whose_directory_was_moved_goes_on_there(whole: Path, interrupted:
     "length",
     [
         ["trainer.max_steps=13", "trainer.max_epochs=-1"],
-        ["trainer.accumulate_grad_batches=2"],
         ["trainer.val_check_interval=1", "trainer.max_epochs=2"],
+        [
+            *("augment=strong", "augment.mixing.p=0.8", "augment.mixing.off_share=0.4", "trainer.max_epochs=3"),
+            *("augment.flip.alternating=true", "trainer.accumulate_grad_batches=2"),
+        ],
     ],
 )
 def test_other_ways_to_count_go_on_too(length: list[str], in_process: Command, tmp_path: Path) -> None:

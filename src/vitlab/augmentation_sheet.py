@@ -13,21 +13,23 @@ from torch import Tensor
 
 from vitlab.config.command import compose_training
 from vitlab.config.quiet import quiet_libraries
-from vitlab.data import ImageDataModule, RandomCrop, RandomHorizontalFlip
+from vitlab.data import ImageDataModule, Mixing, RandomCrop, RandomErasing, RandomHorizontalFlip
 from vitlab.data.draws import Draws
-from vitlab.data.random_operations import BINS, NAMES, SIGNED, apply, wide_magnitudes
+from vitlab.data.random_operations import BINS, OPERATIONS, SIGNED, apply, wide_magnitudes
 from vitlab.experiment import load_data
 from vitlab.files import new_file, shorten
 
 EXAMPLES = 3
 BINS_SHOWN = (BINS // 3, 2 * BINS // 3, BINS - 1)
 PADDINGS = (16, 8, 4)  # the image's side by these
+AREAS = (0.05, 0.2, 0.4)  # of what is erased
+MIXED = range(0, 9, 3)  # batches shown: their draws differ
 Row = tuple[str, list[tuple[str, Tensor]]]  # its name, and three times a caption over uint8 images [EXAMPLES, 3, H, W]
 
 
 def draw_augmentations(command: DictConfig, overrides: Sequence[Override], conf: Path) -> Path:
-    """Writes a PNG: a row for each augmentation at three strengths, and one for all of `augment` in three epochs, on
-    three training images of different classes.
+    """Writes a PNG: a row for each augmentation at three strengths or draws, and one for all of `augment` in three
+    epochs, on three training images of different classes.
 
     Raises:
         UserError: the file is there already, or the data can't be had.
@@ -53,8 +55,11 @@ def _each(images: Tensor, places: Tensor) -> Iterator[Row]:
     paddings = [side // share for share in PADDINGS]
     yield "RandomCrop", [(f"padding {padding} px", RandomCrop(padding)(images, draws, 0)) for padding in paddings]
     yield "RandomHorizontalFlip", [(f"p={p}", RandomHorizontalFlip(p)(images, draws, 1)) for p in (0.0, 0.5, 1.0)]
+    flip = RandomHorizontalFlip(0.5, alternating=True)
+    epochs = [Draws(0, epoch, places) for epoch in range(3)]
+    yield "RandomHorizontalFlip, alternating", [(f"epoch {d.epoch}", flip(images, d, 1)) for d in epochs]
     table = wide_magnitudes(images.device)
-    for operation, name in enumerate(NAMES[1:], start=1):
+    for operation, name in enumerate(OPERATIONS[1:], start=1):
         panels = []
         for number in BINS_SHOWN:
             magnitude = table[operation, number].repeat(len(images))
@@ -64,6 +69,19 @@ def _each(images: Tensor, places: Tensor) -> Iterator[Row]:
                 caption = f"±{caption}"
             panels.append((caption, apply(images, torch.full_like(places, operation), magnitude)))
         yield name, panels
+    boxes = [(area, RandomErasing(1.0, (area, area), (0.3, 3.33))) for area in AREAS]
+    yield "RandomErasing", [(f"{area:.0%} of the area", erasing(images, draws, 2)) for area, erasing in boxes]
+    for name, cutmix_share in (("mixup", 0.0), ("CutMix", 1.0)):
+        mixing = Mixing(p=1.0, mixup_alpha=1.0, cutmix_alpha=1.0, cutmix_share=cutmix_share, off_share=0)
+        yield name, [_mix(mixing, images, 0, 0, number) for number in MIXED]
+
+
+def _mix(mixing: Mixing, images: Tensor, seed: int, epoch: int, number: int) -> tuple[str, Tensor]:
+    """The mixed images, uint8, beneath the share of each in itself."""
+    labels = torch.arange(len(images))
+    mixed, shares = mixing(images.float(), labels, classes=len(images), seed=seed, epoch=epoch, number=number)
+    share = f"{shares[0, 0]:.0%} the image itself" if shares.is_floating_point() else "not mixed"
+    return share, mixed.round().to(torch.uint8)
 
 
 def _together(data: ImageDataModule, images: Tensor, places: Tensor) -> Row:
@@ -72,7 +90,11 @@ def _together(data: ImageDataModule, images: Tensor, places: Tensor) -> Row:
         result, draws = images, Draws(data.seed, epoch, places)
         for stream, augmentation in enumerate(data.augmentations):
             result = augmentation(result, draws, stream)
-        panels.append((f"epoch {epoch}", result))
+        caption = f"epoch {epoch}"
+        if data.mixing is not None:
+            share, result = _mix(data.mixing, result, data.seed, epoch, 0)
+            caption = f"{caption}, {share}"
+        panels.append((caption, result))
     return "all of augment", panels
 
 

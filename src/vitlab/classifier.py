@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from vitlab.data import Batch
+from vitlab.data import Batch, main_class
 from vitlab.errors import UserError
 from vitlab.models import head_modules, head_names
 from vitlab.optim import Finetuning
@@ -50,8 +50,9 @@ class ImageClassifier(pl.LightningModule):
     """Trains a network, images `[B, 3, H, W]` -> logits `[B, classes]`, by cross-entropy.
 
     Logged, as means over the images of an epoch: `train/loss` (nats, with label smoothing: what is minimised),
-    `train/acc` (of the augmented images), and `val/loss val/acc test/loss test/acc` (nats without label smoothing;
-    fractions). Every `log_every_n_steps` steps: `train/loss_step`, and `lr`, which is logged at an epoch's end too.
+    `train/acc` (of the augmented images; of mixed ones, by the class with the larger share), and `val/loss val/acc
+    test/loss test/acc` (nats without label smoothing; fractions). Every `log_every_n_steps` steps: `train/loss_step`,
+    and `lr`, which is logged at an epoch's end too.
 
     Args:
         network: What is trained.
@@ -188,7 +189,7 @@ class ImageClassifier(pl.LightningModule):
         return loss
 
     def training_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """What is minimised, in nats, a scalar."""
+        """What is minimised, in nats, a scalar; for labels int64 `[B]` or, mixed, float32 `[B, classes]`."""
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -204,7 +205,7 @@ class ImageClassifier(pl.LightningModule):
 
     def _update(self, stage: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         self.losses[f"{stage}_loss"].update(loss.detach(), len(labels))  # type: ignore[operator]
-        self.accuracies[f"{stage}_acc"].update(logits.detach(), labels)  # type: ignore[operator]
+        self.accuracies[f"{stage}_acc"].update(logits.detach(), main_class(labels))  # type: ignore[operator]
 
     def train_metrics_so_far(self) -> tuple[float, float]:
         """Loss (nats) and accuracy of this rank's images of the epoch so far; waits for the device, not for ranks."""

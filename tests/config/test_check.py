@@ -83,6 +83,14 @@ ONE = [
     (["trainer.limit_train_batches=1.5"], "trainer.limit_train_batches=1.5 must be a whole number of batches"),
     (["data.std=[0.2,0.2,0]"], "data.std=[0.2, 0.2, 0] must be a list of 3, each a number above 0"),
     (["augment.flip.p=2"], "augment.flip.p=2 must be a number of at least 0 and at most 1"),
+    (["augment.mixing.p=-1"], "augment.mixing.p=-1 must be a number of at least 0 and at most 1"),
+    (["augment.mixing.mixup_alpha=0"], "augment.mixing.mixup_alpha=0 must be a number above 0"),
+    (
+        ["augment.erasing.area=[0.1,2]"],
+        "augment.erasing.area=[0.1, 2] must be a list of 2, each a number of at least 0",
+    ),
+    (["augment.flip.alternating=yes_please"], "augment.flip.alternating=yes_please must be true or false"),
+    (["data.repeated_augmentation=0"], "data.repeated_augmentation=0 must be a whole number of at least 1"),
     (["finetune.layer_decay=1.5"], "finetune.layer_decay=1.5 must be a number above 0 and at most 1"),
     (["model.pool=max"], "model.pool=max must be one of cls, mean, attention"),
     (["model.stem=resnet"], "model.stem=resnet must be one of patch, shifted, conv"),
@@ -116,6 +124,10 @@ ONE = [
     (["model.embed_dim=90"], "pos_embed=sincos2d needs embed_dim to be a multiple of 4, not 90: take 88"),
     (["scheduler.schedule.warmup=100000"], "warmup=100000 takes 100000 of the run's 10530 steps"),
     (["trainer.max_steps=10", "scheduler.schedule.warmup=10"], "warmup=10 takes 10 of the run's 10 steps"),
+    (
+        ["augment.mixing.off_share=0.2", "trainer.max_epochs=-1", "trainer.max_steps=10"],
+        "off_share=0.2 counts from the run's end: set trainer.max_epochs or max_time, or off_share=0",
+    ),
     (["trainer.devices=3"], "batch_size=128 does not divide among 3 devices: take 129"),
     (
         ["trainer=cpu", "trainer.precision=16-mixed"],

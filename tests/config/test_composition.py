@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config.building import build, build_network
 from vitlab.config.machine import resolve_machine
-from vitlab.experiment import build_classifier, weights_to_start_from
+from vitlab.experiment import build_classifier, build_data, weights_to_start_from
 from vitlab.models import VisionTransformer
 
 CONF = ROOT / "conf"
@@ -75,8 +75,7 @@ def test_a_choice_composes_and_gives_objects(choice: str, tmp_path: Path) -> Non
         assert (config.data.image_size, list(config.data.mean)) == (224, [0.5, 0.5, 0.5])
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
-    augmentations = [build(node, "augment") for node in config.augment.values()]
-    build(config.data, "data", augmentations=augmentations, seed=config.seed)
+    build_data(config)
     network: Any = build_network(config.model)
     images = torch.randn(2, 3, config.data.image_size, config.data.image_size)
     assert network(images).shape == (2, 10)
@@ -115,6 +114,28 @@ def test_both_routes_of_cifar10_finetune(tmp_path: Path) -> None:
     config = composed(tmp_path, "experiment=cifar10_finetune", *other)
     assert config.optimizer._target_ == "torch.optim.AdamW"
     assert (config.optimizer.lr, config.finetune.layer_decay) == (5e-5, 0.75)
+
+
+def test_strong_augmentation_is_that_of_the_published_recipe(tmp_path: Path) -> None:
+    config = composed(tmp_path, "augment=strong")
+    data = build_data(config)
+    kinds = ["RandomCrop", "RandomHorizontalFlip", "AutoAugment", "RandomErasing"]
+    assert [type(module).__name__ for module in data.augmentations] == kinds
+    assert (config.augment.erasing.p, list(config.augment.erasing.area)) == (0.25, [0.02, 0.4])
+    assert data.mixing is not None
+    assert (data.mixing.p, data.mixing.cutmix_share, data.repeated_augmentation) == (0.5, 0.5, 3)
+    assert composed(tmp_path, "augment=strong", "data.repeated_augmentation=1").data.repeated_augmentation == 1
+
+
+@pytest.mark.parametrize("augment", ["basic", "randaugment", "trivialaugment", "autoaugment"])
+def test_erasing_and_mixing_go_with_each_augmentation_and_come_last(augment: str, tmp_path: Path) -> None:
+    data = build_data(composed(tmp_path, f"augment={augment}"))
+    assert data.mixing is None
+    config = composed(tmp_path, f"augment={augment}", "augment.erasing.p=0.5", "augment.mixing.p=1")
+    data = build_data(config)
+    assert data.mixing is not None
+    assert data.augmentations[-1].p == 0.5
+    assert list(config.augment)[-2:] == ["erasing", "mixing"]
 
 
 def test_facts_flow_from_their_owner(tmp_path: Path) -> None:

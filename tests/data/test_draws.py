@@ -1,6 +1,6 @@
 import torch
 
-from vitlab.data.draws import Draws
+from vitlab.data.draws import Draws, draws_of_batch
 
 
 def test_a_draw_depends_on_the_image_and_not_on_its_batch() -> None:
@@ -33,6 +33,31 @@ def test_draws_are_uniform_and_uncorrelated() -> None:
     assert (correlation - torch.eye(3)).abs().max() < 0.01
     neighbours = torch.corrcoef(torch.stack([values[:-1, 0], values[1:, 0]]))[0, 1]
     assert neighbours.abs() < 0.01
+
+
+def test_a_repeated_image_draws_anew_and_its_first_time_as_ever() -> None:
+    index = torch.arange(1000)
+    times = [Draws(0, 0, index, torch.full_like(index, repetition)).uniform(1, 4) for repetition in range(3)]
+    assert torch.equal(times[0], Draws(0, 0, index).uniform(1, 4))
+    assert len(torch.cat(times).flatten().unique()) > 12_000 - 20
+    rows = torch.tensor([5, 900])
+    repeated = Draws(0, 0, index, torch.full_like(index, 2))
+    assert torch.equal(repeated[rows].uniform(1, 4), times[2][rows])
+
+
+def test_a_batch_s_draws_hang_on_seed_epoch_and_number_and_touch_no_others() -> None:
+    def draw(*words: int) -> float:
+        with draws_of_batch(*words):
+            return torch.rand(()).item()
+
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    words = [(seed, epoch, number) for seed in range(3) for epoch in range(3) for number in range(50)]
+    drawn = [draw(*w) for w in words]
+    assert len(set(drawn)) == len(drawn)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(5)
+    assert [draw(*w) for w in reversed(words)] == drawn[::-1]
 
 
 def test_draws_are_the_same_numbers_for_ever() -> None:

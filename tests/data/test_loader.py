@@ -1,10 +1,13 @@
+from typing import Any
+
+import pytest
 import torch
 
 from vitlab.data.arrays import ImageArrays
-from vitlab.data.loader import ResidentLoader, epoch_order
+from vitlab.data.loader import ResidentLoader, epoch_order, repeated_order
 
 
-def make(rank: int = 0, world_size: int = 1, drop_last: bool = True, count: int = 50) -> ResidentLoader:
+def make(rank: int = 0, world_size: int = 1, drop_last: bool = True, count: int = 50, **changes: Any) -> ResidentLoader:
     images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
     arrays = ImageArrays.of(images, torch.arange(count), [str(i) for i in range(count)])
     return ResidentLoader(
@@ -16,6 +19,7 @@ def make(rank: int = 0, world_size: int = 1, drop_last: bool = True, count: int 
         device=torch.device("cpu"),
         rank=rank,
         world_size=world_size,
+        **changes,
     )
 
 
@@ -27,20 +31,76 @@ def test_an_epoch_s_order_is_a_permutation_that_seed_and_epoch_decide() -> None:
 
 
 def test_images_labels_and_indices_belong_together() -> None:
-    for images, labels, index in make():
+    for images, labels, index, _, _ in make():
         assert torch.equal(images[:, 0, 0, 0].long(), labels)
         assert torch.equal(labels, index)
 
 
 def test_the_last_batch_is_dropped_or_kept() -> None:
-    assert [len(labels) for _, labels, _ in make()] == [12] * 4
-    assert [len(labels) for _, labels, _ in make(drop_last=False)] == [12] * 4 + [2]
+    assert [len(batch.labels) for batch in make()] == [12] * 4
+    assert [len(batch.labels) for batch in make(drop_last=False)] == [12] * 4 + [2]
     assert len(make()) == 4
     assert len(make(drop_last=False)) == 5
 
 
 def test_the_ranks_shares_one_after_another_are_the_batch_of_one_process() -> None:
     for drop_last in (True, False):
-        alone = [index.tolist() for _, _, index in make(drop_last=drop_last)]
-        ranks = [[index.tolist() for _, _, index in make(rank, 3, drop_last)] for rank in range(3)]
+        alone = [batch.places.tolist() for batch in make(drop_last=drop_last)]
+        ranks = [[batch.places.tolist() for batch in make(rank, 3, drop_last)] for rank in range(3)]
         assert [[*a, *b, *c] for a, b, c in zip(*ranks, strict=True)] == alone
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_with_its_neighbour_a_rank_has_what_moving_the_batch_by_one_takes(repeats: int) -> None:
+    whole = list(make(repeats=repeats))
+    for rank in range(3):
+        shares = list(make(rank, 3, repeats=repeats, with_neighbour=True))
+        assert len(shares) == len(whole) == 4
+        for share, batch in zip(shares, whole, strict=True):
+            stretch = slice(4 * rank, 4 * rank + 4)
+            for name in ("images", "places", "repetitions"):
+                own, every = getattr(share, name), getattr(batch, name)
+                assert torch.equal(own[1:], every[stretch])
+                assert torch.equal(own[:-1], every.roll(1, 0)[stretch])
+            assert share.number == batch.number
+
+
+def test_a_third_of_the_images_comes_three_times_in_an_epoch_of_the_same_length() -> None:
+    batches = list(make(repeats=3))
+    assert [len(batch.labels) for batch in batches] == [12] * 4
+    for number, batch in enumerate(batches):
+        assert batch.number == number
+        assert torch.equal(batch.labels, batch.places)
+        # All three of an image in one batch, first those that come for the first time; none beside itself.
+        assert batch.places.view(3, 4).unique(dim=0).shape == (1, 4)
+        assert torch.equal(batch.repetitions, torch.arange(3).repeat_interleave(4))
+        assert (batch.places != batch.places.roll(1)).all()
+    seen = torch.cat([batch.places for batch in batches])
+    assert torch.equal(seen.unique(), epoch_order(50, 0, 4)[:16].sort().values)
+
+
+def test_repetitions_cross_a_batch_s_end_where_they_do_not_fit() -> None:
+    order = epoch_order(50, 0, 0)
+    places, repetitions = repeated_order(order, 3, 16)
+    assert places.shape == repetitions.shape == (50,)
+    pairs = set(zip(places.tolist(), repetitions.tolist(), strict=True))
+    assert pairs == {(int(order[slot // 3]), slot % 3) for slot in range(50)}
+    assert len(places[:16].unique()) == 6
+    for start in range(0, 48, 16):
+        batch = places[start : start + 16]
+        assert (batch != batch.roll(1)).all()
+    assert torch.equal(repeated_order(order, 1, 16)[0], order)
+
+
+def test_a_pass_with_repetitions_goes_on_where_it_stopped() -> None:
+    whole = list(make(repeats=3, with_neighbour=True))
+    first = make(repeats=3, with_neighbour=True)
+    passed = iter(first)
+    for _ in range(2):
+        next(passed)
+    again = make(repeats=3, with_neighbour=True)
+    again.load_state_dict(first.state_dict())
+    for one, other in zip(again, whole[2:], strict=True):
+        assert one.number == other.number
+        assert torch.equal(one.places, other.places)
+        assert torch.equal(one.repetitions, other.repetitions)

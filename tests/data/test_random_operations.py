@@ -6,7 +6,16 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from vitlab.data.draws import Draws
-from vitlab.data.random_operations import BINS, NAMES, SIGNED, RandAugment, TrivialAugment, apply, magnitudes
+from vitlab.data.random_operations import (
+    BINS,
+    NAMES,
+    OPERATIONS,
+    SIGNED,
+    RandAugment,
+    TrivialAugment,
+    apply,
+    magnitudes,
+)
 
 
 def pictures(count: int) -> Tensor:
@@ -19,17 +28,17 @@ def pictures(count: int) -> Tensor:
 WIDE = {"shear": 0.99, "translate": 32.0, "rotate": 135.0, "colour": 0.99, "posterize": 6}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_is_torchvision_s(name: str) -> None:
     oracle = v2.TrivialAugmentWide()
-    space = v2.TrivialAugmentWide._AUGMENTATION_SPACE[name][0](BINS, 32, 32)
-    table = magnitudes(**WIDE, device=torch.device("cpu"))[NAMES.index(name)]
+    space = {**v2.AutoAugment._AUGMENTATION_SPACE, **v2.TrivialAugmentWide._AUGMENTATION_SPACE}[name][0](BINS, 32, 32)
+    table = magnitudes(**WIDE, device=torch.device("cpu"))[OPERATIONS.index(name)]
     if space is not None:
         assert torch.equal(table.float(), space.float())
     signs = (1, -1) if name in SIGNED else (1,)
     magnitude = torch.cat([table * sign for sign in signs])
     images = pictures(len(magnitude))
-    result = apply(images, torch.full((len(images),), NAMES.index(name)), magnitude)
+    result = apply(images, torch.full((len(images),), OPERATIONS.index(name)), magnitude)
     expected = torch.stack(
         [
             oracle._apply_image_or_video_transform(image, name, float(m), interpolation="nearest", fill={})
@@ -85,5 +94,5 @@ def test_what_a_gpu_computes_is_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     def everywhere(chosen: Tensor, change: object, images: Tensor, argument: Tensor) -> Tensor:
         return torch.where(chosen.view(-1, 1, 1, 1), change(images, argument), images)  # type: ignore[operator]
 
-    monkeypatch.setattr("vitlab.data.random_operations._where", everywhere)
+    monkeypatch.setattr("vitlab.data.random_operations.where", everywhere)
     assert torch.equal(TrivialAugment()(images, draws, 0), expected)

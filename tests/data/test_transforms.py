@@ -48,6 +48,17 @@ def test_flip_mirrors_some_images_and_leaves_the_others(images: Tensor, draws: D
     assert torch.equal(flipped[~chosen], images[~chosen])
 
 
+def test_an_alternating_flip_shows_the_other_side_each_time_an_image_comes_again(images: Tensor) -> None:
+    flip, index = RandomHorizontalFlip(0.5, alternating=True), torch.arange(100, 164)
+    epochs = [flip(images, Draws(0, epoch, index), 1) for epoch in range(3)]
+    assert torch.equal(epochs[0], RandomHorizontalFlip(0.5)(images, Draws(0, 0, index), 1))  # drawn, as ever
+    assert torch.equal(epochs[1], epochs[0].flip(-1))
+    assert torch.equal(epochs[2], epochs[0])
+    again = torch.ones_like(index)
+    assert torch.equal(flip(images, Draws(0, 0, index, again), 1), epochs[1])
+    assert torch.equal(flip(images, Draws(0, 1, index, again), 1), epochs[0])
+
+
 def test_flip_and_crop_take_their_extremes(images: Tensor, draws: Draws) -> None:
     assert torch.equal(RandomHorizontalFlip(0.0)(images, draws, 0), images)
     assert torch.equal(RandomHorizontalFlip(1.0)(images, draws, 0), images.flip(-1))

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,7 @@ SOUND = [
     [*TINY, "finetune=freeze_first"],
     [*TINY, "finetune=layer_decay", "optimizer.lr=5e-5"],
     [*TINY, "augment=none", "data.val_size=0", "data.max_train_images=32"],
+    [*TINY, "augment=strong", "augment.mixing.p=1"],
     [*TINY, "compile=true"],
     *map(of_timm, ("test_vit", "test_convnext", "test_resnet", "test_efficientnet")),
     [*of_timm("test_efficientnet"), "data.image_size=32"],
@@ -297,6 +299,21 @@ def test_what_is_not_caught_is_said_to_be_so(
 ) -> None:
     subject = subject_of(tmp_path, *TINY, *overrides, change=change or (lambda subject: None))
     assert failures(run_preflight(subject, tmp_path)) == {}
+
+
+def test_mixing_of_two_classes_is_a_warning_and_they_can_still_be_learned(
+    image_root: Path, in_process: Command, tmp_path: Path
+) -> None:
+    for split in ("train", "test"):
+        shutil.rmtree(image_root / split / "cow")
+    data = ["data=image_folder", f"data.root={image_root}", "data.batch_size=16", "data.val_size=0"]
+    mixed = ["augment.mixing.p=1", "augment.mixing.mixup_alpha=1000", "augment.mixing.cutmix_share=0"]  # half and half
+    result = in_process("train.py", *data, *mixed, *TINY, "trainer=cpu", "preflight=only", "hydra.run.dir=run")
+    assert result.returncode == 0, result.stdout
+    found = {c["check"]: c for c in json.loads((tmp_path / "run" / "preflight.json").read_text())["checks"]}
+    assert found["mixing"]["status"] == "warning"
+    assert "of two classes, half of the pairs are of one class" in found["mixing"]["meaning"]
+    assert "augment.mixing.p=0" in found["mixing"]["meaning"]
 
 
 def test_frozen_positions_are_a_warning(tmp_path: Path) -> None:

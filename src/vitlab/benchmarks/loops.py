@@ -45,8 +45,8 @@ def augmented(data: ImageDataModule, device: torch.device, transform: BatchTrans
         world_size=1,
     )
     transform = (transform or data.transform).to(device)
-    for images, labels, places in endless(loader):
-        yield transform(images, Draws(0, 0, places)), labels
+    for batch in endless(loader):
+        yield transform(batch.images, Draws(0, 0, batch.places)), batch.labels
 
 
 def one_batch(size: int, image_size: int, classes: int, device: torch.device) -> Batches:

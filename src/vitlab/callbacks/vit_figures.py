@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from vitlab.data.arrays import ImageArrays
-from vitlab.data.loader import epoch_order
+from vitlab.data.loader import StoredBatch, epoch_order
 from vitlab.figures import attention, embeddings, never_failing, publish
 from vitlab.models.attention_maps import Attention, TokenLayout, record_attention, token_layout
 from vitlab.models.interpretation import (
@@ -158,7 +158,7 @@ def _whole_here(trainer: pl.Trainer, module: Any) -> bool:
 def _record(
     network: nn.Module, data: Any, split: ImageArrays, places: Tensor, device: torch.device
 ) -> Attention | None:
-    chosen = (split.pick(places).to(device), split.labels[places].to(device), places.to(device))
+    chosen = StoredBatch(split.pick(places).to(device), split.labels[places].to(device), places.to(device))
     return record_attention(network, data.prepare_batch(chosen, None).images)
 
 

@@ -96,6 +96,17 @@ def _warmup(config: Config) -> Iterator[tuple[str, str]]:
         )
 
 
+def _mixing_that_ends(config: Config) -> Iterator[tuple[str, str]]:
+    trainer = config["trainer"]
+    for name, node in config["augment"].items():
+        off = node.get("off_share") if isinstance(node, dict) else None
+        if off and trainer["max_epochs"] in (None, -1) and trainer["max_time"] is None:
+            yield (
+                f"augment.{name}.off_share",
+                f"off_share={off:g} counts from the run's end: set trainer.max_epochs or max_time, or off_share=0",
+            )
+
+
 def _images(config: Config) -> Iterator[tuple[str, str]]:
     data = config["data"]
     available = _train_images(data)
@@ -174,6 +185,7 @@ FACTS: tuple[Callable[[Config], Iterator[tuple[str, str]]], ...] = (
     _classes,
     _epochs,
     _warmup,
+    _mixing_that_ends,
     _images,
     _devices,
     _precision,

@@ -4,19 +4,22 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from vitlab.data.arrays import Dataset, ImageArrays, stratified_split
 from vitlab.data.draws import Draws
-from vitlab.data.loader import ResidentLoader, epoch_order
+from vitlab.data.loader import ResidentLoader, StoredBatch
+from vitlab.data.mixing import Mixing
 from vitlab.data.transforms import BatchTransform
 from vitlab.errors import UserError
 
 
 class Batch(NamedTuple):
-    """Float32 images `[B, 3, H, W]`, labels int64 `[B]`, and the images' places in their split, int64 `[B]`."""
+    """Float32 images `[B, 3, H, W]`, labels int64 `[B]`, or float32 `[B, classes]` where images were mixed, and the
+    images' places in their split, int64 `[B]`."""
 
     images: Tensor
     labels: Tensor
@@ -36,10 +39,12 @@ class ImageDataModule(LightningDataModule):
         num_classes, classes: Number and names of the classes; None takes them from the data.
         mean, std: Of each channel on the scale [0, 1]; None measures them on the training images.
         interpolation: Of the resize from `stored_size` to `image_size`: "bilinear" or "bicubic".
-        augmentations: Modules called as `(images, draws, stream)` on training batches.
+        augmentations: Modules called as `(images, draws, stream)` on training batches, and at most one `Mixing`.
         val_size: Validation images drawn from the training images, stratified: a number, a fraction below 1, or 0.
         split_seed: The validation split depends on this alone.
         max_train_images: Train on this many images only (a stratified choice); None means all.
+        repeated_augmentation: An epoch of as many images consists of so many repetitions of each of fewer ones
+            (Hoffer et al. 2020, "Augment Your Batch"), every one with draws of its own.
         batch_size: Global training batch, divided among the ranks.
         eval_batch_size: Global batch of validation, test and prediction.
         seed: Of the order of images and their augmentation.
@@ -65,8 +70,11 @@ class ImageDataModule(LightningDataModule):
         batch_size: int,
         eval_batch_size: int,
         seed: int,
+        repeated_augmentation: int = 1,
     ) -> None:
         super().__init__()
+        if repeated_augmentation < 1:
+            raise ValueError(f"repeated_augmentation={repeated_augmentation} must be at least 1")
         if batch_size < 1 or eval_batch_size < 1:
             raise ValueError(f"batch_size={batch_size} and eval_batch_size={eval_batch_size} must be at least 1")
         self.image_size = image_size
@@ -76,13 +84,15 @@ class ImageDataModule(LightningDataModule):
         self.mean = mean
         self.std = std
         self.interpolation = interpolation
-        self.augmentations = augmentations
+        self.augmentations = [module for module in augmentations if not isinstance(module, Mixing)]
+        self.mixing = next((m for m in augmentations if isinstance(m, Mixing) and m.p), None)
         self.val_size = val_size
         self.split_seed = split_seed
         self.max_train_images = max_train_images
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
+        self.repeated_augmentation = repeated_augmentation
         self.splits: dict[str, ImageArrays] = {}
         self._resumed: dict[str, int] | None = None
 
@@ -165,7 +175,12 @@ class ImageDataModule(LightningDataModule):
             device=_home(arrays, trainer.strategy.root_device),
             rank=trainer.global_rank,
             world_size=trainer.world_size,
+            **(self._training_batches if training else {}),
         )
+
+    @property
+    def _training_batches(self) -> dict[str, Any]:
+        return {"repeats": self.repeated_augmentation, "with_neighbour": self.mixing is not None}
 
     def train_dataloader(self) -> ResidentLoader:
         self._train_loader = self._loader("train", training=True)
@@ -187,7 +202,7 @@ class ImageDataModule(LightningDataModule):
     def test_dataloader(self) -> ResidentLoader:
         return self._loader("test", training=False)
 
-    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor, Tensor], dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: StoredBatch, dataloader_idx: int) -> Batch:
         trainer = self.trainer
         assert trainer is not None
         epoch = trainer.current_epoch if trainer.training else None
@@ -195,23 +210,48 @@ class ImageDataModule(LightningDataModule):
         # Lightning converts batches to a half precision before they come here: as uint8, which stay what they are.
         return Batch(trainer.precision_plugin.convert_input(images), labels, places)
 
-    def prepare_batch(self, batch: tuple[Tensor, Tensor, Tensor], epoch: int | None) -> Batch:
+    def prepare_batch(self, batch: StoredBatch, epoch: int | None) -> Batch:
         """What the network gets of a loader's batch, on the batch's device.
 
         Args:
-            batch: uint8 images `[B, 3, h, w]`, labels int64 `[B]`, and the images' places in their split, int64 `[B]`.
+            batch: Where there is mixing, and the batch is to be augmented, its first image is there for its neighbour's
+                sake alone.
             epoch: Augments as in this epoch; None does not augment.
         """
-        images, labels, places = batch
-        draws = None if epoch is None else Draws(self.seed, epoch, places)
-        return Batch(self.transform.to(images.device)(images, draws), labels, places)
+        images, labels, places, repetitions, number = batch
+        draws = None if epoch is None else Draws(self.seed, epoch, places, repetitions)
+        images = self.transform.to(images.device)(images, draws)
+        if epoch is None or self.mixing is None:
+            return Batch(images, labels, places)
+        if self.mixing.is_on(self._progress(epoch)):
+            classes = self.facts["num_classes"]
+            images, labels = self.mixing(images, labels, classes=classes, seed=self.seed, epoch=epoch, number=number)
+        return Batch(images[1:], labels[1:], places[1:])
+
+    def _progress(self, epoch: int) -> float:
+        """Share of the run that is over, of its epochs or of its time; 0 where neither has an end."""
+        trainer = self.trainer
+        if trainer is None:  # before training
+            return 0.0
+        epochs = epoch / trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 0.0
+        clock = getattr(trainer.lightning_module, "time_progress", None)
+        return max(epochs, clock() if clock else 0.0)
 
     def first_batch(self, device: torch.device) -> Batch:
-        """The images that one process trains on first."""
-        train = self.splits["train"]
-        places = epoch_order(len(train), self.seed, 0)[: self.batch_size]
-        raw = train.pick(places).to(device), train.labels[places].to(device), places.to(device)
-        return self.prepare_batch(raw, 0)
+        """What one process trains on first."""
+        loader = ResidentLoader(
+            self.splits["train"],
+            self.batch_size,
+            seed=self.seed,
+            epoch=lambda: 0,
+            drop_last=True,
+            device=torch.device("cpu"),
+            rank=0,
+            world_size=1,
+            **self._training_batches,
+        )
+        stored = next(iter(loader))
+        return self.prepare_batch(move_data_to_device(stored, device), 0)
 
 
 def channel_statistics(arrays: ImageArrays) -> tuple[list[float], list[float]]:

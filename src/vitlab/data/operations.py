@@ -110,6 +110,11 @@ def equalize(images: Tensor, magnitude: Tensor) -> Tensor:
     return result
 
 
+def invert(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Black becomes white; there is no magnitude."""
+    return 255 - images
+
+
 def _blend(images: Tensor, others: Tensor, magnitude: Tensor) -> Tensor:
     weight = (1 + magnitude).view(-1, 1, 1, 1)
     return (images * weight.float() + others * (1 - weight).float()).clamp_(0, 255).to(torch.uint8)

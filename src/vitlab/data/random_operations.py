@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,14 @@ COLOURS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Solarize": operations.solarize,
     "AutoContrast": operations.autocontrast,
     "Equalize": operations.equalize,
+    "Invert": operations.invert,
 }
-NAMES = ("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", *COLOURS)
+OPERATIONS = ("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", *COLOURS)
+NAMES = OPERATIONS[:-1]  # RandAugment and TrivialAugment do not invert
 SIGNED = frozenset(NAMES[1:6]) | {"Brightness", "Color", "Contrast", "Sharpness"}
 BINS = 31  # steps from no to full magnitude
+
+Argument = TypeVar("Argument", Tensor, Draws)
 
 
 def apply(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
@@ -29,7 +34,7 @@ def apply(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
 
     Args:
         images: uint8 `[B, 3, H, W]`.
-        operation: int64 `[B]`, places in `NAMES`.
+        operation: int64 `[B]`, places in `OPERATIONS`.
         magnitude: float64 `[B]`, signed.
     """
     height, width = images.shape[-2:]
@@ -42,16 +47,16 @@ def apply(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
     }
     inverse = torch.zeros_like(moves["Rotate"])
     for name, move in moves.items():
-        inverse = torch.where((operation == NAMES.index(name)).view(-1, 1, 1), move, inverse)
+        inverse = torch.where((operation == OPERATIONS.index(name)).view(-1, 1, 1), move, inverse)
     moved = (operation > 0) & (operation <= len(moves))
-    images = _where(moved, operations.transform_affinely, images, inverse)
+    images = where(moved, operations.transform_affinely, images, inverse)
     for name, change in COLOURS.items():
-        images = _where(operation == NAMES.index(name), change, images, magnitude)
+        images = where(operation == OPERATIONS.index(name), change, images, magnitude)
     return images
 
 
-def _where(chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor], images: Tensor, argument: Tensor) -> Tensor:
-    """Changes the chosen images.
+def where(chosen: Tensor, change: Callable[[Tensor, Argument], Tensor], images: Tensor, argument: Argument) -> Tensor:
+    """Changes the chosen images (bool `[B]`); the argument has a row for each image.
 
     On a CPU those alone are computed. To find them out a GPU would have to wait: there all are, and thrown away.
     """
@@ -92,7 +97,7 @@ class RandAugment(nn.Module):
         for number in range(self.num_ops):
             operation = (uniform[:, 2 * number] * len(NAMES)).long()
             images = apply(
-                images, operation, table[operation, self.magnitude] * _sign(operation, uniform[:, 2 * number + 1])
+                images, operation, table[operation, self.magnitude] * sign(operation, uniform[:, 2 * number + 1])
             )
         return images
 
@@ -105,7 +110,7 @@ class TrivialAugment(nn.Module):
         uniform = draws.uniform(stream, 3)
         operation = (uniform[:, 0] * len(NAMES)).long()
         magnitude = table[operation, (uniform[:, 1] * BINS).long()]
-        return apply(images, operation, magnitude * _sign(operation, uniform[:, 2]))
+        return apply(images, operation, magnitude * sign(operation, uniform[:, 2]))
 
 
 def wide_magnitudes(device: torch.device) -> Tensor:
@@ -115,9 +120,16 @@ def wide_magnitudes(device: torch.device) -> Tensor:
 
 @cache  # once a device: what is copied to a GPU in a step waits for it
 def magnitudes(
-    *, shear: float, translate: float, rotate: float, colour: float, posterize: int, device: torch.device
+    *,
+    shear: float,
+    translate: float,
+    rotate: float,
+    colour: float,
+    posterize: int,
+    device: torch.device,
+    bins: int = BINS,
 ) -> Tensor:
-    """Each operation's magnitudes, float64 `[operations, BINS]`, from none to the largest.
+    """Each operation's magnitudes, float64 `[operations, bins]`, from none to the largest.
 
     Args:
         shear: The largest tangent.
@@ -126,26 +138,29 @@ def magnitudes(
         colour: The largest change of brightness, colour, contrast and sharpness.
         posterize: The most bits dropped.
         device: Where the table lies.
+        bins: Steps from no to full magnitude.
     """
-    none = torch.zeros(BINS)
-    bits = (8 - torch.arange(BINS) / ((BINS - 1) / posterize)).round()
+    none = torch.zeros(bins)
+    kept = (8 - torch.arange(bins) / ((bins - 1) / posterize)).round()
     rows: Sequence[Tensor] = [
         none,
-        *(torch.linspace(0.0, most, BINS) for most in (shear, shear, translate, translate, rotate)),
-        *(torch.linspace(0.0, colour, BINS) for _ in range(4)),
-        bits,
-        torch.linspace(1.0, 0.0, BINS),
+        *(torch.linspace(0.0, most, bins) for most in (shear, shear, translate, translate, rotate)),
+        *(torch.linspace(0.0, colour, bins) for _ in range(4)),
+        kept,
+        torch.linspace(1.0, 0.0, bins),
+        none,
         none,
         none,
     ]
     return torch.stack(list(rows)).double().to(device)
 
 
-def _sign(operation: Tensor, uniform: Tensor) -> Tensor:
+def sign(operation: Tensor, uniform: Tensor) -> Tensor:
+    """-1 for half of the draws of the operations that go both ways, else 1, float64 `[B]`."""
     negative = _signed_operations(operation.device)[operation] & (uniform < 0.5)
     return torch.where(negative, -1.0, 1.0).double()
 
 
 @cache
 def _signed_operations(device: torch.device) -> Tensor:
-    return torch.tensor([name in SIGNED for name in NAMES], device=device)
+    return torch.tensor([name in SIGNED for name in OPERATIONS], device=device)

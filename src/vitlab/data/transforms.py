@@ -4,6 +4,7 @@ The counterparts of torchvision's transforms, which draw once for all images of 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +16,28 @@ from vitlab.data.draws import Draws
 
 
 class RandomHorizontalFlip(nn.Module):
-    """Mirrors each image `[B, C, H, W]` (any dtype) with probability `p`."""
+    """Mirrors each image `[B, C, H, W]` (any dtype) with probability `p`.
 
-    def __init__(self, p: float) -> None:
+    Args:
+        p: Probability.
+        alternating: Draw in the first epoch alone, and turn each image around with every time that it comes again: two
+            epochs show both its sides (Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", section 3.6).
+    """
+
+    def __init__(self, p: float, alternating: bool = False) -> None:
         super().__init__()
         if not 0 <= p <= 1:
             raise ValueError(f"p={p} of RandomHorizontalFlip is no probability: 0 to 1")
         self.p = p
+        self.alternating = alternating
 
     def forward(self, images: Tensor, draws: Draws, stream: int) -> Tensor:
-        chosen = draws.uniform(stream, 1)[:, 0] < self.p
+        if self.alternating:
+            chosen = replace(draws, epoch=0, repetition=None).uniform(stream, 1)[:, 0] < self.p
+            times = draws.epoch if draws.repetition is None else draws.epoch + draws.repetition
+            chosen = chosen ^ (times % 2 == 1)
+        else:
+            chosen = draws.uniform(stream, 1)[:, 0] < self.p
         return torch.where(chosen.view(-1, 1, 1, 1), images.flip(-1), images)
 
 

@@ -23,8 +23,9 @@ FIRST_BATCH: About = {
     "tag": "data/first_batch",
     "title": "First training batch as the network sees it",
     "caption": (
-        "After augmentation, at the network's image size, with the normalisation undone for the eye. Look for: images "
-        "that still show their class, augmentation that is there and not too strong, labels that fit."
+        "After augmentation and mixing, at the network's image size, with the normalisation undone for the eye. Look "
+        "for: images that still show their class, augmentation that is there and not too strong, labels that fit, and "
+        "in the shares of what was mixed."
     ),
 }
 CONFUSIONS: About = {
@@ -74,8 +75,9 @@ CURVES: About = {
     "tag": "curves/loss_and_accuracy",
     "title": "Loss, accuracy and learning rate by epoch",
     "caption": (
-        "Training images are augmented, and their loss has label smoothing: the two lines are not of one kind, and the "
-        "training line may lie on the worse side. Accuracy that still rises at the right end asks for more epochs; "
+        "Training images are augmented, perhaps mixed (then right is the class with the larger share), and their loss "
+        "has label smoothing: the two lines are not of one kind, and the training line may lie on the worse side. "
+        "Accuracy that still rises at the right end asks for more epochs; "
         "a validation loss that turns up while the training loss falls is learning by heart. The dotted line is the "
         "epoch whose weights were kept and tested."
     ),

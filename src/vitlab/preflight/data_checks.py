@@ -115,6 +115,26 @@ def labels(subject: Subject) -> Iterator[Finding]:
         yield ok(check, figure)
 
 
+def mixing(subject: Subject) -> Iterator[Finding]:
+    """Mixed labels say something: there are more than two classes."""
+    check, mixed = "mixing", subject.data.mixing
+    if mixed is None:
+        return
+    figure = (
+        f"{mixed.p:.0%} of the batches: CutMix {mixed.cutmix_share:.0%} of them, mixup the others; train/acc goes by "
+        "the class with the larger share"
+    )
+    if subject.num_classes == 2:
+        yield warning(
+            check,
+            figure,
+            "of two classes, half of the pairs are of one class, and the others' labels say that both are there: a "
+            "weak lesson. augment.mixing.p=0 mixes nothing",
+        )
+    else:
+        yield ok(check, figure)
+
+
 def shared_images(subject: Subject) -> Iterator[Finding]:
     """No image stands in two splits."""
     check = "splits are apart"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.classifier import ImageClassifier
+from vitlab.data import main_class
 from vitlab.preflight.findings import Finding, failed, ok, some, warning
 from vitlab.preflight.subject import Subject, gradient_norm
 
@@ -72,7 +73,10 @@ def loss_at_start(subject: Subject) -> Finding:
 
 
 def probe(subject: Subject) -> Probe:
-    """Learns a few images by heart with an optimizer that is safe for all, whatever the run's own is."""
+    """Learns a few images by heart with an optimizer that is safe for all, whatever the run's own is.
+
+    The label of a mixed image is its larger share: a half of each of two classes is no better than guessing.
+    """
     tried = []
     for rate in SAFE_RATES:
         torch.manual_seed(0)
@@ -88,7 +92,7 @@ def probe(subject: Subject) -> Probe:
 
 
 def _train(subject: Subject, attempt: Probe, optimizer: torch.optim.Optimizer) -> None:
-    images, labels = subject.batch.images[:IMAGES], subject.batch.labels[:IMAGES]
+    images, labels = subject.batch.images[:IMAGES], main_class(subject.batch.labels[:IMAGES])
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group.setdefault("whole_lr", group["lr"])

@@ -109,6 +109,7 @@ def _all_checks(subject: Subject, folder: Path) -> list[Finding]:
     look("splits are apart", data_checks.shared_images, subject)
     if look("labels", data_checks.labels, subject):
         look("labels fit images", data_checks.labels_tell, subject)
+        look("mixing", data_checks.mixing, subject)
     else:
         sound = False
     if not sound:

@@ -94,6 +94,7 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self.repeated_augmentation = repeated_augmentation
         self.splits: dict[str, ImageArrays] = {}
+        self._train_loader: ResidentLoader | None = None
         self._resumed: dict[str, int] | None = None
 
     def fetch(self) -> None:
@@ -191,10 +192,13 @@ class ImageDataModule(LightningDataModule):
     # Lightning brings back the loader's own state only where nothing asked for the loader before, as a schedule does
     # that must know the number of steps.
     def state_dict(self) -> dict[str, Any]:
+        assert self._train_loader is not None
         return self._train_loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed = state_dict
+        if self._train_loader is not None:  # sharded models are restored late
+            self._train_loader.load_state_dict(state_dict)
 
     def val_dataloader(self) -> ResidentLoader:
         return self._loader("val", training=False)

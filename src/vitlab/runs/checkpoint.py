@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitlab.errors import UserError
 from vitlab.files import replacing
+from vitlab.runs.shards import consolidated
 
 CONFIG_KEY = "vitlab_config"
 METRICS_KEY = "vitlab_metrics"
@@ -30,6 +31,12 @@ class WholeCheckpointIO(TorchCheckpointIO):
         # A file of Python's: what torch opens itself fails without saying that the disk is full.
         with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """As Lightning's, also of a folder that several processes wrote."""
+        if Path(path).is_dir():
+            return consolidated(Path(path))
+        return super().load_checkpoint(path, map_location, weights_only)
 
 
 class ConfigInCheckpoint(pl.Callback):
@@ -53,17 +60,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, damaged, or no checkpoint of vitlab's.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"there is no checkpoint {path}")
     try:
-        check_sums(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = consolidated(path) if path.is_dir() else _read_file(path)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path} can't be read as a checkpoint: it is damaged or of another kind ({reason})") from error
     if not isinstance(checkpoint, dict) or not is_whole(checkpoint):
         raise UserError(f"{path} is no checkpoint of vitlab's: it does not carry the run's config and weights")
     return checkpoint
+
+
+def _read_file(path: Path) -> Any:
+    check_sums(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def check_sums(path: Path) -> None:

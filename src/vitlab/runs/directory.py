@@ -156,7 +156,7 @@ class RunDirectory:
         file = self.checkpoints / f"{which}.ckpt" if which in ("best", "last") else Path(which)
         if which == "best" and not file.exists():
             file = self.checkpoints / "last.ckpt"
-        if not file.is_file():
+        if not file.exists():
             there = ", ".join(sorted(f.name for f in self.checkpoints.glob("*.ckpt"))) or "none"
             raise UserError(f"checkpoint={which}: there is no file {file} (checkpoints of the run: {there})")
         return file

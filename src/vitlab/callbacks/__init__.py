@@ -10,6 +10,7 @@ from vitlab.callbacks.predictions import CollectLogits
 from vitlab.callbacks.progress import RunProgress
 from vitlab.callbacks.step_profiler import StepProfiler
 from vitlab.callbacks.throughput import Throughput
+from vitlab.callbacks.training_clock import TrainingClock
 from vitlab.callbacks.vit_figures import ViTFigures
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "RunProgress",
     "StepProfiler",
     "Throughput",
+    "TrainingClock",
     "ViTFigures",
 ]

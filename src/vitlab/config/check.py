@@ -40,7 +40,8 @@ PLAIN = {
     "scheduler": {"schedule", "interval", "monitor"},
 }
 EXTRAS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # packages that an extra of the same name installs
-FILLED_IN_LATER = {"scheduler.schedule.total_steps"}  # null until the length of the run is known
+# null until the run is there
+FILLED_IN_LATER = {"scheduler.schedule.total_steps", "scheduler.schedule.progress"}
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 

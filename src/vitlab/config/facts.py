@@ -70,7 +70,17 @@ def _classes(config: Config) -> Iterator[tuple[str, str]]:
 def _epochs(config: Config) -> Iterator[tuple[str, str]]:
     trainer, schedule = config["trainer"], config["scheduler"]["schedule"]
     endless = trainer["max_steps"] == -1 and trainer["max_epochs"] in (None, -1)
-    if endless and "total_steps" in schedule:
+    if "progress" in schedule:
+        if trainer["max_time"] is None:
+            yield "trainer.max_time", "this schedule is laid over the run's time: set trainer.max_time=DD:HH:MM:SS"
+        if not endless:
+            yield (
+                "trainer.max_epochs",
+                "this schedule ends with trainer.max_time: set trainer.max_epochs=-1, max_steps=-1",
+            )
+        if schedule["warmup"] >= 1:
+            yield "scheduler.schedule.warmup", f"warmup={schedule['warmup']:g} must be a fraction of trainer.max_time"
+    elif endless and "total_steps" in schedule:
         yield "trainer.max_epochs", "this schedule must know the run's length: set trainer.max_epochs or max_steps"
     elif endless and trainer["max_time"] is None:
         yield "trainer.max_epochs", "the run would never end: set trainer.max_epochs, max_steps or max_time"

@@ -83,14 +83,19 @@ def _duration(subject: Subject, speed: float) -> str:
         lengths.append(trainer.max_steps * trainer.accumulate_grad_batches)
     compiled = getattr(subject.classifier.network, "_compiled_call_impl", None) is not None
     figure = f"{speed:,.0f} images a second in training steps{', before torch.compile' if compiled else ''}"
-    if not lengths:
-        return figure
-    total = min(lengths)
     # A forward pass is about a third of a training step.
-    seconds = (total * subject.data.batch_size + validated / 3 * total / max(batches, 1)) / speed
+    epoch = (batches * subject.data.batch_size + validated / 3) / speed
     timers = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
-    left = min((t for t in timers if t is not None), default=seconds)
-    if left < seconds:
+    left = min((t for t in timers if t is not None), default=None)
+    if not lengths:
+        return (
+            figure
+            if left is None
+            else f"{figure}: about {left / epoch:.2g} epochs in {_words(left)} of trainer.max_time"
+        )
+    total = min(lengths)
+    seconds = epoch * total / max(batches, 1)
+    if left is not None and left < seconds:
         return (
             f"{figure}: trainer.max_time ends the run after {_words(left)}, about {left / seconds:.0%} of its batches"
         )

@@ -23,8 +23,8 @@ from vitlab.data.arrays import ImageArrays
 from vitlab.errors import UserError
 from vitlab.files import set_aside, write_json, write_text
 from vitlab.interruption import told_apart
-from vitlab.report import print_evaluation
-from vitlab.runs.checkpoint import read_checkpoint
+from vitlab.report import print_choice, print_evaluation
+from vitlab.runs.checkpoint import choose_weights, read_checkpoint
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.rebuild import rebuild_network
 
@@ -56,7 +56,10 @@ def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> 
     resolve_machine(config)
     torch.set_float32_matmul_precision(config.matmul_precision)
     file = run.checkpoint(str(command.checkpoint))
-    network = rebuild_network(config, read_checkpoint(file), file, list(command.trusted_targets))
+    checkpoint = read_checkpoint(file)
+    weights = choose_weights(checkpoint, command.weights, file)
+    network = rebuild_network(config, checkpoint, file, list(command.trusted_targets), weights)
+    print_choice(checkpoint, weights)
 
     data: ImageDataModule = build(config.data, "data", augmentations=[], seed=config.seed)
     data.prepare_data()
@@ -92,6 +95,7 @@ def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> 
     metrics["images"] = len(seen)
     metrics["per_class"] = per_class(logits, seen.labels, data.facts["classes"])
     metrics["checkpoint"] = str(file)
+    metrics["weights"] = weights
     metrics["overrides"] = [override.input_line for override in overrides]
     json_file, csv_file = run.path / f"evaluation_{split}.json", run.path / f"predictions_{split}.csv"
     for old in (json_file, csv_file):

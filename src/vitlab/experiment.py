@@ -194,7 +194,7 @@ def weights_to_start_from(config: DictConfig) -> Weights | None:
             raise UserError("init_from and model.weights both name weights to start from: take one")
         config.model.weights = str(checkpoint_of(config.init_from))
     choice = {key: config.model.get(key) for key in weight_keys(config.model)}
-    weights = find_weights(choice, config.model.get("name"))
+    weights = find_weights(choice, config.model.get("name"), config.init_weights)
     known, origin = (weights.input, weights.input_origin) if weights else ({}, "")
     for key, value in known.items():
         chosen = config.data[key]

@@ -1,6 +1,7 @@
 """What watches a run while it trains."""
 
 from vitlab.callbacks.best_checkpoint import BestCheckpoint
+from vitlab.callbacks.ema import EMA
 from vitlab.callbacks.epoch_metrics import EpochMetricsCSV
 from vitlab.callbacks.figures import Figures
 from vitlab.callbacks.finite_loss import FiniteLoss
@@ -14,6 +15,7 @@ from vitlab.callbacks.training_clock import TrainingClock
 from vitlab.callbacks.vit_figures import ViTFigures
 
 __all__ = [
+    "EMA",
     "BestCheckpoint",
     "CollectLogits",
     "EpochMetricsCSV",

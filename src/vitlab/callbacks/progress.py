@@ -156,6 +156,8 @@ def epoch_line(metrics: Mapping[str, Any], splits: Sequence[str]) -> str:
     for split in splits:
         if f"{split}/loss" in metrics:
             parts.append(f"{split} loss {metrics[f'{split}/loss']:.4f} acc {metrics[f'{split}/acc']:.4f}")
+        if f"{split}/acc_ema" in metrics:
+            parts.append(f"ema loss {metrics[f'{split}/loss_ema']:.4f} acc {metrics[f'{split}/acc_ema']:.4f}")
     if "images_per_second" in metrics:
         parts.append(f"{metrics['images_per_second']:,.0f} img/s")
     if "mfu" in metrics:

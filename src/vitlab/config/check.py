@@ -31,7 +31,17 @@ TARGETS = ("model", "data", "optimizer", "finetune", "scheduler.schedule", "trai
 COLLECTIONS = ("augment", "callbacks")  # of targets, each under a name of the user's choice
 GROUPS = ("model", "data", "augment", "optimizer", "finetune", "scheduler", "trainer", "callbacks", "logger")
 SETTINGS = (
-    *("name", "run_dir", "init_from", "seed", "label_smoothing", "compile", "preflight", "matmul_precision"),
+    *(
+        "name",
+        "run_dir",
+        "init_from",
+        "init_weights",
+        "seed",
+        "label_smoothing",
+        "compile",
+        "preflight",
+        "matmul_precision",
+    ),
     "checkpoint",
 )
 FILLING = ("experiment", "sweep", "debug")  # groups whose files fill the others

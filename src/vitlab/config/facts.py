@@ -145,6 +145,13 @@ def _waiting_for_validation(config: Config) -> Iterator[tuple[str, str]]:
             yield f"{path}.monitor", f"{path} follows {monitor}, but {off} leaves no validation"
 
 
+def _averages(config: Config) -> Iterator[tuple[str, str]]:
+    averaged = any(node and node["_target_"] == "vitlab.callbacks.EMA" for node in config["callbacks"].values())
+    for path, monitor, _ in _monitors(config):
+        if monitor.endswith("_ema") and not averaged:
+            yield f"{path}.monitor", f"{path} follows {monitor}, which callbacks=ema measures: add that"
+
+
 def _modes(config: Config) -> Iterator[tuple[str, str]]:
     for path, monitor, mode in _monitors(config):
         if mode is not None and mode != METRICS[monitor]:
@@ -174,6 +181,7 @@ FACTS: tuple[Callable[[Config], Iterator[tuple[str, str]]], ...] = (
     _devices,
     _precision,
     _waiting_for_validation,
+    _averages,
     _modes,
     _plateau,
 )

@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from vitlab.data import Batch
 from vitlab.errors import UserError
 from vitlab.models import head_modules, head_names
-from vitlab.optim import Finetuning
+from vitlab.optim import Finetuning, left_to_adamw
 
 
 class MeanLoss(Metric):
@@ -239,6 +239,7 @@ class ImageClassifier(pl.LightningModule):
             self.head,
             weight_decay=settings.get("weight_decay", 0.0),
             no_weight_decay=no_weight_decay(),
+            fallback=left_to_adamw(self.optimizer, self.network, self.head),
         )
         for group in groups:
             if group["lr_scale"] != 1:

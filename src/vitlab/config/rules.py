@@ -87,6 +87,8 @@ RULES: Mapping[str, Kind] = {
     "optimizer.weight_decay": number(0),
     "optimizer.momentum": SHARE,
     "optimizer.eps": number(0),
+    "optimizer.ns_steps": whole(1),
+    "optimizer.adjust_lr_fn": choice("match_rms_adamw", "original", "rms_to_rms"),
     "optimizer.betas": each(2, SHARE),
     "finetune.layer_decay": number(0, 1, above=True),
     "finetune.head_lr_multiplier": number(0, above=True),

@@ -218,7 +218,9 @@ def test_a_compiled_run_leaves_an_ordinary_checkpoint(command: Command, in_proce
 
 def test_two_processes_train_as_one_experiment(command: Command, in_process: Command, tmp_path: Path) -> None:
     drawn = "callbacks.figures.level=full"
-    result = command("train.py", *SMALL_RUN, drawn, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    result = command(
+        "train.py", *SMALL_RUN, drawn, "callbacks=ema", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"
+    )
     assert result.returncode == 0, result.stderr
     assert "sync_dist" not in result.stderr
     run = only_run(tmp_path)
@@ -228,10 +230,16 @@ def test_two_processes_train_as_one_experiment(command: Command, in_process: Com
     alone = json.loads((run / "evaluation_test.json").read_text())
     assert alone["test/acc"] == metrics_of(run)["test/acc"]
     assert alone["test/loss"] == pytest.approx(metrics_of(run)["test/loss"], rel=1e-5)
+    assert in_process("evaluate.py", "run=latest", "weights=ema").returncode == 0
+    averaged = json.loads((run / "evaluation_test.json").read_text())
+    assert averaged["test/acc"] == metrics_of(run)["test/acc_ema"]
+    assert averaged["test/loss"] == pytest.approx(metrics_of(run)["test/loss_ema"], rel=1e-5)
 
 
 def test_knobs_that_seldom_meet(in_process: Command, tmp_path: Path) -> None:
-    knobs = "trainer.enable_progress_bar=false trainer.check_val_every_n_epoch=2 trainer.precision=bf16-true"
+    knobs = (
+        "trainer.enable_progress_bar=false trainer.check_val_every_n_epoch=2 trainer.precision=bf16-true callbacks=ema"
+    )
     more = (
         "augment.flip=null trainer.accumulate_grad_batches=2 scheduler.interval=epoch checkpoint.last_every_n_epochs=2"
     )

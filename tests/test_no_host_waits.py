@@ -1,6 +1,7 @@
 """A training step on a GPU never makes the host wait, seen with tensors that only say that they lie on one."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import Metric
 
+from vitlab.callbacks import EMA
 from vitlab.classifier import ImageClassifier
 from vitlab.data import RandAugment, RandomCrop, RandomHorizontalFlip, TrivialAugment, random_operations
 from vitlab.data.draws import Draws
@@ -93,6 +95,19 @@ def test_neither_augmentation_nor_forward_pass_nor_metrics_wait(request: pytest.
     with Transfers() as transfers:
         step(transform, classifier)
     assert transfers.found == []
+
+
+def test_averaging_the_weights_does_not_wait(request: pytest.FixtureRequest) -> None:
+    _, classifier = make()
+    average = EMA(decay=0.999, warmup=9)
+    average.setup(SimpleNamespace(), classifier, "fit")  # type: ignore[arg-type]
+    request.getfixturevalue("gpu")
+    pretend(classifier)
+    pretend(average.average)
+    for step in (1, 2):
+        with Transfers() as transfers:
+            average.on_train_batch_end(SimpleNamespace(global_step=step), classifier)  # type: ignore[arg-type]
+        assert transfers.found == []
 
 
 def test_what_waits_is_noticed(gpu: FakeTensorMode) -> None:

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 from torch import Tensor
 
-from vitlab.callbacks import CollectLogits, RunProgress
+from vitlab.callbacks import CollectLogits, MirrorView, RunProgress
 from vitlab.classifier import ImageClassifier, rank_classes
 from vitlab.config.building import build
 from vitlab.config.command import apply_overrides
@@ -38,7 +38,8 @@ def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> 
         conf: The folder of YAML files.
 
     Returns:
-        What the JSON file holds: loss (nats) and accuracy by their metric names, and each class's accuracy.
+        What the JSON file holds: loss (nats) and accuracy by their metric names, and each class's accuracy. With `flip`
+        also `<split>/loss_flip` and `<split>/acc_flip`; all else is of the single view.
 
     Raises:
         UserError: run, checkpoint, split or an override is wrong.
@@ -47,6 +48,8 @@ def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> 
     split = command.split
     if split not in ("test", "val"):
         raise UserError(f"split={split} is unknown; choose test or val")
+    if not isinstance(command.flip, bool):
+        raise UserError(f"flip={command.flip} must be true or false")
     run = RunDirectory.open(str(command.run), command.outputs)
     config = run.config()
     for limit in ("limit_val_batches", "limit_test_batches"):
@@ -76,7 +79,7 @@ def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> 
         devices=1,
         num_nodes=1,
         strategy="auto",
-        callbacks=[collected, RunProgress(refresh_seconds=1.0)],
+        callbacks=[collected, *([MirrorView()] if command.flip else []), RunProgress(refresh_seconds=1.0)],
         logger=False,
         profiler=None,
         enable_progress_bar=True,

@@ -139,7 +139,11 @@ def _typed(script: str, argument: str, config: DictConfig) -> str:
 
 def print_evaluation(metrics: dict[str, Any], split: str, files: list[Path]) -> None:
     """Loss, accuracy, and each class's accuracy."""
-    table = Table(title=f"{split}: loss {metrics[f'{split}/loss']:.4f}  accuracy {metrics[f'{split}/acc']:.2%}")
+    title = f"{split}: loss {metrics[f'{split}/loss']:.4f}  accuracy {metrics[f'{split}/acc']:.2%}"
+    if f"{split}/acc_flip" in metrics:
+        loss, accuracy = (metrics[f"{split}/{name}_flip"] for name in ("loss", "acc"))
+        title += f"\nwith the mirror images: loss {loss:.4f}  accuracy {accuracy:.2%}"
+    table = Table(title=title)
     table.title_justify = "left"
     table.add_column("class")
     table.add_column("images", justify="right")

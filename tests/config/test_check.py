@@ -122,8 +122,12 @@ ONE = [
     (["scheduler=plateau", "scheduler.interval=step"], "take interval=epoch"),
     (
         ["checkpoint.monitor=val/accuracy"],
-        "must be one of train/loss, val/loss, train/acc, val/acc. Did you mean 'val/acc'?",
+        "must be one of train/loss, val/loss, train/acc, val/acc, val/loss_ema, val/acc_ema. Did you mean 'val/acc'?",
     ),
+    (["checkpoint.monitor=val/acc_ema"], "checkpoint follows val/acc_ema, which callbacks=ema measures: add that"),
+    (["callbacks=ema", "callbacks.ema.decay=1"], "callbacks.ema.decay=1 must be a number of at least 0 and below 1"),
+    (["callbacks=ema", "callbacks.ema.warmup=0"], "callbacks.ema.warmup=0 must be a number above 0"),
+    (["optimizer=muon", "optimizer.ns_steps=0"], "optimizer.ns_steps=0 must be a whole number of at least 1"),
     (["checkpoint.monitor=val/loss"], "mode=max of val/loss would take the worst epoch: take mode=min"),
     (["scheduler=time_budget", "trainer.max_epochs=-1"], "laid over the run's time: set trainer.max_time=DD:HH:MM:SS"),
     (

@@ -7,6 +7,7 @@ from vitlab.callbacks.figures import Figures
 from vitlab.callbacks.finite_loss import FiniteLoss
 from vitlab.callbacks.last_checkpoint import LastCheckpoint
 from vitlab.callbacks.layer_statistics import LayerStatistics
+from vitlab.callbacks.mirror_view import MirrorView
 from vitlab.callbacks.predictions import CollectLogits
 from vitlab.callbacks.progress import RunProgress
 from vitlab.callbacks.step_profiler import StepProfiler
@@ -23,6 +24,7 @@ __all__ = [
     "FiniteLoss",
     "LastCheckpoint",
     "LayerStatistics",
+    "MirrorView",
     "RunProgress",
     "StepProfiler",
     "Throughput",

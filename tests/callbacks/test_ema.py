@@ -1,0 +1,149 @@
+"""The average of the weights, and who takes which."""
+
+import json
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import SMALL_RUN, Command, run_script
+from PIL import Image
+from safetensors.torch import load_file
+from test_classifier import batches, make, trainer
+from torch import nn
+
+from vitlab.callbacks import EMA
+from vitlab.runs.checkpoint import EMA_KEY, network_weights, read_checkpoint
+
+RUN = [*SMALL_RUN, "preflight=off", "callbacks=ema", "checkpoint.monitor=val/acc_ema", "callbacks.ema.warmup=3"]
+
+
+class Linear(nn.Module):
+    """With a buffer of whole numbers, as some networks' tables of places are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 3)
+        self.register_buffer("table", torch.arange(7))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layer(images.flatten(1))
+
+
+class Note(pl.Callback):
+    """Notes the weights behind each optimizer step."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step > len(self.seen):
+            self.seen.append(pl_module.network.layer.weight.detach().clone())
+
+
+def trained(*callbacks: pl.Callback, images: float = 1.0, **settings: Any) -> tuple[nn.Module, pl.Trainer]:
+    torch.manual_seed(0)
+    network, run = Linear(), trainer(callbacks=list(callbacks), limit_val_batches=1, **settings)
+    loader: Any = batches([0, 1, 2, 0, 1, 2, 0, 1], [1] * 8)
+    for batch in loader.dataset:
+        batch.images.normal_().mul_(images)
+    run.fit(make(network, optimizer=partial(torch.optim.SGD, lr=0.1)), loader, batches([0, 1, 2, 2], [4]))
+    return network, run
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_the_average_is_its_definition_and_leaves_the_run_alone(accumulated: int) -> None:
+    ema, note = EMA(decay=0.6, warmup=3), Note()
+    network, run = trained(ema, note, accumulate_grad_batches=accumulated)
+    alone, without = trained(accumulate_grad_batches=accumulated)
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), alone.state_dict().values(), strict=True)
+    )
+    assert run.callback_metrics["val/loss"] == without.callback_metrics["val/loss"]
+    assert len(note.seen) == 8 / accumulated
+    average = note.seen[0].double()
+    for step, weight in enumerate(note.seen):
+        kept = min(step / (3 + step), 0.6)
+        average = kept * average + (1 - kept) * weight.double()
+    found: Any = ema.average.module
+    assert torch.allclose(found.layer.weight.double(), average, atol=1e-7)
+    assert torch.equal(found.table, torch.arange(7))
+    images, labels = torch.zeros(4, 3, 2, 2), torch.tensor([0, 1, 2, 2])
+    loss = nn.functional.cross_entropy(found(images), labels)
+    assert run.callback_metrics["val/loss_ema"].item() == pytest.approx(loss.item())
+    assert run.callback_metrics["val/acc_ema"].item() == (found(images).argmax(1) == labels).float().mean()
+
+
+def test_of_a_run_that_begins_to_average_in_its_midst_the_average_begins_with_its_weights() -> None:
+    network = Linear()
+    ema, module = EMA(decay=0.9, warmup=9), make(network)
+    ema.setup(SimpleNamespace(), module, "fit")  # type: ignore[arg-type]
+    state = {f"network.{name}": tensor + 1 for name, tensor in network.state_dict().items()}
+    ema.on_load_checkpoint(SimpleNamespace(), module, {"state_dict": state, "global_step": 7})  # type: ignore[arg-type]
+    assert torch.equal(ema.average.module.layer.weight, network.layer.weight + 1)  # type: ignore[union-attr]
+    assert ema.step == 7
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ema")
+    result = run_script("train.py", *RUN, "hydra.run.dir=run", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert "val, ema weights" in result.stdout
+    Image.new("RGB", (40, 40), "green").save(folder / "meadow.jpg")
+    return folder / "run"
+
+
+def weights(run: Path, which: str) -> dict[str, torch.Tensor]:
+    return network_weights(read_checkpoint(run / "checkpoints" / "best.ckpt"), which)
+
+
+def test_evaluation_of_either_weights_repeats_the_run_s_figures(run: Path, in_process: Command) -> None:
+    final = json.loads((run / "metrics.json").read_text())
+    assert final["test/loss"] != final["test/loss_ema"]
+    for arguments, which in (([], "ema"), (["weights=raw"], "raw"), (["weights=ema", "split=val"], "ema")):
+        result = in_process("evaluate.py", "run=run", *arguments, cwd=run.parent)
+        assert result.returncode == 0, result.stderr
+        assert f"weights: {which} (weights=" in result.stdout
+        split = "val" if "split=val" in arguments else "test"
+        found = json.loads((run / f"evaluation_{split}.json").read_text())
+        assert found["weights"] == which
+        for metric in (f"{split}/loss", f"{split}/acc"):
+            assert found[metric] == final[metric + ("_ema" if which == "ema" else "")]
+    rows = (run / "metrics.csv").read_text().splitlines()
+    assert "val/loss_ema,val/acc_ema" in rows[0]
+    report = (run / "report.html").read_text()
+    assert f"{final['test/acc_ema']:.2%} of the test images recognised" in report
+    assert "test, by the average of the weights (EMA)" in report
+
+
+def test_the_other_verbs_take_either(run: Path, in_process: Command) -> None:
+    assert not torch.equal(weights(run, "raw")["head.weight"], weights(run, "ema")["head.weight"])
+    for which in ("raw", "ema"):
+        arguments = ["run=run", f"weights={which}", "formats=[timm]", f"out={which}"]
+        exported = in_process("-m", "vitlab.export", *arguments, cwd=run.parent)
+        assert f"weights: {which} (weights=" in exported.stdout, exported.stderr
+        file = load_file(run.parent / which / "model.safetensors")
+        assert torch.equal(file["head.weight"], weights(run, which)["head.weight"])
+        new = [*RUN, f"init_from={run}", f"init_weights={which}", "trainer.max_epochs=1", "optimizer.lr=1e-30"]
+        result = in_process("train.py", *new, "optimizer.weight_decay=0", f"hydra.run.dir=from_{which}", cwd=run.parent)
+        assert f"best.ckpt (its {which} weights)" in result.stdout, result.stderr
+        for found in ("raw", "ema"):
+            begun = weights(run.parent / f"from_{which}", found)["head.weight"]
+            assert torch.allclose(begun, weights(run, which)["head.weight"])
+    predicted = in_process("predict.py", "run=run", "images=meadow.jpg", cwd=run.parent)
+    assert "weights: ema (weights=raw takes those that were trained)" in predicted.stdout, predicted.stderr
+
+
+def test_weights_that_are_not_there(small_run: Path, in_process: Command) -> None:
+    for arguments, sentence in (
+        (["weights=ema"], "best.ckpt has no averaged weights, its run was not trained with callbacks=ema"),
+        (["weights=best"], "weights=best is unknown; choose raw or ema"),
+    ):
+        result = in_process("evaluate.py", f"run={small_run}", *arguments)
+        assert result.returncode == 2
+        assert sentence in result.stderr
+    assert EMA_KEY not in read_checkpoint(small_run / "checkpoints" / "best.ckpt")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import SMALL_RUN, Command, run_script
+from conftest import SMALL_RUN, Command
 from PIL import Image
 from safetensors.torch import load_file
 from test_classifier import batches, make, trainer
@@ -87,54 +87,45 @@ def test_of_a_run_that_begins_to_average_in_its_midst_the_average_begins_with_it
     assert ema.step == 7
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ema")
-    result = run_script("train.py", *RUN, "hydra.run.dir=run", cwd=folder)
-    assert result.returncode == 0, result.stderr
-    assert "val, ema weights" in result.stdout
-    Image.new("RGB", (40, 40), "green").save(folder / "meadow.jpg")
-    return folder / "run"
-
-
 def weights(run: Path, which: str) -> dict[str, torch.Tensor]:
     return network_weights(read_checkpoint(run / "checkpoints" / "best.ckpt"), which)
 
 
-def test_evaluation_of_either_weights_repeats_the_run_s_figures(run: Path, in_process: Command) -> None:
+def test_every_verb_takes_either(in_process: Command, tmp_path: Path) -> None:
+    result = in_process("train.py", *RUN, "hydra.run.dir=run")
+    assert result.returncode == 0, result.stderr
+    assert "val, ema weights" in result.stdout
+    run = tmp_path / "run"
     final = json.loads((run / "metrics.json").read_text())
     assert final["test/loss"] != final["test/loss_ema"]
     for arguments, which in (([], "ema"), (["weights=raw"], "raw"), (["weights=ema", "split=val"], "ema")):
-        result = in_process("evaluate.py", "run=run", *arguments, cwd=run.parent)
-        assert result.returncode == 0, result.stderr
-        assert f"weights: {which} (weights=" in result.stdout
+        result = in_process("evaluate.py", "run=run", *arguments)
+        assert f"weights: {which} (weights=" in result.stdout, result.stderr
         split = "val" if "split=val" in arguments else "test"
         found = json.loads((run / f"evaluation_{split}.json").read_text())
         assert found["weights"] == which
         for metric in (f"{split}/loss", f"{split}/acc"):
             assert found[metric] == final[metric + ("_ema" if which == "ema" else "")]
-    rows = (run / "metrics.csv").read_text().splitlines()
-    assert "val/loss_ema,val/acc_ema" in rows[0]
+    assert "val/loss_ema,val/acc_ema" in (run / "metrics.csv").read_text().splitlines()[0]
     report = (run / "report.html").read_text()
     assert f"{final['test/acc_ema']:.2%} of the test images recognised" in report
     assert "test, by the average of the weights (EMA)" in report
 
-
-def test_the_other_verbs_take_either(run: Path, in_process: Command) -> None:
     assert not torch.equal(weights(run, "raw")["head.weight"], weights(run, "ema")["head.weight"])
     for which in ("raw", "ema"):
         arguments = ["run=run", f"weights={which}", "formats=[timm]", f"out={which}"]
-        exported = in_process("-m", "vitlab.export", *arguments, cwd=run.parent)
+        exported = in_process("-m", "vitlab.export", *arguments)
         assert f"weights: {which} (weights=" in exported.stdout, exported.stderr
-        file = load_file(run.parent / which / "model.safetensors")
+        file = load_file(tmp_path / which / "model.safetensors")
         assert torch.equal(file["head.weight"], weights(run, which)["head.weight"])
-        new = [*RUN, f"init_from={run}", f"init_weights={which}", "trainer.max_epochs=1", "optimizer.lr=1e-30"]
-        result = in_process("train.py", *new, "optimizer.weight_decay=0", f"hydra.run.dir=from_{which}", cwd=run.parent)
-        assert f"best.ckpt (its {which} weights)" in result.stdout, result.stderr
-        for found in ("raw", "ema"):
-            begun = weights(run.parent / f"from_{which}", found)["head.weight"]
-            assert torch.allclose(begun, weights(run, which)["head.weight"])
-    predicted = in_process("predict.py", "run=run", "images=meadow.jpg", cwd=run.parent)
+    new = [*RUN, "init_from=run", "init_weights=raw", "trainer.max_epochs=1", "optimizer.lr=1e-30"]
+    begun = in_process("train.py", *new, "optimizer.weight_decay=0", "hydra.run.dir=new")
+    assert "best.ckpt (its raw weights)" in begun.stdout, begun.stderr
+    for found in ("raw", "ema"):
+        head = weights(tmp_path / "new", found)["head.weight"]
+        assert torch.allclose(head, weights(run, "raw")["head.weight"])
+    Image.new("RGB", (40, 40), "green").save(tmp_path / "meadow.jpg")
+    predicted = in_process("predict.py", "run=run", "images=meadow.jpg")
     assert "weights: ema (weights=raw takes those that were trained)" in predicted.stdout, predicted.stderr
 
 

@@ -1,8 +1,10 @@
 """The average of the weights, and who takes which."""
 
+import csv
 import json
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,7 +94,7 @@ def weights(run: Path, which: str) -> dict[str, torch.Tensor]:
 
 
 def test_every_verb_takes_either(in_process: Command, tmp_path: Path) -> None:
-    result = in_process("train.py", *RUN, "hydra.run.dir=run")
+    result = in_process("train.py", *RUN, "hydra.run.dir=run", "callbacks.figures.level=light")
     assert result.returncode == 0, result.stderr
     assert "val, ema weights" in result.stdout
     run = tmp_path / "run"
@@ -106,18 +108,20 @@ def test_every_verb_takes_either(in_process: Command, tmp_path: Path) -> None:
         assert found["weights"] == which
         for metric in (f"{split}/loss", f"{split}/acc"):
             assert found[metric] == final[metric + ("_ema" if which == "ema" else "")]
+    with next(run.glob("predictions_test_*.csv")).open() as table:  # the first of them
+        confidence = mean(float(row["probability"]) for row in csv.DictReader(table))
+    details = json.loads((run / "test_details.json").read_text())
+    assert details["confidence"] == pytest.approx(confidence, abs=1e-6)  # the figures are of the average
     assert "val/loss_ema,val/acc_ema" in (run / "metrics.csv").read_text().splitlines()[0]
     report = (run / "report.html").read_text()
     assert f"{final['test/acc_ema']:.2%} of the test images recognised" in report
     assert "test, by the average of the weights (EMA)" in report
 
     assert not torch.equal(weights(run, "raw")["head.weight"], weights(run, "ema")["head.weight"])
-    for which in ("raw", "ema"):
-        arguments = ["run=run", f"weights={which}", "formats=[timm]", f"out={which}"]
-        exported = in_process("-m", "vitlab.export", *arguments)
-        assert f"weights: {which} (weights=" in exported.stdout, exported.stderr
-        file = load_file(tmp_path / which / "model.safetensors")
-        assert torch.equal(file["head.weight"], weights(run, which)["head.weight"])
+    exported = in_process("-m", "vitlab.export", "run=run", "weights=raw", "formats=[timm]")
+    assert "weights: raw (weights=ema takes their average over the steps)" in exported.stdout, exported.stderr
+    file = load_file(run / "export" / "model.safetensors")
+    assert torch.equal(file["head.weight"], weights(run, "raw")["head.weight"])
     new = [*RUN, "init_from=run", "init_weights=raw", "trainer.max_epochs=1", "optimizer.lr=1e-30"]
     begun = in_process("train.py", *new, "optimizer.weight_decay=0", "hydra.run.dir=new")
     assert "best.ckpt (its raw weights)" in begun.stdout, begun.stderr

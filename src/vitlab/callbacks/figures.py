@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from vitlab.callbacks.best_checkpoint import BestCheckpoint
+from vitlab.callbacks.ema import EMA
 from vitlab.callbacks.predictions import CollectLogits
 from vitlab.callbacks.training_clock import TrainingClock
 from vitlab.classifier import rank_classes
@@ -30,7 +32,8 @@ class Figures(pl.Callback):
 
     Before training: the learning rate as planned, the first batch as the network sees it. From the logits of the test
     pass: confusions, accuracy of each class, reliability, the surest mistakes, the hardest and most typical images,
-    precision-recall curves, and `test_details.json`.
+    precision-recall curves, and `test_details.json`. Of a run that selects epochs by the average of the weights, these
+    are the average's.
 
     Args:
         level: "off" (or False, as YAML reads it), "light", or "full": confusions and reliability of the validation
@@ -63,9 +66,15 @@ class Figures(pl.Callback):
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.collected = CollectLogits() if self.level != "off" else None
 
-    def _collect(self, *arguments: Any, **_: Any) -> None:
+    def _collect(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         if self.collected is not None:
-            self.collected.keep(*arguments)
+            callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+            if any(isinstance(c, BestCheckpoint) and str(c.monitor).endswith("_ema") for c in callbacks):
+                average = next(c for c in callbacks if isinstance(c, EMA))
+                outputs = average.look(trainer, pl_module, batch, batch_idx, outputs)
+            self.collected.keep(trainer, pl_module, outputs, batch, batch_idx)
 
     on_validation_batch_end = _collect
     on_test_batch_end = _collect

@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.callbacks import Timer
 from torch import nn
 
+from vitlab.callbacks import EMA
 from vitlab.classifier import ImageClassifier
 from vitlab.memory import peak_memory, reset_peak_memory
 from vitlab.models.flops import forward_flops
@@ -109,15 +110,17 @@ def _limited(count: int, limit: int | float | None, size: int = 1) -> int:
     return min(count, limit * size) if isinstance(limit, int) else int(count * limit)
 
 
-def disk(twin: ImageClassifier, optimizer: torch.optim.Optimizer, folder: Path) -> Finding:
+def disk(subject: Subject, twin: ImageClassifier, optimizer: torch.optim.Optimizer, folder: Path) -> Finding:
     """What the checkpoints take of what is free.
 
     Args:
+        subject: The run.
         twin: A copy.
         optimizer: Has taken a step: its state is there.
         folder: Where the checkpoints go.
     """
-    tensors = [*twin.network.state_dict().values()]
+    averaged = any(isinstance(callback, EMA) for callback in subject.trainer.callbacks)  # type: ignore[attr-defined]
+    tensors = [*twin.network.state_dict().values()] * (2 if averaged else 1)
     tensors += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     while not folder.exists():

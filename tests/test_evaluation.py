@@ -111,6 +111,11 @@ def test_a_run_can_be_moved(run: Path, in_process: Command, tmp_path: Path) -> N
         ([], "run must be given: add run=..."),
         (["run=nowhere"], "run=nowhere does not exist"),
         (["run=latest", "splt=val"], "unknown key 'splt'. Did you mean 'split'?"),
+        (
+            ["run=latest", "weights=ema"],
+            "best.ckpt has no averaged weights, its run was not trained with callbacks=ema",
+        ),
+        (["run=latest", "weights=best"], "weights=best is unknown; choose raw or ema"),
         (["run=latest", "flip=twice"], "flip=twice must be true or false"),
         (["run=latest", "split=train"], "split=train is unknown; choose test or val"),
         (["run=latest", "checkpoint=none.ckpt"], "there is no file none.ckpt"),

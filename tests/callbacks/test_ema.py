@@ -18,7 +18,7 @@ from test_classifier import batches, make, trainer
 from torch import nn
 
 from vitlab.callbacks import EMA
-from vitlab.runs.checkpoint import EMA_KEY, network_weights, read_checkpoint
+from vitlab.runs.checkpoint import network_weights, read_checkpoint
 
 RUN = [*SMALL_RUN, "preflight=off", "callbacks=ema", "checkpoint.monitor=val/acc_ema", "callbacks.ema.warmup=3"]
 
@@ -131,14 +131,3 @@ def test_every_verb_takes_either(in_process: Command, tmp_path: Path) -> None:
     Image.new("RGB", (40, 40), "green").save(tmp_path / "meadow.jpg")
     predicted = in_process("predict.py", "run=run", "images=meadow.jpg")
     assert "weights: ema (weights=raw takes those that were trained)" in predicted.stdout, predicted.stderr
-
-
-def test_weights_that_are_not_there(small_run: Path, in_process: Command) -> None:
-    for arguments, sentence in (
-        (["weights=ema"], "best.ckpt has no averaged weights, its run was not trained with callbacks=ema"),
-        (["weights=best"], "weights=best is unknown; choose raw or ema"),
-    ):
-        result = in_process("evaluate.py", f"run={small_run}", *arguments)
-        assert result.returncode == 2
-        assert sentence in result.stderr
-    assert EMA_KEY not in read_checkpoint(small_run / "checkpoints" / "best.ckpt")

@@ -239,7 +239,7 @@ def test_a_check_that_breaks_is_not_passed_over(in_process: Command, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["optimizer=null"], "error: optimizer=null: no such choice; choose of adam, adamw, sgd"),
+        (["optimizer=null"], "error: optimizer=null: no such choice; choose of adam, adamw, muon, sgd"),
         (["trainer=5"], "error: trainer=5: no such choice; choose of cpu, ddp, default, gpu"),
         (["optimizer.lr=1e-3,1e-2"], "error: optimizer.lr=1e-3,1e-2 has several values: add -m to sweep over them"),
     ],

@@ -8,11 +8,10 @@ import torch
 from models.test_vision_transformer import make
 from optim.test_finetuning import networks
 from test_classifier import make as make_classifier
-from timm.optim import Muon
 from torch import nn
 
 from vitlab.models import head_names, timm_model
-from vitlab.optim import Finetuning, left_to_adamw
+from vitlab.optim import Finetuning, Muon, left_to_adamw
 
 LR, DECAY = 0.01, 0.05
 SETTINGS: dict[str, Any] = {"lr": LR, "weight_decay": DECAY, "betas": [0.9, 0.95]}

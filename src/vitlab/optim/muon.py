@@ -1,15 +1,32 @@
-"""Which parameters Muon updates."""
+"""Muon, and which parameters it updates."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
+import timm.optim
+import torch
 from timm.models import group_parameters
-from timm.optim import Muon
+from timm.optim import muon as timms
 from torch import nn
 
 
+class Muon(timm.optim.Muon):
+    """timm's, which iterates in bfloat16 (so does torch's), here in float32 on a CPU without instructions for that: it
+    takes the time of many training steps there, for torch computes bfloat16 products in software."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        if self.param_groups[0]["params"][0].device.type != "cpu" or has_bf16:
+            return super().step(closure)  # type: ignore[no-untyped-call]
+        exact = partial(timms.zeropower_via_newtonschulz, dtype=torch.float32)
+        with patch.object(timms, "zeropower_via_newtonschulz", exact):  # no argument of Muon's own reaches its dtype
+            return super().step(closure)  # type: ignore[no-untyped-call]
+
+
 def left_to_adamw(optimizer: Any, network: nn.Module, head: Collection[str]) -> set[str]:
-    """Names, with wildcards, of the parameters that timm's Muon updates by AdamW; none where `optimizer` is another.
+    """Names, with wildcards, of the parameters that Muon updates by AdamW; none where `optimizer` is another.
 
     Muon is for the weight matrices of the hidden layers alone, here the blocks; the first and the last layer and
     embeddings are AdamW's (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). The stem is what the

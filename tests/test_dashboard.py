@@ -34,7 +34,7 @@ def test_charts_put_training_and_validation_together(events: EventAccumulator) -
     (event,) = events.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
-    assert charts["loss (nats), train and val"] == ["train/loss$", "val/loss$"]
+    assert charts["loss (nats), train and val"] == ["train/loss$", "val/loss$", "val/loss_ema$"]
     assert [category.title for category in layout.category] == list(LAYOUT)
 
 

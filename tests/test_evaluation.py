@@ -6,8 +6,14 @@ from typing import Any
 
 import pytest
 from conftest import Command
+from omegaconf import OmegaConf
 
+from vitlab.config.building import build
+from vitlab.config.command import CONF
 from vitlab.runs.directory import RunDirectory
+from vitlab.trained_model import open_model
+
+COMMAND = {"checkpoint": "best", "weights": None, "outputs": "outputs", "trusted_targets": []}
 
 
 @pytest.fixture
@@ -68,6 +74,30 @@ def test_overrides_reach_the_run_s_config(run: Path, in_process: Command, image_
     assert "data.num_classes=10, but the data has 3 classes" in other.stderr
 
 
+def test_the_mirror_images_are_told_apart(run: Path, in_process: Command) -> None:
+    assert in_process("evaluate.py", "run=latest").returncode == 0
+    single = evaluated(run)
+    result = in_process("evaluate.py", "run=latest", "flip=true")
+    assert result.returncode == 0, result.stderr
+    both = evaluated(run)
+    lines = result.stdout.splitlines()
+    assert lines[1].strip() == (
+        f"with the mirror images: loss {both['test/loss_flip']:.4f}  accuracy {both['test/acc_flip']:.2%}"
+    )
+    assert {key: value for key, value in both.items() if "flip" not in key and key != "overrides"} == {
+        key: value for key, value in single.items() if key != "overrides"
+    }
+    model = open_model(OmegaConf.create({"run": str(run), **COMMAND}), [], CONF)
+    data = build(model.config.data, "data", augmentations=[], seed=0)
+    data.prepare_data()
+    data.setup()
+    test = data.splits["test"]
+    mean = (model.logits(test.images).softmax(1) + model.logits(test.images.flip(-1)).softmax(1)) / 2
+    assert both["test/acc_flip"] == pytest.approx((mean.argmax(1) == test.labels).float().mean().item())
+    assert both["test/loss_flip"] == pytest.approx(-mean[range(len(test)), test.labels].log().mean().item(), rel=1e-4)
+    assert both["test/loss_flip"] != both["test/loss"]
+
+
 def test_a_run_can_be_moved(run: Path, in_process: Command, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     run.rename(moved)
@@ -81,6 +111,12 @@ def test_a_run_can_be_moved(run: Path, in_process: Command, tmp_path: Path) -> N
         ([], "run must be given: add run=..."),
         (["run=nowhere"], "run=nowhere does not exist"),
         (["run=latest", "splt=val"], "unknown key 'splt'. Did you mean 'split'?"),
+        (
+            ["run=latest", "weights=ema"],
+            "best.ckpt has no averaged weights, its run was not trained with callbacks=ema",
+        ),
+        (["run=latest", "weights=best"], "weights=best is unknown; choose raw or ema"),
+        (["run=latest", "flip=twice"], "flip=twice must be true or false"),
         (["run=latest", "split=train"], "split=train is unknown; choose test or val"),
         (["run=latest", "checkpoint=none.ckpt"], "there is no file none.ckpt"),
         (["run=latest", "data.evalbatch=3"], "unknown key 'data.evalbatch'. Did you mean 'eval_batch_size'?"),

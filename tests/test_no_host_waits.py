@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import Metric
 from torchvision.transforms import v2
 
+from vitlab.callbacks import EMA
 from vitlab.classifier import ImageClassifier
 from vitlab.data import (
     AutoAugment,
@@ -122,6 +124,19 @@ def test_neither_augmentation_nor_forward_pass_nor_metrics_wait(
     with Transfers() as transfers:
         step(transform, classifier)
     assert transfers.found == []
+
+
+def test_averaging_the_weights_does_not_wait(request: pytest.FixtureRequest) -> None:
+    _, classifier = make()
+    average = EMA(decay=0.999, warmup=9)
+    average.setup(SimpleNamespace(), classifier, "fit")  # type: ignore[arg-type]
+    request.getfixturevalue("gpu")
+    pretend(classifier)
+    pretend(average.average)
+    for step in (1, 2):
+        with Transfers() as transfers:
+            average.on_train_batch_end(SimpleNamespace(global_step=step), classifier)  # type: ignore[arg-type]
+        assert transfers.found == []
 
 
 def test_what_waits_is_noticed(gpu: FakeTensorMode) -> None:

@@ -351,6 +351,42 @@ def test_other_ways_to_count_go_on_too(length: list[str], in_process: Command, t
         assert_same_run(tmp_path / f"run{number}", tmp_path / "whole")
 
 
+def test_an_average_and_muon_s_momentum_go_on_too(in_process: Command, tmp_path: Path) -> None:
+    recipe = [*RUN, "callbacks=ema", "checkpoint.monitor=val/acc_ema", "optimizer=muon", "trainer.max_epochs=2"]
+    assert in_process("train.py", *recipe, "hydra.run.dir=whole").returncode == 0
+    stopped = in_process("train.py", *recipe, "hydra.run.dir=run", *stop("on_train_batch_start", 1, 2))
+    assert stopped.returncode == 143, stopped.stderr
+    resumed = in_process("train.py", "resume=run", "callbacks.stop=null")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert not torch.equal(state["vitlab_ema"]["head.weight"], state["state_dict"]["network.head.weight"])
+
+
+def test_a_run_by_the_clock_goes_on_with_the_time_that_it_has_left(in_process: Command, tmp_path: Path) -> None:
+    budget = ["scheduler=time_budget", "trainer.max_time=00:00:10:00", "trainer.max_epochs=-1", "logger=none"]
+    run, file = tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"
+    stopped = in_process("train.py", *RUN, *budget, "hydra.run.dir=run", *stop("on_train_batch_start", 1, 2))
+    assert stopped.returncode == 143, stopped.stderr
+    state = torch.load(file, weights_only=True)
+    assert 0 < state["callbacks"]["TrainingClock"]["time_elapsed"]["train"] < 500
+    state["callbacks"]["TrainingClock"]["time_elapsed"]["train"] = 599.999
+    torch.save(state, file)
+    # Told to stop in the validation with which the time ends.
+    again = ["callbacks.stop.hook=on_validation_start", "callbacks.stop.batch=null", "trusted_targets=[stoppers.]"]
+    assert in_process("train.py", "resume=run", *again).returncode == 143
+    resumed = in_process("train.py", "resume=run", "callbacks.stop=null")
+    assert resumed.returncode == 0, resumed.stderr
+    state = torch.load(file, weights_only=True)
+    assert 600 <= state["callbacks"]["TrainingClock"]["time_elapsed"]["train"] < 700
+    assert state["optimizer_states"][0]["param_groups"][0]["lr"] < 1e-9
+    assert [row["epoch"] for row in rows(run)] == ["0", "1"]
+    assert rows(run)[-1]["val/acc"]
+    over = in_process("train.py", "resume=run")
+    assert over.returncode == 2
+    assert "a larger trainer.max_time=... goes on" in over.stderr
+
+
 def test_a_job_that_slurm_puts_back_goes_on_with_the_run_that_it_began(
     whole: Path, in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from vitlab.data import Batch, main_class
 from vitlab.errors import UserError
 from vitlab.models import head_modules, head_names
-from vitlab.optim import Finetuning
+from vitlab.optim import Finetuning, left_to_adamw
 from vitlab.ranks.strategies import shard
 
 
@@ -62,7 +62,8 @@ class ImageClassifier(pl.LightningModule):
         optimizer: Called with parameter groups; biases, norms and what the network's `no_weight_decay()` names have
             no weight decay.
         finetuning: Which parameters learn, how fast, and from when on.
-        scheduler: Called with the optimizer, and with `total_steps` of the run where it has that keyword.
+        scheduler: Called with the optimizer, and with `total_steps` of the run, or the `progress` of its time, where it
+            has that keyword.
         interval: The scheduler moves every "step" or "epoch".
         monitor: Metric for a scheduler that needs one.
 
@@ -92,6 +93,7 @@ class ImageClassifier(pl.LightningModule):
         self.scheduler = scheduler
         self.interval = interval
         self.monitor = monitor
+        self.time_progress: Callable[[], float] | None = None  # share of the run's time that is over, by its clock
         self.skips_non_finite = False
         self.skipped_steps = 0  # of the epoch
         self.head = head_names(network)
@@ -265,6 +267,7 @@ class ImageClassifier(pl.LightningModule):
             self.head,
             weight_decay=settings.get("weight_decay", 0.0),
             no_weight_decay=no_weight_decay(),
+            fallback=left_to_adamw(self.optimizer, self.network, self.head),
         )
         for group in groups:
             if group["lr_scale"] != 1:
@@ -281,9 +284,13 @@ class ImageClassifier(pl.LightningModule):
         optimizer = self.make_optimizer()
         if self.scheduler is None:
             return optimizer
-        facts = {}
+        facts: dict[str, Any] = {}
         if "total_steps" in self.scheduler.keywords:
             facts["total_steps"] = self.total_steps()
+        if "progress" in self.scheduler.keywords:
+            if self.time_progress is None:
+                raise UserError("this scheduler is laid over the run's time: set trainer.max_time=DD:HH:MM:SS")
+            facts["progress"] = self.time_progress
         try:
             scheduler = self.scheduler(optimizer, **facts)
         except ValueError as error:

@@ -21,8 +21,8 @@ from vitlab.runs.directory import RunDirectory
 # Charts of several curves, by the tags' patterns, which TensorBoard anchors at the front alone.
 LAYOUT = {
     "learning": {
-        "loss (nats), train and val": ["Multiline", ["train/loss$", "val/loss$"]],
-        "accuracy, train and val": ["Multiline", ["train/acc$", "val/acc$"]],
+        "loss (nats), train and val": ["Multiline", ["train/loss$", "val/loss$", "val/loss_ema$"]],
+        "accuracy, train and val": ["Multiline", ["train/acc$", "val/acc$", "val/acc_ema$"]],
         "learning rate": ["Multiline", ["lr$", "lr/"]],
     },
     "layers": {
@@ -68,6 +68,7 @@ def end_dashboard(
     """The final metrics, also of the HPARAMS table: of the selected epoch, and of the test images."""
     with never_failing("the dashboard's last page"):
         best = {"val/acc": "val/best_acc", "val/loss": "val/best_loss", "epoch": "val/best_epoch"}
+        best["val/acc_ema"] = "val/best_acc_ema"
         values = {name: metrics[key] for key, name in best.items() if key in metrics}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 from torch import Tensor
 
-from vitlab.callbacks import CollectLogits, RunProgress
+from vitlab.callbacks import CollectLogits, MirrorView, RunProgress
 from vitlab.classifier import ImageClassifier, rank_classes
 from vitlab.config.building import build
 from vitlab.config.command import apply_overrides
@@ -23,8 +23,8 @@ from vitlab.data.arrays import ImageArrays
 from vitlab.errors import UserError
 from vitlab.files import set_aside, write_json, write_text
 from vitlab.interruption import told_apart
-from vitlab.report import print_evaluation
-from vitlab.runs.checkpoint import read_checkpoint
+from vitlab.report import print_choice, print_evaluation
+from vitlab.runs.checkpoint import choose_weights, read_checkpoint
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.rebuild import rebuild_network
 
@@ -38,7 +38,8 @@ def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> 
         conf: The folder of YAML files.
 
     Returns:
-        What the JSON file holds: loss (nats) and accuracy by their metric names, and each class's accuracy.
+        What the JSON file holds: loss (nats) and accuracy by their metric names, and each class's accuracy. With `flip`
+        also `<split>/loss_flip` and `<split>/acc_flip`; all else is of the single view.
 
     Raises:
         UserError: run, checkpoint, split or an override is wrong.
@@ -47,6 +48,8 @@ def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> 
     split = command.split
     if split not in ("test", "val"):
         raise UserError(f"split={split} is unknown; choose test or val")
+    if not isinstance(command.flip, bool):
+        raise UserError(f"flip={command.flip} must be true or false")
     run = RunDirectory.open(str(command.run), command.outputs)
     config = run.config()
     for limit in ("limit_val_batches", "limit_test_batches"):
@@ -56,7 +59,10 @@ def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> 
     resolve_machine(config)
     torch.set_float32_matmul_precision(config.matmul_precision)
     file = run.checkpoint(str(command.checkpoint))
-    network = rebuild_network(config, read_checkpoint(file), file, list(command.trusted_targets))
+    checkpoint = read_checkpoint(file)
+    weights = choose_weights(checkpoint, command.weights, file)
+    network = rebuild_network(config, checkpoint, file, list(command.trusted_targets), weights)
+    print_choice(checkpoint, weights)
 
     data: ImageDataModule = build(config.data, "data", augmentations=[], seed=config.seed)
     data.prepare_data()
@@ -73,7 +79,7 @@ def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> 
         devices=1,
         num_nodes=1,
         strategy="auto",
-        callbacks=[collected, RunProgress(refresh_seconds=1.0)],
+        callbacks=[collected, *([MirrorView()] if command.flip else []), RunProgress(refresh_seconds=1.0)],
         logger=False,
         profiler=None,
         enable_progress_bar=True,
@@ -92,6 +98,7 @@ def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> 
     metrics["images"] = len(seen)
     metrics["per_class"] = per_class(logits, seen.labels, data.facts["classes"])
     metrics["checkpoint"] = str(file)
+    metrics["weights"] = weights
     metrics["overrides"] = [override.input_line for override in overrides]
     json_file, csv_file = run.path / f"evaluation_{split}.json", run.path / f"predictions_{split}.csv"
     for old in (json_file, csv_file):

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 
-from vitlab.callbacks import BestCheckpoint, EpochMetricsCSV, LastCheckpoint
+from vitlab.callbacks import BestCheckpoint, EpochMetricsCSV, LastCheckpoint, TrainingClock
 from vitlab.classifier import ImageClassifier
 from vitlab.config.building import adopt_user_network, build, build_network, weight_keys
 from vitlab.config.composition import typed_overrides
@@ -198,7 +198,7 @@ def weights_to_start_from(config: DictConfig) -> Weights | None:
             raise UserError("init_from and model.weights both name weights to start from: take one")
         config.model.weights = str(checkpoint_of(config.init_from))
     choice = {key: config.model.get(key) for key in weight_keys(config.model)}
-    weights = find_weights(choice, config.model.get("name"))
+    weights = find_weights(choice, config.model.get("name"), config.init_weights)
     known, origin = (weights.input, weights.input_origin) if weights else ({}, "")
     for key, value in known.items():
         chosen = config.data[key]
@@ -249,6 +249,7 @@ def build_trainer(
     callbacks = [build(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node is not None]
     if not config.trainer.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    clock = training_clock(config)
     selects = config.data.val_size > 0 and config.trainer.limit_val_batches != 0
     trainer: pl.Trainer = build(
         config.trainer,
@@ -256,6 +257,7 @@ def build_trainer(
         callbacks=[
             *callbacks,
             FirstCause(run.path),
+            *([clock] if clock is not None else []),
             ConfigInCheckpoint(resolved),
             EpochMetricsCSV(run.epochs_file),
             *([best_checkpoint(run, config.checkpoint)] if selects else []),
@@ -265,6 +267,7 @@ def build_trainer(
                 every_minutes=config.checkpoint.every_minutes,
             ),
         ],
+        max_time=None,  # the clock's affair
         limit_val_batches=config.trainer.limit_val_batches if selects else 0,
         logger=build(config.logger, "logger", **at_step(config.logger, step)) if config.logger else False,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
@@ -274,6 +277,14 @@ def build_trainer(
     # Where the run's length is given in steps, Lightning takes an epoch's end, at which we save, for its middle.
     trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     return trainer
+
+
+def training_clock(config: DictConfig) -> TrainingClock | None:
+    """What ends the run by `trainer.max_time`."""
+    duration = config.trainer.max_time
+    if isinstance(duration, DictConfig):
+        duration = build(duration, "trainer.max_time")
+    return None if duration is None else TrainingClock(duration)
 
 
 def _cluster() -> list[SLURMEnvironment]:

@@ -16,8 +16,8 @@ from vitlab.data import ImageDataModule
 from vitlab.data.loader import epoch_order
 from vitlab.errors import UserError
 from vitlab.files import folder_for
-from vitlab.report import print_export
-from vitlab.runs.checkpoint import read_checkpoint
+from vitlab.report import print_choice, print_export
+from vitlab.runs.checkpoint import choose_weights, read_checkpoint
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.rebuild import rebuild_network
 from vitlab.weights.onnx_file import onnx_packages, save_onnx
@@ -49,7 +49,10 @@ def export(command: DictConfig, overrides: Sequence[Override], conf: Path) -> li
     apply_overrides(config, overrides, conf, command)
     config.compile = False
     file = run.checkpoint(str(command.checkpoint))
-    network = rebuild_network(config, read_checkpoint(file), file, list(command.trusted_targets))
+    checkpoint = read_checkpoint(file)
+    weights = choose_weights(checkpoint, command.weights, file)
+    network = rebuild_network(config, checkpoint, file, list(command.trusted_targets), weights)
+    print_choice(checkpoint, weights)
     groups: Any = OmegaConf.to_container(config, resolve=True)
     images = _test_images(config, command.check_images) if "onnx" in formats else None
 

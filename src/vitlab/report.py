@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vitlab.config.building import trust
 from vitlab.data import ImageDataModule
 from vitlab.files import shorten
 from vitlab.preflight import Preflight, Status
+from vitlab.runs.checkpoint import EMA_KEY
 from vitlab.runs.directory import RunDirectory
 from vitlab.weights import LoadReport, Weights
 
@@ -50,6 +52,13 @@ def print_weights(weights: Weights, report: LoadReport) -> None:
     log.log(logging.INFO if report.complete else logging.WARNING, text)
     if report.complete:
         _console().print(text, markup=False)
+
+
+def print_choice(checkpoint: Mapping[str, Any], weights: str) -> None:
+    """Which of a checkpoint's weights are taken, where it has several."""
+    if EMA_KEY in checkpoint:
+        other = "raw takes those that were trained" if weights == "ema" else "ema takes their average over the steps"
+        _console().print(f"weights: {weights} (weights={other})")
 
 
 STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "bold red", Status.SKIPPED: "dim"}
@@ -108,8 +117,10 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
     for column in ("split", "loss", "accuracy"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split in ("val", "test"):
-        if f"{split}/loss" in metrics:
-            table.add_row(split, f"{metrics[f'{split}/loss']:.4f}", f"{metrics[f'{split}/acc']:.2%}")
+        for suffix, words in (("", split), ("_ema", f"{split}, ema weights")):
+            if f"{split}/loss{suffix}" in metrics:
+                loss, accuracy = (metrics[f"{split}/{name}{suffix}"] for name in ("loss", "acc"))
+                table.add_row(words, f"{loss:.4f}", f"{accuracy:.2%}")
     console = _console()
     if table.row_count:
         console.print(table)
@@ -128,7 +139,11 @@ def _typed(script: str, argument: str, config: DictConfig) -> str:
 
 def print_evaluation(metrics: dict[str, Any], split: str, files: list[Path]) -> None:
     """Loss, accuracy, and each class's accuracy."""
-    table = Table(title=f"{split}: loss {metrics[f'{split}/loss']:.4f}  accuracy {metrics[f'{split}/acc']:.2%}")
+    title = f"{split}: loss {metrics[f'{split}/loss']:.4f}  accuracy {metrics[f'{split}/acc']:.2%}"
+    if f"{split}/acc_flip" in metrics:
+        loss, accuracy = (metrics[f"{split}/{name}_flip"] for name in ("loss", "acc"))
+        title += f"\nwith the mirror images: loss {loss:.4f}  accuracy {accuracy:.2%}"
+    table = Table(title=title)
     table.title_justify = "left"
     table.add_column("class")
     table.add_column("images", justify="right")

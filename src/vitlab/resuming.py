@@ -29,6 +29,7 @@ from vitlab.experiment import (
     fit_and_test,
     load_data,
     settle_machine,
+    training_clock,
 )
 from vitlab.files import set_aside, write_text
 from vitlab.ranks.agreement import agreed
@@ -156,10 +157,15 @@ def refuse_if_finished(config: DictConfig, run: RunDirectory, state: dict[str, A
     if run.manifest().get("status") != "finished":
         return
     epochs, steps = config.trainer.max_epochs or -1, config.trainer.max_steps
-    if 0 < epochs <= state["epoch"] + 1 or 0 < steps <= state["global_step"]:
+    clock = training_clock(config)
+    if clock is not None:
+        clock.load_state_dict(state["callbacks"].get(clock.state_key, {}))
+    over = clock is not None and clock.time_elapsed() >= clock.seconds
+    if over or 0 < epochs <= state["epoch"] + 1 or 0 < steps <= state["global_step"]:
+        limit = "max_time" if over else "max_steps" if steps > 0 else "max_epochs"
         raise UserError(
             f"{run.path} is finished, after {state['epoch'] + 1} epochs and {state['global_step']} steps: "
-            f"a larger trainer.{'max_steps' if steps > 0 else 'max_epochs'}=... goes on"
+            f"a larger trainer.{limit}=... goes on"
         )
 
 

@@ -16,7 +16,8 @@ from vitlab.config.machine import resolve_machine
 from vitlab.config.quiet import quiet_libraries
 from vitlab.data import BatchTransform
 from vitlab.errors import UserError
-from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
+from vitlab.report import print_choice
+from vitlab.runs.checkpoint import CONFIG_KEY, choose_weights, read_checkpoint
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.rebuild import rebuild_network
 
@@ -61,7 +62,7 @@ def open_model(command: DictConfig, overrides: Sequence[Override], conf: Path) -
     """The model that a command names.
 
     Args:
-        command: With `run`, `checkpoint`, `outputs` and `trusted_targets`.
+        command: With `run`, `checkpoint`, `weights`, `outputs` and `trusted_targets`.
         overrides: Of the run's config.
         conf: The folder of YAML files.
 
@@ -73,7 +74,9 @@ def open_model(command: DictConfig, overrides: Sequence[Override], conf: Path) -
     checkpoint = read_checkpoint(file)
     config = OmegaConf.create(checkpoint[CONFIG_KEY])
     apply_overrides(config, overrides, conf, command)
-    network = rebuild_network(config, checkpoint, file, list(command.trusted_targets))
+    weights = choose_weights(checkpoint, command.weights, file)
+    network = rebuild_network(config, checkpoint, file, list(command.trusted_targets), weights)
+    print_choice(checkpoint, weights)
 
     resolve_machine(config)
     torch.set_float32_matmul_precision(config.matmul_precision)

@@ -27,7 +27,8 @@ def mistakes(*overrides: str, conf: Path = CONF) -> list[str]:
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c not in ("logger=wandb", "logger=mlflow")])
 def test_what_is_shipped_is_in_order(choice: str) -> None:
-    assert mistakes(choice, *(["data.root=somewhere"] if choice == "data=image_folder" else [])) == []
+    needed = {"data=image_folder": ["data.root=somewhere"], "scheduler=time_budget": LONG}
+    assert mistakes(choice, *needed.get(choice, [])) == []
 
 
 @pytest.mark.parametrize("level", ["off", "false", "light", "full"])  # YAML reads an unquoted off as false
@@ -41,6 +42,7 @@ def test_the_names_at_the_top_are_those_of_the_files() -> None:
     assert declared | groups == {*GROUPS, *SETTINGS, *FILLING}
 
 
+LONG = ["trainer.max_time=00:00:30:00", "trainer.max_epochs=-1"]
 ONE = [
     # names
     (["+optimizer.lrr=1"], "unknown key 'optimizer.lrr'. Did you mean 'lr'?"),
@@ -138,9 +140,22 @@ ONE = [
     (["scheduler=plateau", "scheduler.interval=step"], "take interval=epoch"),
     (
         ["checkpoint.monitor=val/accuracy"],
-        "must be one of train/loss, val/loss, train/acc, val/acc. Did you mean 'val/acc'?",
+        "must be one of train/loss, val/loss, train/acc, val/acc, val/loss_ema, val/acc_ema. Did you mean 'val/acc'?",
     ),
+    (["checkpoint.monitor=val/acc_ema"], "checkpoint follows val/acc_ema, which callbacks=ema measures: add that"),
+    (["callbacks=ema", "callbacks.ema.decay=1"], "callbacks.ema.decay=1 must be a number of at least 0 and below 1"),
+    (["callbacks=ema", "callbacks.ema.warmup=0"], "callbacks.ema.warmup=0 must be a number above 0"),
+    (["optimizer=muon", "optimizer.ns_steps=0"], "optimizer.ns_steps=0 must be a whole number of at least 1"),
     (["checkpoint.monitor=val/loss"], "mode=max of val/loss would take the worst epoch: take mode=min"),
+    (["scheduler=time_budget", "trainer.max_epochs=-1"], "laid over the run's time: set trainer.max_time=DD:HH:MM:SS"),
+    (
+        ["scheduler=time_budget", "trainer.max_time=00:00:30:00"],
+        "this schedule ends with trainer.max_time: set trainer",
+    ),
+    (
+        ["scheduler=time_budget", *LONG, "scheduler.schedule.warmup=5"],
+        "warmup=5 must be a fraction of trainer.max_time",
+    ),
     (["trainer.max_epochs=-1"], "this schedule must know the run's length"),
     (["trainer.max_epochs=-1", "scheduler=constant"], "the run would never end"),
     (["data.num_classes=9"], "num_classes=9, but data.classes names 10"),
@@ -206,7 +221,8 @@ def test_the_command_line_gets_all_of_them(in_process: Command, tmp_path: Path) 
     assert result.stdout == ""
     assert sorted(result.stderr.splitlines()) == [
         "error: 'model.depth=[3' is not of the form key=value (no viable alternative at input '[3')",
-        "error: there is no scheduler=cosinus. Did you mean 'cosine'? (scheduler: constant, cosine, plateau, step)",
+        "error: there is no scheduler=cosinus. Did you mean 'cosine'? "
+        "(scheduler: constant, cosine, plateau, step, time_budget)",
         "error: trainer.max_epochs=abc must be a whole number of at least 1, or -1 for no limit, or null",
         "error: unknown key 'model.depht'. Did you mean 'depth'?",
         "error: unknown key 'modle'. Did you mean 'model'?",
@@ -241,7 +257,7 @@ def test_a_check_that_breaks_is_not_passed_over(in_process: Command, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["optimizer=null"], "error: optimizer=null: no such choice; choose of adam, adamw, sgd"),
+        (["optimizer=null"], "error: optimizer=null: no such choice; choose of adam, adamw, muon, sgd"),
         (["trainer=5"], "error: trainer=5: no such choice; choose of cpu, ddp, default, gpu"),
         (["optimizer.lr=1e-3,1e-2"], "error: optimizer.lr=1e-3,1e-2 has several values: add -m to sweep over them"),
     ],

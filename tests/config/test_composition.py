@@ -81,6 +81,7 @@ def test_a_choice_composes_and_gives_objects(choice: str, tmp_path: Path) -> Non
     assert network(images).shape == (2, 10)
     classifier = build_classifier(config, network)
     classifier.trainer = FakeTrainer()  # type: ignore[assignment]
+    classifier.time_progress = lambda: 0.5
     wiring: Any = classifier.configure_optimizers()
     assert wiring["optimizer"].param_groups[0]["lr"] > 0
     assert wiring["lr_scheduler"]["interval"] in ("step", "epoch")

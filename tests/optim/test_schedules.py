@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from vitlab.optim import cosine_with_warmup
+from vitlab.optim import cosine_over_time, cosine_with_warmup
 
 
 def rates(total_steps: int, warmup: float, min_lr_ratio: float = 0.0) -> list[float]:
@@ -36,3 +36,11 @@ def test_the_rate_ends_at_its_floor() -> None:
 def test_a_warmup_that_leaves_nothing_is_refused(warmup: float) -> None:
     with pytest.raises(ValueError, match="of the run's 20 steps"):
         rates(20, warmup)
+
+
+def test_a_warmup_over_time_is_a_fraction_of_it() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    with pytest.raises(ValueError, match="warmup=5 must be a fraction of the time, below 1"):
+        cosine_over_time(optimizer, lambda: 0.0, 5, 0.0)
+    scheduler = cosine_over_time(optimizer, lambda: 2.0, 0.0, 0.25)  # later than the end
+    assert scheduler.get_last_lr() == [0.5]

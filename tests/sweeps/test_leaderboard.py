@@ -115,6 +115,21 @@ def test_runs_that_choose_by_their_loss_are_ordered_by_it(tmp_path: Path) -> Non
     assert "with 1.0000 nats" in text
 
 
+def test_runs_that_choose_by_the_average_of_the_weights_are_tested_by_it(tmp_path: Path) -> None:
+    choice = "checkpoint.monitor=val/acc_ema"
+    for number, accuracy in enumerate((0.5, 0.6)):
+        averaged = {"val/acc_ema": accuracy, "test/acc_ema": accuracy - 0.1}
+        write_run(tmp_path / str(number), f"optimizer.lr=0.{number + 1}", choice, val=0.9, test=0.8, **averaged)
+    standings, table, text = answer(tmp_path)
+    assert standings.metric == "val/acc_ema"
+    assert [(row["optimizer.lr"], row["test/acc_ema mean"]) for row in table] == [("0.2", "0.5"), ("0.1", "0.4")]
+    columns = (
+        "| validation accuracy of the EMA weights, % | validation accuracy, % | test accuracy of the EMA weights, % |"
+    )
+    assert columns in text
+    assert "with 60.00 % (one seed, so no interval); on the test images 50.00 %" in text
+
+
 def test_runs_that_choose_by_different_metrics_are_ordered_by_accuracy(tmp_path: Path) -> None:
     write_run(tmp_path / "0", "checkpoint.monitor=val/loss", "checkpoint.mode=min", val=0.5)
     write_run(tmp_path / "1", val=0.6)

@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from vitlab.files import write_text
 
 COLUMNS = (
-    *("train/loss", "train/acc", "val/loss", "val/acc", "lr"),
+    *("train/loss", "train/acc", "val/loss", "val/acc", "val/loss_ema", "val/acc_ema", "lr"),
     *("images_per_second", "data_wait", "memory_gib", "mfu", "skipped_steps"),
 )
 

@@ -10,7 +10,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from vitlab.callbacks.best_checkpoint import BestCheckpoint
+from vitlab.callbacks.ema import EMA
 from vitlab.callbacks.predictions import CollectLogits
+from vitlab.callbacks.training_clock import TrainingClock
 from vitlab.classifier import rank_classes
 from vitlab.data import Batch
 from vitlab.figures import captions, never_failing, publish, writers
@@ -21,6 +24,7 @@ from vitlab.figures.plan import draw_plan, planned_rates
 from vitlab.files import set_aside, write_json
 
 SHOWN = 20  # images of the first batch
+TIMES = 500  # at which a schedule over time is drawn
 
 
 class Figures(pl.Callback):
@@ -28,7 +32,8 @@ class Figures(pl.Callback):
 
     Before training: the learning rate as planned, the first batch as the network sees it. From the logits of the test
     pass: confusions, accuracy of each class, reliability, the surest mistakes, the hardest and most typical images,
-    precision-recall curves, and `test_details.json`.
+    precision-recall curves, and `test_details.json`. Of a run that selects epochs by the average of the weights, these
+    are the average's.
 
     Args:
         level: "off" (or False, as YAML reads it), "light", or "full": confusions and reliability of the validation
@@ -61,9 +66,15 @@ class Figures(pl.Callback):
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.collected = CollectLogits() if self.level != "off" else None
 
-    def _collect(self, *arguments: Any, **_: Any) -> None:
+    def _collect(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         if self.collected is not None:
-            self.collected.keep(*arguments)
+            callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+            if any(isinstance(c, BestCheckpoint) and str(c.monitor).endswith("_ema") for c in callbacks):
+                average = next(c for c in callbacks if isinstance(c, EMA))
+                outputs = average.look(trainer, pl_module, batch, batch_idx, outputs)
+            self.collected.keep(trainer, pl_module, outputs, batch, batch_idx)
 
     on_validation_batch_end = _collect
     on_test_batch_end = _collect
@@ -121,21 +132,28 @@ def _of_all_ranks(trainer: pl.Trainer, collected: CollectLogits) -> tuple[Tensor
 
 
 def _draw_plan(trainer: pl.Trainer, module: Any) -> None:
-    steps = trainer.estimated_stepping_batches
-    if module.scheduler is None or module.monitor is not None or steps == float("inf"):
-        return  # a schedule that follows a metric, or a run without a set end, is not known before
-    scheduler = module.scheduler
-    if "total_steps" in scheduler.keywords:
-        scheduler = partial(scheduler, total_steps=module.total_steps())
-    epoch = max(1, -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches))
-    stretch = 1 if module.interval == "step" else epoch  # steps between two moves
+    steps, scheduler = trainer.estimated_stepping_batches, module.scheduler
+    clock = next((c for c in trainer.callbacks if isinstance(c, TrainingClock)), None)  # type: ignore[attr-defined]
+    if scheduler is None or module.monitor is not None:
+        return  # a schedule that follows a metric is not known before
+    if clock is not None and "progress" in scheduler.keywords:
+        moves, stretch, epoch, unit = TIMES, clock.seconds / TIMES / 60, None, "minutes of training"
+    elif steps < float("inf"):
+        epoch = max(1, -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches))
+        stretch = 1 if module.interval == "step" else epoch  # steps between two moves
+        moves, unit = -(-int(steps) // stretch), "optimizer step"
+    else:
+        return  # a run without a set end
     rate = module.optimizer.keywords.get("lr")
     rates = []
     for scale in sorted({group["lr_scale"] for group in trainer.optimizers[0].param_groups}, reverse=True):
+        facts: dict[str, Any] = {"total_steps": module.total_steps()} if "total_steps" in scheduler.keywords else {}
+        if "progress" in scheduler.keywords:
+            facts["progress"] = partial(next, iter([move / TIMES for move in range(TIMES + 1)]))
         group = {} if rate is None else {"lr": rate * scale}
-        planned = planned_rates(module.optimizer, scheduler, -(-int(steps) // stretch), group)
+        planned = planned_rates(module.optimizer, partial(scheduler, **facts), moves, group)
         rates.append((f"{scale:.3g} x optimizer.lr", planned))
-    draw = partial(draw_plan, rates, stretch, epoch)
+    draw = partial(draw_plan, rates, stretch, epoch, unit)
     publish(trainer, "10_learning_rate", draw, **captions.PLAN, step=trainer.global_step)
 
 

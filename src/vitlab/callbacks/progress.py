@@ -9,14 +9,16 @@ from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vitlab.callbacks.training_clock import TrainingClock
 from vitlab.data import Batch
 
 
 class RunProgress(ProgressBar):
     """Shows loss, accuracy, images a second and the time left of the run.
 
-    Lightning's bars start anew each epoch and tell the time left of that alone. The loss and accuracy shown are those
-    of the epoch so far, read from the device once every `refresh_seconds` at most: reading waits for the device.
+    The time left of a run that its clock ends is the clock's. Lightning's bars start anew each epoch and tell the time
+    left of that alone. The loss and accuracy shown are those of the epoch so far, read from the device once every
+    `refresh_seconds` at most: reading waits for the device.
 
     Args:
         refresh_seconds: Time between two looks at the metrics.
@@ -42,8 +44,14 @@ class RunProgress(ProgressBar):
         self._last_look = self._started = time.perf_counter()
         self._images = 0
         steps = trainer.estimated_stepping_batches
-        total = None if steps == float("inf") else int(steps) * trainer.accumulate_grad_batches
-        self._begin("training", total, done=trainer.fit_loop.epoch_loop.batch_progress.total.completed)
+        self._clock: TrainingClock | None = None
+        if steps < float("inf"):
+            done = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+            self._begin("training", int(steps) * trainer.accumulate_grad_batches, done)
+        else:
+            self._clock = next((c for c in trainer.callbacks if isinstance(c, TrainingClock)), None)  # type: ignore[attr-defined]
+            seconds = int(self._clock.seconds) if self._clock else None
+            self._begin("training", seconds, int(self._clock.time_elapsed()) if self._clock else 0)
 
     def _begin(self, what: str, total: int | None, done: int = 0) -> None:
         self._progress = Progress(
@@ -75,7 +83,8 @@ class RunProgress(ProgressBar):
             self._images, self._last_look = 0, now
             figures = {"figures": f"loss {loss:.3f}  acc {accuracy:.3f}  {speed:,.0f} img/s"}
         epoch = _position(trainer, trainer.current_epoch + 1)
-        self._progress.update(self._task, advance=1, description=epoch, **figures)  # type: ignore[arg-type]
+        moved = {"completed": self._clock.time_elapsed()} if self._clock else {"advance": 1.0}
+        self._progress.update(self._task, description=epoch, **moved, **figures)  # type: ignore[arg-type]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "validate":
@@ -147,6 +156,8 @@ def epoch_line(metrics: Mapping[str, Any], splits: Sequence[str]) -> str:
     for split in splits:
         if f"{split}/loss" in metrics:
             parts.append(f"{split} loss {metrics[f'{split}/loss']:.4f} acc {metrics[f'{split}/acc']:.4f}")
+        if f"{split}/acc_ema" in metrics:
+            parts.append(f"ema loss {metrics[f'{split}/loss_ema']:.4f} acc {metrics[f'{split}/acc_ema']:.4f}")
     if "images_per_second" in metrics:
         parts.append(f"{metrics['images_per_second']:,.0f} img/s")
     if "mfu" in metrics:

@@ -19,7 +19,7 @@ ALLOWED_PREFIXES = (
     "torchmetrics.",
 )
 TIMM_TARGET = "vitlab.models.timm_model"
-OUR_FUNCTIONS = (TIMM_TARGET, "vitlab.optim.cosine_with_warmup")
+OUR_FUNCTIONS = (TIMM_TARGET, "vitlab.optim.cosine_with_warmup", "vitlab.optim.cosine_over_time")
 REFUSALS = ("MisconfigurationException",)
 
 

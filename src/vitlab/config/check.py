@@ -31,7 +31,17 @@ TARGETS = ("model", "data", "optimizer", "finetune", "scheduler.schedule", "trai
 COLLECTIONS = ("augment", "callbacks")  # of targets, each under a name of the user's choice
 GROUPS = ("model", "data", "augment", "optimizer", "finetune", "scheduler", "trainer", "callbacks", "logger")
 SETTINGS = (
-    *("name", "run_dir", "init_from", "seed", "label_smoothing", "compile", "preflight", "matmul_precision"),
+    *(
+        "name",
+        "run_dir",
+        "init_from",
+        "init_weights",
+        "seed",
+        "label_smoothing",
+        "compile",
+        "preflight",
+        "matmul_precision",
+    ),
     "checkpoint",
 )
 FILLING = ("experiment", "sweep", "debug")  # groups whose files fill the others
@@ -40,7 +50,8 @@ PLAIN = {
     "scheduler": {"schedule", "interval", "monitor"},
 }
 EXTRAS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # packages that an extra of the same name installs
-FILLED_IN_LATER = {"scheduler.schedule.total_steps"}  # null until the length of the run is known
+# null until the run is there
+FILLED_IN_LATER = {"scheduler.schedule.total_steps", "scheduler.schedule.progress"}
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 

@@ -77,7 +77,17 @@ def _classes(config: Config) -> Iterator[tuple[str, str]]:
 def _epochs(config: Config) -> Iterator[tuple[str, str]]:
     trainer, schedule = config["trainer"], config["scheduler"]["schedule"]
     endless = trainer["max_steps"] == -1 and trainer["max_epochs"] in (None, -1)
-    if endless and "total_steps" in schedule:
+    if "progress" in schedule:
+        if trainer["max_time"] is None:
+            yield "trainer.max_time", "this schedule is laid over the run's time: set trainer.max_time=DD:HH:MM:SS"
+        if not endless:
+            yield (
+                "trainer.max_epochs",
+                "this schedule ends with trainer.max_time: set trainer.max_epochs=-1, max_steps=-1",
+            )
+        if schedule["warmup"] >= 1:
+            yield "scheduler.schedule.warmup", f"warmup={schedule['warmup']:g} must be a fraction of trainer.max_time"
+    elif endless and "total_steps" in schedule:
         yield "trainer.max_epochs", "this schedule must know the run's length: set trainer.max_epochs or max_steps"
     elif endless and trainer["max_time"] is None:
         yield "trainer.max_epochs", "the run would never end: set trainer.max_epochs, max_steps or max_time"
@@ -141,6 +151,23 @@ def _devices(config: Config) -> Iterator[tuple[str, str]]:
         yield "data.batch_size", f"batch_size={batch} does not divide among {ranks} devices: take {near}"
 
 
+def _sharding(config: Config) -> Iterator[tuple[str, str]]:
+    strategy = config["trainer"]["strategy"]
+    if not isinstance(strategy, dict) or strategy["_target_"] != "vitlab.ranks.FullySharded":
+        return
+    for name, callback in config["callbacks"].items():
+        if isinstance(callback, dict) and callback["_target_"] == "vitlab.callbacks.EMA":
+            yield (
+                f"callbacks.{name}",
+                "of a sharded model no average is kept: take trainer=ddp, or leave callbacks=ema out",
+            )
+    if config["optimizer"]["_target_"] == "vitlab.optim.Muon":
+        yield (
+            "optimizer",
+            "Muon needs whole matrices, and trainer=fsdp divides them: take optimizer=adamw, or trainer=ddp",
+        )
+
+
 def _precision(config: Config) -> Iterator[tuple[str, str]]:
     trainer = config["trainer"]
     if trainer["accelerator"] == "cpu" and str(trainer["precision"]) in ("16", "16-true", "16-mixed"):
@@ -158,6 +185,13 @@ def _waiting_for_validation(config: Config) -> Iterator[tuple[str, str]]:
     for path, monitor, _ in _monitors(config):
         if path != "checkpoint" and monitor.startswith("val/"):  # without validation the last state is kept
             yield f"{path}.monitor", f"{path} follows {monitor}, but {off} leaves no validation"
+
+
+def _averages(config: Config) -> Iterator[tuple[str, str]]:
+    averaged = any(node and node["_target_"] == "vitlab.callbacks.EMA" for node in config["callbacks"].values())
+    for path, monitor, _ in _monitors(config):
+        if monitor.endswith("_ema") and not averaged:
+            yield f"{path}.monitor", f"{path} follows {monitor}, which callbacks=ema measures: add that"
 
 
 def _modes(config: Config) -> Iterator[tuple[str, str]]:
@@ -188,8 +222,10 @@ FACTS: tuple[Callable[[Config], Iterator[tuple[str, str]]], ...] = (
     _mixing_that_ends,
     _images,
     _devices,
+    _sharding,
     _precision,
     _waiting_for_validation,
+    _averages,
     _modes,
     _plateau,
 )

@@ -10,6 +10,7 @@ from vitlab.config.kinds import NULL, NUMBER, OBJECT, SWITCH, TEXT, Kind, choice
 METRICS = {
     **{f"{split}/loss": "min" for split in ("train", "val")},
     **{f"{split}/acc": "max" for split in ("train", "val")},
+    **{"val/loss_ema": "min", "val/acc_ema": "max"},
 }
 METRIC = choice(*METRICS)
 SHARE = number(0, 1, below=True)
@@ -49,6 +50,7 @@ RULES: Mapping[str, Kind] = {
     "name": Kind("text", lambda value: isinstance(value, str) and bool(value)),
     "seed": whole(0, 2**32 - 1),
     "init_from": TEXT | NULL,
+    "init_weights": choice("raw", "ema") | NULL,
     "label_smoothing": SHARE,
     "compile": SWITCH,
     "matmul_precision": choice("highest", "high", "medium"),
@@ -93,6 +95,8 @@ RULES: Mapping[str, Kind] = {
     "optimizer.weight_decay": number(0),
     "optimizer.momentum": SHARE,
     "optimizer.eps": number(0),
+    "optimizer.ns_steps": whole(1),
+    "optimizer.adjust_lr_fn": choice("match_rms_adamw", "original", "rms_to_rms"),
     "optimizer.betas": each(2, SHARE),
     "finetune.layer_decay": number(0, 1, above=True),
     "finetune.head_lr_multiplier": number(0, above=True),
@@ -126,6 +130,8 @@ RULES: Mapping[str, Kind] = {
     "trainer.val_check_interval": SOME | NULL,
     "trainer.check_val_every_n_epoch": whole(1) | NULL,
     "trainer.log_every_n_steps": whole(1),
+    "callbacks.*.decay": SHARE,
+    "callbacks.*.warmup": number(0, above=True),
     "callbacks.*.patience": whole(0),
     "callbacks.*.mode": choice("min", "max"),
     "callbacks.*.refresh_seconds": number(0),

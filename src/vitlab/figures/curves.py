@@ -8,7 +8,11 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from vitlab.figures.style import COLORS
 
-LINES = {"train": COLORS["orange"], "val": COLORS["blue"]}
+LINES = {
+    "train": ("train/{}", COLORS["orange"]),
+    "val": ("val/{}", COLORS["blue"]),
+    "val, ema weights": ("val/{}_ema", COLORS["green"]),
+}
 
 
 def draw_curves(rows: Sequence[Mapping[str, float]], best: int | None) -> Figure:
@@ -21,9 +25,11 @@ def draw_curves(rows: Sequence[Mapping[str, float]], best: int | None) -> Figure
     figure = Figure(figsize=(9, 3.4))
     panels: Any = figure.subplots(1, 3, width_ratios=(3, 3, 2))
     for axes, metric, unit in ((panels[0], "loss", "loss (nats)"), (panels[1], "acc", "accuracy")):
-        for split, color in LINES.items():
-            points = [(row["epoch"] + 1, row[f"{split}/{metric}"]) for row in rows if f"{split}/{metric}" in row]
-            axes.plot(*zip(*points, strict=True) if points else ([], []), "o-", color=color, markersize=3, label=split)
+        for label, (pattern, color) in LINES.items():
+            name = pattern.format(metric)
+            points = [(row["epoch"] + 1, row[name]) for row in rows if name in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-", color=color, markersize=3, label=label)
         if best is not None:
             axes.axvline(best + 1, color="0.4", linestyle=":", label="kept")
         axes.set_ylabel(unit)

@@ -30,23 +30,31 @@ def planned_rates(optimizer: Any, scheduler: Any, moves: int, group: dict[str, A
     return rates
 
 
-def draw_plan(rates: Sequence[tuple[str, Sequence[float]]], steps_a_move: float, steps_an_epoch: float) -> Figure:
-    """Learning rates over the run, a line a name."""
+def draw_plan(rates: Sequence[tuple[str, Sequence[float]]], stretch: float, epoch: float | None, unit: str) -> Figure:
+    """Learning rates over the run, a line a name.
+
+    Args:
+        rates: As `planned_rates` gives them.
+        stretch: Between two moves of the schedule, in units.
+        epoch: Its length in units; None where it is not known.
+        unit: Of the run's length.
+    """
     figure = Figure()
     axes: Any = figure.add_subplot()
     colors = list(COLORS.values())
     for place, (name, values) in enumerate(rates):
-        steps = [move * steps_a_move for move in range(len(values) + 1)]
+        places = [move * stretch for move in range(len(values) + 1)]
         look = {"drawstyle": "steps-post", "linewidth": 2.0, "color": colors[place % len(colors)]}
-        axes.plot(steps, [*values, values[-1]], label=name, **look)
-    axes.set_xlabel("optimizer step")
+        axes.plot(places, [*values, values[-1]], label=name, **look)
+    axes.set_xlabel(unit)
     axes.set_ylabel("learning rate")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
     axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.3g}")
-    axes.secondary_xaxis(
-        "top", functions=(lambda step: step / steps_an_epoch, lambda epoch: epoch * steps_an_epoch)
-    ).set_xlabel("epoch")
+    if epoch is not None:
+        axes.secondary_xaxis("top", functions=(lambda place: place / epoch, lambda count: count * epoch)).set_xlabel(
+            "epoch"
+        )
     if len(rates) > 1:
         axes.legend(fontsize=9)
     return figure

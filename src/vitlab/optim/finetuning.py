@@ -44,7 +44,13 @@ class Finetuning:
         return self.freeze_epochs == "all" or epoch < int(self.freeze_epochs)
 
     def parameter_groups(
-        self, network: nn.Module, head: Collection[str], *, weight_decay: float, no_weight_decay: Collection[str]
+        self,
+        network: nn.Module,
+        head: Collection[str],
+        *,
+        weight_decay: float,
+        no_weight_decay: Collection[str],
+        fallback: Collection[str] = (),
     ) -> list[dict[str, Any]]:
         """Groups for an optimizer of the parameters that learn at some time, each with its `lr_scale`.
 
@@ -55,11 +61,16 @@ class Finetuning:
             head: Names of the head's parameters.
             weight_decay: Of the groups that have one.
             no_weight_decay: Names of further parameters without, with wildcards.
+            fallback: Names of parameters whose groups have `use_fallback`, as Muon wants it, with wildcards.
         """
         if self.layer_decay < 1:
-            groups = param_groups_layer_decay(network, weight_decay, no_weight_decay, layer_decay=self.layer_decay)
+            groups = param_groups_layer_decay(
+                network, weight_decay, no_weight_decay, fallback, layer_decay=self.layer_decay
+            )
         else:
-            groups = param_groups_weight_decay(network, weight_decay, no_weight_decay_list=no_weight_decay)
+            groups = param_groups_weight_decay(
+                network, weight_decay, no_weight_decay_list=no_weight_decay, fallback_list=fallback
+            )
         own = {id(parameter) for name, parameter in network.named_parameters() if name in head}
         split = []
         for group in groups:

@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.callbacks import Timer
 from torch import nn
 
+from vitlab.callbacks import EMA
 from vitlab.classifier import ImageClassifier
 from vitlab.memory import peak_memory, reset_peak_memory
 from vitlab.models.flops import forward_flops
@@ -83,14 +84,19 @@ def _duration(subject: Subject, speed: float) -> str:
         lengths.append(trainer.max_steps * trainer.accumulate_grad_batches)
     compiled = getattr(subject.classifier.network, "_compiled_call_impl", None) is not None
     figure = f"{speed:,.0f} images a second in training steps{', before torch.compile' if compiled else ''}"
-    if not lengths:
-        return figure
-    total = min(lengths)
     # A forward pass is about a third of a training step.
-    seconds = (total * subject.data.batch_size + validated / 3 * total / max(batches, 1)) / speed
+    epoch = (batches * subject.data.batch_size + validated / 3) / speed
     timers = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
-    left = min((t for t in timers if t is not None), default=seconds)
-    if left < seconds:
+    left = min((t for t in timers if t is not None), default=None)
+    if not lengths:
+        return (
+            figure
+            if left is None
+            else f"{figure}: about {left / epoch:.2g} epochs in {_words(left)} of trainer.max_time"
+        )
+    total = min(lengths)
+    seconds = epoch * total / max(batches, 1)
+    if left is not None and left < seconds:
         return (
             f"{figure}: trainer.max_time ends the run after {_words(left)}, about {left / seconds:.0%} of its batches"
         )
@@ -104,15 +110,17 @@ def _limited(count: int, limit: int | float | None, size: int = 1) -> int:
     return min(count, limit * size) if isinstance(limit, int) else int(count * limit)
 
 
-def disk(twin: ImageClassifier, optimizer: torch.optim.Optimizer, folder: Path) -> Finding:
+def disk(subject: Subject, twin: ImageClassifier, optimizer: torch.optim.Optimizer, folder: Path) -> Finding:
     """What the checkpoints take of what is free.
 
     Args:
+        subject: The run.
         twin: A copy.
         optimizer: Has taken a step: its state is there.
         folder: Where the checkpoints go.
     """
-    tensors = [*twin.network.state_dict().values()]
+    averaged = any(isinstance(callback, EMA) for callback in subject.trainer.callbacks)  # type: ignore[attr-defined]
+    tensors = [*twin.network.state_dict().values()] * (2 if averaged else 1)
     tensors += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     while not folder.exists():

@@ -145,4 +145,4 @@ def _on_the_run_s_recipe(subject: Subject, look: Callable[..., bool], folder: Pa
     yield from learning_checks.recipe(subject, twin, optimizer)
     seconds_per_image = (time.perf_counter() - started) / (learning_checks.STEPS * learning_checks.IMAGES)
     look("time", cost_checks.time_and_memory, subject, twin, optimizer, seconds_per_image)
-    look("disk", cost_checks.disk, twin, optimizer, folder)
+    look("disk", cost_checks.disk, subject, twin, optimizer, folder)

@@ -95,9 +95,11 @@ def _still_rising(facts: Facts) -> Said | None:
     if gain <= max(0.005, _uncertainty(max(curve), facts.used("val")) / 2):
         return None
     epochs = int(facts.epochs[-1]["epoch"]) + 1
+    by_clock = OmegaConf.select(facts.config, "trainer.max_time") is not None
+    longer = "a longer trainer.max_time" if by_clock else f"trainer.max_epochs={2 * epochs}"
     return (
         f"Validation accuracy was still rising: {100 * gain:.1f} points in the last {third} of {epochs} epochs.",
-        f"Longer training: a new run with trainer.max_epochs={2 * epochs}, over which the learning rate falls anew.",
+        f"Longer training: a new run with {longer}, over which the learning rate falls anew.",
     )
 
 

@@ -43,6 +43,11 @@ class Facts:
         return max(rows, key=lambda row: row[metric] if mode == "max" else -row[metric])
 
     @property
+    def suffix(self) -> str:
+        """Of the metrics of the weights that epochs were selected by."""
+        return "_ema" if self.config.checkpoint.monitor.endswith("_ema") else ""
+
+    @property
     def draws(self) -> bool:
         """Whether the run is to have figures."""
         return OmegaConf.select(self.config, "callbacks.figures.level") in ("light", "full")

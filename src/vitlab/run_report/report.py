@@ -66,7 +66,8 @@ def _page(facts: Facts, run: RunDirectory) -> str:
 
 def _headline(facts: Facts) -> str:
     for split, words in (("test", "test"), ("val", "validation")):
-        accuracy = facts.final.get(f"{split}/acc", (facts.best or {}).get(f"{split}/acc"))
+        name = f"{split}/acc{facts.suffix}"
+        accuracy = facts.final.get(name, (facts.best or {}).get(name))
         if accuracy is not None:
             return f"{accuracy:.2%} of the {words} images recognised"
     return f"{facts.epochs[-1]['train/acc']:.2%} of the training images recognised"
@@ -92,10 +93,10 @@ def _summary(facts: Facts) -> Iterator[str]:
             f"{facts.used('val'):,} images held out of training chose the epoch whose weights were kept: "
             f"{int(best['epoch']) + 1} of {len(facts.epochs)}."
         )
-    if "test/acc" in final:
+    if f"test/acc{facts.suffix}" in final:
         count, there = facts.used("test"), facts.images("test")
         whole = f" (there are {there:,})" if count < there else ""
-        accuracy = final["test/acc"]
+        accuracy = final[f"test/acc{facts.suffix}"]
         half = 1.96 * sqrt(accuracy * (1 - accuracy) / count)
         yield (
             f"Of {count:,} test images{whole}, never trained or selected on, {accuracy:.2%} are recognised (by chance: "
@@ -109,9 +110,10 @@ def _results(facts: Facts) -> str:
     values = {**best, **facts.final}
     meaning = {"train": "training (augmented, with label smoothing)", "val": "validation", "test": "test"}
     rows = [
-        (words, f"{values[f'{split}/acc']:.2%}", f"{values[f'{split}/loss']:.4f}")
+        (words + of, f"{values[f'{split}/acc{suffix}']:.2%}", f"{values[f'{split}/loss{suffix}']:.4f}")
         for split, words in meaning.items()
-        if f"{split}/acc" in values
+        for suffix, of in (("", ""), ("_ema", ", by the average of the weights (EMA)"))
+        if f"{split}/acc{suffix}" in values
     ]
     return table(("images", "accuracy", "loss (nats)"), rows)
 

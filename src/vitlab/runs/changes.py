@@ -25,7 +25,7 @@ MAY_CHANGE: dict[str, str | None] = {
     "data.md5": None,
     "trainer.max_epochs": "a schedule that knows the length of the run is laid over the new one from here on",
     "trainer.max_steps": "a schedule that knows the length of the run is laid over the new one from here on",
-    "trainer.max_time": None,
+    "trainer.max_time": "a schedule over the time is laid over the new one from here on",
     "trainer.limit_test_batches": None,
     "trainer.log_every_n_steps": None,
     "trainer.enable_progress_bar": None,

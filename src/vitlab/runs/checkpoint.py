@@ -16,6 +16,7 @@ from vitlab.runs.shards import consolidated
 
 CONFIG_KEY = "vitlab_config"
 METRICS_KEY = "vitlab_metrics"
+EMA_KEY = "vitlab_ema"  # the network's state_dict, averaged over the steps; of a run with callbacks=ema
 WEIGHTS_PREFIX = "network."  # of the network's weights among the classifier's
 
 
@@ -91,27 +92,45 @@ def check_sums(path: Path) -> None:
 
 
 def is_whole(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether it holds a run's config and weights."""
+    """Whether it holds a run's config and weights, and what else it holds of weights is some."""
     config, state = checkpoint.get(CONFIG_KEY), checkpoint.get("state_dict")
     groups = [config.get(group) for group in ("model", "data")] if isinstance(config, Mapping) else [None]
-    return all(isinstance(part, Mapping) for part in (state, *groups))
+    return all(isinstance(part, Mapping) for part in (state, checkpoint.get(EMA_KEY, {}), *groups))
 
 
-def load_network(network: torch.nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
-    """Puts a checkpoint's weights into a network.
+def choose_weights(checkpoint: Mapping[str, Any], choice: str | None, path: Path) -> str:
+    """Which weights of a checkpoint are meant, "raw" or "ema": `choice`, else those that the run selected epochs by.
+
+    Raises:
+        UserError: the checkpoint has none such.
+    """
+    if choice is None:
+        monitor = str(checkpoint[CONFIG_KEY].get("checkpoint", {}).get("monitor"))
+        return "ema" if EMA_KEY in checkpoint and monitor.endswith("_ema") else "raw"
+    if choice not in ("raw", "ema"):
+        raise UserError(f"weights={choice} is unknown; choose raw or ema")
+    if choice == "ema" and EMA_KEY not in checkpoint:
+        raise UserError(f"weights=ema: {path} has no averaged weights, its run was not trained with callbacks=ema")
+    return choice
+
+
+def load_network(network: torch.nn.Module, checkpoint: dict[str, Any], path: Path, which: str) -> None:
+    """Puts a checkpoint's weights into a network, "raw" or "ema".
 
     Raises:
         UserError: they are another network's.
     """
     try:
-        network.load_state_dict(network_weights(checkpoint))
+        network.load_state_dict(network_weights(checkpoint, which))
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the weights in {path} do not fit the model of the config: {reason[:300]}") from error
 
 
-def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The network's own state_dict."""
+def network_weights(checkpoint: Mapping[str, Any], which: str) -> dict[str, Tensor]:
+    """The network's own state_dict, "raw" or "ema"."""
+    if which == "ema":
+        return dict(checkpoint[EMA_KEY])
     return {
         name.removeprefix(WEIGHTS_PREFIX): tensor
         for name, tensor in checkpoint["state_dict"].items()

@@ -10,7 +10,9 @@ from vitlab.config.building import build_network, check_trusted
 from vitlab.runs.checkpoint import load_network
 
 
-def rebuild_network(config: DictConfig, checkpoint: dict[str, Any], path: Path, trusted: list[str]) -> nn.Module:
+def rebuild_network(
+    config: DictConfig, checkpoint: dict[str, Any], path: Path, trusted: list[str], which: str = "raw"
+) -> nn.Module:
     """The network with the weights of a checkpoint, in eval mode, on the CPU.
 
     Args:
@@ -18,13 +20,14 @@ def rebuild_network(config: DictConfig, checkpoint: dict[str, Any], path: Path, 
         checkpoint: As `read_checkpoint` gives it.
         path: The checkpoint's, for messages.
         trusted: Prefixes of targets that the config may name beside vitlab's own.
+        which: Of the checkpoint's weights, as `choose_weights` says.
 
     Raises:
         UserError: the config names a target that is not trusted, or the weights are another network's.
     """
     check_trusted(OmegaConf.to_container(config, resolve=True), trusted)
     network: nn.Module = build_network(config.model)
-    load_network(network, checkpoint, path)
+    load_network(network, checkpoint, path, which)
     if config.compile:
         network.compile()
     return network.eval()

@@ -6,7 +6,7 @@ from typing import Any
 
 from vitlab.files import shorten
 from vitlab.sweeps.results import Result
-from vitlab.sweeps.standings import Row, Standings
+from vitlab.sweeps.standings import Row, Standings, test_metric
 from vitlab.sweeps.statistics import ALPHA
 from vitlab.sweeps.wording import amount, interval, label, name_of
 
@@ -59,7 +59,7 @@ def _of_the_best(standings: Standings) -> Iterator[str]:
         )
     else:
         how = "one seed, so no interval"
-    test = f"; on the test images {amount('test/acc', best.test.mean)}" if best.test else ""
+    test = f"; on the test images {amount(test_metric(metric), best.test.mean)}" if best.test else ""
     what = label(best, standings)
     yield f"Best by {name_of(metric)}: {what}, with {amount(metric, best.score.mean)} ({how}){test}."
 

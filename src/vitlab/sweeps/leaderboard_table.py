@@ -8,7 +8,7 @@ from typing import Any
 
 from vitlab.files import shorten
 from vitlab.sweeps.settings import UNSET, is_number, show
-from vitlab.sweeps.standings import Row, Standings
+from vitlab.sweeps.standings import Row, Standings, test_metric
 from vitlab.sweeps.statistics import Summary
 from vitlab.sweeps.wording import duration, interval, quantity, spread
 
@@ -42,7 +42,7 @@ def _figure_columns(standings: Standings) -> Iterator[Column]:
         yield "95 % interval", [_interval(metric, row.score) for row in rows]
     if metric != "val/acc":
         yield quantity("val/acc"), [_score("val/acc", row.accuracy) for row in rows]
-    yield quantity("test/acc"), [_score("test/acc", row.test) for row in rows]
+    yield quantity(test_metric(metric)), [_score("test/acc", row.test) for row in rows]
     yield "time a run", [(duration(row.seconds), row.seconds) for row in rows]
     if several:
         yield "beside the best", [row.verdict for row in rows]
@@ -67,7 +67,7 @@ def _record(place: int, row: Row, metric: str) -> dict[str, Any]:
         "seeds": " ".join(map(str, row.seeds)),
         **_figures(metric, row.score),
         **(_figures("val/acc", row.accuracy) if metric != "val/acc" else {}),
-        **_figures("test/acc", row.test),
+        **_figures(test_metric(metric), row.test),
         "seconds": round(row.seconds, 1),
         "test": row.comparison.test if row.comparison else "",
         "p (Holm)": _filled(row.comparison.p) if row.comparison else "",

@@ -105,13 +105,18 @@ def _metric(results: Sequence[Result]) -> tuple[str, str]:
     return (str(metric), str(mode)) if str(metric).startswith("val/") else DEFAULT
 
 
+def test_metric(metric: str) -> str:
+    """The test accuracy of the weights that a metric is of."""
+    return "test/acc_ema" if metric.endswith("_ema") else "test/acc"
+
+
 def _row(results: Sequence[Result], keys: Sequence[str], metric: str) -> Row:
     return Row(
         results=results,
         values={key: value_of(results[0], key) for key in keys},
         score=_summary(results, metric),
         accuracy=_summary(results, "val/acc"),
-        test=_summary(results, "test/acc"),
+        test=_summary(results, test_metric(metric)),
         seconds=fmean(result.seconds for result in results),
     )
 

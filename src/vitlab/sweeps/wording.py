@@ -13,8 +13,9 @@ SPLITS = {"val": "validation", "test": "test", "train": "training"}
 
 def quantity(metric: str) -> str:
     """A metric with its unit, for heads and axes: "validation accuracy, %" of `val/acc`."""
-    split, kind = metric.split("/")
-    return f"{SPLITS[split]} {'accuracy, %' if kind == 'acc' else 'loss, nats'}"
+    split, kind = metric.removesuffix("_ema").split("/")
+    what, unit = ("accuracy", "%") if kind == "acc" else ("loss", "nats")
+    return f"{SPLITS[split]} {what}{' of the EMA weights' if metric.endswith('_ema') else ''}, {unit}"
 
 
 def name_of(metric: str) -> str:
@@ -24,14 +25,14 @@ def name_of(metric: str) -> str:
 
 def factor(metric: str) -> int:
     """From a metric as it is stored to its unit."""
-    return 100 if metric.endswith("/acc") else 1
+    return 100 if "/acc" in metric else 1
 
 
 def number(metric: str, value: float) -> str:
     """Without its unit; nothing for NaN."""
     if isnan(value):
         return ""
-    return f"{100 * value:.2f}" if metric.endswith("/acc") else f"{value:.4f}"
+    return f"{100 * value:.2f}" if "/acc" in metric else f"{value:.4f}"
 
 
 def amount(metric: str, value: float) -> str:

@@ -17,7 +17,15 @@ from timm.models import clean_state_dict
 from torch import Tensor
 
 from vitlab.errors import UserError
-from vitlab.runs.checkpoint import CONFIG_KEY, WEIGHTS_PREFIX, check_sums, is_whole, network_weights
+from vitlab.runs.checkpoint import (
+    CONFIG_KEY,
+    EMA_KEY,
+    WEIGHTS_PREFIX,
+    check_sums,
+    choose_weights,
+    is_whole,
+    network_weights,
+)
 
 INPUT_FACTS = ("image_size", "mean", "std", "interpolation")
 STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order: the average before the last
@@ -51,9 +59,13 @@ class Weights:
         return digest.hexdigest()
 
 
-def read_file(path: Path) -> Weights:
+def read_file(path: Path, which: str | None = None) -> Weights:
     """Weights from `.safetensors` (and the `config.json` beside it), from a checkpoint of vitlab's, or from any other
     file of torch's that holds a state_dict, bare or where timm's own training puts it.
+
+    Args:
+        path: The file.
+        which: Of the weights of a checkpoint of vitlab's, "raw" or "ema"; None: those that its run selected epochs by.
 
     Raises:
         UserError: there is no such file, it is damaged, it holds more than tensors and plain data, or no tensors.
@@ -75,7 +87,7 @@ def read_file(path: Path) -> Weights:
     if not state:
         raise UserError(f"model.weights={path} holds no tensors by name")
     if CONFIG_KEY in content:
-        return _of_a_run(path, content)
+        return _of_a_run(path, content, which)
     for prefix in (WEIGHTS_PREFIX, "model.", "net."):  # attributes that hold the network in people's LightningModules
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -83,12 +95,14 @@ def read_file(path: Path) -> Weights:
     return Weights(origin, state, known, str(path), classes)
 
 
-def _of_a_run(path: Path, checkpoint: Mapping[str, Any]) -> Weights:
+def _of_a_run(path: Path, checkpoint: Mapping[str, Any], which: str | None) -> Weights:
     data = checkpoint[CONFIG_KEY]["data"] if is_whole(checkpoint) else {}
     if not {*INPUT_FACTS, "classes"} <= set(data):
         raise UserError(f"{path} lacks its run's config, which says what images its weights are for: it was altered")
     known = {key: data[key] for key in INPUT_FACTS}
-    return Weights(str(path), network_weights(checkpoint), known, str(path), list(data["classes"] or []))
+    which = choose_weights(checkpoint, which, path)
+    origin = f"{path} (its {which} weights)" if EMA_KEY in checkpoint else str(path)
+    return Weights(origin, network_weights(checkpoint, which), known, str(path), list(data["classes"] or []))
 
 
 def _read(path: Path) -> Mapping[str, Any]:

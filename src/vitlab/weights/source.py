@@ -11,7 +11,7 @@ from vitlab.weights.files import Weights, input_of, read_file
 from vitlab.weights.hub import fetch
 
 
-def find_weights(choice: Mapping[str, Any], name: Any = None) -> Weights | None:
+def find_weights(choice: Mapping[str, Any], name: Any = None, which: str | None = None) -> Weights | None:
     """Reads or downloads the weights that a run starts from.
 
     It comes before all that takes long: what is wrong with the weights is said within seconds.
@@ -19,6 +19,7 @@ def find_weights(choice: Mapping[str, Any], name: Any = None) -> Weights | None:
     Args:
         choice: `weights`, a file or None; of a network of timm's also `pretrained`, whether to take timm's own.
         name: timm's, of that network.
+        which: Of the weights of a run, as `read_file` takes it.
 
     Returns:
         Of a network of timm's always the input that it was made for, with `pretrained: false` with an empty state.
@@ -40,5 +41,5 @@ def find_weights(choice: Mapping[str, Any], name: Any = None) -> Weights | None:
             return Weights(known_by, state, known, known_by)
     if choice.get("weights") is None:
         return None
-    weights = read_file(Path(str(choice["weights"])).expanduser())
+    weights = read_file(Path(str(choice["weights"])).expanduser(), which)
     return weights if weights.input else replace(weights, input=known, input_origin=known_by)

@@ -1,0 +1,37 @@
+"""What clipping leaves of a step, and what label smoothing makes of the gradient."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from test_classifier import Constant, batches, make, trainer
+from torch import nn
+
+LABELS = [0, 2, 2, 1]
+
+
+def step(**settings: Any) -> torch.Tensor:
+    """What a step of SGD at a learning rate of 1 takes from the weights."""
+    network = Constant()
+    before = network.logits.detach().clone()
+    run = trainer(**settings)
+    run.fit(make(network, optimizer=partial(torch.optim.SGD, lr=1.0)), batches(LABELS, [4]))
+    return before - network.logits.detach()
+
+
+def smoothed_gradient() -> torch.Tensor:
+    """By its definition: probabilities less targets (Szegedy et al. 2016, section 7), of make()'s smoothing of 0.1."""
+    targets = 0.9 * nn.functional.one_hot(torch.tensor(LABELS), 3) + 0.1 / 3
+    return (Constant().logits.detach().softmax(0) - targets).mean(dim=0)
+
+
+def test_a_step_is_the_gradient_of_the_smoothed_loss_clipped_to_its_norm_or_values() -> None:
+    gradient = smoothed_gradient()
+    assert torch.allclose(step(), gradient, atol=1e-6)
+    assert torch.allclose(step(gradient_clip_val=100.0), gradient, atol=1e-6)
+    clipped = step(gradient_clip_val=0.01)
+    assert clipped.norm().item() == pytest.approx(0.01, rel=1e-3)
+    assert torch.allclose(clipped / 0.01, gradient / gradient.norm(), atol=1e-3)
+    by_value = step(gradient_clip_val=0.01, gradient_clip_algorithm="value")
+    assert torch.allclose(by_value, gradient.clamp(-0.01, 0.01), atol=1e-6)

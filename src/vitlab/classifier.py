@@ -49,7 +49,8 @@ class ImageClassifier(pl.LightningModule):
 
     Logged, as means over the images of an epoch: `train/loss` (nats, with label smoothing: what is minimised),
     `train/acc` (of the augmented images), and `val/loss val/acc test/loss test/acc` (nats without label smoothing;
-    fractions). Every `log_every_n_steps` steps: `train/loss_step`, and `lr`, which is logged at an epoch's end too.
+    fractions). Every `log_every_n_steps` steps, in a shorter epoch at its last one: `train/loss_step`, and `lr`, which
+    is logged at an epoch's end too.
 
     Args:
         network: What is trained.
@@ -134,6 +135,10 @@ class ImageClassifier(pl.LightningModule):
             )
 
     def on_train_start(self) -> None:
+        # Or a short run would have no step's values at all; callbacks that look at steps follow the trainer too.
+        trainer: Any = self.trainer
+        steps = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+        trainer.log_every_n_steps = min(trainer.log_every_n_steps, steps)
         # Of an epoch that is gone on with, Lightning does not announce the start.
         if self.finetuning.freeze_epochs != 0:
             self.freeze_backbone(self.finetuning.frozen(self.current_epoch))

@@ -64,7 +64,7 @@ ONE = [
     ),
     (
         ["callbacks.figures=off"],
-        "callbacks.figures=off: callbacks.figures takes keys: callbacks.figures.level=off|light|full; null leaves it out",
+        "callbacks.figures=off: callbacks.figures takes keys: callbacks.figures.level=off|light|full; null leaves",
     ),
     (["augment.flip=0.5"], "augment.flip=0.5: augment.flip takes keys: augment.flip.<key>=..."),
     # types

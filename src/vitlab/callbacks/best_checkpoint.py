@@ -19,8 +19,11 @@ BEST = {
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's forgets the best score where the directory has another name than before, and writes a worse one over
-    the file. This one also logs the metrics of each epoch that it keeps, `best/acc_val`, `best/loss_val`, `best/epoch`."""
+    """Logs the metrics of what it keeps, too: `best/acc_val`, `best/loss_val`, `best/epoch`.
+
+    Lightning's forgets the best score where the directory has another name than before, and writes a worse one over the
+    file.
+    """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         before, now = str(state_dict["dirpath"]), str(self.dirpath)

@@ -73,13 +73,13 @@ def draw_extremes(outcome: Outcome, images: Tensor, each: int = 3, most: int = 1
             picked = [*hardest, *[None] * (each - len(hardest)), *typical, *[None] * (each - len(typical))]
             rows.append([p if p is None else Cell(images[p], below=_of_truth(outcome, p)) for p in picked])
             names.append(fit_name(outcome.classes[label], 2 * LETTERS))
-    return _draw(rows, names, halves=("hardest", "most typical"), inches=1.05)
+    return _draw(rows, names, halves=("hardest", "most typical"), inches=0.8)
 
 
 def _of_truth(outcome: Outcome, place: int) -> str:
     probability = f"{outcome.of_truth[place]:.1%}"
     answer = fit_name(outcome.classes[int(outcome.predictions[place])], LETTERS - 3)
-    return probability if outcome.correct[place] else f"{probability}; said {answer}"
+    return probability if outcome.correct[place] else f"{probability}\nsaid {answer}"
 
 
 def _label(label: Tensor, classes: Sequence[str]) -> str:
@@ -105,7 +105,7 @@ def _draw(
     cells = [cell for row in rows for cell in row if cell is not None]
     line = 0.2 / inches  # height of a line of text, in sides of an image
     above = line * max(cell.above.count("\n") + bool(cell.above) for cell in cells)
-    below = line * any(cell.below for cell in cells)
+    below = line * max(cell.below.count("\n") + bool(cell.below) for cell in cells)
     pitch, height = 1.06, 1.08 + above + below
     gap = 0.35 if halves else 0.0
     room = 0.085 / inches * max(map(len, names), default=0)  # of the names

@@ -22,7 +22,7 @@ KEY_SETTINGS = {
     "model.num_heads": "heads",
     "optimizer": "optimizer",
     "optimizer.weight_decay": "weight decay",
-    "scheduler.schedule": "learning rate over time",
+    "scheduler": "learning rate over time",
     "label_smoothing": "label smoothing",
     "trainer.precision": "precision",
     "seed": "seed",
@@ -42,6 +42,7 @@ def key_settings(config: Mapping[str, Any]) -> dict[str, Setting]:
         "model": config["model"].get("name") or _built(config["model"]),
         "data": data_set(config),
         "augment": ", ".join(augmentations) or "none",
+        "scheduler": _built(config["scheduler"]["schedule"]),
     }
     return dict(_plain({p: named[p] if p in named else _at(config, p) for p in KEY_SETTINGS}))
 

@@ -57,7 +57,8 @@ def _draw_matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]
     for row, column in np.argwhere(counts):
         color = "black" if shares[row, column] > 0.55 else "white"
         text = f"{shares[row, column]:.0%}\n{counts[row, column]:,}"
-        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7, linespacing=1.0)
+        look = {"fontsize": 7, "linespacing": 1.0, "in_layout": False}  # they lie within the axes
+        axes.text(column, row, text, ha="center", va="center", color=color, **look)
     return figure
 
 

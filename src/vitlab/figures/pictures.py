@@ -133,6 +133,7 @@ def _draw(
 def _show(axes: Axes, cell: Cell, left: float, top: float) -> None:
     image = cell.image / 255 if cell.image.dtype == torch.uint8 else cell.image.float().clamp(0, 1)
     axes.imshow(image.permute(1, 2, 0).numpy(), extent=(left, left + 1, top + 1, top))
-    look: dict[str, Any] = {"ha": "center", "fontsize": 8.5}
+    # The layout need not measure them, which takes longer than to draw them: their room is within the axes' limits.
+    look: dict[str, Any] = {"ha": "center", "fontsize": 8.5, "in_layout": False}
     axes.text(left + 0.5, top - 0.04, cell.above, va="bottom", color=WRONG if cell.below else "black", **look)
     axes.text(left + 0.5, top + 1.04, cell.below, va="top", color=RIGHT if cell.above else "black", **look)

@@ -28,7 +28,7 @@ TABS = {
     "IMAGES": ["data/first_batch", "learnt", "plan", "test"],
     "TEXT": ["config", "environment", "manifest", "preflight", "resume"],
     "PR CURVES": ["precision_recall/crescent", "precision_recall/two_dots"],
-    "HPARAMS": ["optimizer.lr", "model.depth", "best/acc_val", "best/acc_test"],
+    "HPARAMS": ["optimizer.lr", "model.depth", "best/acc", "best/acc_test"],
 }
 
 

@@ -28,7 +28,7 @@ def test_the_report_says_what_was_trained_how_well_and_how_to_do_it_again(small_
     assert "Of 103 test images" in said
     for row in ("learning rate 0.002 optimizer.lr", "patch size (px) 8 model.patch_size", "epochs at most 2"):
         assert row in said
-    assert "augmentation RandomCrop, RandomHorizontalFlip augment" in said
+    assert "augmentation RandomHorizontalFlip, RandomCrop augment" in said
     assert "guessing among 10 classes 10.00% ln(10) = 2.3026" in said
     for what in (manifest["versions"]["torch"], manifest["hardware"]["cpu"], "train.py reproduce="):
         assert what in said

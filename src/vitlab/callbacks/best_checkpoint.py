@@ -10,16 +10,16 @@ from vitlab.runs.relocation import moved
 
 # By the names of the metrics: so called that TensorBoard's HPARAMS tab, which ticks the first five by name, ticks them.
 BEST = {
+    "val/acc": "best/acc",
     "test/acc": "best/acc_test",
-    "val/acc": "best/acc_val",
     "epoch": "best/epoch",
+    "val/loss": "best/loss",
     "test/loss": "best/loss_test",
-    "val/loss": "best/loss_val",
 }
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Logs the metrics of what it keeps, too: `best/acc_val`, `best/loss_val`, `best/epoch`.
+    """Logs the metrics of what it keeps, too: validation's `best/acc`, `best/loss`, and `best/epoch`.
 
     Lightning's forgets the best score where the directory has another name than before, and writes a worse one over the
     file.
@@ -34,8 +34,8 @@ class BestCheckpoint(ModelCheckpoint):
         super()._save_checkpoint(trainer, filepath)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         values = best_metrics({**metrics, "epoch": trainer.current_epoch})
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        for logger in trainer.loggers:  # at the step of the epoch's other metrics
+            logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
 
 
 def best_metrics(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -8,13 +8,13 @@ Setting = float | str
 
 # By path, in the words of a report. Groups stand for the name of what they build.
 KEY_SETTINGS = {
-    "model": "network",
     "optimizer.lr": "learning rate",
+    "augment": "augmentation",
+    "model": "network",
     "data.batch_size": "batch size (images)",
     "trainer.max_epochs": "epochs at most",
     "trainer.max_steps": "optimizer steps at most",
     "trainer.max_time": "time at most",
-    "augment": "augmentation",
     "data": "images",
     "model.patch_size": "patch size (px)",
     "model.embed_dim": "width of a token",
@@ -37,7 +37,8 @@ SAID_ELSEWHERE = ("model.name", "model.image_size", "model.in_channels", "model.
 
 def key_settings(config: Mapping[str, Any]) -> dict[str, Setting]:
     """Those of `KEY_SETTINGS` that a resolved config has, by their paths, in that order."""
-    augmentations = [_built(node) for node in config["augment"].values() if node is not None]
+    # The last one first: the first ones are common to most runs, and a narrow column shows no more.
+    augmentations = [_built(node) for node in reversed(config["augment"].values()) if node is not None]
     named = {
         "model": config["model"].get("name") or _built(config["model"]),
         "data": data_set(config),

@@ -120,7 +120,7 @@ def test_an_image_of_a_small_class_stands_on_one_side() -> None:
     figure = draw_extremes(FOUR, torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
     places = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
     middle = (places["hardest"][0] + places["most typical"][0]) / 2
-    assert places["28.0%\nsaid class 0"][0] < middle < places["70.0%"][0]
+    assert places["28.0%\nclass 0"][0] < middle < places["70.0%"][0]
     assert [text for text in places if text.endswith("%")] == ["90.0%", "70.0%"]
 
 

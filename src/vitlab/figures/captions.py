@@ -74,7 +74,8 @@ EXTREMES: About = {
     "title": "Hardest and most typical images, with the true class's probability",
     "caption": (
         "For each class the test images whose true class got the smallest probability (left) and the largest (right), "
-        "with that probability, and the answer where it was another class. Of many classes, the ten least recognised."
+        "with that probability, and beneath it the answer where it was another class. Of many classes, the ten least "
+        "recognised."
     ),
 }
 CURVES: About = {

@@ -11,7 +11,7 @@ KEY_SETTINGS = {
     "optimizer.lr": "learning rate",
     "augment": "augmentation",
     "model": "network",
-    "data.batch_size": "batch size (images)",
+    "data.batch_size": "batch size",
     "trainer.max_epochs": "epochs at most",
     "trainer.max_steps": "optimizer steps at most",
     "trainer.max_time": "time at most",

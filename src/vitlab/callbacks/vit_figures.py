@@ -174,7 +174,7 @@ def examples(labels: Tensor, count: int) -> Tensor:
 
 
 def _as_it_is(module: Any) -> nn.Module:
-    return copy.deepcopy(module.network).float().eval()  # type: ignore[no-any-return]
+    return copy.deepcopy(module.network).float().eval()
 
 
 def _looked_at(data: Any) -> ImageArrays:

@@ -1,6 +1,7 @@
 """How well classes are told apart, and how far the probabilities can be trusted."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -57,7 +58,7 @@ def _draw_matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]
     for row, column in np.argwhere(counts):
         color = "black" if shares[row, column] > 0.55 else "white"
         text = f"{shares[row, column]:.0%}\n{counts[row, column]:,}"
-        look = {"fontsize": 7, "linespacing": 1.0, "in_layout": False}  # they lie within the axes
+        look: dict[str, Any] = {"fontsize": 7, "linespacing": 1.0, "in_layout": False}  # they lie within the axes
         axes.text(column, row, text, ha="center", va="center", color=color, **look)
     return figure
 

@@ -26,7 +26,7 @@ COVER = 0.75  # of the heat over the picture
 
 def tile(picture: Tensor, side: int = TILE) -> Pixels:
     """A picture, `[3, H, W]` in [0, 255], as large as a tile: `[side, side, 3]` in [0, 1]."""
-    return _stretched(picture.permute(1, 2, 0).cpu().numpy(), side).astype(np.float32) / 255
+    return _stretched(picture.permute(1, 2, 0).float().div(255).cpu().numpy(), side)
 
 
 def heat_over(picture: Tensor, heat: Tensor, scale: Normalize, side: int = TILE) -> Pixels:

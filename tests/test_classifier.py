@@ -50,7 +50,7 @@ def make(network: nn.Module, **changes: Any) -> ImageClassifier:
 
 def trainer(**changes: Any) -> pl.Trainer:
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return pl.Trainer(accelerator="cpu", max_epochs=1, enable_checkpointing=False, **{**quiet, **changes})
+    return pl.Trainer(accelerator="cpu", enable_checkpointing=False, **{"max_epochs": 1, **quiet, **changes})
 
 
 def test_metrics_are_means_over_images_not_over_batches() -> None:

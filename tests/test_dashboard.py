@@ -64,20 +64,31 @@ def test_images_and_curves_of_the_test_pass(events: EventAccumulator, small_run:
 def hyperparameters(run: EventAccumulator) -> dict[str, object]:
     raw = run.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
     start = metadata.parse_session_start_info_plugin_data(raw)
-    return {key: value.number_value or value.string_value for key, value in start.hparams.items()}
+    return {key.strip(): value.number_value or value.string_value for key, value in start.hparams.items()}
+
+
+SHOWN = ["best/acc", "best/acc_test", "best/epoch", "best/loss", "best/loss_test"]  # the first by their names
+
+
+def test_the_table_of_hyperparameters_opens_with_what_people_compare(events: EventAccumulator) -> None:
+    raw = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    names = [name.strip() for name in sorted(metadata.parse_session_start_info_plugin_data(raw).hparams)]
+    assert names[:5] == ["optimizer.lr", "augment", "model", "data.batch_size", "trainer.max_epochs"]
+    assert {"seed", "model.patch_size", "model.depth", "optimizer.weight_decay"} <= set(names[5:18])
+    assert not [name for name in names if "_target_" in name or name.startswith(("callbacks", "logger", "run_dir"))]
+    assert sorted(events.Tags()["scalars"])[:5] == SHOWN
 
 
 def test_the_table_of_hyperparameters_has_the_final_metrics(events: EventAccumulator) -> None:
     values = hyperparameters(events)
     assert values["optimizer.lr"] == pytest.approx(2e-3)
     assert values["model.pool"] == "mean"
-    assert (values["model"], values["optimizer"]) == ("VisionTransformer", "AdamW")
+    assert (values["model"], values["optimizer"], values["data"]) == ("VisionTransformer", "AdamW", "Synthetic")
+    assert values["augment"] == "RandomHorizontalFlip, RandomCrop"
     assert values["model.qk_norm"] == "false"
-    assert {"val/best_acc", "val/best_loss", "val/best_epoch", "test/acc", "test/loss", "val/acc"} <= set(
-        events.Tags()["scalars"]
-    )
-    best = events.Scalars("val/best_acc")[-1].value
-    assert best == max(event.value for event in events.Scalars("val/acc"))
+    best = {tag: events.Scalars(tag)[-1].value for tag in SHOWN}
+    assert best["best/acc"] == max(event.value for event in events.Scalars("val/acc"))
+    assert best["best/acc_test"] == events.Scalars("test/acc")[-1].value
     assert metadata.SESSION_END_INFO_TAG in events.summary_metadata
 
 
@@ -88,7 +99,8 @@ def test_a_run_that_fails_is_in_the_table_too(in_process: Command, tmp_path: Pat
     events = read(tmp_path / "run")
     values = hyperparameters(events)
     assert values["optimizer.lr"] == pytest.approx(2e-3)
-    assert len(events.Scalars("val/acc")) == 1  # of the first epoch: what the table shows of it
-    assert "val/best_acc" not in events.Tags()["scalars"]
+    assert len(events.Scalars("val/acc")) == 1
+    (best,) = events.Scalars("best/acc")
+    assert (best.step, best.value) == (events.Scalars("val/acc")[0].step, events.Scalars("val/acc")[0].value)
     assert metadata.SESSION_END_INFO_TAG not in events.summary_metadata
     assert "The run failed after 1 epochs" in (tmp_path / "run" / "report.html").read_text()

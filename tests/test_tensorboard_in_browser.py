@@ -28,7 +28,7 @@ TABS = {
     "IMAGES": ["data/first_batch", "learnt", "plan", "test"],
     "TEXT": ["config", "environment", "manifest", "preflight", "resume"],
     "PR CURVES": ["precision_recall/crescent", "precision_recall/two_dots"],
-    "HPARAMS": ["optimizer.lr", "model.depth", "val/best_acc", "test/acc"],
+    "HPARAMS": ["optimizer.lr", "model.depth", "best/acc", "best/acc_test"],
 }
 
 
@@ -94,8 +94,9 @@ def test_the_report_opens_from_disk_and_fetches_nothing(page: Page, small_run: P
     assert {url.split(":")[0] for url in fetched} <= {"file", "data"}
     assert "of the test images recognised" in page.locator("h1").inner_text()
     headings = page.locator("h2").all_inner_texts()
-    assert headings[:3] == ["In short", "What the numbers say, and what to try next", "Curves"]
-    assert {"On the test images", "What was run", "How to do it again"} <= set(headings)
+    assert headings[:3] == ["What was run", "What came out", "What the numbers say, and what to try next"]
+    assert headings[3:6] == ["Curves", "On the test images", "What the network learnt"]
+    assert headings[-2:] == ["The run in detail", "How to do it again"]
     widths = page.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
     assert len(widths) == len(list((small_run / "figures").glob("*.png"))) >= 8
     assert min(widths) > 300

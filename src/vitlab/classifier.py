@@ -51,8 +51,8 @@ class ImageClassifier(pl.LightningModule):
 
     Logged, as means over the images of an epoch: `train/loss` (nats, with label smoothing: what is minimised),
     `train/acc` (of the augmented images; of mixed ones, by the class with the larger share), and `val/loss val/acc
-    test/loss test/acc` (nats without label smoothing; fractions). Every `log_every_n_steps` steps: `train/loss_step`,
-    and `lr`, which is logged at an epoch's end too.
+    test/loss test/acc` (nats without label smoothing; fractions). Every `log_every_n_steps` steps, in a shorter epoch
+    at its last one: `train/loss_step`, and `lr`, which is logged at an epoch's end too.
 
     Args:
         network: What is trained.
@@ -146,6 +146,10 @@ class ImageClassifier(pl.LightningModule):
     def on_train_start(self) -> None:
         if self.global_rank:  # of an epoch that is gone on with, one rank has the sums
             self._forget_training()
+        # Or a short run would have no step's values at all; callbacks that look at steps follow the trainer too.
+        trainer: Any = self.trainer
+        steps = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+        trainer.log_every_n_steps = min(trainer.log_every_n_steps, steps)
         # Of an epoch that is gone on with, Lightning does not announce the start.
         if self.finetuning.freeze_epochs != 0:
             self.freeze_backbone(self.finetuning.frozen(self.current_epoch))

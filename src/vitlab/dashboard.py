@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
+from vitlab.callbacks.best_checkpoint import best_metrics
 from vitlab.config.building import trust
 from vitlab.figures import never_failing, writers
 from vitlab.runs.directory import RunDirectory
+from vitlab.runs.key_settings import KEY_SETTINGS, all_settings
 
 # Charts of several curves, by the tags' patterns, which TensorBoard anchors at the front alone.
 LAYOUT = {
@@ -36,10 +38,6 @@ LAYOUT = {
         "memory (GiB)": ["Multiline", ["memory_gib$"]],
     },
 }
-HYPERPARAMETERS = (
-    *("name", "seed", "label_smoothing", "compile", "model", "data", "augment", "optimizer", "finetune"),
-    *("scheduler", "trainer"),
-)
 
 
 @rank_zero_only
@@ -65,11 +63,9 @@ def tell_run(trainer: pl.Trainer, config: Mapping[str, Any], run: RunDirectory) 
 def end_dashboard(
     trainer: pl.Trainer, config: Mapping[str, Any], metrics: Mapping[str, float], run: RunDirectory
 ) -> None:
-    """The final metrics, also of the HPARAMS table: of the selected epoch, and of the test images."""
+    """The final metrics, of the selected epoch and of the test images, also under the names of the HPARAMS table."""
     with never_failing("the dashboard's last page"):
-        best = {"val/acc": "val/best_acc", "val/loss": "val/best_loss", "epoch": "val/best_epoch"}
-        best["val/acc_ema"] = "val/best_acc_ema"
-        values = {name: metrics[key] for key, name in best.items() if key in metrics}
+        values = best_metrics(metrics)
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
             logger.save()
@@ -88,26 +84,14 @@ def log_text(trainer: pl.Trainer, tag: str, markdown: str) -> None:
 
 def _hyperparameters(writer: Any, config: Mapping[str, Any], *, ended: bool) -> None:
     # Not the logger's log_hyperparams: it leaves out a run without metrics, or would need made-up ones. And without the
-    # table's own summary: of several runs TensorBoard takes one's, and with it that run's columns alone.
-    chosen = {key: config[key] for key in HYPERPARAMETERS if key in config}
+    # table's own summary: of several runs TensorBoard takes one's, and with it that run's columns alone. It then shows
+    # what differs first, the rest by name, and ticks five columns; a blank counts in a name, but is not shown.
+    settings = all_settings(config)
+    names = {path: " " * (len(KEY_SETTINGS) - place) + path for place, path in enumerate(KEY_SETTINGS)}
     make: Any = hparams
-    _, begin, end = make(dict(_leaves(chosen)), {})
+    _, begin, end = make({names.get(path, path): value for path, value in settings.items()}, {})
     for summary in (begin, *([end] if ended else [])):
         writer._get_file_writer().add_summary(summary)
-
-
-def _leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float | str]]:
-    """What runs are compared by: numbers, switches, words, names of classes; no lists, paths and addresses."""
-    for key, value in node.items():
-        inner = f"{path}{key}"
-        if key == "_target_":
-            yield path.removesuffix("."), str(value).rpartition(".")[2]
-        elif isinstance(value, Mapping):
-            yield from _leaves(value, f"{inner}.")
-        elif isinstance(value, bool):
-            yield inner, str(value).lower()
-        elif isinstance(value, int | float) or (isinstance(value, str) and "/" not in value):
-            yield inner, value
 
 
 def _environment() -> str:

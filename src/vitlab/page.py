@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 STYLE = """
 :root { color-scheme: light dark; --line: light-dark(#d8dee4, #3d444d); --soft: light-dark(#59636e, #9198a1);
   --head: light-dark(#f6f8fa, #151b23); --mark: light-dark(#ddf4ff, #0c2d6b) }
-body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
+body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.7rem; margin: 0 0 .2rem } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem }
 p { max-width: 56rem } .soft, caption, figcaption { color: var(--soft); font-size: .9rem; text-align: left }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
@@ -19,8 +19,10 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
 td.number, th.number { text-align: right } thead th { background: var(--head); position: sticky; top: 0 }
 table.sortable thead th { cursor: pointer } th[aria-sort=ascending]::after { content: " ▲" }
 th[aria-sort=descending]::after { content: " ▼" } tr.marked { background: var(--mark) }
-figure { margin: 1rem 0 } figure img { max-width: 100%; height: auto; background: white; border-radius: 6px }
-.side { display: flex; flex-wrap: wrap; gap: 1.5rem } pre { background: var(--head); padding: .8rem; overflow-x: auto }
+figure { margin: 1rem 0; max-width: 56rem }
+figure img { max-width: 100%; height: auto; background: white; border-radius: 6px }
+.columns { columns: 34rem 2; column-gap: 2rem } .columns > * { break-inside: avoid; margin: 0 0 2rem }
+pre { background: var(--head); padding: .8rem; overflow-x: auto }
 """
 
 # A click on a column's head sorts by it, numbers as numbers; a second click the other way round.
@@ -60,9 +62,9 @@ def code(text: str) -> str:
     return f"<pre>{escape(text)}</pre>"
 
 
-def side_by_side(*parts: str) -> str:
-    """Parts in one row where the window is wide enough."""
-    return '<div class="side">' + "\n".join(parts) + "</div>"
+def in_columns(*parts: str) -> str:
+    """Parts in two columns of equal width where the window is wide enough, down the first one, then the second."""
+    return '<div class="columns">' + "\n".join(parts) + "</div>"
 
 
 def table(
@@ -113,8 +115,8 @@ def picture(figure: Figure, caption: str) -> str:
 
 
 def png(content: bytes, caption: str, width: int | None = None) -> str:
-    """A PNG file's content inside the page, at most `width` pixels wide with its caption."""
+    """A PNG file's content inside the page, at most `width` pixels wide."""
     data, text = b64encode(content).decode("ascii"), escape(caption)
-    style = f' style="max-width: {width}px"' if width else ""
-    image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
-    return f"<figure{style}>{image}<figcaption>{text}</figcaption></figure>"
+    style = f' style="width: {width}px"' if width else ""
+    image = f'<img{style} alt="{text}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"

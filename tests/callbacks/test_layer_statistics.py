@@ -38,8 +38,10 @@ def fit(tmp_path: Any, count: int, interval: int, **options: Any) -> tuple[dict[
     torch.manual_seed(1)
     network = VisionTransformer(**SMALL)
     log = Record(tmp_path)
+    length = {key: options.pop(key) for key in ("max_epochs", "accumulate_grad_batches") if key in options}
     classifier = make(network, num_classes=SMALL["num_classes"], **options)
-    run = trainer(callbacks=[LayerStatistics()], logger=log, log_every_n_steps=interval, gradient_clip_val=0.1)
+    watched = {"callbacks": [LayerStatistics()], "logger": log, "log_every_n_steps": interval}
+    run = trainer(**watched, gradient_clip_val=0.1, **length)
     run.fit(classifier, batches(count))
     return log.values, network
 
@@ -71,6 +73,13 @@ def test_only_the_steps_that_are_logged_are_looked_at(tmp_path: Any, monkeypatch
     values, _ = fit(tmp_path, 7, 3, optimizer=partial(torch.optim.SGD, lr=0.1))
     assert [step for step, row in values.items() if "gradient_norm/all" in row] == [2, 5]
     assert len(looks) == 2 * 3 * len(LAYERS)  # gradients, weights, updates
+
+
+def test_an_epoch_that_is_shorter_than_the_interval_is_looked_at_once(tmp_path: Any) -> None:
+    options = {"max_epochs": 3, "accumulate_grad_batches": 2, "optimizer": partial(torch.optim.SGD, lr=0.1)}
+    values, _ = fit(tmp_path, 5, 50, **options)
+    for tag in ("gradient_norm/all", "train/loss_step"):
+        assert [step for step, row in values.items() if tag in row] == [2, 5, 8]
 
 
 def test_layers_with_rates_of_their_own_are_told_apart(tmp_path: Any) -> None:

@@ -1,4 +1,5 @@
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from data.modules import NEUTRAL
 from models.test_vision_transformer import SMALL
 from PIL import Image
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -36,7 +38,13 @@ class Drawn(ImageDataModule):
 
 
 def train(
-    folder: Path, level: str | bool, network: nn.Module | None = None, *, checkpoint: Path | None = None, **options: Any
+    folder: Path,
+    level: str | bool,
+    network: nn.Module | None = None,
+    *,
+    checkpoint: Path | None = None,
+    beside: Sequence[pl.Callback] = (),
+    **options: Any,
 ) -> tuple[pl.Trainer, ImageClassifier]:
     torch.manual_seed(0)
     if network is None:
@@ -46,7 +54,7 @@ def train(
     )
     trainer = pl.Trainer(
         accelerator="cpu",
-        callbacks=[ViTFigures(level)],
+        callbacks=[ViTFigures(level), *beside],
         default_root_dir=folder,
         logger=TensorBoardLogger(folder, "", "tensorboard"),
         enable_checkpointing=False,
@@ -83,6 +91,29 @@ def test_one_sees_it_form(light: tuple[Path, Any, Any]) -> None:
     with Image.open(folder / "figures" / "43_attention_rollout.png") as figure:
         assert figure.width == widths[-1]
         assert "Abnar" in str(figure.info["Description"])
+
+
+class Clock(pl.Callback):
+    """A second a step, and an end that nobody knows before."""
+
+    steps = 0
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.steps += 1
+        trainer.should_stop = self.steps >= 30
+
+
+@pytest.mark.parametrize(("limit", "seen"), [(None, [0, 6, 12, 24, 30]), ("00:00:00:10", [0, 5, 10])])
+def test_runs_of_open_length_are_looked_at_in_between(
+    limit: str | None, seen: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()  # 6 steps an epoch
+    monkeypatch.setattr(Timer, "time_elapsed", lambda self, stage=None: float(clock.steps))
+    for name in ("_draw_moment", "_draw_end"):
+        monkeypatch.setattr(ViTFigures, name, lambda *_: None)
+    trainer, _ = train(tmp_path, "light", max_epochs=-1, max_time=limit, beside=[clock])
+    (figures,) = (each for each in trainer.callbacks if isinstance(each, ViTFigures))  # type: ignore[attr-defined]
+    assert [moment["step"] for moment in figures.seen] == seen
 
 
 @pytest.mark.parametrize("level", [False, "full"])

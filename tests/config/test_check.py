@@ -64,6 +64,10 @@ ONE = [
         ["callbacks.nan=skip"],
         "callbacks.nan=skip: callbacks.nan takes keys: callbacks.nan.action=stop|skip; null leaves",
     ),
+    (
+        ["callbacks.figures=off"],
+        "callbacks.figures=off: callbacks.figures takes keys: callbacks.figures.level=off|light|full; null leaves",
+    ),
     (["augment.flip=0.5"], "augment.flip=0.5: augment.flip takes keys: augment.flip.<key>=..."),
     # types
     (["trainer.max_epochs=abc"], "trainer.max_epochs=abc must be a whole number of at least 1"),

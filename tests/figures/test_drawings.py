@@ -5,7 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitlab.figures.classification import draw_confusions, draw_per_class, draw_reliability, wilson
+from vitlab.figures.classification import (
+    draw_confusions,
+    draw_least_recognised,
+    draw_per_class,
+    draw_reliability,
+    wilson,
+)
 from vitlab.figures.curves import draw_curves
 from vitlab.figures.gallery import render
 from vitlab.figures.outcome import Outcome
@@ -61,10 +67,32 @@ def test_outcomes_of_all_kinds_can_be_drawn(classes: int, right: float) -> None:
     logits = torch.randn(50, classes) + 20 * torch.nn.functional.one_hot(answers, classes)
     found = outcome(logits.softmax(dim=1), labels.tolist())
     images = torch.zeros(50, 3, 8, 8, dtype=torch.uint8)
-    for draw in (draw_confusions, draw_per_class, draw_reliability):
+    for draw in (draw_confusions, draw_least_recognised, draw_per_class, draw_reliability):
         assert np.asarray(render(lambda draw=draw: draw(found), "x")).std() > 0  # type: ignore[misc]
     for draw in (draw_mistakes, draw_extremes):
         assert max(render(lambda draw=draw: draw(found, images), "x").size) < 2500  # type: ignore[misc]
+
+
+def test_of_many_classes_the_least_recognised_are_named_with_their_counts() -> None:
+    # Of 30 classes of two images, all of the first 25 are taken for the last one; the last five are recognised.
+    labels = torch.arange(60) % 30
+    answers = torch.where(labels < 25, torch.full_like(labels, 29), labels)
+    answers[0] = 1  # an image of class 0, taken for class 1
+    figure = draw_least_recognised(outcome(torch.nn.functional.one_hot(answers, 30).float(), labels.tolist()))
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [f"class {number}" for number in range(20)]
+    assert axes.get_xticklabels()[-1].get_text() == "another class"
+    cells = {text.get_position(): text.get_text() for text in axes.texts}
+    assert cells[1, 0] == cells[20, 0] == "50%\n1"
+    assert [cells[20, row] for row in range(1, 20)] == ["100%\n2"] * 19
+    assert len(cells) == 21
+
+
+@pytest.mark.parametrize(("scale", "shown"), [(1.0, True), (0.05, False)])
+def test_curves_show_guessing_where_it_is_near(scale: float, shown: bool) -> None:
+    rows = [{"epoch": float(e), "train/loss": scale * (2.2 - 0.3 * e), "train/acc": 0.5, "lr": 0.1} for e in range(4)]
+    axes = draw_curves(rows, None, 10).axes[0]
+    assert (np.log(10) in [line.get_ydata()[0] for line in axes.lines if line.get_label() == "guessing"]) is shown
 
 
 def test_mixed_labels_name_both_classes() -> None:
@@ -84,7 +112,7 @@ def test_the_plan_is_what_the_optimizer_gets() -> None:
 
 def test_curves_without_validation_can_be_drawn() -> None:
     rows = [{"epoch": float(e), "train/loss": 1.0, "train/acc": 0.5, "lr": 0.1} for e in range(3)]
-    assert render(lambda: draw_curves(rows, None), "x").size[0] > 500
+    assert render(lambda: draw_curves(rows, None, 10), "x").size[0] > 500
 
 
 def test_an_image_of_a_small_class_stands_on_one_side() -> None:
@@ -92,7 +120,7 @@ def test_an_image_of_a_small_class_stands_on_one_side() -> None:
     figure = draw_extremes(FOUR, torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
     places = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
     middle = (places["hardest"][0] + places["most typical"][0]) / 2
-    assert places["28.0%; said class 0"][0] < middle < places["70.0%"][0]
+    assert places["28.0%\nclass 0"][0] < middle < places["70.0%"][0]
     assert [text for text in places if text.endswith("%")] == ["90.0%", "70.0%"]
 
 

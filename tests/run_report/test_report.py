@@ -24,12 +24,30 @@ def test_the_report_says_what_was_trained_how_well_and_how_to_do_it_again(small_
     assert f"{final['test/acc']:.2%} of the test images recognised" in said
     assert f"A network (VisionTransformer) with {manifest['parameters'] / 1e6:.2f} million parameters" in said
     assert "10 classes of images apart (disc, ring," in said
-    assert "for 2 epochs on 360 images of 32 x 32 pixels" in said
+    assert "for 2 epochs on 360 images of Synthetic, 32 x 32 pixels" in said
     assert "Of 103 test images" in said
+    for row in ("learning rate 0.002 optimizer.lr", "patch size (px) 8 model.patch_size", "epochs at most 2"):
+        assert row in said
+    assert "augmentation RandomHorizontalFlip, RandomCrop augment" in said
+    assert "guessing among 10 classes 10.00% ln(10) = 2.3026" in said
     for what in (manifest["versions"]["torch"], manifest["hardware"]["cpu"], "train.py reproduce="):
         assert what in said
     for figure in published(small_run):
-        assert " ".join(figure.caption.split()[:5]) in said
+        assert " ".join(figure.caption.split()) in said
+
+
+def test_captions_say_what_is_seen_in_this_run(small_run: Path) -> None:
+    said = {figure.tag: figure.caption for figure in published(small_run)}
+    details = json.loads((small_run / "test_details.json").read_text())
+    pair = details["most_confused"][0]
+    taken = f"{pair['class']} is taken for {pair['taken_for']} most often: {pair['images']} of "
+    assert f"{taken}{details['per_class'][pair['class']]['images']} images." in said["test/confusion_matrix"]
+    wrong = round(103 * (1 - details["accuracy"]))
+    assert f"{wrong} of 103 answers are wrong" in said["test/surest_mistakes"]
+    assert f"{details['accuracy']:.1%} of the answers are right" in said["test/reliability"]
+    known = [of["acc"] for of in details["per_class"].values()]
+    assert f"({min(known):.1%}) to " in said["test/accuracy_by_class"]
+    assert said["curves/loss_and_accuracy"].startswith("Guessing has a loss of ln(10) = 2.303 nats.")
 
 
 def test_a_report_can_be_written_again_from_the_run_directory_alone(small_run: Path, tmp_path: Path) -> None:

@@ -16,8 +16,14 @@ from vitlab.callbacks.predictions import CollectLogits
 from vitlab.callbacks.training_clock import TrainingClock
 from vitlab.classifier import rank_classes
 from vitlab.data import Batch
-from vitlab.figures import captions, never_failing, publish, writers
-from vitlab.figures.classification import draw_confusions, draw_per_class, draw_reliability
+from vitlab.figures import captions, findings, never_failing, publish, writers
+from vitlab.figures.classification import (
+    NAMED,
+    draw_confusions,
+    draw_least_recognised,
+    draw_per_class,
+    draw_reliability,
+)
 from vitlab.figures.outcome import Outcome
 from vitlab.figures.pictures import draw_batch, draw_extremes, draw_mistakes
 from vitlab.figures.plan import draw_plan, planned_rates
@@ -25,6 +31,12 @@ from vitlab.files import set_aside, write_json
 
 SHOWN = 20  # images of the first batch
 TIMES = 500  # at which a schedule over time is drawn
+OUTCOME_FIGURES = (  # with the second digit of their files
+    (0, captions.CONFUSIONS, draw_confusions, findings.of_confusions),
+    (0, captions.LEAST_RECOGNISED, draw_least_recognised, findings.of_classes),
+    (1, captions.PER_CLASS, draw_per_class, findings.of_classes),
+    (2, captions.RELIABILITY, draw_reliability, findings.of_reliability),
+)
 
 
 class Figures(pl.Callback):
@@ -98,20 +110,22 @@ class Figures(pl.Callback):
             outcome = Outcome(logits.softmax(dim=1), rank_classes(logits)[:, 0], arrays.labels, data.facts["classes"])
             show = partial(publish, trainer, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
             first = 80 if split == "test" else 70
-            for number, about, draw in (
-                (first, captions.CONFUSIONS, partial(draw_confusions, outcome)),
-                (first + 1, captions.PER_CLASS, partial(draw_per_class, outcome)),
-                (first + 2, captions.RELIABILITY, partial(draw_reliability, outcome)),
-            ):
-                name = f"{number}_{split}_{about['tag']}"
-                show(name, draw, tag=f"{split}/{about['tag']}", title=about["title"], caption=about["caption"])
+            for number, about, draw, finding in OUTCOME_FIGURES:
+                if draw is not draw_least_recognised or len(outcome.classes) > NAMED:  # else the whole has their names
+                    said = _with(about, finding(outcome), f"{split}/")
+                    show(f"{first + number}_{split}_{about['tag']}", partial(draw, outcome), **said)
             if split == "test":
-                show("83_test_mistakes", partial(draw_mistakes, outcome, arrays), **captions.MISTAKES)
+                said = _with(captions.MISTAKES, findings.of_mistakes(outcome))
+                show("83_test_mistakes", partial(draw_mistakes, outcome, arrays), **said)
                 show("84_test_extremes", partial(draw_extremes, outcome, arrays), **captions.EXTREMES)
                 _precision_recall(trainer, outcome)
                 file = Path(trainer.default_root_dir) / "test_details.json"
                 set_aside(file)
                 write_json(file, outcome.as_data())
+
+
+def _with(about: captions.About, finding: str, section: str = "") -> captions.About:
+    return {**about, "tag": f"{section}{about['tag']}", "caption": f"{finding} {about['caption']}"}
 
 
 def _draw_batch(batch: Batch, facts: dict[str, Any]) -> Figure:

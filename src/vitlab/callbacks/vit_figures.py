@@ -1,13 +1,14 @@
 """What a ViT learns, drawn while it does."""
 
 import copy
-import sys
+import math
 from collections import Counter
 from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Timer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -25,7 +26,7 @@ from vitlab.models.interpretation import (
     seen_by_head,
 )
 
-MOMENTS = {"off": (), "light": (0, 1 / 2, 1), "full": (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)}  # shares of the steps
+MOMENTS = {"off": (), "light": (0, 1 / 2, 1), "full": (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)}  # shares of the run
 PICTURES = {"light": 6, "full": 10}
 DISTANCE_IMAGES = {"light": 64, "full": 128}
 TOKENS_AT_ONCE = 2048  # 0.25 GB of attention weights of a ViT-B for 224 px
@@ -34,7 +35,9 @@ COMPONENTS = 28  # as many as the ViT paper shows
 
 class ViTFigures(pl.Callback):
     """Draws where a ViT looks (attention rollout, the last block's attention) at the start, in the middle and at the
-    end of training, and at the end its patch filters, its position embeddings, and how far each head looks.
+    end of training, and at the end its patch filters, its position embeddings, and how far each head looks. The middle
+    is that of the steps or of `max_time`, which comes first; a run without either is looked at after 1, 2, 4, 8 ...
+    epochs.
 
     What a network does not have is left out. It looks at a copy of the network, in eval mode and float32, on the first
     rank; nothing of the run changes. What was seen is in the checkpoint: a run that goes on draws it beside the rest.
@@ -57,7 +60,10 @@ class ViTFigures(pl.Callback):
         self.seen = state_dict["seen"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.steps = min(trainer.estimated_stepping_batches, sys.maxsize)  # infinite where the run's length is open
+        self.steps = trainer.estimated_stepping_batches  # infinite where their number is open
+        self.timer = next((c for c in trainer.callbacks if isinstance(c, Timer)), None)  # type: ignore[attr-defined]
+        left = self.timer.time_remaining() if self.timer else None
+        self.seconds = math.inf if left is None else left + self._elapsed()
         self._look_if_due(trainer, pl_module, float(trainer.current_epoch))
 
     def on_train_batch_end(
@@ -73,28 +79,43 @@ class ViTFigures(pl.Callback):
         with never_failing("what the ViT has learnt"):
             self._draw_end(trainer, pl_module)
 
+    def _elapsed(self) -> float:
+        """Seconds of training so far, where they are limited."""
+        return self.timer.time_elapsed() if self.timer else 0.0
+
     def _last_step(self) -> int:
         return self.seen[-1]["step"] if self.seen else -1
 
     def _look_if_due(self, trainer: pl.Trainer, module: Any, epoch: float) -> None:
-        step, last = trainer.global_step, self._last_step()
-        if _whole_here(trainer, module) and any(step >= share * self.steps > last for share in MOMENTS[self.level]):
+        if self.level != "off" and _whole_here(trainer, module) and self._is_due(trainer):
             self._look(trainer, module, epoch)
 
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        if not self.seen:
+            return True
+        step, last = trainer.global_step, self.seen[-1]
+        if math.isinf(self.steps) and math.isinf(self.seconds):
+            steps_an_epoch = trainer.num_training_batches // trainer.accumulate_grad_batches
+            return step >= max(2 * last["step"], steps_an_epoch)
+        done = max(step / self.steps, self._elapsed() / self.seconds)
+        before = max(last["step"] / self.steps, last["seconds"] / self.seconds)
+        return any(done >= share > before for share in MOMENTS[self.level])
+
     def _look(self, trainer: pl.Trainer, module: Any, epoch: float) -> None:
-        moment: dict[str, Any] = {"step": trainer.global_step, "epoch": epoch}
+        moment: dict[str, Any] = {"step": trainer.global_step, "epoch": epoch, "seconds": self._elapsed()}
         self.seen.append(moment)
         with never_failing("the attention of the network"):
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            split = next(arrays for arrays in map(data.splits.get, ("val", "test", "train")) if len(arrays))
+            split = _looked_at(data)
             places = examples(split.labels, PICTURES[self.level])
-            network = copy.deepcopy(module.network).float().eval()
+            network = _as_it_is(module)
             found = _record(network, data, split, places, module.device)
             if found is None:
                 return
             moment["rollout"] = seen_by_head(rollout(found.weights), found).cpu()
             moment["heads"] = last_layer(found).cpu()
-            moment["distances"] = _distances(network, data, split, module.device, DISTANCE_IMAGES[self.level])
+            if len(self._drawable()) == 1:  # they are drawn beside those of the end
+                moment["distances"] = _distances(network, data, module.device, DISTANCE_IMAGES[self.level])
             # A run that goes on with another level has moments of fewer pictures, the first of them.
             fewest = min(len(moment["rollout"]) for moment in self._drawable())
             self._draw_moment(trainer, data, split.take(places[:fewest]))
@@ -124,14 +145,17 @@ class ViTFigures(pl.Callback):
         if similarity is not None:
             draw = partial(embeddings.draw_positions, similarity, layout.grid)
             show("41_position_similarity", draw, **embeddings.POSITIONS)
-        distances = {_name(moment): moment["distances"] for moment in self._drawable()}
-        if distances:
+        now = self.seen[-1]
+        if "rollout" in now:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            now["distances"] = _distances(_as_it_is(module), data, module.device, DISTANCE_IMAGES[self.level])
+            distances = {_name(moment): moment["distances"] for moment in self.seen if "distances" in moment}
             uniform = patch_distances(layout.grid, _patch_size(layout, side)).mean().item()
             draw = partial(attention.draw_distances, distances, uniform, side)
             show("42_attention_distance", draw, **attention.DISTANCE)
 
     def _drawable(self) -> list[dict[str, Any]]:
-        return [moment for moment in self.seen if "distances" in moment]
+        return [moment for moment in self.seen if "rollout" in moment]
 
 
 def examples(labels: Tensor, count: int) -> Tensor:
@@ -155,6 +179,14 @@ def _whole_here(trainer: pl.Trainer, module: Any) -> bool:
     return trainer.is_global_zero and not isinstance(module.network, FSDPModule)
 
 
+def _as_it_is(module: Any) -> nn.Module:
+    return copy.deepcopy(module.network).float().eval()
+
+
+def _looked_at(data: Any) -> ImageArrays:
+    return next(arrays for arrays in map(data.splits.get, ("val", "test", "train")) if len(arrays))
+
+
 def _record(
     network: nn.Module, data: Any, split: ImageArrays, places: Tensor, device: torch.device
 ) -> Attention | None:
@@ -162,11 +194,12 @@ def _record(
     return record_attention(network, data.prepare_batch(chosen, None).images)
 
 
-def _distances(network: nn.Module, data: Any, split: ImageArrays, device: torch.device, count: int) -> Tensor:
+def _distances(network: nn.Module, data: Any, device: torch.device, count: int) -> Tensor:
     """Mean attention distance in pixels, float32 `[depth, heads]`, over the first `count` images of the evaluation."""
     layout = token_layout(network, (data.image_size, data.image_size))
     assert layout is not None
     patch = _patch_size(layout, data.image_size)
+    split = _looked_at(data)
     order = epoch_order(len(split), 0, 0)[:count]
     total: Any = 0.0
     for places in torch.split(order, max(1, TOKENS_AT_ONCE // layout.tokens)):

@@ -159,12 +159,12 @@ def _sharding(config: Config) -> Iterator[tuple[str, str]]:
         if isinstance(callback, dict) and callback["_target_"] == "vitlab.callbacks.EMA":
             yield (
                 f"callbacks.{name}",
-                "of a sharded model no average is kept: take trainer=ddp, or leave callbacks=ema out",
+                "trainer=fsdp keeps no average of a sharded model: take trainer=ddp",
             )
     if config["optimizer"]["_target_"] == "vitlab.optim.Muon":
         yield (
             "optimizer",
-            "Muon needs whole matrices, and trainer=fsdp divides them: take optimizer=adamw, or trainer=ddp",
+            "Muon needs whole matrices, and trainer=fsdp divides them: take optimizer=adamw",
         )
 
 

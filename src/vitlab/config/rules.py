@@ -44,6 +44,7 @@ STRATEGIES = (
 )
 
 OFF = Kind("off", lambda value: value is False)  # as YAML reads an unquoted off
+FIGURES = choice("off", "light", "full") | OFF
 
 # By path; * stands for one name. A kind is the whole truth of a value: annotations are not asked where there is one.
 RULES: Mapping[str, Kind] = {
@@ -58,7 +59,8 @@ RULES: Mapping[str, Kind] = {
     "checkpoint.monitor": METRIC,
     "scheduler.monitor": METRIC | NULL,
     "callbacks.nan.action": choice("stop", "skip"),
-    "callbacks.*.level": choice("off", "light", "full") | OFF,
+    "callbacks.figures.level": FIGURES,
+    "callbacks.vit_figures.level": FIGURES,
     "callbacks.*.monitor": METRIC | NULL,
     "checkpoint.mode": choice("min", "max"),
     "checkpoint.last_every_n_epochs": whole(1),

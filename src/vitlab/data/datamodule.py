@@ -238,7 +238,8 @@ class ImageDataModule(LightningDataModule):
         if trainer is None:  # before training
             return 0.0
         epochs = epoch / trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 0.0
-        clock = trainer.lightning_module.time_progress
+        module: Any = trainer.lightning_module
+        clock = module.time_progress
         return max(epochs, clock() if clock else 0.0)
 
     def first_batch(self, device: torch.device) -> Batch:

@@ -33,8 +33,15 @@ CONFUSIONS: About = {
     "title": "Confusion matrix: shares and numbers of images",
     "caption": (
         "Of each true class's images (a row), the share and the number that got each answer (a column). On the "
-        "diagonal stands what was recognised; a bright cell off it is a pair of classes that is mixed up. Up to twenty "
-        "classes are named."
+        "diagonal stands what was recognised; a bright cell off it is a pair of classes that is mixed up."
+    ),
+}
+LEAST_RECOGNISED: About = {
+    "tag": "confusion_matrix_least_recognised",
+    "title": "Confusion matrix of the twenty least recognised classes",
+    "caption": (
+        "As the whole confusion matrix, of the classes that are recognised least, the least recognised first, with "
+        "their names, shares and numbers of images. In the last column: answers that are none of these classes."
     ),
 }
 PER_CLASS: About = {
@@ -68,7 +75,8 @@ EXTREMES: About = {
     "title": "Hardest and most typical images, with the true class's probability",
     "caption": (
         "For each class the test images whose true class got the smallest probability (left) and the largest (right), "
-        "with that probability, and the answer where it was another class. Of many classes, the ten least recognised."
+        "with that probability, and beneath it the answer where it was another class. Of many classes, the ten least "
+        "recognised."
     ),
 }
 CURVES: About = {
@@ -79,6 +87,6 @@ CURVES: About = {
         "has label smoothing: the two lines are not of one kind, and the training line may lie on the worse side. "
         "Accuracy that still rises at the right end asks for more epochs; "
         "a validation loss that turns up while the training loss falls is learning by heart. The dotted line is the "
-        "epoch whose weights were kept and tested."
+        "epoch whose weights were kept, the dashed line what guessing comes to, where the curve is near it."
     ),
 }

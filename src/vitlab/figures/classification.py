@@ -1,5 +1,8 @@
 """How well classes are told apart, and how far the probabilities can be trusted."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -14,10 +17,31 @@ NAMED = 20  # classes that a matrix, or a column of bars, has room to name
 
 def draw_confusions(outcome: Outcome) -> Figure:
     """A row a true class: shares by colour; with at most `NAMED` classes shares and counts in words too."""
-    counts = outcome.confusions.numpy()
+    names = [fit_name(name, LETTERS) for name in outcome.classes]
+    return _draw_matrix(outcome.confusions.numpy(), names, names)
+
+
+def draw_least_recognised(outcome: Outcome) -> Figure:
+    """The confusions of the `NAMED` least recognised classes, the least recognised first, with one column for the
+    answers that are none of them."""
+    chosen = _least_recognised(outcome)
+    counts = outcome.confusions[chosen].numpy()
+    among = counts[:, chosen]
+    names = [fit_name(outcome.classes[place], LETTERS) for place in chosen]
+    others = counts.sum(axis=1, keepdims=True) - among.sum(axis=1, keepdims=True)
+    return _draw_matrix(np.concatenate([among, others], axis=1), names, [*names, "another class"])
+
+
+def _least_recognised(outcome: Outcome) -> list[int]:
+    images = outcome.confusions.sum(dim=1)
+    order = outcome.recall.nan_to_num(2.0).argsort(stable=True)
+    return [int(place) for place in order if images[place]][:NAMED]
+
+
+def _draw_matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Figure:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    named = len(outcome.classes) <= NAMED
-    side = max(3.5, 0.47 * len(outcome.classes) + 1) if named else 5.0
+    named = len(rows) <= NAMED
+    side = max(3.5, 0.47 * len(rows) + 1) if named else 5.0
     figure = Figure(figsize=(side + 0.9, side + 0.3))
     axes = figure.add_subplot()
     image = axes.imshow(shares, vmin=0, vmax=1)
@@ -29,16 +53,13 @@ def draw_confusions(outcome: Outcome) -> Figure:
         axes.set_xticks([])
         axes.set_yticks([])
         return figure
-    places = range(len(outcome.classes))
-    names = [fit_name(name, LETTERS) for name in outcome.classes]
-    axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(places, names)
-    for row in places:
-        for column in places:
-            if counts[row, column]:
-                color = "black" if shares[row, column] > 0.55 else "white"
-                text = f"{shares[row, column]:.0%}\n{counts[row, column]:,}"
-                axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7, linespacing=1.0)
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), rows)
+    for row, column in np.argwhere(counts):
+        color = "black" if shares[row, column] > 0.55 else "white"
+        text = f"{shares[row, column]:.0%}\n{counts[row, column]:,}"
+        look: dict[str, Any] = {"fontsize": 7, "linespacing": 1.0, "in_layout": False}  # they lie within the axes
+        axes.text(column, row, text, ha="center", va="center", color=color, **look)
     return figure
 
 
@@ -47,7 +68,7 @@ def draw_per_class(outcome: Outcome) -> Figure:
     the least recognised."""
     images = outcome.confusions.sum(dim=1).numpy()
     recall = outcome.recall.numpy()
-    order = [int(place) for place in np.argsort(np.nan_to_num(recall, nan=2.0), kind="stable") if images[place]][:NAMED]
+    order = _least_recognised(outcome)
     low, high = wilson(recall[order], images[order])
     figure = Figure(figsize=(5, 0.29 * len(order) + 1.1))
     axes = figure.add_subplot()
@@ -81,7 +102,7 @@ def draw_reliability(outcome: Outcome) -> Figure:
     count, confidence, accuracy = (values.numpy() for values in outcome.bins)
     middle = (np.arange(BINS) + 0.5) / BINS
     some = count > 0
-    figure = Figure(figsize=(4.4, 4.8))
+    figure = Figure(figsize=(5, 4.8))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.bar(middle[some], accuracy[some], width=0.9 / BINS, color=COLORS["sky"], label="accuracy")
     upper.plot(confidence[some], accuracy[some], "o", color=COLORS["blue"], label="at mean confidence", clip_on=False)

@@ -1,6 +1,7 @@
 """Epoch by epoch: loss, accuracy, learning rate."""
 
 from collections.abc import Mapping, Sequence
+from math import log
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -15,15 +16,17 @@ LINES = {
 }
 
 
-def draw_curves(rows: Sequence[Mapping[str, float]], best: int | None) -> Figure:
-    """Training and validation over the epochs, counted from 1.
+def draw_curves(rows: Sequence[Mapping[str, float]], best: int | None, classes: int) -> Figure:
+    """Training and validation over the epochs, counted from 1, and what guessing comes to.
 
     Args:
         rows: Of `metrics.csv`.
         best: The epoch, counted from 0, whose weights were kept.
+        classes: Of the images, how many.
     """
     figure = Figure(figsize=(9, 3.4))
     panels: Any = figure.subplots(1, 3, width_ratios=(3, 3, 2))
+    guessing = {"loss": log(classes), "acc": 1 / classes}
     for axes, metric, unit in ((panels[0], "loss", "loss (nats)"), (panels[1], "acc", "accuracy")):
         for label, (pattern, color) in LINES.items():
             name = pattern.format(metric)
@@ -33,6 +36,9 @@ def draw_curves(rows: Sequence[Mapping[str, float]], best: int | None) -> Figure
         if best is not None:
             axes.axvline(best + 1, color="0.4", linestyle=":", label="kept")
         axes.set_ylabel(unit)
+        low, high = axes.get_ylim()
+        if low - (high - low) < guessing[metric] < high + (high - low):  # else it would press the curves flat
+            axes.axhline(guessing[metric], color="0.4", linestyle="--", label="guessing")
     panels[1].yaxis.set_major_formatter(PercentFormatter(1))
     panels[2].plot([row["epoch"] + 1 for row in rows], [row.get("lr") for row in rows], "o-", color="0.3", markersize=3)
     panels[2].set_ylabel("learning rate at the epoch's end")
@@ -40,5 +46,5 @@ def draw_curves(rows: Sequence[Mapping[str, float]], best: int | None) -> Figure
     for axes in panels:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[0].legend(fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     return figure

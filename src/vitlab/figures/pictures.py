@@ -39,7 +39,7 @@ def draw_batch(images: Tensor, labels: Tensor, classes: Sequence[str], columns: 
     """
     shown = min(len(images), columns * rows)
     cells = [Cell(images[place], above=_label(labels[place], classes)) for place in range(shown)]
-    return _draw([cells[start : start + columns] for start in range(0, shown, columns)])
+    return _draw([cells[start : start + columns] for start in range(0, shown, columns)], letters=10.5)
 
 
 def draw_mistakes(outcome: Outcome, images: Tensor | ImageArrays, columns: int = 4, rows: int = 4) -> Figure:
@@ -57,7 +57,7 @@ def draw_mistakes(outcome: Outcome, images: Tensor | ImageArrays, columns: int =
         figure = Figure(figsize=(5, 1.2))
         figure.text(0.5, 0.4, "Every image was recognised.", ha="center", va="center")
         return figure
-    return _draw([cells[start : start + columns] for start in range(0, shown, columns)], inches=1.3)
+    return _draw([cells[start : start + columns] for start in range(0, shown, columns)], inches=1.3, letters=9.5)
 
 
 def draw_extremes(outcome: Outcome, images: Tensor | ImageArrays, each: int = 3, most: int = 10) -> Figure:
@@ -74,25 +74,33 @@ def draw_extremes(outcome: Outcome, images: Tensor | ImageArrays, each: int = 3,
             picked = [*hardest, *[None] * (each - len(hardest)), *typical, *[None] * (each - len(typical))]
             rows.append([p if p is None else Cell(images[p], below=_of_truth(outcome, p)) for p in picked])
             names.append(fit_name(outcome.classes[label], 2 * LETTERS))
-    return _draw(rows, names, halves=("hardest", "most typical"), inches=1.05)
+    return _draw(rows, names, halves=("hardest", "most typical"), inches=0.85)
 
 
 def _of_truth(outcome: Outcome, place: int) -> str:
     probability = f"{outcome.of_truth[place]:.1%}"
-    answer = fit_name(outcome.classes[int(outcome.predictions[place])], LETTERS - 3)
-    return probability if outcome.correct[place] else f"{probability}; said {answer}"
+    answer = fit_name(outcome.classes[int(outcome.predictions[place])], LETTERS - 2)
+    return probability if outcome.correct[place] else f"{probability}\n{answer}"
 
 
 def _label(label: Tensor, classes: Sequence[str]) -> str:
     if not label.is_floating_point():
-        return classes[int(label)]
+        return fit_name(classes[int(label)], LETTERS)
     shares, places = label.topk(min(2, len(label)))
-    mixed = [f"{classes[p]} {s:.0%}" for s, p in zip(shares.tolist(), places.tolist(), strict=True) if s > 0]
+    mixed = [
+        f"{fit_name(classes[p], LETTERS - 3)} {s:.0%}"
+        for s, p in zip(shares.tolist(), places.tolist(), strict=True)
+        if s > 0
+    ]
     return "\n".join(mixed)
 
 
 def _draw(
-    rows: Sequence[Sequence[Cell | None]], names: Sequence[str] = (), halves: Sequence[str] = (), inches: float = 1.0
+    rows: Sequence[Sequence[Cell | None]],
+    names: Sequence[str] = (),
+    halves: Sequence[str] = (),
+    inches: float = 1.0,
+    letters: float = 8.5,
 ) -> Figure:
     """Rows of cells in one axes: laying out an axes for each image takes seconds.
 
@@ -101,12 +109,13 @@ def _draw(
         names: Of the rows, on their left.
         halves: Titles over the left and the right half of the columns, which stand apart.
         inches: Side of an image.
+        letters: Height of the cells' letters, points.
     """
     columns = max(map(len, rows))
     cells = [cell for row in rows for cell in row if cell is not None]
     line = 0.2 / inches  # height of a line of text, in sides of an image
     above = line * max(cell.above.count("\n") + bool(cell.above) for cell in cells)
-    below = line * any(cell.below for cell in cells)
+    below = line * max(cell.below.count("\n") + bool(cell.below) for cell in cells)
     pitch, height = 1.06, 1.08 + above + below
     gap = 0.35 if halves else 0.0
     room = 0.085 / inches * max(map(len, names), default=0)  # of the names
@@ -120,7 +129,7 @@ def _draw(
         for column, cell in enumerate(row):
             left = column * pitch + (gap if column >= columns / 2 else 0.0)
             if cell is not None:
-                _show(axes, cell, left, top + above)
+                _show(axes, cell, left, top + above, letters)
         if names:
             axes.text(-0.08, top + above + 0.5, names[number], ha="right", va="center", fontsize=10)
     for half, title in enumerate(halves):
@@ -131,9 +140,10 @@ def _draw(
     return figure
 
 
-def _show(axes: Axes, cell: Cell, left: float, top: float) -> None:
+def _show(axes: Axes, cell: Cell, left: float, top: float, letters: float) -> None:
     image = cell.image / 255 if cell.image.dtype == torch.uint8 else cell.image.float().clamp(0, 1)
     axes.imshow(image.permute(1, 2, 0).numpy(), extent=(left, left + 1, top + 1, top))
-    look: dict[str, Any] = {"ha": "center", "fontsize": 8.5}
+    # The layout need not measure them, which takes longer than to draw them: their room is within the axes' limits.
+    look: dict[str, Any] = {"ha": "center", "fontsize": letters, "in_layout": False}
     axes.text(left + 0.5, top - 0.04, cell.above, va="bottom", color=WRONG if cell.below else "black", **look)
     axes.text(left + 0.5, top + 1.04, cell.below, va="top", color=RIGHT if cell.above else "black", **look)

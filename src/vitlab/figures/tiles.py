@@ -3,11 +3,11 @@ draw, where one axes a picture takes seconds."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
@@ -26,18 +26,22 @@ COVER = 0.75  # of the heat over the picture
 
 def tile(picture: Tensor, side: int = TILE) -> Pixels:
     """A picture, `[3, H, W]` in [0, 255], as large as a tile: `[side, side, 3]` in [0, 1]."""
-    resized = F.interpolate(picture.unsqueeze(0).float(), (side, side), mode="nearest")
-    return resized[0].permute(1, 2, 0).div(255).cpu().numpy()
+    return _stretched(picture.permute(1, 2, 0).float().div(255).cpu().numpy(), side)
 
 
 def heat_over(picture: Tensor, heat: Tensor, scale: Normalize, side: int = TILE) -> Pixels:
     """A heat map `[rows, columns]` in colours over its picture, uint8 `[3, H, W]`: `[side, side, 3]` in [0, 1]."""
     # In weak greys, or a white sky would look like attention.
     grey = 0.2 + 0.6 * tile(picture, side).mean(axis=2, keepdims=True)
-    stretched = F.interpolate(heat[None, None].float(), (side, side), mode="nearest")[0, 0].cpu().numpy()
-    colours = matplotlib.colormaps[HEAT](scale(stretched))[..., :3]
+    colours = _stretched(matplotlib.colormaps[HEAT](scale(heat.float().cpu().numpy()))[..., :3], side)
     mixed: Pixels = (COVER * colours + (1 - COVER) * grey).astype(np.float32)
     return mixed
+
+
+def _stretched(pixels: NDArray[Any], side: int) -> NDArray[Any]:
+    """`[rows, columns, ...]` as `[side, side, ...]`, each pixel the nearest one."""
+    rows, columns = (np.arange(side) * length // side for length in pixels.shape[:2])
+    return pixels[rows[:, None], columns]
 
 
 def add_tiles(axes: Axes, rows: Sequence[Sequence[Pixels]], columns: Sequence[str], names: Sequence[str]) -> None:

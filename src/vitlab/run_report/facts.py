@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vitlab.runs.directory import RunDirectory
+from vitlab.runs.key_settings import Setting, data_set, key_settings
 
 Row = dict[str, float]
 
@@ -55,6 +56,14 @@ class Facts:
     @property
     def classes(self) -> list[str]:
         return list(self.config.data.classes)
+
+    @property
+    def key_settings(self) -> dict[str, Setting]:
+        return key_settings(OmegaConf.to_container(self.config))  # type: ignore[arg-type]
+
+    @property
+    def data_set(self) -> str:
+        return data_set(self.config)
 
     def images(self, split: str) -> int:
         """How many the split has."""

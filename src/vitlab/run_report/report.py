@@ -4,7 +4,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from html import escape
-from math import sqrt
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from vitlab.config.building import trust
 from vitlab.figures import captions, never_failing, published, render, save
 from vitlab.figures.curves import draw_curves
 from vitlab.files import write_text
-from vitlab.page import code, page, paragraph, png, section, side_by_side, table
+from vitlab.page import code, in_columns, page, paragraph, png, section, table
 from vitlab.run_report.advice import advice
 from vitlab.run_report.facts import Facts, read_facts
+from vitlab.run_report.summary import headline, key_table, outcome, results, what_was_run
 from vitlab.runs.directory import RunDirectory
 
 SECTIONS = {  # of figures, by what stands before the slash of their tag; others go by that word
@@ -47,75 +48,24 @@ def write_report(run: RunDirectory) -> None:
 def _draw_curves(facts: Facts, file: Path) -> None:
     best = facts.best
     kept = int(best["epoch"]) if best else None
-    image = render(lambda: draw_curves(facts.epochs, kept), captions.CURVES["title"])
-    save(image, file, **captions.CURVES)
+    image = render(lambda: draw_curves(facts.epochs, kept, len(facts.classes)), captions.CURVES["title"])
+    guessing = f"Guessing has a loss of ln({len(facts.classes)}) = {log(len(facts.classes)):.3f} nats."
+    about = {**captions.CURVES, "caption": f"{guessing} {captions.CURVES['caption']}"}
+    save(image, file, **about)  # type: ignore[arg-type]
 
 
 def _page(facts: Facts, run: RunDirectory) -> str:
     started = str(facts.manifest.get("started", ""))[:16].replace("T", " ")
     return page(
-        f"{facts.config.name}: {_headline(facts)}",
-        f"a run of vitlab, {facts.manifest.get('status')}, begun {started}; seed {facts.config.seed}",
-        section("In short", *map(paragraph, _summary(facts)), _results(facts)),
+        f"{facts.config.name} on {facts.data_set}: {headline(facts)}",
+        f"a run of vitlab, {facts.manifest.get('status')}, begun {started}",
+        section("What was run", paragraph(what_was_run(facts)), key_table(facts)),
+        section("What came out", *map(paragraph, outcome(facts)), results(facts)),
         section("What the numbers say, and what to try next", _advice(facts)),
         *_figures(facts, run.path),
-        section("What was run", *_setting(facts)),
+        section("The run in detail", *_setting(facts)),
         section("How to do it again", *_again(facts, run.path)),
     )
-
-
-def _headline(facts: Facts) -> str:
-    for split, words in (("test", "test"), ("val", "validation")):
-        name = f"{split}/acc{facts.suffix}"
-        accuracy = facts.final.get(name, (facts.best or {}).get(name))
-        if accuracy is not None:
-            return f"{accuracy:.2%} of the {words} images recognised"
-    return f"{facts.epochs[-1]['train/acc']:.2%} of the training images recognised"
-
-
-def _summary(facts: Facts) -> Iterator[str]:
-    config, final = facts.config, facts.final
-    network = _name(config.model)
-    name = f"{network} {config.model.name}" if "name" in config.model else network
-    parameters = facts.manifest.get("parameters")
-    size = f" with {parameters / 1e6:.2f} million parameters" if parameters else ""
-    weights = facts.manifest.get("weights")
-    origin = f"starting from {weights['from']}" if weights else "from random weights"
-    names = ", ".join(facts.classes[:10]) + (" ..." if len(facts.classes) > 10 else "")
-    yield (
-        f"A network ({name}){size} was trained {origin} to tell {len(facts.classes)} classes of images apart "
-        f"({names}), for {len(facts.epochs)} epochs on {facts.used('train'):,} images of {config.data.image_size} x "
-        f"{config.data.image_size} pixels."
-    )
-    best = facts.best
-    if best and "val/acc" in best:
-        yield (
-            f"{facts.used('val'):,} images held out of training chose the epoch whose weights were kept: "
-            f"{int(best['epoch']) + 1} of {len(facts.epochs)}."
-        )
-    if f"test/acc{facts.suffix}" in final:
-        count, there = facts.used("test"), facts.images("test")
-        whole = f" (there are {there:,})" if count < there else ""
-        accuracy = final[f"test/acc{facts.suffix}"]
-        half = 1.96 * sqrt(accuracy * (1 - accuracy) / count)
-        yield (
-            f"Of {count:,} test images{whole}, never trained or selected on, {accuracy:.2%} are recognised (by chance: "
-            f"{1 / len(facts.classes):.1%}). So many test images leave an uncertainty of about {100 * half:.1f} points "
-            "either way (95 %); another seed would change it too."
-        )
-
-
-def _results(facts: Facts) -> str:
-    best = facts.best or {}
-    values = {**best, **facts.final}
-    meaning = {"train": "training (augmented, with label smoothing)", "val": "validation", "test": "test"}
-    rows = [
-        (words + of, f"{values[f'{split}/acc{suffix}']:.2%}", f"{values[f'{split}/loss{suffix}']:.4f}")
-        for split, words in meaning.items()
-        for suffix, of in (("", ""), ("_ema", ", by the average of the weights (EMA)"))
-        if f"{split}/acc{suffix}" in values
-    ]
-    return table(("images", "accuracy", "loss (nats)"), rows)
 
 
 def _advice(facts: Facts) -> str:
@@ -129,12 +79,13 @@ def _advice(facts: Facts) -> str:
 def _figures(facts: Facts, run: Path) -> Iterator[str]:
     groups: dict[str, list[str]] = {}
     for figure in published(run):
-        shown = png(figure.file.read_bytes(), figure.caption, width=round(figure.width / SHARPNESS))
+        image = png(figure.file.read_bytes(), figure.caption, width=round(figure.width / SHARPNESS))
         group = figure.tag.partition("/")[0]
         if group != "test" or facts.final:  # else they are of an earlier end, behind which the run went on
-            groups.setdefault(group, []).append(shown)
+            groups.setdefault(group, []).append(image)
     for group in sorted(groups, key=lambda name: [*SECTIONS, name].index(name)):
-        yield section(SECTIONS.get(group, group), side_by_side(*groups[group]))
+        shown = groups[group]
+        yield section(SECTIONS.get(group, group), in_columns(*shown) if len(shown) > 1 else shown[0])
 
 
 def _setting(facts: Facts) -> Iterator[str]:
@@ -152,10 +103,9 @@ def _setting(facts: Facts) -> Iterator[str]:
             f"{time}, {sorted(speed)[len(speed) // 2]:,.0f} images a second" if speed else "",
         ),
         ("images", ", ".join(f"{facts.images(split):,} {split}" for split in ("train", "val", "test"))),
-        ("data", " in ".join([_name(config.data), *([str(config.data.root)] if "root" in config.data else [])])),
+        ("data", " in ".join([facts.data_set, *([str(config.data.root)] if "root" in config.data else [])])),
         ("processor", f"{hardware.get('cpu')}, {hardware.get('cpu_cores')} cores"),
         ("GPUs", gpus),
-        ("precision", str(config.trainer.precision)),
         ("code", f"revision {git.get('revision')}{dirty}" if git.get("revision") else "not from a checkout"),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
@@ -170,10 +120,6 @@ def _setting(facts: Facts) -> Iterator[str]:
     for group, heading in (("model", "The network"), ("optimizer", "The optimizer"), ("augment", "Augmentation")):
         yield f"<details><summary>{heading}</summary>{code(_yaml(config[group]))}</details>"
     yield f"<details><summary>The whole config</summary>{code(_yaml(config))}</details>"
-
-
-def _name(node: Any) -> str:
-    return str(node["_target_"]).rpartition(".")[2]
 
 
 def _yaml(node: Any) -> str:

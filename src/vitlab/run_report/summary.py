@@ -1,0 +1,75 @@
+"""The page's first words: what was run, and what came out."""
+
+from collections.abc import Iterator
+from math import log, sqrt
+
+from vitlab.page import in_columns, table
+from vitlab.run_report.facts import Facts
+from vitlab.runs.key_settings import KEY_SETTINGS
+
+
+def headline(facts: Facts) -> str:
+    for split, words in (("test", "test"), ("val", "validation")):
+        name = f"{split}/acc{facts.suffix}"
+        accuracy = facts.final.get(name, (facts.best or {}).get(name))
+        if accuracy is not None:
+            return f"{accuracy:.2%} of the {words} images recognised"
+    return f"{facts.epochs[-1]['train/acc']:.2%} of the training images recognised"
+
+
+def what_was_run(facts: Facts) -> str:
+    parameters = facts.manifest.get("parameters")
+    size = f" with {parameters / 1e6:.2f} million parameters" if parameters else ""
+    weights = facts.manifest.get("weights")
+    origin = f"starting from {weights['from']}" if weights else "from random weights"
+    names = ", ".join(facts.classes[:10]) + (" ..." if len(facts.classes) > 10 else "")
+    side = facts.config.data.image_size
+    return (
+        f"A network ({facts.key_settings['model']}){size} was trained {origin} to tell {len(facts.classes)} classes of "
+        f"images apart ({names}), for {len(facts.epochs)} epochs on {facts.used('train'):,} images of "
+        f"{facts.data_set}, {side} x {side} pixels as the network sees them."
+    )
+
+
+def key_table(facts: Facts) -> str:
+    rows = [
+        (KEY_SETTINGS[path], value if isinstance(value, str) else f"{value:g}", path)
+        for path, value in facts.key_settings.items()
+        if path not in ("model", "data")  # said above
+    ]
+    half = (len(rows) + 1) // 2
+    return in_columns(*(table(("setting", "value", "to change it"), part) for part in (rows[:half], rows[half:])))
+
+
+def outcome(facts: Facts) -> Iterator[str]:
+    final, best = facts.final, facts.best
+    if f"test/acc{facts.suffix}" in final:
+        count, there = facts.used("test"), facts.images("test")
+        whole = f" (there are {there:,})" if count < there else ""
+        accuracy = final[f"test/acc{facts.suffix}"]
+        half = 1.96 * sqrt(accuracy * (1 - accuracy) / count)
+        yield (
+            f"Of {count:,} test images{whole}, never trained or selected on, {accuracy:.2%} are recognised. So many "
+            f"test images leave an uncertainty of about {100 * half:.1f} points either way (95 %); another seed would "
+            "change it too."
+        )
+    if best and "val/acc" in best:
+        yield (
+            f"{facts.used('val'):,} images held out of training chose the epoch whose weights were kept: "
+            f"{int(best['epoch']) + 1} of {len(facts.epochs)}."
+        )
+
+
+def results(facts: Facts) -> str:
+    best = facts.best or {}
+    values = {**best, **facts.final}
+    meaning = {"train": "training (augmented, with label smoothing)", "val": "validation", "test": "test"}
+    rows = [
+        (words + of, f"{values[f'{split}/acc{suffix}']:.2%}", f"{values[f'{split}/loss{suffix}']:.4f}")
+        for split, words in meaning.items()
+        for suffix, of in (("", ""), ("_ema", ", by the average of the weights (EMA)"))
+        if f"{split}/acc{suffix}" in values
+    ]
+    count = len(facts.classes)
+    rows.append((f"guessing among {count} classes", f"{1 / count:.2%}", f"ln({count}) = {log(count):.4f}"))
+    return table(("images", "accuracy", "loss (nats)"), rows)

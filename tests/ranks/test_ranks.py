@@ -18,7 +18,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 RUN = [
     *SMALL_RUN,
-    *("trainer.precision=32-true", "data.batch_size=60", "trainer.log_every_n_steps=1", "preflight=off"),
+    *(
+        "callbacks=ema",
+        "trainer.precision=32-true",
+        "data.batch_size=60",
+        "trainer.log_every_n_steps=1",
+        "preflight=off",
+    ),
     *("augment=randaugment", "model.drop_path=0.0"),
 ]
 LONG = [*RUN, "trainer.max_epochs=10", "trainer.limit_train_batches=5"]
@@ -107,7 +113,9 @@ def assert_same_experiment(run: Path, alone: Path, rel: float = 1e-5) -> None:
         for name in ("train/loss", "train/acc", "val/loss", "lr"):
             assert float(mine[name]) == pytest.approx(float(theirs[name]), rel=rel), name
     ends = [json.loads((r / "metrics.json").read_text()) for r in (run, alone)]
-    assert ends[0]["test/acc"] == ends[1]["test/acc"]
+    assert [ends[0][f"test/{name}"] for name in ("acc", "acc_ema")] == [
+        ends[1][f"test/{name}"] for name in ("acc", "acc_ema")
+    ]
     assert ends[0]["test/loss"] == pytest.approx(ends[1]["test/loss"], rel=rel)
     weights, theirs = (
         torch.load(r / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]

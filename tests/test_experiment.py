@@ -218,7 +218,8 @@ def test_a_compiled_run_leaves_an_ordinary_checkpoint(command: Command, in_proce
 
 def test_knobs_that_seldom_meet(in_process: Command, tmp_path: Path) -> None:
     knobs = (
-        "trainer.enable_progress_bar=false trainer.check_val_every_n_epoch=2 trainer.precision=bf16-true callbacks=ema"
+        "trainer.enable_progress_bar=false trainer.check_val_every_n_epoch=2 trainer.precision=bf16-true callbacks=ema "
+        "gradient_checkpointing=true"
     )
     more = (
         "augment.flip=null trainer.accumulate_grad_batches=2 scheduler.interval=epoch checkpoint.last_every_n_epochs=2"

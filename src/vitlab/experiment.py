@@ -65,8 +65,7 @@ def train(
     data = load_data(config)
     network = build_network(config.model)
     report = fit_weights(network, weights, data.facts["classes"]) if weights and weights.state else None
-    if config.compile:
-        network.compile()  # in place: unlike torch.compile(network), it leaves the names of the weights alone
+    choose_execution(config, network)
     classifier = build_classifier(config, network)
 
     resolved = as_plain_data(config)
@@ -226,6 +225,25 @@ def checkpoint_of(place: str) -> Path:
     if not path.exists():
         raise UserError(f"init_from={place} does not exist; it names a run directory or a checkpoint")
     return path
+
+
+def choose_execution(config: DictConfig, network: torch.nn.Module) -> None:
+    """How the network is computed when it trains.
+
+    Raises:
+        UserError: it can't be computed so.
+    """
+    if config.gradient_checkpointing:
+        recompute: Any = getattr(network, "set_grad_checkpointing", None)
+        try:
+            recompute(True)
+        except (TypeError, AssertionError):  # there is no such method, or as timm says it
+            raise UserError(
+                f"gradient_checkpointing=true: {type(network).__name__} has no such thing; timm's name for it is a "
+                "method set_grad_checkpointing(enable)"
+            ) from None
+    if config.compile:
+        network.compile()  # in place: unlike torch.compile(network), it leaves the names of the weights alone
 
 
 def build_classifier(config: DictConfig, network: torch.nn.Module) -> ImageClassifier:

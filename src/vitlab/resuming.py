@@ -24,6 +24,7 @@ from vitlab.experiment import (
     as_plain_data,
     build_classifier,
     build_trainer,
+    choose_execution,
     ended_well_or_badly,
     fingerprints,
     fit_and_test,
@@ -104,8 +105,7 @@ def _go_on(
     data = load_data(config)
     refuse_other_images(run, data)
     network = build_network(config.model)
-    if config.compile:
-        network.compile()
+    choose_execution(config, network)
     classifier = build_classifier(config, network)
     resolved = as_plain_data(config)
     trainer = build_trainer(config, resolved, run, place[1])

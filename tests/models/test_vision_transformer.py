@@ -264,3 +264,32 @@ def test_sincos_positions_are_distinct_and_tell_rows_from_columns() -> None:
     torch.testing.assert_close(table[1, :, 16:], table[1, :1, 16:].expand(5, -1))
     torch.testing.assert_close(table[2, 3, 0], torch.tensor(3.0).sin())
     torch.testing.assert_close(table[2, 3, 24], torch.tensor(2.0).cos())
+
+
+def test_recomputed_activations_change_no_gradient() -> None:
+    network = VisionTransformer(**SMALL, dropout=0.1, drop_path=0.1, attention_dropout=0.1)
+    images, gradients = torch.randn(4, 3, 32, 32), []
+    for recompute in (False, True):
+        network.set_grad_checkpointing(recompute)
+        network.zero_grad()
+        torch.manual_seed(1)
+        network(images).square().sum().backward()
+        gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(list(network.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_recomputing_keeps_less() -> None:
+    network, images, kept = VisionTransformer(**SMALL), torch.randn(4, 3, 32, 32), []
+    for recompute in (False, True):
+        network.set_grad_checkpointing(recompute)
+        sizes: list[int] = []
+
+        def keep(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            network(images)
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 3

@@ -4,6 +4,7 @@ from time import perf_counter
 from typing import Any
 
 import pytorch_lightning as pl
+from torch.distributed.fsdp import FSDPModule
 
 from vitlab.callbacks.peak_speed import peak_flops
 from vitlab.data import Batch
@@ -18,8 +19,8 @@ class Throughput(pl.Callback):
     - `data_wait`: the share of that time between one step's end and the next one's start, in which a batch is fetched
       and augmented (on a GPU, the time until that is queued);
     - `memory_gib`: the most memory so far in GiB, of the GPU or, on a CPU, of the process;
-    - `mfu`: model FLOPs utilisation (Chowdhery et al. 2022, "PaLM", appendix B), where the device's peak is known: an
-      image costs its forward pass three times over.
+    - `mfu`: model FLOPs utilisation (Chowdhery et al. 2022, "PaLM", appendix B), where the device's peak is known, and
+      the network is not sharded: an image costs its forward pass three times over.
 
     Lightning's ThroughputMonitor measures some of this, under names of its own, and into the logger alone.
     """
@@ -42,7 +43,7 @@ class Throughput(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         self.waited += perf_counter() - self.stepped
-        if self.peak and self.flops is None:
+        if self.peak and self.flops is None and not isinstance(pl_module.network, FSDPModule):
             self.flops = 3 * forward_flops(pl_module.network, batch.images[:1], training=True)
 
     def on_train_batch_end(

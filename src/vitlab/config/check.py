@@ -39,6 +39,7 @@ SETTINGS = (
         "seed",
         "label_smoothing",
         "compile",
+        "gradient_checkpointing",
         "preflight",
         "matmul_precision",
     ),

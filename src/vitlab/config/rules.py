@@ -54,6 +54,7 @@ RULES: Mapping[str, Kind] = {
     "init_weights": choice("raw", "ema") | NULL,
     "label_smoothing": SHARE,
     "compile": SWITCH,
+    "gradient_checkpointing": SWITCH,
     "matmul_precision": choice("highest", "high", "medium"),
     "preflight": choice("strict", "warn", "only", "off") | OFF,
     "checkpoint.monitor": METRIC,

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from timm.layers import PatchDropout
+from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from vitlab.models.attention import SelfAttention
@@ -129,6 +130,7 @@ class VisionTransformer(nn.Module):
                 nn.Linear(embed_dim, head_hidden_dim), nn.Tanh(), nn.Linear(head_hidden_dim, num_classes)
             )
         )
+        self.grad_checkpointing = False
         self._initialise()
 
     def _add_positions(self, pos_embed: str, embed_dim: int) -> None:
@@ -152,6 +154,11 @@ class VisionTransformer(nn.Module):
         for embedding in (self.cls_token, self.pos_embed, self.reg_token):
             if isinstance(embedding, nn.Parameter):
                 nn.init.trunc_normal_(embedding, std=0.02)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keeps the blocks' inputs alone for the backward pass, and computes the rest again (Chen et al. 2016,
+        "Training Deep Nets with Sublinear Memory Cost"; timm's convention)."""
+        self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are no weights of a layer (timm's convention): class token, registers and
@@ -182,6 +189,8 @@ class VisionTransformer(nn.Module):
         if self.pos_embed is not None:
             x = x + self.pos_embed
         x = self.patch_drop(self.pos_drop(x))
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return self.norm(checkpoint_seq(self.blocks, x))
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

@@ -42,6 +42,7 @@ MAY_CHANGE: dict[str, str | None] = {
     "trainer.deterministic": SAME_RUN,
     "trainer.benchmark": SAME_RUN,
     "compile": SAME_RUN,
+    "gradient_checkpointing": SAME_RUN,
     "matmul_precision": SAME_RUN,
     "data.eval_batch_size": SAME_RUN,
 }

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from vitlab.files import replacing
@@ -55,15 +56,18 @@ def write_shards(tensors: dict[str, Any], folder: Path) -> None:
     dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))
 
 
-def _in_this_process(tensors: dict[str, Any], folder: Path) -> None:
+def read_shards(tensors: dict[str, Any], folder: Path, *, alone: bool = False) -> None:
+    """Fills the tensors of a nested dict, sharded or whole, in place; unless `alone`, all processes must call it.
+
+    Raises:
+        ValueError: the shards are damaged, or hold what is no data.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant
-        dcp.load(tensors, storage_reader=ShardReader(folder), no_dist=True)
-
-
-def read_shards(tensors: dict[str, Any], folder: Path) -> None:
-    """Fills the tensors of a nested dict, sharded or whole, in place."""
-    dcp.load(tensors, storage_reader=ShardReader(folder))
+        try:
+            dcp.load(tensors, storage_reader=ShardReader(folder), no_dist=alone)
+        except CheckpointException as error:  # no Exception
+            raise ValueError("its shards are damaged") from error
 
 
 def put_in_place(rest: dict[str, Any], folder: Path, path: Path) -> None:
@@ -94,7 +98,7 @@ def consolidated(folder: Path) -> dict[str, Any]:
     rest = read_rest(folder)
     known: Mapping[str, Any] = ShardReader(folder).read_metadata().state_dict_metadata
     flat = {name: torch.empty(kind.size, dtype=kind.properties.dtype) for name, kind in known.items()}
-    _in_this_process(flat, folder)
+    read_shards(flat, folder, alone=True)
     rest["state_dict"] = _below(flat, "state_dict")
     rest["optimizer_states"] = [
         _by_number(_below(flat, f"optimizer_{number}"), groups) for number, groups in enumerate(rest.pop(GROUPS))

@@ -134,7 +134,8 @@ class ImageClassifier(pl.LightningModule):
         if self.finetuning.freeze_epochs not in (0, "all") and not looks:
             raise UserError(
                 f"finetune.freeze_epochs={self.finetuning.freeze_epochs} on several devices needs "
-                "trainer.strategy=ddp_find_unused_parameters_true"
+                "trainer.strategy=ddp_find_unused_parameters_true, or with trainer=ddp "
+                "trainer.strategy.find_unused_parameters=true"
             )
 
         last = self.trainer.max_epochs or -1

@@ -19,7 +19,7 @@ from vitlab.config.command import CONF, read_command
 from vitlab.config.composition import NOT_COMPOSED, composition_mistakes, explain
 from vitlab.config.requeued import go_on_with_begun
 from vitlab.errors import INTERRUPTED, TERMINATED, PeerError, TerminatedError, UserError
-from vitlab.ranks.identity import this_process
+from vitlab.ranks.identity import check_start, this_process
 from vitlab.ranks.orphans import end_with_parent
 from vitlab.runs.slurm import was_requeued
 
@@ -37,6 +37,11 @@ def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
 def run(main: Callable[[], Any]) -> NoReturn:
     """Calls an entry point's main function and ends the process with the status that its outcome has."""
+    _guarded(lambda: check_start(several=False), lambda error: [explain(error)])
+    _run(main)
+
+
+def _run(main: Callable[[], Any]) -> NoReturn:
     _guarded(main, lambda error: [explain(error)])
     sys.exit(0)
 
@@ -46,6 +51,8 @@ def launch(main: Callable[[], Any]) -> NoReturn:
 
     A command that SLURM gives again goes on with the run that it began.
     """
+    many = any(argument in ("-m", "--multirun") or argument.startswith("sweep=") for argument in sys.argv[1:])
+    _guarded(lambda: check_start(several=not many), lambda error: [explain(error)])
     if this_process().started_by == "Lightning":  # a rank that waits for the first one in vain is of no use
         end_with_parent(signal.SIGKILL)
     repeated = was_requeued() and not any(argument.startswith(("resume=", "-")) for argument in sys.argv[1:])
@@ -53,7 +60,7 @@ def launch(main: Callable[[], Any]) -> NoReturn:
         sys.exit(0)
     for verb, function in (("resume", _resume), ("reproduce", _reproduce)):
         if any(argument.startswith(f"{verb}=") for argument in sys.argv[1:]):
-            run(function)
+            _run(function)
     if any(argument.startswith("sweep=resume:") for argument in sys.argv[1:]):
         from vitlab.sweeps.retyping import with_earlier_arguments
 

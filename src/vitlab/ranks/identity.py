@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitlab.errors import UserError
+
 
 @dataclass(frozen=True)
 class Process:
@@ -33,6 +35,28 @@ class Process:
     def log_file(self, run: Path) -> Path:
         """Where it writes its log: the first one's is the run's."""
         return run / "run.log" if self.is_first else run / "ranks" / f"rank_{self.rank}.log"
+
+
+def check_start(*, several: bool) -> None:
+    """Refuses what would wait for processes that nobody starts, or do the same thing several times.
+
+    Args:
+        several: Whether this command can be several processes.
+
+    Raises:
+        UserError: naming what was started, and how it is done.
+    """
+    me, known = this_process(), os.environ
+    started = me.started_by == "torchrun" or "SLURM_STEP_ID" in known  # by srun, not just within its job
+    if me.has_peers and started and not several:
+        raise UserError(f"this command is one process, but {me.started_by} started {me.ranks}")
+    if me.has_peers and me.started_by == "srun" and several:
+        if not started:
+            raise UserError(f"this job has {me.ranks} tasks, and nothing starts them: srun python train.py ...")
+        if "SLURM_NTASKS_PER_NODE" not in known:
+            raise UserError("the number of processes a machine is not said: sbatch --ntasks-per-node=...")
+    if "NODE_RANK" in known and "LOCAL_RANK" not in known:
+        raise UserError("NODE_RANK is set by hand: torchrun or srun start processes on several machines")
 
 
 def this_process() -> Process:

@@ -262,7 +262,7 @@ def test_a_check_that_breaks_is_not_passed_over(in_process: Command, monkeypatch
     ("arguments", "sentence"),
     [
         (["optimizer=null"], "error: optimizer=null: no such choice; choose of adam, adamw, muon, sgd"),
-        (["trainer=5"], "error: trainer=5: no such choice; choose of cpu, ddp, default, gpu"),
+        (["trainer=5"], "error: trainer=5: no such choice; choose of cpu, ddp, ddp_cpu, default, fsdp, gpu, slurm"),
         (["optimizer.lr=1e-3,1e-2"], "error: optimizer.lr=1e-3,1e-2 has several values: add -m to sweep over them"),
     ],
     ids=str,

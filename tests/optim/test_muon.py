@@ -38,10 +38,10 @@ def stepped(network: nn.Module, optimizer: Any) -> dict[str, tuple[bool, float, 
 
 
 def decays(name: str, parameter: torch.Tensor) -> float:
-    return DECAY if parameter.ndim > 1 and name not in ("cls_token", "pos_embed") else 0.0
+    return DECAY if parameter.ndim > 1 and name not in ("cls_token", "reg_token", "pos_embed") else 0.0
 
 
-@pytest.mark.parametrize("network", networks(), ids=["ours", "timm's"])
+@pytest.mark.parametrize("network", networks(), ids=["ours", "ours, pooled", "timm's"])
 def test_the_blocks_matrices_are_muon_s_and_all_else_adamw_s(network: nn.Module) -> None:
     found = stepped(network, optimizer_of(network))
     assert found == {
@@ -51,7 +51,7 @@ def test_the_blocks_matrices_are_muon_s_and_all_else_adamw_s(network: nn.Module)
     assert sum(muon for muon, _, _ in found.values()) == 4 * len(network.blocks)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("network", networks(), ids=["ours", "timm's"])
+@pytest.mark.parametrize("network", networks(), ids=["ours", "ours, pooled", "timm's"])
 def test_with_layers_that_learn_at_rates_of_their_own(network: Any) -> None:
     found = stepped(network, optimizer_of(network, layer_decay=0.5, head_lr_multiplier=10.0))
     assert {name for name, (muon, _, _) in found.items() if muon} == {

@@ -212,7 +212,7 @@ class CutOff(nn.Module):
 class BadAugmentation(nn.Module):
     """Brightens without clamping, or makes NaN."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, alternating: bool) -> None:
         super().__init__()
         self.kind = kind
 

@@ -153,7 +153,7 @@ def _devices(config: Config) -> Iterator[tuple[str, str]]:
 
 def _sharding(config: Config) -> Iterator[tuple[str, str]]:
     strategy = config["trainer"]["strategy"]
-    if not isinstance(strategy, dict) or strategy["_target_"] != "vitlab.ranks.FullySharded":
+    if not isinstance(strategy, dict) or strategy["_target_"] != "vitlab.ranks.strategies.FullySharded":
         return
     for name, callback in config["callbacks"].items():
         if isinstance(callback, dict) and callback["_target_"] == "vitlab.callbacks.EMA":

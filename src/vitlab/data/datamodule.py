@@ -239,7 +239,7 @@ class ImageDataModule(LightningDataModule):
             return 0.0
         epochs = epoch / trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 0.0
         module: Any = trainer.lightning_module
-        clock = module.time_progress
+        clock = module.time_progress if module else None  # of a trainer that trains nothing yet
         return max(epochs, clock() if clock else 0.0)
 
     def first_batch(self, device: torch.device) -> Batch:

@@ -38,7 +38,8 @@ SAID_ELSEWHERE = ("model.name", "model.image_size", "model.in_channels", "model.
 def key_settings(config: Mapping[str, Any]) -> dict[str, Setting]:
     """Those of `KEY_SETTINGS` that a resolved config has, by their paths, in that order."""
     # The last one first: the first ones are common to most runs, and a narrow column shows no more.
-    augmentations = [_built(node) for node in reversed(config["augment"].values()) if node is not None]
+    acting = [node for node in config["augment"].values() if node is not None and node.get("p") != 0]
+    augmentations = [_built(node) for node in reversed(acting)]
     named = {
         "model": config["model"].get("name") or _built(config["model"]),
         "data": data_set(config),

@@ -220,7 +220,7 @@ def test_a_sharded_model_is_gone_on_with_by_other_processes(alone: Path, tmp_pat
     ],
 )
 def test_the_first_cause_is_named(how: str, rank: int, sentence: str, tmp_path: Path) -> None:
-    started = [*RUN, *DDP, "trainer.strategy.timeout_seconds=60", *fault(rank, 9, how)]
+    started = [*RUN, *DDP, "trainer.strategy.timeout_seconds=45", *fault(rank, 9, how)]
     status, output = by_lightning(tmp_path, 3, started)
     assert status == 1
     assert sentence in output

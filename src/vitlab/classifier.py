@@ -182,7 +182,7 @@ class ImageClassifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         logits = self(batch.images)
         loss = self.training_loss(logits, batch.labels)
-        if self.skips_non_finite and not self.trainer.strategy.reduce_boolean_decision(bool(loss.isfinite())):
+        if self.skips_non_finite and not bool(loss.isfinite()):
             self.skipped_steps += 1
             return None
         self._update("train", loss, logits, batch.labels)

@@ -23,6 +23,7 @@ from vitlab.data.arrays import ImageArrays
 from vitlab.errors import UserError
 from vitlab.files import set_aside, write_json, write_text
 from vitlab.interruption import told_apart
+from vitlab.ranks.strategies import cluster
 from vitlab.report import print_choice, print_evaluation
 from vitlab.runs.checkpoint import choose_weights, read_checkpoint
 from vitlab.runs.directory import RunDirectory
@@ -79,6 +80,7 @@ def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> 
         devices=1,
         num_nodes=1,
         strategy="auto",
+        plugins=cluster(),
         callbacks=[collected, *([MirrorView()] if command.flip else []), RunProgress(refresh_seconds=1.0)],
         logger=False,
         profiler=None,

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
-from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.callbacks import BestCheckpoint, EpochMetricsCSV, LastCheckpoint, TrainingClock
@@ -28,8 +28,9 @@ from vitlab.errors import PeerError, TerminatedError, UserError
 from vitlab.files import set_aside, write_json
 from vitlab.interruption import told_apart
 from vitlab.preflight import Subject, run_preflight
+from vitlab.ranks.agreement import agreed
 from vitlab.ranks.first_cause import FirstCause, ends_with_its_peers
-from vitlab.ranks.identity import this_process
+from vitlab.ranks.strategies import cluster
 from vitlab.report import print_header, print_interrupted, print_preflight, print_results, print_weights
 from vitlab.run_report import write_report
 from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
@@ -148,11 +149,13 @@ def fit_and_test(
     checkpoint: Path | None = None,
 ) -> dict[str, float]:
     """Trains, from a checkpoint on where there is one, tests, and writes and prints the final metrics."""
-    with ends_with_its_peers(trainer, lambda: end_run(run, "failed")), told_apart(trainer):
-        trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        rows = next(c for c in trainer.callbacks if isinstance(c, EpochMetricsCSV))  # type: ignore[attr-defined]
-        before = rows.seconds  # of earlier processes; the test loads the checkpoint's, which has this one's too
-        metrics = test_selected(trainer, classifier, data, run)
+    agreed("start", lambda: "", wait=timedelta(days=1))  # the first process has looked at images and network alone
+    with told_apart(trainer):
+        with ends_with_its_peers(trainer, lambda: end_run(run, "failed")):
+            trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            rows = next(c for c in trainer.callbacks if isinstance(c, EpochMetricsCSV))  # type: ignore[attr-defined]
+            before = rows.seconds  # of earlier processes; the test loads the checkpoint's, which has this one's too
+            metrics = test_selected(trainer, classifier, data, run)
         if trainer.is_global_zero:
             metrics["seconds"] = round(before + time.perf_counter() - started, 1)
             set_aside(run.metrics_file)  # of a run that was finished, and was made longer
@@ -289,7 +292,7 @@ def build_trainer(
         limit_val_batches=config.trainer.limit_val_batches if selects else 0,
         logger=build(config.logger, "logger", **at_step(config.logger, step)) if config.logger else False,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
-        plugins=[WholeCheckpointIO(), *_cluster()],
+        plugins=[WholeCheckpointIO(), *cluster()],
         default_root_dir=str(run.path),
     )
     # Where the run's length is given in steps, Lightning takes an epoch's end, at which we save, for its middle.
@@ -303,11 +306,6 @@ def training_clock(config: DictConfig) -> TrainingClock | None:
     if isinstance(duration, DictConfig):
         duration = build(duration, "trainer.max_time")
     return None if duration is None else TrainingClock(duration)
-
-
-def _cluster() -> list[SLURMEnvironment]:
-    # Lightning's own answer to SLURM's warning is another checkpoint, which it would prefer to ours.
-    return [SLURMEnvironment(auto_requeue=False)] if this_process().started_by == "srun" else []
 
 
 def best_checkpoint(run: RunDirectory, choice: DictConfig) -> ModelCheckpoint:
@@ -374,11 +372,19 @@ def test_selected(
     trainer: pl.Trainer, classifier: ImageClassifier, data: ImageDataModule, run: RunDirectory
 ) -> dict[str, float]:
     """Tests the best checkpoint (the last one where nothing was selected): metrics of its epoch and of the test."""
+    # The first process looks for all: another machine's view of the file system may lag behind.
+    selected: Any = trainer.strategy.broadcast(_selected(run) if trainer.is_global_zero else None)
+    file, metrics = selected
+    if trainer.limit_test_batches != 0:
+        results = trainer.test(classifier, datamodule=data, ckpt_path=file, verbose=False, weights_only=True)
+        metrics = {**metrics, **results[0]}
+    return metrics
+
+
+def _selected(run: RunDirectory) -> tuple[str, dict[str, float]]:
+    """The checkpoint that is tested, and the metrics of its epoch."""
     file = run.checkpoint("best")
-    checkpoint = read_checkpoint(file)
+    checkpoint = read_checkpoint(file, tensors=False)
     # The checkpoint's own validation: with val_check_interval it may have come in the middle of its epoch.
     metrics = {**run.epoch_row(checkpoint["epoch"]), **checkpoint[METRICS_KEY]}
-    if trainer.limit_test_batches != 0:
-        results = trainer.test(classifier, datamodule=data, ckpt_path=str(file), verbose=False, weights_only=True)
-        metrics.update(results[0])
-    return {**metrics, "epoch": checkpoint["epoch"], "step": checkpoint["global_step"]}
+    return str(file), {**metrics, "epoch": checkpoint["epoch"], "step": checkpoint["global_step"]}

@@ -1,12 +1,14 @@
 """Lightning's ways of being interrupted, told apart."""
 
 import errno
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from torch.distributed import DistError
 
 from vitlab.errors import TerminatedError, UserError
 
@@ -24,7 +26,7 @@ def told_apart(trainer: pl.Trainer) -> Iterator[None]:
     Raises:
         KeyboardInterrupt: at Ctrl-C.
         TerminatedError: at SIGTERM.
-        UserError: where the trainer's settings don't fit together, or the disk takes no more.
+        UserError: where the trainer's settings don't fit together, the disk takes no more, or a port is taken.
     """
     show = threading.excepthook
     threading.excepthook = lambda found: None if _is_disk(found.exc_value) else show(found)  # TensorBoard's writer
@@ -41,6 +43,10 @@ def told_apart(trainer: pl.Trainer) -> Iterator[None]:
             raise
         what = f" {error.filename}" if error.filename else ""
         raise UserError(f"can't write{what}: {error.strerror}; what was saved before is whole") from error
+    except DistError as error:
+        if "listen" not in str(error):
+            raise
+        raise UserError(f"the port {os.environ.get('MASTER_PORT')} is taken: set another MASTER_PORT=...") from error
     except MisconfigurationException as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     finally:

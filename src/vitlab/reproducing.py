@@ -37,7 +37,7 @@ def reproduce(command: DictConfig, overrides: Sequence[Override], conf: Path) ->
         UserError: there is no such run, or it has not finished.
         KeyboardInterrupt, TerminatedError: as `train`.
     """
-    run = RunDirectory.open(str(command.reproduce), command.outputs, key="reproduce")
+    run = RunDirectory(Path(agreed("reproduced", lambda: str(_finished(command).path))))
     if not run.metrics_file.exists():
         raise UserError(f"reproduce={command.reproduce} has no metrics.json to compare with: the run is not finished")
     config = run.config()
@@ -57,3 +57,7 @@ def reproduce(command: DictConfig, overrides: Sequence[Override], conf: Path) ->
         compared = {name: (then.get(name), metrics.get(name)) for name in {**then, **metrics} if name not in MEASURED}
         print_comparison(run.path, compared, differences(run.manifest(), RunDirectory(folder).manifest()))
     return metrics
+
+
+def _finished(command: DictConfig) -> RunDirectory:
+    return RunDirectory.open(str(command.reproduce), command.outputs, key="reproduce")

@@ -131,7 +131,7 @@ def readable_checkpoint(run: RunDirectory, file: Path, config: dict[str, Any]) -
         UserError: there is none, or it is damaged, with another of the run's that is not; or it is another run's.
     """
     try:
-        state = read_checkpoint(file)
+        state = read_checkpoint(file, tensors=False)
     except UserError as error:
         raise UserError("; ".join([str(error), *_whole_ones(run, file)[:1]])) from None
     lacking = {"epoch", "global_step", "optimizer_states", "lr_schedulers", "loops", "callbacks"} - set(state)

@@ -16,7 +16,7 @@ from conftest import ROOT, SMALL_RUN, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitlab.config.building import adopt_user_network, build, build_network
-from vitlab.config.machine import resolve_processes
+from vitlab.config.machine import resolve_machine
 from vitlab.data.arrays import ImageArrays
 from vitlab.experiment import adopt_facts, build_classifier, build_data, weights_to_start_from
 from vitlab.preflight import Preflight, Status, Subject, run_preflight
@@ -31,7 +31,7 @@ def subject_of(folder: Path, *overrides: str, change: Callable[[Subject], None] 
     arguments = [*DATA, "trainer.precision=32-true", *overrides]
     config = composed(folder, *arguments)
     torch.manual_seed(0)
-    resolve_processes(config)
+    resolve_machine(config)
     adopt_user_network(config, arguments)
     weights = weights_to_start_from(config)
     data = build_data(config)

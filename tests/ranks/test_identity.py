@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Command
+from torch.distributed import DistNetworkError
 
 from vitlab.errors import UserError
 from vitlab.ranks.first_cause import Failure, describe, is_echo
@@ -40,6 +41,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], N
         ({**SRUN, **TORCHRUN}, Process(5, 8, 2, "torchrun")),  # torchrun within a job
         (SRUN, Process(3, 4, 2, "srun")),
         ({**SRUN, "SLURM_JOB_NAME": "interactive"}, Process()),
+        ({**SRUN, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, Process()),  # it starts what it needs itself
         ({"LOCAL_RANK": "0", "WORLD_SIZE": "2", "NODE_RANK": "0"}, Process(0, 2, 1, "user")),
         ({"LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "0"}, Process(1, 2, 1, "Lightning")),
     ],
@@ -117,3 +119,4 @@ def test_what_another_s_end_looks_like() -> None:
     assert is_echo(RuntimeError("[/pytorch/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1"))
     assert not is_echo(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_echo(ValueError("timed out"))
+    assert not is_echo(DistNetworkError("The server socket has failed to listen on any local network address"))

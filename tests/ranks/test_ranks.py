@@ -55,7 +55,9 @@ def by_torchrun(folder: Path, processes: int, arguments: Sequence[str]) -> tuple
     return _ended([[*start, ROOT / "train.py", *arguments]], folder, [{}])
 
 
-def by_srun(folder: Path, processes: int, arguments: Sequence[str]) -> tuple[int, str]:
+def by_srun(
+    folder: Path, processes: int, arguments: Sequence[str], script: Sequence[str | Path] = (ROOT / "train.py",)
+) -> tuple[int, str]:
     """What SLURM gives to the tasks of `srun --ntasks-per-node=<processes>` on one machine."""
     job = {
         **{"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "vit", "SLURM_STEP_ID": "0", "SLURM_NNODES": "1"},
@@ -63,7 +65,7 @@ def by_srun(folder: Path, processes: int, arguments: Sequence[str]) -> tuple[int
         **{"SLURM_NTASKS": str(processes), "SLURM_NTASKS_PER_NODE": str(processes)},
     }
     tasks = [{**job, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} for task in range(processes)]
-    return _ended([[sys.executable, ROOT / "train.py", *arguments]] * processes, folder, tasks)
+    return _ended([[sys.executable, *script, *arguments]] * processes, folder, tasks)
 
 
 def _ended(commands: Sequence[Sequence[str | Path]], folder: Path, more: Sequence[dict[str, str]]) -> tuple[int, str]:
@@ -145,7 +147,7 @@ def test_two_processes_train_as_one_experiment(alone: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow  # three runs
 def test_a_rank_that_fails_ends_all_and_one_process_goes_on(alone: Path, tmp_path: Path) -> None:
-    arguments = [*RUN, *DDP, "checkpoint.every_minutes=0.00001", *fault(1, 9, "raises")]
+    arguments = [*RUN, *DDP, "checkpoint.every_minutes=0.00001", *fault(1, 11, "raises")]
     status, output = by_torchrun(tmp_path, 2, arguments)
     assert status == 1
     run = only_run(tmp_path)
@@ -154,7 +156,7 @@ def test_a_rank_that_fails_ends_all_and_one_process_goes_on(alone: Path, tmp_pat
     assert "the fifth wheel came off" in (run / "ranks" / "rank_1.log").read_text()
     assert json.loads((run / "manifest.json").read_text())["status"] in ("failed", "running")  # torchrun kills the rest
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
-    assert checkpoint["global_step"] == 9  # in the middle of an epoch
+    assert checkpoint["global_step"] == 10  # in the middle of an epoch
 
     go_on = ["resume=latest", "trainer.devices=1", "trusted_targets=[faults.]", "callbacks.fault=null"]
     status, output = _ended([[sys.executable, ROOT / "train.py", *go_on]], tmp_path, [{}])
@@ -176,7 +178,7 @@ def test_fifty_steps(launch, processes: int, alone_for_long: Path, tmp_path: Pat
 @pytest.mark.slow  # as above
 def test_two_processes_are_gone_on_with_by_three(alone: Path, tmp_path: Path) -> None:
     how = [*RUN, *DDP, "checkpoint.every_minutes=0.00001"]
-    status, output = by_lightning(tmp_path, 2, [*how, *fault(0, 9, "raises")])
+    status, output = by_lightning(tmp_path, 2, [*how, *fault(0, 11, "raises")])
     assert status == 1
     assert "ValueError: the fifth wheel came off" in output
     status, output = by_torchrun(tmp_path, 3, ["resume=latest", "trusted_targets=[faults.]", "callbacks.fault=null"])
@@ -188,7 +190,7 @@ def test_two_processes_are_gone_on_with_by_three(alone: Path, tmp_path: Path) ->
 def test_a_sharded_model_is_gone_on_with_by_other_processes(alone: Path, tmp_path: Path) -> None:
     sharded = ["trainer=fsdp", "trainer.accelerator=cpu", "callbacks=default", "gradient_checkpointing=true"]
     how = [*RUN, *sharded, "trainer.strategy.timeout_seconds=100", "checkpoint.every_minutes=0.00001"]
-    status, output = by_lightning(tmp_path, 2, [*how, *fault(1, 9, "raises")])
+    status, output = by_lightning(tmp_path, 2, [*how, *fault(1, 11, "raises")])
     assert status == 1
     run = only_run(tmp_path)
     assert (run / "checkpoints" / "last.ckpt" / "__1_0.distcp").exists()
@@ -207,6 +209,21 @@ def test_a_sharded_model_is_gone_on_with_by_other_processes(alone: Path, tmp_pat
     assert status == 0, output
     evaluated = json.loads((run / "evaluation_test.json").read_text())
     assert evaluated["test/acc"] == json.loads((run / "metrics.json").read_text())["test/acc"]
+
+
+ASKS_TWICE = """
+import os, time
+from vitlab.ranks.agreement import agreed
+time.sleep(3 * int(os.environ["SLURM_PROCID"]))
+print(agreed("begun", lambda: "nothing"), agreed("folder", lambda: "here"))
+"""
+
+
+@pytest.mark.slow  # processes that come late
+def test_processes_that_come_late_hear_all_answers(tmp_path: Path) -> None:
+    status, output = by_srun(tmp_path, 3, ["-c", ASKS_TWICE], script=[])
+    assert status == 0, output
+    assert output.split() == ["nothing", "here"] * 3
 
 
 @pytest.mark.slow  # waits for a timeout

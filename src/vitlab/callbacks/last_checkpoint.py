@@ -6,7 +6,7 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -16,6 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from vitlab.errors import TerminatedError
 from vitlab.runs.slurm import requeue
 
+ASK_EVERY = 10  # optimizer steps, of several ranks
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
 
@@ -23,7 +24,8 @@ class LastCheckpoint(Checkpoint):
     """Writes a checkpoint every so many epochs and minutes, and when the run is told to stop.
 
     Ctrl-C, SIGTERM, and SIGUSR1 (SLURM's warning before the time is up: the job is put into the queue again) end the
-    run behind the step, or the validation, that it is in; a second one at once. Lightning's ModelCheckpoint saves in
+    run behind the step (of several ranks, one of the next `ASK_EVERY`), or the validation, that it is in; a second one
+    at once. Lightning's ModelCheckpoint saves in
     the middle of a step on such occasions. Nothing is saved just before a validation, for resuming would leave that
     out, but behind it.
 
@@ -70,12 +72,13 @@ class LastCheckpoint(Checkpoint):
     def _behind_a_step(self, trainer: pl.Trainer) -> None:
         if (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0:
             return
+        if trainer.world_size > 1 and trainer.global_step % ASK_EVERY:
+            return  # to ask the other ranks makes the host wait for the device
         minutes = (time.monotonic() - self.written) / 60
         due = self.every_minutes is not None and minutes >= self.every_minutes
         if self._agreed(trainer, due or self.received is not None):
             self._save(trainer)
-            if self._agreed(trainer, self.received is not None):
-                self._stop()
+            self._stop_if_told(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0 or _run_ends(trainer)
@@ -84,16 +87,13 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _flush(trainer)  # the epoch's own values, which the checkpoint of its end comes before
-        if self._agreed(trainer, self.received is not None):
-            self._stop()
+        self._stop_if_told(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._agreed(trainer, self.received is not None):
-            self._stop()
+        self._stop_if_told(trainer)
 
     def on_test_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if self._agreed(trainer, self.received is not None):
-            self._stop()
+        self._stop_if_told(trainer)
 
     def _agreed(self, trainer: pl.Trainer, wish: bool) -> bool:
         """Whether any rank wishes it: all must write together."""
@@ -106,12 +106,17 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.file)
         self.written = time.monotonic()
 
-    def _stop(self) -> NoReturn:
-        if self.received == signal.SIGINT:
+    def _stop_if_told(self, trainer: pl.Trainer) -> None:
+        told = self.received or 0
+        if trainer.world_size > 1:  # a rank may not have been told yet
+            number = torch.tensor(told, device=trainer.strategy.root_device)
+            told = int(trainer.strategy.reduce(number, reduce_op="max"))
+        if told == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.received == getattr(signal, "SIGUSR1", None):
+        if told == getattr(signal, "SIGUSR1", None):
             rank_zero_only(requeue)()
-        raise TerminatedError
+        if told:
+            raise TerminatedError
 
 
 def _flush(trainer: pl.Trainer) -> None:

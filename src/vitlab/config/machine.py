@@ -20,6 +20,8 @@ def resolve_machine(config: DictConfig) -> None:
     resolve_processes(config)
     trainer = config.trainer
     best = best_precision(str(trainer.accelerator))
+    if trainer.sync_batchnorm == "auto":
+        trainer.sync_batchnorm = _has_cuda(str(trainer.accelerator))
     if trainer.precision == "auto":
         trainer.precision = best
     chosen = str(trainer.precision)
@@ -64,6 +66,12 @@ def best_precision(accelerator: str) -> str:
         return "32-true"
     has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def _has_cuda(accelerator: str) -> bool:
+    import torch
+
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def _has_gpu(accelerator: str) -> bool:

@@ -114,6 +114,7 @@ RULES: Mapping[str, Kind] = {
     "scheduler.schedule.mode": choice("min", "max"),
     "trainer.max_epochs": LENGTH | NULL,
     "trainer.max_steps": LENGTH,
+    "trainer.sync_batchnorm": SWITCH | Kind("auto", lambda value: value == "auto"),
     "trainer.num_nodes": whole(1) | Kind("auto", lambda value: value == "auto"),
     "trainer.strategy.timeout_seconds": number(0, above=True),
     "trainer.strategy.bucket_cap_mb": whole(1),

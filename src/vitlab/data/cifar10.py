@@ -5,7 +5,7 @@ import os
 import pickle
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tarfile import TarError
 from types import SimpleNamespace
@@ -67,13 +67,18 @@ class CIFAR10DataModule(ImageDataModule):
     def _fetch(self) -> None:
         with _socket_timeout(TIMEOUT_SECONDS):
             train = self._open(train=True, download=True)
-        cache, key = self._cache()
-        if cache.read(key, SIDE) is None:
-            cache.write(key, SIDE, _decoded(train, self._open(train=False, download=False)))
+        key = self._key()
+        with suppress(UserError):  # no folder can be written to: each process decodes for itself
+            cache = DecodedCache.choose(None, beside=self.root, key=key)
+            if cache.read(key, SIDE) is None:
+                with cache.alone():
+                    if cache.read(key, SIDE) is None:
+                        cache.write(key, SIDE, _decoded(train, self._open(train=False, download=False)))
 
     def load(self) -> Dataset:
-        cache, key = self._cache()
-        decoded = cache.read(key, SIDE)
+        decoded, key = None, self._key()
+        with suppress(UserError):
+            decoded = DecodedCache.choose(None, beside=self.root, key=key).read(key, SIDE)
         if decoded is None:
             try:
                 decoded = _decoded(*(self._open(train=train, download=False) for train in (True, False)))
@@ -81,12 +86,11 @@ class CIFAR10DataModule(ImageDataModule):
                 raise UserError(f"CIFAR-10 in {self.root.resolve()} is missing or damaged ({error})") from error
         return Dataset(decoded.split("train"), decoded.split("test"), decoded.classes)
 
-    def _cache(self) -> tuple[DecodedCache, str]:
-        """Where the decoded images are kept, and under which key: another archive, or other files, have another."""
+    def _key(self) -> str:
+        """Of the decoded images: another archive, or other files, have another."""
         files = sorted((self.root / datasets.CIFAR10.base_folder).glob("*"))
         stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        key = hashlib.sha256(repr((self.md5, stamps)).encode()).hexdigest()[:24]
-        return DecodedCache.choose(None, beside=self.root, key=key), key
+        return hashlib.sha256(repr((self.md5, stamps)).encode()).hexdigest()[:24]
 
     def _open(self, *, train: bool, download: bool) -> datasets.CIFAR10:
         source: Any = type(

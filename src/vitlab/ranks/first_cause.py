@@ -25,6 +25,7 @@ from vitlab.files import write_json
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0  # in which the others write down what became of them
+OWN = re.compile(r"failed to listen|EADDRINUSE|address already in use", re.IGNORECASE)
 ECHO = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed? ?out", re.IGNORECASE)
 
 
@@ -48,6 +49,16 @@ class FirstCause(pl.Callback):
     def __init__(self, run: Path) -> None:
         self.folder = run / "ranks"
         self.cause: str | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        patience = time.monotonic() + GRACE_SECONDS  # of a file system that tells other machines late
+        while trainer.world_size > 1 and not (self.folder.parent / "manifest.json").exists():
+            if time.monotonic() > patience:
+                raise UserError(
+                    f"{self.folder.parent.resolve()} is not the first process's here: several machines need one file "
+                    "system for the run directory (hydra.run.dir=...)"
+                )
+            time.sleep(0.2)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         # Before Lightning tears down what it built, and with it the handlers of signals that its launchers now send.
@@ -91,6 +102,8 @@ def forget_failures(run: Path) -> None:
 
 def is_echo(error: BaseException) -> bool:
     """Whether an error only says that another process is gone or does not answer."""
+    if OWN.search(str(error)):
+        return False
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and ECHO.search(str(error)) is not None)
 
 
@@ -154,12 +167,15 @@ class ChildWatch(threading.Thread):
     def __init__(self, trainer: pl.Trainer, first: FirstCause, end_run: Callable[[], None]) -> None:
         super().__init__(daemon=True, name="child-watch")
         self.trainer, self.first, self.end_run = trainer, first, end_run
+        self.over = threading.Event()  # what comes then is the first process's own affair
 
     def run(self) -> None:
         while not ended_children(self.trainer):
-            time.sleep(0.2)
-        time.sleep(2 * GRACE_SECONDS)
-        if self.first.cause is None:  # else the call came back, and this process ends by itself
+            if self.over.wait(0.2):
+                return
+        if (
+            not self.over.wait(2 * GRACE_SECONDS) and self.first.cause is None
+        ):  # else the call came back, and this process ends by itself
             cause = self.first.describe(self.trainer, None)
             for child in children(self.trainer):
                 child.kill()
@@ -185,11 +201,13 @@ def ends_with_its_peers(trainer: pl.Trainer, end_run: Callable[[], None]) -> Ite
         return
     first = next(callback for callback in trainer.callbacks if isinstance(callback, FirstCause))  # type: ignore[attr-defined]
 
-    def watch(child_processes: list[Popen[bytes]]) -> None:
-        ChildWatch(trainer, first, end_run).start()
+    watch = ChildWatch(trainer, first, end_run)
+
+    def begin(child_processes: list[Popen[bytes]]) -> None:
+        watch.start()
 
     theirs = subprocess_script._launch_process_observer  # it kills all processes without a word
-    subprocess_script._launch_process_observer = watch
+    subprocess_script._launch_process_observer = begin
     try:
         yield
     except TerminatedError:
@@ -206,4 +224,5 @@ def ends_with_its_peers(trainer: pl.Trainer, end_run: Callable[[], None]) -> Ite
             raise PeerError(first.cause) from error
         raise
     finally:
+        watch.over.set()
         subprocess_script._launch_process_observer = theirs

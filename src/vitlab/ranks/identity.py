@@ -70,7 +70,7 @@ def this_process() -> Process:
         rank = int(known["LOCAL_RANK"])
         return Process(rank, int(known["WORLD_SIZE"]), 1, "Lightning" if rank else "user")
     if "SLURM_PROCID" in known and known.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        return Process(
-            int(known["SLURM_PROCID"]), int(known.get("SLURM_NTASKS", 1)), int(known.get("SLURM_NNODES", 1)), "srun"
-        )
+        tasks = int(known.get("SLURM_NTASKS", 1))
+        if tasks > 1:  # a job of one task starts processes itself, if any
+            return Process(int(known["SLURM_PROCID"]), tasks, int(known.get("SLURM_NNODES", 1)), "srun")
     return Process()

@@ -1,13 +1,21 @@
 """How several processes train one model: torch.distributed's engines by Lightning's strategies."""
 
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -16,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
+from vitlab.ranks.identity import this_process
 from vitlab.runs import shards
 
 
@@ -100,26 +109,48 @@ class FullySharded(ModelParallelStrategy):
         if not folder.is_dir():
             return super().load_checkpoint(checkpoint_path, weights_only)
         assert self.model is not None
+        assert self.lightning_module is not None
         rest = shards.read_rest(folder)
-        states: dict[str, Any] = {
-            f"optimizer_{n}": get_optimizer_state_dict(self.model, o) for n, o in enumerate(self.optimizers)
-        }
-        tensors = {"state_dict": get_model_state_dict(self.model)}
-        tensors |= {name: state["state"] for name, state in states.items()}
+        fits = self.lightning_module.trainer.state.fn == "fit"  # after it the optimizers are still there
+        optimizers = dict(enumerate(self.optimizers)) if fits else {}
+        known = shards.names(folder)
+        tensors: dict[str, Any] = {"state_dict": get_model_state_dict(self.model)}
+        for number, optimizer in optimizers.items():
+            state: Any = get_optimizer_state_dict(self.model, optimizer)["state"]
+            # What was frozen when the checkpoint was written has none.
+            there = {name for name in state if any(key.startswith(f"optimizer_{number}.{name}.") for key in known)}
+            tensors[f"optimizer_{number}"] = {name: state[name] for name in there}
         shards.read_shards(tensors, folder)
         set_model_state_dict(self.model, tensors["state_dict"])
-        for number, optimizer in enumerate(self.optimizers):
-            state = {"state": tensors[f"optimizer_{number}"], "param_groups": rest[shards.GROUPS][number]}
-            set_optimizer_state_dict(self.model, optimizer, state)
+        for number, optimizer in optimizers.items():
+            found = tensors[f"optimizer_{number}"]
+            state = {"state": found, "param_groups": rest[shards.GROUPS][number]}
+            set_optimizer_state_dict(self.model, optimizer, state, options=StateDictOptions(strict=False))
+            for name, parameter in self.model.named_parameters():
+                if name not in found:  # get_optimizer_state_dict has made one
+                    optimizer.state.pop(parameter, None)
         return rest
+
+
+def cluster() -> list[ClusterEnvironment]:
+    """What started the processes, for Lightning, which would take any SLURM job for one whose tasks are the ranks, and
+    answer SLURM's warning with another checkpoint than ours."""
+    if this_process().started_by == "torchrun":
+        return [TorchElasticEnvironment()]
+    if this_process().started_by == "srun":
+        return [SLURMEnvironment(auto_requeue=False)]
+    return [LightningEnvironment()]
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     """Divides a network's parameters among the processes of a mesh, in place: each block of a list or sequence of
     blocks together, so that its weights are gathered for it alone, and what is left together."""
-    for part in network.children():
-        if isinstance(part, nn.ModuleList | nn.Sequential):
-            for block in part:
-                if any(True for _ in block.parameters()):
-                    fully_shard(block, mesh=mesh)
+    for block in _blocks(network):
+        if any(True for _ in block.parameters()):
+            fully_shard(block, mesh=mesh)
     fully_shard(network, mesh=mesh)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for part in module.children():
+        yield from part if isinstance(part, nn.ModuleList | nn.Sequential) else _blocks(part)

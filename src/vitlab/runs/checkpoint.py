@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitlab.errors import UserError
 from vitlab.files import replacing
-from vitlab.runs.shards import consolidated
+from vitlab.runs.shards import about, consolidated
 
 CONFIG_KEY = "vitlab_config"
 METRICS_KEY = "vitlab_metrics"
@@ -55,8 +55,12 @@ class ConfigInCheckpoint(pl.Callback):
         checkpoint[METRICS_KEY] = {name: float(value) for name, value in metrics if name.startswith("val/")}
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
     """A checkpoint of vitlab's, on the CPU; nothing in the file can run code.
+
+    Args:
+        path: A file, or a folder that several processes wrote.
+        tensors: Whether weights and optimizer state are wanted of a folder, which may be more than fits into memory.
 
     Raises:
         UserError: the file is missing, damaged, or no checkpoint of vitlab's.
@@ -64,7 +68,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}")
     try:
-        checkpoint = consolidated(path) if path.is_dir() else _read_file(path)
+        if path.is_dir():
+            checkpoint = consolidated(path) if tensors else {"state_dict": {}, "optimizer_states": [], **about(path)}
+        else:
+            checkpoint = _read_file(path)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path} can't be read as a checkpoint: it is damaged or of another kind ({reason})") from error

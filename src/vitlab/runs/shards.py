@@ -51,6 +51,11 @@ class ShardReader(dcp.FileSystemReader):
         return metadata
 
 
+def names(folder: Path) -> set[str]:
+    """Of the tensors in a folder."""
+    return set(ShardReader(folder).read_metadata().state_dict_metadata)
+
+
 def write_shards(tensors: dict[str, Any], folder: Path) -> None:
     """Writes this process's share of a nested dict of tensors; all processes must call it."""
     dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))
@@ -67,7 +72,8 @@ def read_shards(tensors: dict[str, Any], folder: Path, *, alone: bool = False) -
         try:
             dcp.load(tensors, storage_reader=ShardReader(folder), no_dist=alone)
         except CheckpointException as error:  # no Exception
-            raise ValueError("its shards are damaged") from error
+            reason = next(iter(error.failures.values()))[0]
+            raise ValueError(f"its shards are damaged, or others: {type(reason).__name__} {reason}") from error
 
 
 def put_in_place(rest: dict[str, Any], folder: Path, path: Path) -> None:
@@ -77,6 +83,8 @@ def put_in_place(rest: dict[str, Any], folder: Path, path: Path) -> None:
     link = path.with_name(f".{path.name}.link.tmp")
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name, target_is_directory=True)
+    if path.is_dir() and not path.is_symlink():  # copied by something that knows no links
+        path.rename(path.with_name(f"{path.name}.0"))
     link.replace(path)
     for earlier in path.parent.glob(f"{path.name}.*"):
         if earlier.name != folder.name and earlier.is_dir():
@@ -87,6 +95,12 @@ def read_rest(folder: Path) -> dict[str, Any]:
     """All but weights and optimizer state."""
     rest: dict[str, Any] = torch.load(folder / REST, map_location="cpu", weights_only=True)
     return rest
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """As `read_rest`, of a folder whose index can be read."""
+    names(folder)
+    return read_rest(folder)
 
 
 def consolidated(folder: Path) -> dict[str, Any]:

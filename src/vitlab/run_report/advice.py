@@ -21,7 +21,7 @@ def _interrupted(facts: Facts) -> Said | None:
         return None
     status = facts.manifest.get("status")
     reason = "failed" if status == "failed" else "was interrupted" if status == "interrupted" else "has not ended"
-    return f"The run {reason} after {len(facts.epochs)} epochs; nothing was tested.", "Go on with it: see below."
+    return f"The run {reason} after {facts.length}; nothing was tested.", "Go on with it: see below."
 
 
 def _guessing(facts: Facts) -> Said | None:

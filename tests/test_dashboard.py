@@ -8,6 +8,7 @@ from conftest import ROOT, SMALL_RUN, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
+from tensorboard.util.tensor_util import make_ndarray
 
 from vitlab.dashboard import LAYOUT
 
@@ -27,6 +28,7 @@ def test_curves_and_layers(events: EventAccumulator) -> None:
         layers = {tag.partition("/")[2] for tag in tags if tag.startswith(f"{kind}/")}
         assert layers == {"patch_embed", "blocks.00", "blocks.01", "norm", "head", "all"}
     assert [event.step for event in events.Scalars("gradient_norm/all")] == [1, 3, 5, 7, 9]
+    assert [event.step for event in events.Scalars("lr")] == [1, 3, 4, 5, 7, 9]  # at the epochs' ends too, once
     assert all(0 < event.value < 1 for event in events.Scalars("update_to_weight/all"))
 
 
@@ -55,7 +57,16 @@ def test_images_and_curves_of_the_test_pass(events: EventAccumulator, small_run:
     assert {"plan/learning_rate", "data/first_batch"} <= images
     last = {"confusion_matrix", "accuracy_by_class", "reliability", "surest_mistakes", "hardest_and_most_typical"}
     assert {f"test/{name}" for name in last} <= images
-    assert len([tag for tag in events.Tags()["tensors"] if tag.startswith("precision_recall/")]) == 10
+    curves = [tag for tag in events.Tags()["tensors"] if tag.startswith("precision_recall/")]
+    assert len(curves) == 10
+    for tag in curves:
+        (event,) = events.Tensors(tag)
+        tp, fp, tn, fn, precision, recall = make_ndarray(event.tensor_proto)
+        assert set(tp + fp + tn + fn) == {103}
+        assert recall == pytest.approx(tp / (tp + fn))
+        assert precision == pytest.approx(tp / (tp + fp).clip(1))
+        # Of a network that is hardly sure of anything, all images are told apart that differ by a thousandth.
+        assert len(set(tp + fp)) > 40
     assert len(list((small_run / "figures").glob("*.png"))) >= 8
     (shown,) = events.Images("test/confusion_matrix")
     assert shown.step == 10
@@ -88,6 +99,8 @@ def test_the_table_of_hyperparameters_has_the_final_metrics(events: EventAccumul
     assert values["model.qk_norm"] == "false"
     best = {tag: events.Scalars(tag)[-1].value for tag in SHOWN}
     assert best["best/acc"] == max(event.value for event in events.Scalars("val/acc"))
+    accuracies = [event.value for event in events.Scalars("val/acc")]
+    assert best["best/epoch"] == 1 + accuracies.index(max(accuracies))  # as in the report
     assert best["best/acc_test"] == events.Scalars("test/acc")[-1].value
     assert metadata.SESSION_END_INFO_TAG in events.summary_metadata
 

@@ -101,7 +101,8 @@ def _setting(facts: Facts) -> Iterator[str]:
         ("command", str(manifest.get("command"))),
         (
             "time in training",
-            f"{time}, {sorted(speed)[len(speed) // 2]:,.0f} images a second" if speed else "",
+            f"{time} with validation"
+            + (f"; {sorted(speed)[len(speed) // 2]:,.0f} images a second while it trains" if speed else ""),
         ),
         ("images", ", ".join(f"{facts.images(split):,} {split}" for split in ("train", "val", "test"))),
         ("data", " in ".join([facts.data_set, *([str(config.data.root)] if "root" in config.data else [])])),

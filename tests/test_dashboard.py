@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SMALL_RUN, Command
+from conftest import ROOT, SMALL_RUN, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
+from tensorboard.util.tensor_util import make_ndarray
 
 from vitlab.dashboard import LAYOUT
 
@@ -27,6 +28,7 @@ def test_curves_and_layers(events: EventAccumulator) -> None:
         layers = {tag.partition("/")[2] for tag in tags if tag.startswith(f"{kind}/")}
         assert layers == {"patch_embed", "blocks.00", "blocks.01", "norm", "head", "all"}
     assert [event.step for event in events.Scalars("gradient_norm/all")] == [1, 3, 5, 7, 9]
+    assert [event.step for event in events.Scalars("lr")] == [1, 3, 4, 5, 7, 9]  # at the epochs' ends too, once
     assert all(0 < event.value < 1 for event in events.Scalars("update_to_weight/all"))
 
 
@@ -46,7 +48,7 @@ def test_texts_say_what_was_run(events: EventAccumulator, small_run: Path) -> No
     assert yaml.safe_load(said["config"].strip("`").removeprefix("yaml"))["model"]["depth"] == 2
     assert '"dirty"' in said["manifest"]
     assert "| torch | " in said["environment"]
-    assert "python train.py resume=" in said["resume"]
+    assert f"python {ROOT / 'train.py'} resume=outputs/demo/" in said["resume"]  # it was started from elsewhere
     assert small_run.name in said["resume"]
 
 
@@ -55,7 +57,15 @@ def test_images_and_curves_of_the_test_pass(events: EventAccumulator, small_run:
     assert {"plan/learning_rate", "data/first_batch"} <= images
     last = {"confusion_matrix", "accuracy_by_class", "reliability", "surest_mistakes", "hardest_and_most_typical"}
     assert {f"test/{name}" for name in last} <= images
-    assert len([tag for tag in events.Tags()["tensors"] if tag.startswith("precision_recall/")]) == 10
+    curves = [tag for tag in events.Tags()["tensors"] if tag.startswith("precision_recall/")]
+    assert len(curves) == 10
+    for tag in curves:
+        (event,) = events.Tensors(tag)
+        tp, fp, tn, fn, precision, recall = make_ndarray(event.tensor_proto)
+        assert set(tp + fp + tn + fn) == {103}
+        assert recall == pytest.approx(tp / (tp + fn))
+        assert precision == pytest.approx(tp / (tp + fp).clip(1))
+        assert len(tp) == 1001  # images are told apart whose probabilities differ by a thousandth
     assert len(list((small_run / "figures").glob("*.png"))) >= 8
     (shown,) = events.Images("test/confusion_matrix")
     assert shown.step == 10
@@ -88,6 +98,8 @@ def test_the_table_of_hyperparameters_has_the_final_metrics(events: EventAccumul
     assert values["model.qk_norm"] == "false"
     best = {tag: events.Scalars(tag)[-1].value for tag in SHOWN}
     assert best["best/acc"] == max(event.value for event in events.Scalars("val/acc"))
+    accuracies = [event.value for event in events.Scalars("val/acc")]
+    assert best["best/epoch"] == 1 + accuracies.index(max(accuracies))  # as in the report
     assert best["best/acc_test"] == events.Scalars("test/acc")[-1].value
     assert metadata.SESSION_END_INFO_TAG in events.summary_metadata
 
@@ -103,4 +115,4 @@ def test_a_run_that_fails_is_in_the_table_too(in_process: Command, tmp_path: Pat
     (best,) = events.Scalars("best/acc")
     assert (best.step, best.value) == (events.Scalars("val/acc")[0].step, events.Scalars("val/acc")[0].value)
     assert metadata.SESSION_END_INFO_TAG not in events.summary_metadata
-    assert "The run failed after 1 epochs" in (tmp_path / "run" / "report.html").read_text()
+    assert "The run failed after 1 epoch;" in (tmp_path / "run" / "report.html").read_text()

@@ -80,8 +80,8 @@ def test_the_terminal_shows_results_and_next_commands_and_nothing_else(command: 
     run = only_run(tmp_path).relative_to(tmp_path)
     for line in (
         f"run directory: {run}",
-        f"python evaluate.py run={run}",
-        f"python predict.py run={run} images=photos/",
+        f"python {ROOT / 'evaluate.py'} run={run}",
+        f"python {ROOT / 'predict.py'} run={run} images=photos/",
     ):
         assert line in result.stdout
     assert "warn" not in result.stdout.lower()

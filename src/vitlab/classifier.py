@@ -96,6 +96,7 @@ class ImageClassifier(pl.LightningModule):
         self.time_progress: Callable[[], float] | None = None  # share of the run's time that is over, by its clock
         self.skips_non_finite = False
         self.skipped_steps = 0  # of the epoch
+        self._rate_logged_at = -1  # step
         self.head = head_names(network)
         if self.finetuning.needs_head and not self.head:
             raise UserError(
@@ -191,8 +192,9 @@ class ImageClassifier(pl.LightningModule):
             # Not self.log, which costs 0.3 ms in each step, and hands on values only after a checkpoint of the step.
             mean = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")  # of the ranks' equal shares
             values = {"train/loss_step": float(mean), "lr": self._learning_rate, "epoch": self.current_epoch}
+            self._rate_logged_at = self.trainer.fit_loop.epoch_loop._batches_that_stepped
             for logger in self.trainer.loggers:
-                logger.log_metrics(values, step=self.trainer.fit_loop.epoch_loop._batches_that_stepped)
+                logger.log_metrics(values, step=self._rate_logged_at)
         return loss
 
     def training_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -237,7 +239,11 @@ class ImageClassifier(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train")
-        self.log("lr", self._learning_rate, sync_dist=True)
+        self.log("lr", self._learning_rate, logger=False, sync_dist=True)
+        step = self.trainer.fit_loop.epoch_loop._batches_that_stepped - 1  # the last one
+        if step != self._rate_logged_at:
+            for logger in self.trainer.loggers:
+                logger.log_metrics({"lr": self._learning_rate, "epoch": self.current_epoch}, step=step)
 
     def on_validation_epoch_end(self) -> None:
         self._log_epoch("val")

@@ -19,6 +19,8 @@ from vitlab.config.building import trust
 from vitlab.figures import never_failing, writers
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.key_settings import KEY_SETTINGS, all_settings
+from vitlab.runs.manifest import entry_point
+from vitlab.runs.slurm import this_command
 
 # Charts of several curves, by the tags' patterns, which TensorBoard anchors at the front alone.
 LAYOUT = {
@@ -104,8 +106,9 @@ def _environment() -> str:
 
 
 def _resume(config: Mapping[str, Any], run: RunDirectory) -> str:
+    train = entry_point("train.py", this_command(), Path.cwd())
     command = _block(
-        "", " ".join(["python train.py", shlex.quote(f"resume={os.path.relpath(run.path)}"), *trust(config)])
+        "", " ".join(["python", train, shlex.quote(f"resume={os.path.relpath(run.path)}"), *trust(config)])
     )
     return f"From the folder `{Path.cwd()}`:\n\n{command}\n\ngoes on where the run was interrupted."
 

@@ -19,6 +19,8 @@ from vitlab.files import shorten
 from vitlab.preflight import Preflight, Status
 from vitlab.runs.checkpoint import EMA_KEY
 from vitlab.runs.directory import RunDirectory
+from vitlab.runs.manifest import entry_point
+from vitlab.runs.slurm import this_command
 from vitlab.weights import LoadReport, Weights
 
 log = logging.getLogger(__name__)
@@ -134,7 +136,8 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
 
 
 def _typed(script: str, argument: str, config: DictConfig) -> str:
-    return " ".join(["python", script, shlex.quote(argument), *trust(config)])
+    here = entry_point(script, this_command(), Path.cwd())
+    return " ".join(["python", here, shlex.quote(argument), *trust(config)])
 
 
 def print_evaluation(metrics: dict[str, Any], split: str, files: list[Path]) -> None:

@@ -19,6 +19,7 @@ from vitlab.callbacks import ViTFigures, vit_figures
 from vitlab.classifier import ImageClassifier
 from vitlab.data import ImageDataModule
 from vitlab.data.arrays import Dataset, ImageArrays
+from vitlab.figures import published
 from vitlab.models import VisionTransformer
 
 STEPS = 12  # of 2 epochs
@@ -91,6 +92,19 @@ def test_one_sees_it_form(light: tuple[Path, Any, Any]) -> None:
     with Image.open(folder / "figures" / "43_attention_rollout.png") as figure:
         assert figure.width == widths[-1]
         assert "Abnar" in str(figure.info["Description"])
+    said = {figure.tag: figure.caption for figure in published(folder)}
+    assert "have become so" in said["learnt/position_similarity"]
+    assert "stem" not in said["learnt/patch_filters"]
+
+
+def test_captions_speak_of_this_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ViTFigures, "_look", lambda self, *_: self.seen.append({"step": STEPS, "seconds": 0.0}))
+    network = VisionTransformer(**{**SMALL, "num_classes": 3, "pos_embed": "sincos2d", "stem": "shifted"})
+    train(tmp_path, "light", network, max_epochs=1)
+    said = {figure.tag: figure.caption for figure in published(tmp_path)}
+    assert "a fixed table (as of pos_embed=sincos2d)" in said["learnt/position_similarity"]
+    assert "have become so" not in said["learnt/position_similarity"]
+    assert said["learnt/patch_filters"].endswith("They see shifted patches too, and reach half a patch around theirs.")
 
 
 class Clock(pl.Callback):

@@ -83,9 +83,22 @@ def test_of_many_classes_the_least_recognised_are_named_with_their_counts() -> N
     assert [label.get_text() for label in axes.get_yticklabels()] == [f"class {number}" for number in range(20)]
     assert axes.get_xticklabels()[-1].get_text() == "another class"
     cells = {text.get_position(): text.get_text() for text in axes.texts}
-    assert cells[1, 0] == cells[20, 0] == "50%\n1"
-    assert [cells[20, row] for row in range(1, 20)] == ["100%\n2"] * 19
+    assert cells[1, 0] == cells[20, 0] == "50"
+    assert [cells[20, row] for row in range(1, 20)] == ["100"] * 19
     assert len(cells) == 21
+
+
+def test_a_matrix_of_few_classes_has_room_for_counts() -> None:
+    cells = {text.get_position(): text.get_text() for text in draw_confusions(FOUR).axes[0].texts}
+    assert cells == {(0, 0): "100%\n1", (0, 1): "50%\n1", (1, 1): "50%\n1", (0, 2): "100%\n1"}
+
+
+def test_what_stands_on_few_images_is_pale() -> None:
+    confidence = torch.tensor([0.95] * 10 + [0.75] * 9)
+    probabilities = torch.stack([confidence, 1 - confidence], dim=1)
+    bars = draw_reliability(outcome(probabilities, [0] * 19)).axes[0].patches
+    looks = {round(bar.get_x() + bar.get_width() / 2, 2): bar.get_alpha() for bar in bars}
+    assert looks == {0.77: 0.3, 0.97: 1}
 
 
 @pytest.mark.parametrize(("scale", "shown"), [(1.0, True), (0.05, False)])

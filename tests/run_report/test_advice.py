@@ -10,7 +10,11 @@ from vitlab.run_report.advice import advice
 from vitlab.run_report.facts import Facts
 
 CONFIG = OmegaConf.create(
-    {"data": {"classes": ["cat", "dog"]}, "checkpoint": {"monitor": "val/acc", "mode": "max"}, "label_smoothing": 0.1}
+    {
+        "data": {"classes": ["cat", "dog"], "batch_size": 10, "eval_batch_size": 50},
+        "checkpoint": {"monitor": "val/acc", "mode": "max"},
+        "label_smoothing": 0.1,
+    }
 )
 
 
@@ -34,12 +38,27 @@ def details(confidence: float, accuracy: float, ece: float = 0.04) -> dict[str, 
 
 
 FLAT = [0.9] * 6
+LEARNED = [0.91] * 6
+FINE = facts([0.92] * 6, [0.897, 0.898, 0.899, 0.9, 0.9005, 0.901])
 LOPSIDED = {
     **details(0.5, 0.3),
     "per_class": {"cat": {"images": 80, "answers": 10, "acc": 0.1}, "dog": {"images": 20, "answers": 90, "acc": 1.0}},
 }
 LIMITS = {"data": {"max_train_images": 500}, "trainer": {"limit_test_batches": 2, "limit_train_batches": None}}
 CUT_DOWN = replace(facts(FLAT, FLAT), config=OmegaConf.merge(CONFIG, LIMITS))
+NOT_LEARNED = facts([0.6, 0.61], [0.7, 0.705], details(0.9, 0.7))
+LITTLE_TESTED = replace(
+    facts(FLAT, FLAT, details(0.86, 0.9)),
+    manifest={"data": {"val": {"images": 1000}, "test": {"images": 100}}},
+)
+
+
+def with_config(run: Facts, **groups: Any) -> Facts:
+    return replace(run, config=OmegaConf.merge(run.config, groups))
+
+
+MIXED = {"crop": {"p": 1.0}, "operations": None, "erasing": {"p": 0.0}, "mixing": {"p": 0.5}}
+BASIC = {"crop": {"padding": 4}, "flip": {"p": 0.5}, "operations": None, "erasing": {"p": 0.0}, "mixing": {"p": 0.0}}
 CASES = [
     (facts([0.51, 0.5], [0.5, 0.51]), "no better than guessing (51.0%, guessing 50.0%)"),
     (facts([0.8, 0.99], [0.75, 0.76]), "23 points apart. It learns the training images by heart"),
@@ -57,6 +76,18 @@ CASES = [
     (facts(FLAT, FLAT, details(0.9, 0.9, 0.02)), "taken at their word: the calibration error (ECE) is 2.0%"),
     (facts(FLAT, FLAT, details(0.9, 0.9)), "not at each height: the calibration error (ECE) is 4.0%"),
     (facts(FLAT, FLAT, LOPSIDED), "more than twice as often as they are there: dog (90 answers, 20 images)"),
+    (NOT_LEARNED, "Longer training first; then a larger network (model.depth, model.embed_dim)"),
+    (with_config(NOT_LEARNED, augment=MIXED), "Lighter augmentation (augment=basic), or many more epochs; then"),
+    (with_config(NOT_LEARNED, augment=BASIC), "Longer training first"),  # a lighter one than basic would not help
+    (with_config(NOT_LEARNED, model={"name": "vit_tiny_patch16_224"}), "a larger network (model.name=...)"),
+    (facts(LEARNED, LEARNED, details(0.95, 0.9)), "fewer epochs, or stronger augmentation."),
+    (
+        with_config(facts(LEARNED, LEARNED, details(0.95, 0.9)), label_smoothing=0.0),
+        "label_smoothing=0.1, or fewer epochs",
+    ),
+    (with_config(NOT_LEARNED, label_smoothing=0.0), "surer than it may be: by 20 points"),
+    (LITTLE_TESTED, "taken at their word, as far as 100 test images tell"),  # four points of six may be chance
+    (with_config(FINE, trainer={"limit_val_batches": 1}), "The run was cut down: trainer.limit_val_batches=1"),
     (CUT_DOWN, "The run was cut down: data.max_train_images=500, trainer.limit_test_batches=2"),
     (facts(FLAT, FLAT, details(0.9, 0.9)), "cat taken for dog (100 of 500 images)"),
 ]
@@ -68,7 +99,15 @@ def test_what_the_numbers_say(run: Facts, sentence: str) -> None:
 
 
 def test_nothing_is_said_that_the_numbers_do_not_say() -> None:
-    assert advice(facts([0.92] * 6, [0.897, 0.898, 0.899, 0.9, 0.9005, 0.901])) == []
+    assert advice(FINE) == []
+    assert advice(with_config(FINE, trainer={"limit_val_batches": 1.0, "limit_test_batches": 1.0})) == []
+
+
+def test_no_advice_speaks_against_another() -> None:
+    tried = " ".join(attempt for _, attempt in advice(NOT_LEARNED))
+    assert "Longer training" in tried
+    assert "fewer epochs" not in tried
+    assert "label_smoothing" not in tried  # it is 0.1
 
 
 def test_a_run_without_validation_has_a_report() -> None:

@@ -1,15 +1,20 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
 import pytest
 from conftest import SMALL_RUN, Command
+from omegaconf import OmegaConf
 
 from vitlab.figures import published
 from vitlab.run_report import write_report
+from vitlab.run_report.facts import read_facts
+from vitlab.run_report.summary import key_table, what_was_run
 from vitlab.runs.directory import RunDirectory
+from vitlab.runs.key_settings import all_settings
 
 
 def words(run: Path) -> str:
@@ -26,6 +31,7 @@ def test_the_report_says_what_was_trained_how_well_and_how_to_do_it_again(small_
     assert "10 classes of images apart (disc, ring," in said
     assert "for 2 epochs on 360 images of Synthetic, 32 x 32 pixels" in said
     assert "Of 103 test images" in said
+    assert f"chose the epoch whose weights were kept, by val/acc: {final['epoch'] + 1:.0f} of 2." in said
     for row in ("learning rate 0.002 optimizer.lr", "patch size (px) 8 model.patch_size", "epochs at most 2"):
         assert row in said
     assert "augmentation RandomHorizontalFlip, RandomCrop augment" in said
@@ -34,6 +40,18 @@ def test_the_report_says_what_was_trained_how_well_and_how_to_do_it_again(small_
         assert what in said
     for figure in published(small_run):
         assert " ".join(figure.caption.split()) in said
+
+
+def test_settings_beside_the_key_ones_are_told_where_they_act(small_run: Path) -> None:
+    plain = read_facts(RunDirectory(small_run))
+    more = {"data": {"repeated_augmentation": 3}, "callbacks": {"ema": {"decay": 0.99}}}
+    run = replace(plain, config=OmegaConf.merge(plain.config, more), epochs=plain.epochs[:1])
+    told = what_was_run(run)
+    assert "for 1 epoch on 360 images of Synthetic (of which each epoch shows one in 3, 3 times each), 32 x" in told
+    assert "callbacks.ema.decay" in key_table(run)
+    assert "callbacks.ema" not in key_table(plain)
+    settings = all_settings(OmegaConf.to_container(run.config))  # type: ignore[arg-type]
+    assert (settings["data.repeated_augmentation"], settings["callbacks.ema.decay"]) == (3, 0.99)
 
 
 def test_captions_say_what_is_seen_in_this_run(small_run: Path) -> None:
@@ -78,7 +96,7 @@ def test_an_interrupted_run_has_a_report_and_goes_on(in_process: Command, tmp_pa
     short = [*SMALL_RUN, "preflight=off", "hydra.run.dir=run", "callbacks.figures.level=light"]
     assert in_process("train.py", *short, *place).returncode == 143
     said = words(tmp_path / "run")
-    assert "The run was interrupted after 1 epochs; nothing was tested" in said
+    assert "The run was interrupted after 1 epoch; nothing was tested" in said
     assert "train.py resume=run" in said
     assert in_process("train.py", "resume=run", "callbacks.stop=null").returncode == 0
     said = words(tmp_path / "run")

@@ -41,5 +41,5 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 def best_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """A selected epoch's metrics, by the names under which runs are compared."""
-    return {best: metrics[name] for name, best in BEST.items() if name in metrics}
+    """A selected epoch's metrics, by the names under which runs are compared; the epoch counted from 1."""
+    return {best: metrics[name] + (name == "epoch") for name, best in BEST.items() if name in metrics}

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.utils.tensorboard.summary import compute_curve
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from vitlab.callbacks.best_checkpoint import BestCheckpoint
@@ -29,6 +30,7 @@ from vitlab.figures.pictures import draw_batch, draw_extremes, draw_mistakes
 from vitlab.figures.plan import draw_plan, planned_rates
 from vitlab.files import set_aside, write_json
 
+THRESHOLDS = 1001  # of a precision-recall curve
 SHOWN = 20  # images of the first batch
 TIMES = 500  # at which a schedule over time is drawn
 OUTCOME_FIGURES = (  # with the second digit of their files
@@ -173,7 +175,11 @@ def _draw_plan(trainer: pl.Trainer, module: Any) -> None:
 
 def _precision_recall(trainer: pl.Trainer, outcome: Outcome) -> None:
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
-    for writer in writers(trainer):
-        for label, name in enumerate(outcome.classes):
-            probabilities = outcome.probabilities[:, label]
-            writer.add_pr_curve(f"precision_recall/{name}", outcome.labels == label, probabilities, step)
+    for label, name in enumerate(outcome.classes):
+        # Not add_pr_curve: of its 127 thresholds few lie among the small probabilities of a class that is hard to
+        # tell. TensorBoard takes any number of them to lie evenly in [0, 1].
+        curve = compute_curve(  # type: ignore[no-untyped-call]
+            (outcome.labels == label).numpy(), outcome.probabilities[:, label].numpy(), num_thresholds=THRESHOLDS
+        )
+        for writer in writers(trainer):
+            writer.add_pr_curve_raw(f"precision_recall/{name}", *curve, step)

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from vitlab.data.arrays import ImageArrays
 from vitlab.data.loader import StoredBatch, epoch_order
 from vitlab.figures import attention, embeddings, never_failing, publish
+from vitlab.figures.captions import About
 from vitlab.models.attention_maps import Attention, TokenLayout, record_attention, token_layout
 from vitlab.models.interpretation import (
     filter_components,
@@ -25,12 +26,17 @@ from vitlab.models.interpretation import (
     rollout,
     seen_by_head,
 )
+from vitlab.models.patch_embedding import ConvolutionalTokenizer, ShiftedPatchTokenization
 
 MOMENTS = {"off": (), "light": (0, 1 / 2, 1), "full": (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)}  # shares of the run
 PICTURES = {"light": 6, "full": 10}
 DISTANCE_IMAGES = {"light": 64, "full": 128}
 TOKENS_AT_ONCE = 2048  # 0.25 GB of attention weights of a ViT-B for 224 px
 COMPONENTS = 28  # as many as the ViT paper shows
+STEM_FILTERS: dict[type, str] = {
+    ConvolutionalTokenizer: "They are those of the convolutional stem's first layer.",
+    ShiftedPatchTokenization: "They see shifted patches too, and reach half a patch around theirs.",
+}
 
 
 class ViTFigures(pl.Callback):
@@ -136,7 +142,9 @@ class ViTFigures(pl.Callback):
         show = partial(publish, trainer, step=trainer.global_step)
         components = filter_components(module.network, COMPONENTS)
         if components is not None:
-            show("40_patch_filters", partial(embeddings.draw_filters, *components), **embeddings.FILTERS)
+            of_stem = STEM_FILTERS.get(type(module.network.patch_embed), "")
+            said = _with(embeddings.FILTERS, of_stem)
+            show("40_patch_filters", partial(embeddings.draw_filters, *components), **said)
         side: int = trainer.datamodule.image_size  # type: ignore[attr-defined]
         layout = token_layout(module.network, (side, side))
         if layout is None:
@@ -144,7 +152,9 @@ class ViTFigures(pl.Callback):
         similarity = position_similarity(module.network, layout)
         if similarity is not None:
             draw = partial(embeddings.draw_positions, similarity, layout.grid)
-            show("41_position_similarity", draw, **embeddings.POSITIONS)
+            learned = isinstance(module.network.pos_embed, nn.Parameter)
+            said = _with(embeddings.POSITIONS, embeddings.LEARNED_POSITIONS if learned else embeddings.FIXED_POSITIONS)
+            show("41_position_similarity", draw, **said)
         now = self.seen[-1]
         if "rollout" in now:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -172,6 +182,10 @@ def examples(labels: Tensor, count: int) -> Tensor:
         found.append((turns[label], label, place))
         turns[label] += 1
     return torch.tensor([place for _, _, place in sorted(found)[:count]])
+
+
+def _with(about: About, further: str) -> About:
+    return {**about, "caption": f"{about['caption']} {further}".rstrip()}
 
 
 def _whole_here(trainer: pl.Trainer, module: Any) -> bool:

@@ -30,10 +30,11 @@ FIRST_BATCH: About = {
 }
 CONFUSIONS: About = {
     "tag": "confusion_matrix",
-    "title": "Confusion matrix: shares and numbers of images",
+    "title": "Confusion matrix: percent of each true class's images",
     "caption": (
-        "Of each true class's images (a row), the share and the number that got each answer (a column). On the "
-        "diagonal stands what was recognised; a bright cell off it is a pair of classes that is mixed up."
+        "Of each true class's images (a row), the share that got each answer (a column), in percent; of less than half "
+        "a percent of many classes no number is shown, of few classes the number of images too. On the diagonal "
+        "stands what was recognised; a bright cell off it is a pair of classes that is mixed up."
     ),
 }
 LEAST_RECOGNISED: About = {
@@ -41,7 +42,7 @@ LEAST_RECOGNISED: About = {
     "title": "Confusion matrix of the twenty least recognised classes",
     "caption": (
         "As the whole confusion matrix, of the classes that are recognised least, the least recognised first, with "
-        "their names, shares and numbers of images. In the last column: answers that are none of these classes."
+        "their names and the shares in percent. In the last column: answers that are none of these classes."
     ),
 }
 PER_CLASS: About = {
@@ -59,7 +60,8 @@ RELIABILITY: About = {
     "caption": (
         "Images grouped by the probability of their answer: how many of a group were right. Bars below the dashed "
         "line: the network is surer than it may be. Above: it is too modest, as label smoothing makes it. ECE, the "
-        "expected calibration error, is the mean distance from the line, weighted by the images below."
+        "expected calibration error, is the mean distance from the line, weighted by the images below. "
+        "Pale bars stand on fewer than ten images and tell little."
     ),
 }
 MISTAKES: About = {
@@ -87,6 +89,7 @@ CURVES: About = {
         "has label smoothing: the two lines are not of one kind, and the training line may lie on the worse side. "
         "Accuracy that still rises at the right end asks for more epochs; "
         "a validation loss that turns up while the training loss falls is learning by heart. The dotted line is the "
-        "epoch whose weights were kept, the dashed line what guessing comes to, where the curve is near it."
+        "epoch whose weights were kept, the dashed line what guessing comes to, where the curve is near it. "
+        "The learning rate is that at the epoch's end."
     ),
 }

@@ -12,11 +12,15 @@ from vitlab.figures.style import COLORS
 from vitlab.figures.tiles import fit_name
 
 LETTERS = 24  # of a name beside a row
+FEW = 10  # images, whose accuracy tells little
+PALE = 0.3
+COUNTED = 7  # classes, of which a matrix has room for the numbers of images beside the shares
 NAMED = 20  # classes that a matrix, or a column of bars, has room to name
 
 
 def draw_confusions(outcome: Outcome) -> Figure:
-    """A row a true class: shares by colour; with at most `NAMED` classes shares and counts in words too."""
+    """A row a true class: shares by colour; with at most `NAMED` classes in percent too, with at most `COUNTED` beside
+    counts."""
     names = [fit_name(name, LETTERS) for name in outcome.classes]
     return _draw_matrix(outcome.confusions.numpy(), names, names)
 
@@ -41,7 +45,8 @@ def _least_recognised(outcome: Outcome) -> list[int]:
 def _draw_matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Figure:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     named = len(rows) <= NAMED
-    side = max(3.5, 0.47 * len(rows) + 1) if named else 5.0
+    counted = len(rows) <= COUNTED
+    side = max(3.5, (0.47 if counted else 0.36) * len(rows) + 1) if named else 5.0
     figure = Figure(figsize=(side + 0.9, side + 0.3))
     axes = figure.add_subplot()
     image = axes.imshow(shares, vmin=0, vmax=1)
@@ -55,10 +60,12 @@ def _draw_matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]
         return figure
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
-    for row, column in np.argwhere(counts):
+    for row, column in np.argwhere(counts if counted else shares >= 0.005):
         color = "black" if shares[row, column] > 0.55 else "white"
-        text = f"{shares[row, column]:.0%}\n{counts[row, column]:,}"
-        look: dict[str, Any] = {"fontsize": 7, "linespacing": 1.0, "in_layout": False}  # they lie within the axes
+        share = shares[row, column]
+        text = f"{share:.0%}\n{counts[row, column]:,}" if counted else f"{100 * share:.0f}"
+        size = 7 if counted else 10
+        look: dict[str, Any] = {"fontsize": size, "linespacing": 1.0, "in_layout": False}  # they lie within the axes
         axes.text(column, row, text, ha="center", va="center", color=color, **look)
     return figure
 
@@ -104,8 +111,11 @@ def draw_reliability(outcome: Outcome) -> Figure:
     some = count > 0
     figure = Figure(figsize=(5, 4.8))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    upper.bar(middle[some], accuracy[some], width=0.9 / BINS, color=COLORS["sky"], label="accuracy")
-    upper.plot(confidence[some], accuracy[some], "o", color=COLORS["blue"], label="at mean confidence", clip_on=False)
+    for chosen, mark, alpha in ((count >= FEW, "", 1), (some & (count < FEW), "_", PALE)):  # _: not in the legend
+        bars: dict[str, Any] = {"color": COLORS["sky"], "label": f"{mark}accuracy", "alpha": alpha}
+        points: dict[str, Any] = {"color": COLORS["blue"], "label": f"{mark}at mean confidence", "alpha": alpha}
+        upper.bar(middle[chosen], accuracy[chosen], width=0.9 / BINS, **bars)
+        upper.plot(confidence[chosen], accuracy[chosen], "o", clip_on=False, **points)
     upper.plot([0, 1], [0, 1], "--", color="0.4", label="calibrated")
     upper.set_xlim(0, 1)
     upper.set_ylim(0, 1)

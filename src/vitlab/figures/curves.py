@@ -41,10 +41,11 @@ def draw_curves(rows: Sequence[Mapping[str, float]], best: int | None, classes: 
             axes.axhline(guessing[metric], color="0.4", linestyle="--", label="guessing")
     panels[1].yaxis.set_major_formatter(PercentFormatter(1))
     panels[2].plot([row["epoch"] + 1 for row in rows], [row.get("lr") for row in rows], "o-", color="0.3", markersize=3)
-    panels[2].set_ylabel("learning rate at the epoch's end")
+    panels[2].set_ylabel("learning rate")
     panels[2].yaxis.set_major_formatter(lambda rate, _: f"{rate:.3g}")
     for axes in panels:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
     return figure

@@ -19,8 +19,6 @@ FILTERS: About = {
     "caption": (
         "The directions in which the filters that turn patches into tokens differ most, first ones first (as figure 7, "
         "left, of the ViT paper); grey is zero. Smooth colours, waves and edges are learnt; noise is not, or not yet. "
-        "Filters of 3 px are those of a convolutional stem's first layer (model.stem=conv); filters of shifted patches "
-        "(model.stem=shifted) reach half a patch around theirs. "
         "On the left: the share of the filters' variance that the components up to the row's end hold."
     ),
 }
@@ -30,10 +28,11 @@ POSITIONS: About = {
     "caption": (
         "A small map for each patch: how similar its position embedding is to those of all places of the image (as "
         "figure 7, centre, of the ViT paper). A bright spot at the patch's own place that fades with the distance, "
-        "along row and column, means that the network knows what is near to what: learned positions become so, fixed "
-        "ones (pos_embed=sincos2d) are so from the start."
+        "along row and column, means that the network knows what is near to what."
     ),
 }
+LEARNED_POSITIONS = "These were drawn at random and have become so."
+FIXED_POSITIONS = "These are a fixed table (as of pos_embed=sincos2d), so from the start: nothing of it is learnt."
 
 
 def draw_filters(components: Tensor, shares: Tensor) -> Figure:

@@ -73,7 +73,7 @@ def _draw_probabilities(axes: Axes, explanation: Explanation) -> None:
     bars = axes.barh(names, list(explanation.probabilities.values()), color=colours)
     axes.bar_label(bars, [f"{value:.1%}" for value in explanation.probabilities.values()], padding=3, fontsize=10)
     axes.set(xlim=(0, 1.35), xlabel="probability", title="prediction")
-    axes.set_xticks([0, 0.5, 1])
+    axes.set_xticks([0, 0.5, 1], ["0", "50%", "100%"])
     axes.invert_yaxis()
     axes.grid(False)
 

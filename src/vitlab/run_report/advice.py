@@ -21,7 +21,7 @@ def _interrupted(facts: Facts) -> Said | None:
         return None
     status = facts.manifest.get("status")
     reason = "failed" if status == "failed" else "was interrupted" if status == "interrupted" else "has not ended"
-    return f"The run {reason} after {len(facts.epochs)} epochs; nothing was tested.", "Go on with it: see below."
+    return f"The run {reason} after {facts.length}; nothing was tested.", "Go on with it: see below."
 
 
 def _guessing(facts: Facts) -> Said | None:
@@ -79,11 +79,22 @@ def _underfitted(facts: Facts) -> Said | None:
     # Of strongly augmented or mixed images few are recognised: that alone says nothing.
     if "val/acc" not in last or max(last["train/acc"], last["val/acc"]) > 0.9 or _by_heart(facts):
         return None
+    strong = _augmented_strongly(facts)
+    first = "Lighter augmentation (augment=basic), or many more epochs" if strong else "Longer training first"
+    named = OmegaConf.select(facts.config, "model.name") is not None  # one of timm's
+    larger = "model.name=..." if named else "model.depth, model.embed_dim"
     return (
         f"Of the training images themselves, as augmented, {last['train/acc']:.1%} are recognised, beside "
         f"{last['val/acc']:.1%} of the validation images: it does not learn by heart, it has not learned enough.",
-        "Longer training first; then a larger network (model.depth, model.embed_dim) or another optimizer.lr.",
+        f"{first}; then a larger network ({larger}) or another optimizer.lr.",
     )
+
+
+def _augmented_strongly(facts: Facts) -> bool:
+    """Beyond the shift and the mirror of augment=basic."""
+    augment = OmegaConf.select(facts.config, "augment") or {}
+    further = [node for name, node in augment.items() if name not in ("crop", "flip")]
+    return any(node is not None and node.get("p") != 0 for node in further)
 
 
 def _still_rising(facts: Facts) -> Said | None:
@@ -161,8 +172,9 @@ def _lopsided(facts: Facts) -> Said | None:
 def _cut_down(facts: Facts) -> Said | None:
     limits = {
         key: value
-        for key in ("data.max_train_images", "trainer.limit_train_batches", "trainer.limit_test_batches")
-        if (value := OmegaConf.select(facts.config, key)) not in (None, 1.0)
+        for key in ("data.max_train_images", *(f"trainer.limit_{split}_batches" for split in ("train", "val", "test")))
+        if (value := OmegaConf.select(facts.config, key)) is not None
+        and not (isinstance(value, float) and value == 1)  # 1.0 is all of them, 1 is one batch
     }
     if not limits:
         return None
@@ -175,19 +187,26 @@ def _calibration(facts: Facts) -> Said | None:
         return None
     gap = facts.details["confidence"] - facts.details["accuracy"]
     error = f"the calibration error (ECE) is {facts.details['calibration_error']:.1%}"
-    if gap > 0.03:
+    images = facts.used("test")
+    uncertainty = _uncertainty(facts.details["accuracy"], images)
+    notable = max(0.03, uncertainty)
+    if gap > notable:
+        smoothing = ["label_smoothing=0.1"] if facts.config.label_smoothing < 0.1 else []
+        less_learning = [] if _underfitted(facts) else ["fewer epochs", "stronger augmentation"]
+        attempts = ", or ".join([*smoothing, *less_learning])
         return (
             f"The network is surer than it may be: by {100 * gap:.0f} points on average; {error}.",
-            "label_smoothing=0.1 if it is less, fewer epochs, or stronger augmentation.",
+            f"{attempts}." if attempts else "",
         )
-    if gap < -0.03:
+    if gap < -notable:
         return (
             f"The network is more often right than it says: by {-100 * gap:.0f} points on average; {error}.",
             f"Nothing, unless the probabilities are used: then less label_smoothing (it is "
             f"{facts.config.label_smoothing:g}).",
         )
-    if facts.details["calibration_error"] <= 0.03:
-        return f"Its probabilities can be taken at their word: {error}.", ""
+    if facts.details["calibration_error"] <= notable:
+        so_far = f", as far as {images:,} test images tell" if uncertainty > 0.03 else ""
+        return f"Its probabilities can be taken at their word{so_far}: {error}.", ""
     return f"On average its probabilities fit, but not at each height: {error}; see the figure below.", ""
 
 

@@ -44,6 +44,11 @@ class Facts:
         return max(rows, key=lambda row: row[metric] if mode == "max" else -row[metric])
 
     @property
+    def length(self) -> str:
+        """Of the training, in words."""
+        return "1 epoch" if len(self.epochs) == 1 else f"{len(self.epochs)} epochs"
+
+    @property
     def suffix(self) -> str:
         """Of the metrics of the weights that epochs were selected by."""
         return "_ema" if self.config.checkpoint.monitor.endswith("_ema") else ""

@@ -20,6 +20,7 @@ from vitlab.run_report.advice import advice
 from vitlab.run_report.facts import Facts, read_facts
 from vitlab.run_report.summary import headline, key_table, outcome, results, what_was_run
 from vitlab.runs.directory import RunDirectory
+from vitlab.runs.manifest import entry_point
 
 SECTIONS = {  # of figures, by what stands before the slash of their tag; others go by that word
     "curves": "Curves",
@@ -100,7 +101,8 @@ def _setting(facts: Facts) -> Iterator[str]:
         ("command", str(manifest.get("command"))),
         (
             "time in training",
-            f"{time}, {sorted(speed)[len(speed) // 2]:,.0f} images a second" if speed else "",
+            f"{time} with validation"
+            + (f"; {sorted(speed)[len(speed) // 2]:,.0f} images a second while it trains" if speed else ""),
         ),
         ("images", ", ".join(f"{facts.images(split):,} {split}" for split in ("train", "val", "test"))),
         ("data", " in ".join([facts.data_set, *([str(config.data.root)] if "root" in config.data else [])])),
@@ -127,18 +129,19 @@ def _yaml(node: Any) -> str:
 
 
 def _again(facts: Facts, run: Path) -> Iterator[str]:
-    folder, git = facts.manifest.get("folder") or Path.cwd(), facts.manifest.get("git") or {}
+    folder, git = Path(facts.manifest.get("folder") or Path.cwd()), facts.manifest.get("git") or {}
     path, trusted = os.path.relpath(run, folder), " ".join(["", *trust(facts.config)])
     resume, reproduce, kept = (shlex.quote(f"{verb}={path}") + trusted for verb in ("resume", "reproduce", "run"))
-    script = Path(shlex.split(str(facts.manifest.get("command", "python train.py")))[1])
-    train, evaluate = (shlex.quote(str(script.with_name(name))) for name in ("train.py", "evaluate.py"))
+    command = str(facts.manifest.get("command", "python train.py"))
+    train, evaluate = (entry_point(name, command, folder) for name in ("train.py", "evaluate.py"))
     yield paragraph(
         f"From the folder in which the run was started ({folder}), with vitlab's code at the "
         "run's revision and installed from there (pip install -e .):"
     )
     if git.get("dirty"):
         yield paragraph("The code had changes that are in no revision: they are missing then.")
-    checkout = [f"git -C {shlex.quote(str(script.parent))} checkout {git['revision']}"] if git.get("revision") else []
+    code_folder = shlex.quote(str(Path(shlex.split(train)[0]).parent))
+    checkout = [f"git -C {code_folder} checkout {git['revision']}"] if git.get("revision") else []
     if not facts.final:
         yield paragraph("The run can go on; the first line does that.")
         checkout = [f"python {train} {resume}", *checkout]

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from math import log, sqrt
 
+from omegaconf import OmegaConf
+
 from vitlab.page import in_columns, table
 from vitlab.run_report.facts import Facts
 from vitlab.runs.key_settings import KEY_SETTINGS
@@ -23,11 +25,12 @@ def what_was_run(facts: Facts) -> str:
     weights = facts.manifest.get("weights")
     origin = f"starting from {weights['from']}" if weights else "from random weights"
     names = ", ".join(facts.classes[:10]) + (" ..." if len(facts.classes) > 10 else "")
-    side = facts.config.data.image_size
+    side, repeats = facts.config.data.image_size, OmegaConf.select(facts.config, "data.repeated_augmentation") or 1
+    each_epoch = f" (of which each epoch shows one in {repeats}, {repeats} times each)" if repeats > 1 else ""
     return (
         f"A network ({facts.key_settings['model']}){size} was trained {origin} to tell {len(facts.classes)} classes of "
-        f"images apart ({names}), for {len(facts.epochs)} epochs on {facts.used('train'):,} images of "
-        f"{facts.data_set}, {side} x {side} pixels as the network sees them."
+        f"images apart ({names}), for {facts.length} on {facts.used('train'):,} images of "
+        f"{facts.data_set}{each_epoch}, {side} x {side} pixels as the network sees them."
     )
 
 
@@ -37,6 +40,9 @@ def key_table(facts: Facts) -> str:
         for path, value in facts.key_settings.items()
         if path not in ("model", "data")  # said above
     ]
+    decay = OmegaConf.select(facts.config, "callbacks.ema.decay")
+    if decay is not None:
+        rows.append(("average of the weights (EMA)", f"{decay:g}", "callbacks.ema.decay"))
     half = (len(rows) + 1) // 2
     return in_columns(*(table(("setting", "value", "to change it"), part) for part in (rows[:half], rows[half:])))
 
@@ -55,8 +61,8 @@ def outcome(facts: Facts) -> Iterator[str]:
         )
     if best and "val/acc" in best:
         yield (
-            f"{facts.used('val'):,} images held out of training chose the epoch whose weights were kept: "
-            f"{int(best['epoch']) + 1} of {len(facts.epochs)}."
+            f"{facts.used('val'):,} images held out of training chose the epoch whose weights were kept, by "
+            f"{facts.config.checkpoint.monitor}: {int(best['epoch']) + 1} of {len(facts.epochs)}."
         )
 
 

@@ -29,7 +29,8 @@ KEY_SETTINGS = {
 }
 ALL_OF = ("model", "augment", "optimizer", "finetune", "scheduler")
 FURTHER = (
-    *("data.image_size", "data.max_train_images", "data.val_size", "data.split_seed"),
+    *("data.image_size", "data.max_train_images", "data.repeated_augmentation", "data.val_size", "data.split_seed"),
+    "callbacks.ema.decay",
     *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.limit_train_batches"),
 )
 SAID_ELSEWHERE = ("model.name", "model.image_size", "model.in_channels", "model.num_classes")

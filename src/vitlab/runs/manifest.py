@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -25,6 +26,12 @@ def describe_origin() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "hardware": _hardware(),
     }
+
+
+def entry_point(name: str, command: str, folder: Path) -> str:
+    """An entry point as it is typed in `folder`: beside the script that `command` started from there."""
+    script = folder / Path(shlex.split(command)[1]).parent / name
+    return shlex.quote(str(script.relative_to(folder) if script.is_relative_to(folder) else script))
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -27,7 +27,7 @@ RUN = [
         "trainer.log_every_n_steps=1",
         "preflight=off",
     ),
-    *("augment=randaugment", "model.drop_path=0.0"),
+    *("augment=randaugment", "augment.mixing.p=0.5", "data.repeated_augmentation=3"),
 ]
 LONG = [*RUN, "trainer.max_epochs=10", "trainer.limit_train_batches=5"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(Path(__file__).parent)])}

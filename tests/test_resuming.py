@@ -119,7 +119,7 @@ def test_a_run_that_was_told_to_stop_goes_on_as_if_nothing_had_happened(
 ) -> None:
     stopped = in_process("train.py", *RUN, "hydra.run.dir=run", *place)
     assert stopped.returncode == status, stopped.stderr
-    assert "python train.py resume=run 'trusted_targets=[stoppers.]'" in stopped.stdout
+    assert f"python {ROOT / 'train.py'} resume=run 'trusted_targets=[stoppers.]'" in stopped.stdout
     assert "Traceback" not in stopped.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["status"] == "interrupted"

@@ -173,9 +173,8 @@ class ChildWatch(threading.Thread):
         while not ended_children(self.trainer):
             if self.over.wait(0.2):
                 return
-        if (
-            not self.over.wait(2 * GRACE_SECONDS) and self.first.cause is None
-        ):  # else the call came back, and this process ends by itself
+        came_back = self.over.wait(2 * GRACE_SECONDS) or self.first.cause is not None  # this process ends by itself
+        if not came_back:
             cause = self.first.describe(self.trainer, None)
             for child in children(self.trainer):
                 child.kill()

@@ -3,8 +3,10 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 
 from vitlab.models.attention import SelfAttention
+from vitlab.models.positions import sincos2d
 
 
 def tokens(count: int = 17) -> torch.Tensor:
@@ -67,3 +69,31 @@ def test_at_the_start_the_temperature_is_that_of_plain_attention() -> None:
     _, _, value = plain.qkv(x).chunk(3, dim=-1)
     torch.testing.assert_close(local(x), local.proj(value.flip(1)))
     assert local.scale.tolist() == [0.25] * 4
+
+
+def test_mimetic_attention_begins_near_and_with_what_is_alike() -> None:
+    torch.manual_seed(0)
+    attention = SelfAttention(192, 3)
+    attention.initialise_mimetically()
+    query, key, value = attention.qkv.weight.double().split(192)
+    through = (attention.proj.weight.double() @ value).T.detach()  # what a token adds of itself
+    assert through.diagonal().mean() == pytest.approx(-0.4, abs=0.03)
+    assert (through - torch.diag(through.diagonal())).std() == pytest.approx(0.4 * 192**-0.5, rel=0.05)
+    for rows in range(0, 192, 64):
+        product = (query[rows : rows + 64].T @ key[rows : rows + 64]).detach()
+        assert torch.linalg.matrix_rank(product) == 64
+        assert product.diagonal().mean() > 0.3
+
+    with torch.no_grad():
+        attention.qkv.bias.zero_()
+    positions = sincos2d(192, (8, 8))
+    tokens = F.layer_norm(positions + torch.randn(200, 64, 192), (192,))
+    query, key, _ = attention.qkv(tokens).unflatten(-1, (3, 3, 64)).unbind(2)
+    weights = torch.softmax(torch.einsum("bihd,bjhd->bhij", query, key) / 8, dim=-1).mean(dim=(0, 1))
+    places = torch.cartesian_prod(torch.arange(8.0), torch.arange(8.0))
+    distance = torch.cdist(places, places)
+    itself, near, far = (
+        weights[(distance >= low) & (distance < high)].mean() for low, high in ((0, 0.5), (0.5, 1.5), (5, 20))
+    )
+    assert itself > 2 * near
+    assert near > 1.2 * far

@@ -113,6 +113,7 @@ OPTIONS: list[dict[str, Any]] = [  # those that timm's ViT does not have, and al
     {"stem": "shifted"},
     {"stem": "conv"},
     {"locality_attention": True},
+    {"attention_init": "mimetic", "pos_embed": "sincos2d"},
     {
         **{"pool": "attention", "stem": "shifted", "locality_attention": True, "registers": 2, "layer_scale": 0.1},
         **{"patch_dropout": 0.3, "qk_norm": True, "pos_embed": "sincos2d", "drop_path": 0.1},

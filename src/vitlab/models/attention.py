@@ -62,6 +62,25 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.proj_drop = nn.Dropout(dropout)
 
+    @torch.no_grad()
+    def initialise_mimetically(self) -> None:
+        """Draws weights whose products are like those of pretrained ViTs: queries with keys near to the identity, so
+        that a token attends to what is like it, with sincos2d positions to its neighbours; values with the projection
+        near to the negative identity.
+
+        Trockman and Kolter 2023, "Mimetic Initialization of Self-Attention Layers", section 3. A head takes the best
+        approximation that it has the rank for.
+        """
+        dim = self.proj.in_features
+        query, key, value = self.qkv.weight.split(dim)
+        for head in range(self.num_heads):
+            rows = slice(head * self.head_dim, (head + 1) * self.head_dim)
+            left, right = _factors(0.7 * torch.randn(dim, dim) * dim**-0.5 + 0.7 * torch.eye(dim))
+            query[rows], key[rows] = left[: self.head_dim], right[: self.head_dim]
+        left, right = _factors(0.4 * torch.randn(dim, dim) * dim**-0.5 - 0.4 * torch.eye(dim))
+        value.copy_(left)
+        self.proj.weight.copy_(right.T)
+
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, _ = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
@@ -87,3 +106,9 @@ class SelfAttention(nn.Module):
         scores = (query * scale) @ key.transpose(-2, -1)
         weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
         return F.dropout(weights, dropout).to(value.dtype) @ value
+
+
+def _factors(product: Tensor) -> tuple[Tensor, Tensor]:
+    """Two matrices, the first transposed times the second being `product`, their rows in falling order of norm."""
+    left, values, right = torch.linalg.svd(product)
+    return (left * values.sqrt()).T, values.sqrt().unsqueeze(1) * right

@@ -39,6 +39,8 @@ class VisionTransformer(nn.Module):
         pos_embed: "learned" (drawn with std 0.02), "sincos2d" (fixed), or "none". The class token and the registers
             have learned positions too; with sincos2d they have none.
         qk_norm, locality_attention: See `SelfAttention`.
+        attention_init: "normal" draws the weights of attention with std 0.02, "mimetic" as
+            `SelfAttention.initialise_mimetically` does.
         activation: "gelu" or "relu".
         dropout: Of the tokens after the position embedding, the attention's output and the feed-forward networks.
         attention_dropout: Of the attention weights.
@@ -72,6 +74,7 @@ class VisionTransformer(nn.Module):
         registers: int = 0,
         qk_norm: bool = False,
         locality_attention: bool = False,
+        attention_init: str = "normal",
         layer_scale: float | None = None,
         activation: str = "gelu",
         dropout: float = 0.0,
@@ -91,6 +94,7 @@ class VisionTransformer(nn.Module):
         _check_choice("stem", stem, tuple(STEMS))
         _check_choice("pool", pool, ("cls", "mean", "attention"))
         _check_choice("pos_embed", pos_embed, ("learned", "sincos2d", "none"))
+        _check_choice("attention_init", attention_init, ("normal", "mimetic"))
         _check_choice("activation", activation, tuple(ACTIVATIONS))
         self.in_channels = in_channels
         self.grid_size = (self.image_size[0] // patch_size[0], self.image_size[1] // patch_size[1])
@@ -131,7 +135,7 @@ class VisionTransformer(nn.Module):
             )
         )
         self.grad_checkpointing = False
-        self._initialise()
+        self._initialise(mimetic=attention_init == "mimetic")
 
     def _add_positions(self, pos_embed: str, embed_dim: int) -> None:
         if pos_embed == "learned":
@@ -144,12 +148,15 @@ class VisionTransformer(nn.Module):
         else:
             self.pos_embed = None
 
-    def _initialise(self) -> None:
+    def _initialise(self, *, mimetic: bool) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if mimetic:
+            for block in self.blocks:
+                block.attn.initialise_mimetically()
         self.patch_embed.initialise()
         for embedding in (self.cls_token, self.pos_embed, self.reg_token):
             if isinstance(embedding, nn.Parameter):

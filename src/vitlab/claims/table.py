@@ -1,0 +1,60 @@
+"""The results table: the project's recipes beside published figures, best first."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from vitlab.claims.record import Run
+from vitlab.sweeps.leaderboard_table import as_markdown
+from vitlab.sweeps.statistics import summarise
+from vitlab.sweeps.wording import duration, spread
+
+HEADS = ("what", "test accuracy, %", "epochs", "time", "how to check it")
+
+
+def table(claims: Sequence[Sequence[Run]], published: Path) -> str:
+    """Markdown; recipes in bold letters.
+
+    Args:
+        claims: Runs of a recipe that differ in their seeds alone.
+        published: CSV of others' figures: `what,accuracy,epochs,source`.
+    """
+    with published.open(newline="", encoding="utf-8") as lines:
+        rows = [(float(line["accuracy"]), _published(line)) for line in csv.DictReader(lines)]
+    rows += [(100 * fmean(run.accuracy for run in runs), _own(runs)) for runs in claims]
+    return as_markdown(HEADS, [row for _, row in sorted(rows, reverse=True)])
+
+
+def accuracy(runs: Sequence[Run]) -> str:
+    """Mean, standard deviation, and of how many seeds."""
+    count = "one seed" if len(runs) == 1 else f"{len(runs)} seeds"
+    return f"{spread('test/acc', summarise([run.accuracy for run in runs]))} ({count})"
+
+
+def measured(runs: Sequence[Run]) -> str:
+    """A claim's figures in one sentence."""
+    first = runs[0]
+    return (
+        f"{accuracy(runs)} % of the test images of {first.data}, {fmean(run.epochs for run in runs):.1f} epochs, "
+        f"{duration(fmean(run.seconds for run in runs))} from start to end, {first.machine}, commit {first.commit}: "
+        f"{typed(runs)}"
+    )
+
+
+def typed(runs: Sequence[Run]) -> str:
+    """The command with the seeds that it was run with."""
+    seeds = ",".join(str(run.seed) for run in sorted(runs, key=lambda run: run.seed))
+    return f"{runs[0].command} seed={seeds}{' -m' if len(runs) > 1 else ''}"
+
+
+def _own(runs: Sequence[Run]) -> list[str]:
+    first = runs[0]
+    what = f"**{first.experiment}**, {first.parameters / 1e6:.1f} M parameters, {first.data}"
+    epochs = f"{fmean(run.epochs for run in runs):.1f}"
+    time = f"{duration(fmean(run.seconds for run in runs))}, {first.machine}"
+    return [what, f"**{accuracy(runs)}**", epochs, time, f"`{typed(runs)}` at {first.commit}"]
+
+
+def _published(line: Mapping[str, str]) -> list[str]:
+    return [line["what"], line["accuracy"], line["epochs"], "", line["source"]]

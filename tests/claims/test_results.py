@@ -1,0 +1,133 @@
+"""What of runs goes on record and into the README."""
+
+import csv
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from sweeps.runs import MANIFEST, write_run
+
+from vitlab.claims.publish import publish
+from vitlab.errors import UserError
+
+HARDWARE = {"cpu": "a processor", "torch_threads": 2, "gpus": []}
+
+
+def manifest(minute: int = 0, **changes: Any) -> dict[str, Any]:
+    images = {split: {"images": 1280, "sha256": split} for split in ("train", "val", "test")}
+    started = f"2026-01-01T00:{minute:02d}:00+00:00"
+    return {**MANIFEST, "data": images, "hardware": HARDWARE, "parameters": 1_800_000, "started": started, **changes}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """`conf/experiment` with one recipe and two published figures, and a README."""
+    home = tmp_path / "conf" / "experiment"
+    home.mkdir(parents=True)
+    (home / "demo.yaml").write_text("# A claim.\n# Measured: not yet,\n#   as it says.\n# More.\nname: demo\n")
+    (home / "published.csv").write_text("what,accuracy,epochs,source\nbetter,91.5,200,somebody\nworse,40.25,1,others\n")
+    (tmp_path / "README.md").write_text("above\n<!-- results -->\nold\n<!-- end of results -->\nbelow\n")
+    return tmp_path
+
+
+def run_of(project: Path, seed: int, test: float, *typed: str, **changes: Any) -> Path:
+    overrides = ("experiment=demo", *typed, f"seed={seed}")
+    folder = project / "outputs" / f"{len(list((project / 'outputs').glob('*')))}"
+    return write_run(folder, *overrides, test=test, val=test + 0.01, manifest=manifest(seed, **changes), seconds=1800.0)
+
+
+def published(project: Path, *folders: Path, data: str | None = None) -> str:
+    publish(folders, data, project / "conf", project / "README.md")
+    return (project / "README.md").read_text()
+
+
+def test_seeds_become_one_row_between_the_published_ones(project: Path) -> None:
+    for seed, accuracy in enumerate((0.70, 0.72, 0.74)):
+        run_of(project, seed, accuracy)
+    text = published(project, project / "outputs", data="CIFAR-10 (JPEG copy)")
+    assert text.startswith("above\n<!-- results -->\n| what |")
+    assert text.endswith("|\n<!-- end of results -->\nbelow\n")
+    assert [line.split(" | ")[0] for line in text.splitlines()[4:7]] == [
+        "| better",
+        "| **demo**, 1.8 M parameters, CIFAR-10 (JPEG copy)",
+        "| worse",
+    ]
+    row = next(line for line in text.splitlines() if "demo" in line)
+    assert "| **72.00 ± 2.00 (3 seeds)** |" in row
+    assert "| 0:30:00, 2 cores of a processor, auto |" in row
+    assert "`python train.py experiment=demo seed=0,1,2 -m` at 0000000" in row
+
+
+def test_the_recipe_gets_its_figures_and_its_curve(project: Path) -> None:
+    run_of(project, 0, 0.7)
+    published(project, project / "outputs")
+    header = (project / "conf" / "experiment" / "demo.yaml").read_text()
+    assert header.startswith("# A claim.\n# Measured: 70.00 (one seed) % of the test images of drawn shapes, ")
+    assert header.endswith("\n# More.\nname: demo\n")
+    assert "not yet" not in header
+    assert "as it says" not in header
+    curve = (project / "conf" / "experiment" / "curves" / "demo.svg").read_text()
+    assert curve.startswith("<?xml")
+
+
+def test_the_record_outlives_its_runs(project: Path) -> None:
+    run_of(project, 0, 0.7)
+    first = published(project, project / "outputs")
+    shutil.rmtree(project / "outputs")
+    assert published(project) == first
+    run_of(project, 1, 0.8)
+    assert "75.00 ± 7.07 (2 seeds)" in published(project, project / "outputs")
+    with (project / "conf" / "experiment" / "results.csv").open(newline="") as file:
+        assert [row["accuracy"] for row in csv.DictReader(file)] == ["0.7", "0.8"]
+
+
+def test_another_command_or_commit_begins_anew(project: Path) -> None:
+    run_of(project, 0, 0.7)
+    run_of(project, 1, 0.6, "optimizer.lr=0.1")
+    assert "**60.00 (one seed)**" in published(project, project / "outputs")
+    run_of(project, 2, 0.5, "optimizer.lr=0.1", git={"revision": "1" * 40, "dirty": False})
+    text = published(project, project / "outputs")
+    assert "**50.00 (one seed)**" in text
+    assert "60.00" not in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "changes", "reason"),
+    [
+        ((), {"git": {"revision": "1" * 40, "dirty": True}}, "is of code that no commit has: commit first, then train"),
+        (("trainer.limit_test_batches=1",), {}, "was not tested on all test images"),
+    ],
+)
+def test_what_nobody_could_check_is_refused(
+    typed: tuple[str, ...], changes: dict[str, Any], reason: str, project: Path
+) -> None:
+    folder = run_of(project, 0, 0.7, *typed, **changes)
+    with pytest.raises(UserError, match=re.escape(f"{folder} {reason}")):
+        published(project, project / "outputs")
+    assert not (project / "conf" / "experiment" / "results.csv").exists()
+
+
+def test_unfinished_runs_and_such_of_no_experiment_are_refused(project: Path) -> None:
+    write_run(project / "outputs" / "0", status="interrupted", manifest=manifest())
+    with pytest.raises(UserError, match="is interrupted: only finished runs go on record"):
+        published(project, project / "outputs")
+    write_run(project / "others" / "0", manifest=manifest())
+    with pytest.raises(UserError, match="is no run of an experiment"):
+        published(project, project / "others")
+
+
+def test_a_readme_without_a_place_for_the_table_is_refused(project: Path) -> None:
+    (project / "README.md").write_text("nothing")
+    with pytest.raises(UserError, match="has no <!-- results -->"):
+        published(project)
+
+
+def test_the_readme_s_table_is_the_record_s(tmp_path: Path) -> None:
+    """Nobody has typed into it."""
+    shutil.copytree(ROOT / "conf" / "experiment", tmp_path / "conf" / "experiment")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    publish([], None, tmp_path / "conf", tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()

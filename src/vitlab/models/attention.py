@@ -72,7 +72,7 @@ class SelfAttention(nn.Module):
         approximation that it has the rank for.
         """
         dim = self.proj.in_features
-        query, key, value = self.qkv.weight.split(dim)
+        query, key, value = self.qkv.weight.chunk(3)
         for head in range(self.num_heads):
             rows = slice(head * self.head_dim, (head + 1) * self.head_dim)
             left, right = _factors(0.7 * torch.randn(dim, dim) * dim**-0.5 + 0.7 * torch.eye(dim))

@@ -155,8 +155,9 @@ class VisionTransformer(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         if mimetic:
-            for block in self.blocks:
-                block.attn.initialise_mimetically()
+            for layer in self.modules():
+                if isinstance(layer, SelfAttention):
+                    layer.initialise_mimetically()
         self.patch_embed.initialise()
         for embedding in (self.cls_token, self.pos_embed, self.reg_token):
             if isinstance(embedding, nn.Parameter):

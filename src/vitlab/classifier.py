@@ -177,6 +177,8 @@ class ImageClassifier(pl.LightningModule):
         # and rank apart: seed 0, batch 1 is not seed 1, batch 0.
         batch_number = self.trainer.fit_loop.total_batch_idx
         torch.manual_seed(((self.seed * 1_000_003 + batch_number) * 65_537 + self.global_rank) % 2**63)
+        if hasattr(self.network, "set_progress"):
+            self.network.set_progress(self.progress(self.current_epoch))  # type: ignore[operator]
         group = self.trainer.optimizers[0].param_groups[0]
         self._learning_rate = float(group["lr"]) / group["lr_scale"]
 
@@ -256,6 +258,13 @@ class ImageClassifier(pl.LightningModule):
         loss: Any = self.losses[f"{stage}_loss"]
         accuracy: Any = self.accuracies[f"{stage}_acc"]
         self.log_dict({f"{stage}/loss": loss, f"{stage}/acc": accuracy})
+
+    def progress(self, epoch: int) -> float:
+        """Share of the run that is over in an epoch, of its epochs or of its time; 0 where neither has an end."""
+        epochs = self.trainer.max_epochs
+        return max(
+            epoch / epochs if epochs and epochs > 0 else 0.0, self.time_progress() if self.time_progress else 0.0
+        )
 
     def total_steps(self) -> int:
         """How often the schedule moves in the whole run."""

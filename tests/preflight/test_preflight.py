@@ -195,12 +195,13 @@ def test_the_default_network_raises_no_alarm(tmp_path: Path) -> None:
     [
         *(f"model={name}" for name in ("vit_tiny", "vit_small", "vit_base", "vit_hybrid")),
         *(f"experiment={name}" for name in ("demo", "notebook_scratch", "cifar10_finetune", "notebook_pretrained")),
+        *(f"experiment=cifar10_{name}" for name in ("cpu_30min", "gpu_10min", "hybrid_10min", "scratch")),
     ],
 )
 def test_nothing_that_is_shipped_raises_an_alarm(choice: str, in_process: Command) -> None:
     pretrained = ["model.pretrained=false"] if "finetune" in choice or "pretrained" in choice else []
     images = ["data=synthetic", "data.train_images=2000", "data.val_size=0.1"]
-    result = in_process("train.py", choice, *images, *pretrained, "preflight=only")
+    result = in_process("train.py", choice, *images, *pretrained, "trainer=default", "preflight=only")
     assert result.returncode == 0, result.stdout
 
 

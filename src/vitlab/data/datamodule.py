@@ -233,14 +233,8 @@ class ImageDataModule(LightningDataModule):
         return Batch(images[1:], labels[1:], places[1:])
 
     def _progress(self, epoch: int) -> float:
-        """Share of the run that is over, of its epochs or of its time; 0 where neither has an end."""
-        trainer = self.trainer
-        if trainer is None:  # before training
-            return 0.0
-        epochs = epoch / trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 0.0
-        module: Any = trainer.lightning_module
-        clock = module.time_progress if module else None  # of a trainer that trains nothing yet
-        return max(epochs, clock() if clock else 0.0)
+        module: Any = self.trainer.lightning_module if self.trainer else None
+        return module.progress(epoch) if module else 0.0  # before training
 
     def first_batch(self, device: torch.device) -> Batch:
         """What one process trains on first."""

@@ -243,3 +243,12 @@ def test_the_last_part_of_a_run_has_all_patches(by_time: bool) -> None:
     else:
         trainer(max_epochs=4).fit(model, loader)  # the last of four epochs begins at 0.75
         assert patches == [whole // 2] * 15 + [whole] * 5
+
+
+def test_the_last_epoch_is_validated_whatever_the_others_are() -> None:
+    model = make(Constant(), optimizer=partial(torch.optim.SGD, lr=0.1))
+    validated: list[int] = []
+    model.on_validation_epoch_end = lambda: validated.append(model.current_epoch)  # type: ignore[method-assign]
+    loader = batches([0, 1, 2], [3])
+    trainer(max_epochs=5, check_val_every_n_epoch=3, num_sanity_val_steps=0).fit(model, loader, loader)
+    assert validated == [2, 4]

@@ -46,13 +46,16 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def rates(clock: Clock, *, seconds: int = 100, slow_start: float = 0.0, epoch: int = 30) -> tuple[list[float], Any]:
+def rates(
+    clock: Clock, *, seconds: int = 100, slow_start: float = 0.0, epoch: int = 30, **options: Any
+) -> tuple[list[float], Any]:
     """Learning rates of each step of a run, and its trainer."""
     turn = Turn(clock, slow_start)
     run = pl.Trainer(
         **{"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"},
         **{"enable_checkpointing": False, "max_epochs": -1, "num_sanity_val_steps": 0},
         callbacks=[turn, TrainingClock({"seconds": seconds})],
+        **options,
     )
     schedule = partial(cosine_over_time, progress=None, warmup=0.1, min_lr_ratio=0.0)
     module = make(Constant(), optimizer=partial(torch.optim.SGD, lr=1.0), scheduler=schedule)
@@ -68,6 +71,12 @@ def test_the_rate_follows_the_time_and_the_run_ends_with_it(patched: Clock) -> N
     over = [max(0, step - 2) / 100 for step in range(101)]
     expected = [o / 0.1 if o < 0.1 else (1 + math.cos(math.pi * (o - 0.1) / 0.9)) / 2 for o in over]
     assert seen == pytest.approx(expected)
+    assert "val/acc" in run.callback_metrics
+
+
+def test_its_last_state_is_validated_whatever_the_others_are(patched: Clock) -> None:
+    _, run = rates(patched, check_val_every_n_epoch=10)
+    assert run.current_epoch == 4
     assert "val/acc" in run.callback_metrics
 
 

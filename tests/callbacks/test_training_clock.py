@@ -115,7 +115,9 @@ def test_several_ranks_go_by_the_first_one_s_clock_and_look_at_it_now_and_then(p
         asked.append(own)
         return own + 30.0  # the first rank is ahead
 
-    trainer: Any = SimpleNamespace(world_size=2, should_stop=False, strategy=SimpleNamespace(broadcast=broadcast))
+    trainer: Any = SimpleNamespace(
+        world_size=2, should_stop=False, check_val_every_n_epoch=1, strategy=SimpleNamespace(broadcast=broadcast)
+    )
     clock = TrainingClock({"seconds": 100})
     clock.on_train_start(trainer, None)  # type: ignore[arg-type]
     seen = []

@@ -119,10 +119,18 @@ def test_unfinished_runs_and_such_of_no_experiment_are_refused(project: Path) ->
         published(project, project / "others")
 
 
-def test_a_readme_without_a_place_for_the_table_is_refused(project: Path) -> None:
-    (project / "README.md").write_text("nothing")
-    with pytest.raises(UserError, match="has no <!-- results -->"):
-        published(project)
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [("README.md", "has no <!-- results -->"), ("conf/experiment/demo.yaml", "has no line '# Measured: ...'")],
+)
+def test_where_a_file_has_no_place_for_the_figures_nothing_is_written(file: str, reason: str, project: Path) -> None:
+    run_of(project, 0, 0.7)
+    (project / file).write_text("nothing")
+    before = (project / "README.md").read_text()
+    with pytest.raises(UserError, match=re.escape(reason)):
+        published(project, project / "outputs")
+    assert not (project / "conf" / "experiment" / "results.csv").exists()
+    assert (project / "README.md").read_text() == before
 
 
 def test_the_readme_s_table_is_the_record_s(tmp_path: Path) -> None:

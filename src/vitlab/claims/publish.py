@@ -5,12 +5,14 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from vitlab.claims.curve import draw
-from vitlab.claims.record import Run, claims, recorded, write_record
+from vitlab.claims.record import Run, claims, merged, read_record, recorded, write_record
 from vitlab.claims.table import measured, table
 from vitlab.errors import UserError
 from vitlab.files import replacing, shorten, write_text
-from vitlab.sweeps.results import Result, read_results
+from vitlab.sweeps.results import read_results
 
 BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
 MEASURED = re.compile(r"^# Measured: .*\n(?:#  .*\n)*", re.MULTILINE)
@@ -33,34 +35,41 @@ def publish(folders: Sequence[Path], data: str | None, conf: Path, readme: Path)
         UserError: a run can't go on record, or a file has no place for what belongs there.
     """
     home = conf / "experiment"
-    text = readme.read_text(encoding="utf-8")
-    if not BLOCK.search(text):
-        raise UserError(f"{readme} has no <!-- results --> and <!-- end of results --> for the table to stand between")
+    record = home / "results.csv"
     results = read_results(folders) if folders else []
     runs = [recorded(result, data) for result in results]
-    found = claims(write_record(home / "results.csv", runs))
-    written = [home / "results.csv"]
+    everything = merged(read_record(record), runs)
+    found = claims(everything)
+    texts = {readme: _with_table(readme, table(found, home / "published.csv"))}
+    curves: dict[Path, Figure] = {}
     for claim in found:
         own = [result for result, run in zip(results, runs, strict=True) if run in claim]
         if own:
-            written += [_curve(home / "curves" / f"{claim[0].experiment}.svg", own), _header(home, claim)]
-    write_text(readme, BLOCK.sub(lambda block: f"{block[1]}{table(found, home / 'published.csv')}\n{block[2]}", text))
-    return [*written, readme]
+            file = home / f"{claim[0].experiment}.yaml"
+            texts[file] = _with_figures(file, claim)
+            curves[home / "curves" / f"{file.stem}.svg"] = draw(own)
+    # Nothing is written before all is known to have its place.
+    write_record(record, everything)
+    for file, text in texts.items():
+        write_text(file, text)
+    for file, curve in curves.items():
+        file.parent.mkdir(exist_ok=True)
+        with replacing(file) as temporary:
+            curve.savefig(temporary, format="svg", metadata={"Date": None})
+    return [record, *texts, *curves]
 
 
-def _curve(file: Path, results: Sequence[Result]) -> Path:
-    file.parent.mkdir(exist_ok=True)
-    with replacing(file) as temporary:
-        draw(results).savefig(temporary, format="svg", metadata={"Date": None})
-    return file
+def _with_table(readme: Path, content: str) -> str:
+    text = readme.read_text(encoding="utf-8")
+    if not BLOCK.search(text):
+        raise UserError(f"{readme} has no <!-- results --> and <!-- end of results --> for the table to stand between")
+    return BLOCK.sub(lambda block: f"{block[1]}{content}\n{block[2]}", text)
 
 
-def _header(home: Path, claim: Sequence[Run]) -> Path:
-    """Writes what was measured into the head of the experiment's file."""
-    file = home / f"{claim[0].experiment}.yaml"
+def _with_figures(file: Path, claim: Sequence[Run]) -> str:
+    """An experiment's file with what was measured in its head."""
     text = file.read_text(encoding="utf-8")
-    lines = textwrap.wrap(f"Measured: {measured(claim)}", WIDTH, initial_indent="# ", subsequent_indent="#   ")
     if not MEASURED.search(text):
         raise UserError(f"{shorten(file)} has no line '# Measured: ...' to put its figures in")
-    write_text(file, MEASURED.sub(lambda _: "\n".join(lines) + "\n", text, count=1))
-    return file
+    lines = textwrap.wrap(f"Measured: {measured(claim)}", WIDTH, initial_indent="# ", subsequent_indent="#   ")
+    return MEASURED.sub(lambda _: "\n".join(lines) + "\n", text, count=1)

@@ -102,16 +102,18 @@ def read_record(file: Path) -> list[Run]:
         raise UserError(f"{file} is no record of runs: {error!r}") from error
 
 
-def write_record(file: Path, runs: Iterable[Run]) -> list[Run]:
-    """Adds runs to those on record, each once, and gives all of them, ordered."""
-    known = {(run.experiment, run.started, run.seed): run for run in [*read_record(file), *runs]}
-    ordered = sorted(known.values(), key=lambda run: (run.experiment, run.started))
+def merged(known: Iterable[Run], runs: Iterable[Run]) -> list[Run]:
+    """All of both, each once, in the order of the record."""
+    found = {(run.experiment, run.started, run.seed): run for run in [*known, *runs]}
+    return sorted(found.values(), key=lambda run: (run.experiment, run.started))
+
+
+def write_record(file: Path, runs: Iterable[Run]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Run)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(run) for run in ordered)
+    writer.writerows(asdict(run) for run in runs)
     write_text(file, text.getvalue())
-    return ordered
 
 
 def claims(runs: Sequence[Run]) -> list[list[Run]]:

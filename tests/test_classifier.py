@@ -224,25 +224,15 @@ def test_a_rank_without_images_of_a_batch_does_not_spoil_the_loss() -> None:
     assert loss.compute() == 2.0
 
 
-@pytest.mark.parametrize("by_time", [False, True])
-def test_the_last_part_of_a_run_has_all_patches(by_time: bool) -> None:
-    torch.manual_seed(0)
-    network = VisionTransformer(**{**SMALL, "num_classes": 3, "patch_dropout": 0.5, "patch_dropout_off_share": 0.3})
-    patches: list[int] = []
-    network.norm.register_forward_hook(
-        lambda _, arguments, __: patches.append(arguments[0].shape[1] - network.num_prefix_tokens)
-    )
-    whole = network.grid_size[0] * network.grid_size[1]
-    images = torch.randn(4, network.in_channels, *network.image_size)
-    loader = DataLoader([Batch(images, torch.zeros(4, dtype=torch.int64), torch.arange(4))] * 5, batch_size=None)
-    model = make(network, optimizer=partial(torch.optim.SGD, lr=0.1))
-    if by_time:  # a clock that steps through ten batches
-        model.time_progress = lambda: len(patches) / 10
-        trainer(max_epochs=-1, max_steps=10).fit(model, loader)
-        assert patches == [whole // 2] * 7 + [whole] * 3
-    else:
-        trainer(max_epochs=4).fit(model, loader)  # the last of four epochs begins at 0.75
-        assert patches == [whole // 2] * 15 + [whole] * 5
+@pytest.mark.parametrize(
+    ("max_epochs", "time", "progress"),
+    [(4, None, 0.75), (-1, 0.4, 0.4), (4, 0.9, 0.9), (4, 0.1, 0.75), (-1, None, 0.0)],
+)
+def test_a_run_is_as_far_as_its_epochs_or_its_time(max_epochs: int, time: float | None, progress: float) -> None:
+    model = make(Constant(), optimizer=partial(torch.optim.SGD, lr=0.1))
+    model.time_progress = None if time is None else lambda: time
+    trainer(max_epochs=max_epochs, max_steps=1).fit(model, batches([0, 1, 2], [3]))
+    assert model.progress(3) == progress
 
 
 def test_the_last_epoch_is_validated_whatever_the_others_are() -> None:

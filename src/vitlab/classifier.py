@@ -184,8 +184,6 @@ class ImageClassifier(pl.LightningModule):
         # and rank apart: seed 0, batch 1 is not seed 1, batch 0.
         batch_number = self.trainer.fit_loop.total_batch_idx
         torch.manual_seed(((self.seed * 1_000_003 + batch_number) * 65_537 + self.global_rank) % 2**63)
-        if hasattr(self.network, "set_progress"):
-            self.network.set_progress(self.progress(self.current_epoch))  # type: ignore[operator]
         group = self.trainer.optimizers[0].param_groups[0]
         self._learning_rate = float(group["lr"]) / group["lr_scale"]
 

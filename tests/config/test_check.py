@@ -134,11 +134,6 @@ ONE = [
         ["augment.mixing.off_share=0.2", "trainer.max_epochs=-1", "trainer.max_steps=10"],
         "off_share=0.2 counts from the run's end: set trainer.max_epochs or max_time, or off_share=0",
     ),
-    (
-        ["model.patch_dropout_off_share=0.2", "trainer.max_epochs=-1", "trainer.max_steps=10"],
-        "patch_dropout_off_share=0.2 counts from the run's end: set trainer.max_epochs or max_time, or "
-        "patch_dropout_off_share=0",
-    ),
     (["trainer.devices=3"], "batch_size=128 does not divide among 3 devices: take 129"),
     (
         ["trainer=cpu", "trainer.precision=16-mixed"],

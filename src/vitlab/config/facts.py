@@ -106,16 +106,15 @@ def _warmup(config: Config) -> Iterator[tuple[str, str]]:
         )
 
 
-def _shares_of_the_run(config: Config) -> Iterator[tuple[str, str]]:
+def _mixing_that_ends(config: Config) -> Iterator[tuple[str, str]]:
     trainer = config["trainer"]
-    if trainer["max_epochs"] not in (None, -1) or trainer["max_time"] is not None:
-        return
-    shares = {f"augment.{name}.off_share": node for name, node in config["augment"].items() if isinstance(node, dict)}
-    for path, node in {**shares, "model.patch_dropout_off_share": config["model"]}.items():
-        key = path.rpartition(".")[2]
-        if node.get(key):
-            end = "counts from the run's end: set trainer.max_epochs or max_time"
-            yield path, f"{key}={node[key]:g} {end}, or {key}=0"
+    for name, node in config["augment"].items():
+        off = node.get("off_share") if isinstance(node, dict) else None
+        if off and trainer["max_epochs"] in (None, -1) and trainer["max_time"] is None:
+            yield (
+                f"augment.{name}.off_share",
+                f"off_share={off:g} counts from the run's end: set trainer.max_epochs or max_time, or off_share=0",
+            )
 
 
 def _images(config: Config) -> Iterator[tuple[str, str]]:
@@ -220,7 +219,7 @@ FACTS: tuple[Callable[[Config], Iterator[tuple[str, str]]], ...] = (
     _classes,
     _epochs,
     _warmup,
-    _shares_of_the_run,
+    _mixing_that_ends,
     _images,
     _devices,
     _sharding,

@@ -158,7 +158,6 @@ NETWORK_RULES: Mapping[str, Kind] = {
     "model.attention_init": choice("normal", "mimetic"),
     "model.layer_scale": number(0, above=True) | NULL,
     "model.patch_dropout": SHARE,
-    "model.patch_dropout_off_share": number(0, 1),
     "model.activation": choice("gelu", "relu"),
     "model.head_hidden_dim": whole(1) | NULL,
 }

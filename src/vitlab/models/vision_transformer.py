@@ -47,8 +47,6 @@ class VisionTransformer(nn.Module):
         layer_scale, drop_path: See `Block`; of the last block the latter, which rises linearly from 0 at the first one.
         patch_dropout: Share of the patches that each image lacks during training, drawn anew each time (Liu et al.
             2022, "PatchDropout: Economizing Vision Transformers Using Patch Dropout", section 3).
-        patch_dropout_off_share: Share of a run, its last part, in which images keep all patches (Li et al. 2023,
-            "Scaling Language-Image Pre-training via Masking", section 3, unmasked tuning).
         head_hidden_dim: Width of a hidden, tanh-activated layer in the head (the paper's pre-training head,
             section 3.1); None makes the head one linear layer.
         fused_attention: See `SelfAttention`.
@@ -83,7 +81,6 @@ class VisionTransformer(nn.Module):
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
         patch_dropout: float = 0.0,
-        patch_dropout_off_share: float = 0.0,
         head_hidden_dim: int | None = None,
         fused_attention: bool | None = None,
     ) -> None:
@@ -108,8 +105,6 @@ class VisionTransformer(nn.Module):
         self._add_positions(pos_embed, embed_dim)
         self.pos_drop = nn.Dropout(dropout)
         self.patch_drop = PatchDropout(patch_dropout, self.num_prefix_tokens) if patch_dropout else nn.Identity()
-        self.patch_dropout_off_share = patch_dropout_off_share
-        self.drops_patches = True
         self.blocks = nn.ModuleList(
             Block(
                 SelfAttention(
@@ -173,10 +168,6 @@ class VisionTransformer(nn.Module):
         "Training Deep Nets with Sublinear Memory Cost"; timm's convention)."""
         self.grad_checkpointing = enable
 
-    def set_progress(self, progress: float) -> None:
-        """Is told before each training batch which share of the run, from 0 to 1, is over."""
-        self.drops_patches = progress < 1 - self.patch_dropout_off_share
-
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are no weights of a layer (timm's convention): class token, registers and
         positions."""
@@ -205,9 +196,7 @@ class VisionTransformer(nn.Module):
             x = torch.cat([*(token.expand(x.shape[0], -1, -1).to(x.dtype) for token in prefix), x], dim=1)
         if self.pos_embed is not None:
             x = x + self.pos_embed
-        x = self.pos_drop(x)
-        if self.drops_patches:
-            x = self.patch_drop(x)
+        x = self.patch_drop(self.pos_drop(x))
         if self.grad_checkpointing and torch.is_grad_enabled():
             return self.norm(checkpoint_seq(self.blocks, x))
         for block in self.blocks:

@@ -1,4 +1,4 @@
-"""Puts runs of experiments on record and into the README: `python -m vitlab.results outputs/cifar10_cpu_30min`. All
+"""Puts runs of experiments on record and into the README: `python -m vitlab.results outputs/sweeps/<time>`. All
 keys: `--help`."""
 
 import sys

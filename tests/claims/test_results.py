@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from sweeps.runs import MANIFEST, write_run
 
-from vitlab.claims.publish import publish
+from vitlab.claims.publish import MEASURED, publish
 from vitlab.errors import UserError
 
 HARDWARE = {"cpu": "a processor", "torch_threads": 2, "gpus": []}
@@ -56,8 +56,8 @@ def test_seeds_become_one_row_between_the_published_ones(project: Path) -> None:
         "| worse",
     ]
     row = next(line for line in text.splitlines() if "demo" in line)
-    assert "| **72.00 ± 2.00 (3 seeds)** |" in row
-    assert "| 0:30:00, 2 cores of a processor, auto |" in row
+    assert "| **72.00 ± 2.00** (3 seeds) |" in row
+    assert "| 0.3 | 0:30:00, a processor, 2 cores, auto |" in row
     assert "`python train.py experiment=demo seed=0,1,2 -m` at 0000000" in row
 
 
@@ -65,7 +65,7 @@ def test_the_recipe_gets_its_figures_and_its_curve(project: Path) -> None:
     run_of(project, 0, 0.7)
     published(project, project / "outputs")
     header = (project / "conf" / "experiment" / "demo.yaml").read_text()
-    assert header.startswith("# A claim.\n# Measured: 70.00 (one seed) % of the test images of drawn shapes, ")
+    assert header.startswith("# A claim.\n# Measured: 70.00 % of the test images of drawn shapes (one seed), ")
     assert header.endswith("\n# More.\nname: demo\n")
     assert "not yet" not in header
     assert "as it says" not in header
@@ -79,26 +79,51 @@ def test_the_record_outlives_its_runs(project: Path) -> None:
     shutil.rmtree(project / "outputs")
     assert published(project) == first
     run_of(project, 1, 0.8)
-    assert "75.00 ± 7.07 (2 seeds)" in published(project, project / "outputs")
+    assert "75.00 ± 7.07** (2 seeds)" in published(project, project / "outputs")
     with (project / "conf" / "experiment" / "results.csv").open(newline="") as file:
         assert [row["accuracy"] for row in csv.DictReader(file)] == ["0.7", "0.8"]
 
 
-def test_another_command_or_commit_begins_anew(project: Path) -> None:
+def test_a_claim_is_of_one_commit(project: Path) -> None:
+    """The one with the most seeds; of equal ones the newest."""
+    other = {"git": {"revision": "1" * 40, "dirty": False}}
+    run_of(project, 0, 0.70)
+    run_of(project, 1, 0.60, **other)
+    assert "**60.00** (one seed)" in published(project, project / "outputs")
+    run_of(project, 2, 0.80)
+    run_of(project, 3, 0.50, **other)
+    assert "**55.00 ± 7.07** (2 seeds)" in published(project, project / "outputs")
+    run_of(project, 4, 0.90)
+    assert "**80.00 ± 10.00** (3 seeds)" in published(project, project / "outputs")
+
+
+def test_each_machine_has_its_own_row_and_line(project: Path) -> None:
     run_of(project, 0, 0.7)
-    run_of(project, 1, 0.6, "optimizer.lr=0.1")
-    assert "**60.00 (one seed)**" in published(project, project / "outputs")
-    run_of(project, 2, 0.5, "optimizer.lr=0.1", git={"revision": "1" * 40, "dirty": False})
+    run_of(project, 1, 0.8, hardware={**HARDWARE, "gpus": ["a GPU"] * 8})
     text = published(project, project / "outputs")
-    assert "**50.00 (one seed)**" in text
-    assert "60.00" not in text
+    assert "a processor, 2 cores, auto |" in text
+    assert "8 x a GPU, auto |" in text
+    header = (project / "conf" / "experiment" / "demo.yaml").read_text()
+    assert header.count("of the test images") == 2
+    assert header.count("# Measured: ") == 1
+
+
+def test_epochs_are_those_of_the_whole_run(project: Path) -> None:
+    """Not of the epoch that was selected; images that fill no batch are not counted."""
+    overrides = ("experiment=demo", "seed=0")
+    selected = {"step": 20.0}
+    write_run(
+        project / "outputs" / "0", *overrides, test=0.7, epochs=30, manifest=manifest(0), seconds=60.0, **selected
+    )
+    assert "| 15.0 |" in published(project, project / "outputs")  # 300 steps of 20 batches of 64
 
 
 @pytest.mark.parametrize(
     ("typed", "changes", "reason"),
     [
         ((), {"git": {"revision": "1" * 40, "dirty": True}}, "is of code that no commit has: commit first, then train"),
-        (("trainer.limit_test_batches=1",), {}, "was not tested on all test images"),
+        (("optimizer.lr=0.1",), {}, "is not its experiment as it stands: optimizer.lr=0.1"),
+        ((), {"resumed": [{"epoch": 1}]}, "was interrupted and went on: only what one command did goes on record"),
     ],
 )
 def test_what_nobody_could_check_is_refused(
@@ -114,6 +139,9 @@ def test_unfinished_runs_and_such_of_no_experiment_are_refused(project: Path) ->
     write_run(project / "outputs" / "0", status="interrupted", manifest=manifest())
     with pytest.raises(UserError, match="is interrupted: only finished runs go on record"):
         published(project, project / "outputs")
+    write_run(project / "untested" / "0", "experiment=demo", test=None, manifest=manifest())
+    with pytest.raises(UserError, match="was not tested"):
+        published(project, project / "untested")
     write_run(project / "others" / "0", manifest=manifest())
     with pytest.raises(UserError, match="is no run of an experiment"):
         published(project, project / "others")
@@ -131,6 +159,12 @@ def test_where_a_file_has_no_place_for_the_figures_nothing_is_written(file: str,
         published(project, project / "outputs")
     assert not (project / "conf" / "experiment" / "results.csv").exists()
     assert (project / "README.md").read_text() == before
+
+
+@pytest.mark.parametrize("recipe", ["demo", *(file.stem for file in (ROOT / "conf/experiment").glob("cifar10_*.yaml"))])
+def test_every_recipe_has_a_place_for_its_figures(recipe: str) -> None:
+    found = MEASURED.search((ROOT / "conf" / "experiment" / f"{recipe}.yaml").read_text())
+    assert found
 
 
 def test_the_readme_s_table_is_the_record_s(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ def publish(folders: Sequence[Path], data: str | None, conf: Path, readme: Path)
     """Puts finished runs of experiments on record, and writes anew what is made of the record.
 
     Args:
-        folders: Of runs, or with runs below them; none: the record as it is.
+        folders: Of runs, or with runs below them; none: the record as it is. A curve is drawn where they hold all
+            runs of a claim.
         data: What their images are called; None: by their source.
         conf: The folder of YAML files; the record, the published figures and the curves are in its `experiment`.
         readme: Has a line `<!-- results -->` and a line `<!-- end of results -->`, between which the table goes.
@@ -42,12 +43,13 @@ def publish(folders: Sequence[Path], data: str | None, conf: Path, readme: Path)
     found = claims(everything)
     texts = {readme: _with_table(readme, table(found, home / "published.csv"))}
     curves: dict[Path, Figure] = {}
+    for experiment in sorted({claim[0].experiment for claim in found}):
+        file = home / f"{experiment}.yaml"
+        texts[file] = _with_figures(file, [claim for claim in found if claim[0].experiment == experiment])
     for claim in found:
         own = [result for result, run in zip(results, runs, strict=True) if run in claim]
-        if own:
-            file = home / f"{claim[0].experiment}.yaml"
-            texts[file] = _with_figures(file, claim)
-            curves[home / "curves" / f"{file.stem}.svg"] = draw(own)
+        if len(own) == len(claim):
+            curves[home / "curves" / f"{claim[0].experiment}.svg"] = draw(own)
     # Nothing is written before all is known to have its place.
     write_record(record, everything)
     for file, text in texts.items():
@@ -66,10 +68,15 @@ def _with_table(readme: Path, content: str) -> str:
     return BLOCK.sub(lambda block: f"{block[1]}{content}\n{block[2]}", text)
 
 
-def _with_figures(file: Path, claim: Sequence[Run]) -> str:
-    """An experiment's file with what was measured in its head."""
+def _with_figures(file: Path, found: Sequence[Sequence[Run]]) -> str:
+    """An experiment's file with what was measured, on each machine, in its head."""
     text = file.read_text(encoding="utf-8")
     if not MEASURED.search(text):
         raise UserError(f"{shorten(file)} has no line '# Measured: ...' to put its figures in")
-    lines = textwrap.wrap(f"Measured: {measured(claim)}", WIDTH, initial_indent="# ", subsequent_indent="#   ")
+    lines = []
+    for claim in found:
+        first = "#   " if lines else "# Measured: "
+        lines += textwrap.wrap(
+            measured(claim), WIDTH, initial_indent=first, subsequent_indent="#   ", break_on_hyphens=False
+        )
     return MEASURED.sub(lambda _: "\n".join(lines) + "\n", text, count=1)

@@ -2,8 +2,8 @@
 
 import csv
 import io
-import re
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from vitlab.files import shorten, write_text
 from vitlab.sweeps.results import Result
 from vitlab.sweeps.standings import test_metric
 
-OWN_PLACE = re.compile(r"(seed|name|hydra\.run\.dir)=")  # what is typed for one run of several
+FREE = {"experiment", "data", "data.root", "data.cache_dir", "seed", "name", "logger"}  # what a claim leaves to one
+OF_ONE_RUN = {"seed", "name", "logger"}
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,12 @@ class Run:
         data: What the images are called.
         machine: What it ran on, with its precision.
         commit: Of the code, 7 digits.
-        command: As it was typed, without seed and place.
+        command: What was typed, without what is of this run alone.
         seed: Of the run.
         accuracy: On the test images, as a fraction.
         validation: The same on the validation images; None where there are none.
         epochs: Passes through the training images, the last one perhaps in part.
-        seconds: From start to end, with start and evaluation.
+        seconds: Of wall time, preflight and evaluation included; Python's imports come before.
         parameters: Of the network.
         started: ISO 8601.
     """
@@ -66,21 +67,27 @@ def recorded(result: Result, data: str | None) -> Run:
         raise UserError(f"{where} is {result.status}: only finished runs go on record")
     if not experiment:
         raise UserError(f"{where} is no run of an experiment: train with experiment=<one of conf/experiment>")
-    if metric not in result.metrics or settings.get("trainer.limit_test_batches") is not None:
-        raise UserError(f"{where} was not tested on all test images")
+    changes = [override for override in result.overrides if _key(override) not in FREE]
+    if changes:
+        raise UserError(f"{where} is not its experiment as it stands: {shlex.join(changes)}")
+    if metric not in result.metrics:
+        raise UserError(f"{where} was not tested")
+    if manifest.get("resumed"):
+        raise UserError(f"{where} was interrupted and went on: only what one command did goes on record")
     if not manifest["git"]["revision"] or manifest["git"]["dirty"]:
         raise UserError(f"{where} is of code that no commit has: commit first, then train")
     batches = manifest["data"]["train"]["images"] // int(settings["data.batch_size"])
+    steps = -(-batches // int(settings["trainer.accumulate_grad_batches"]))  # an epoch's
     return Run(
         experiment=experiment,
         data=data or _source(settings),
-        machine=f"{_machine(manifest['hardware'])}, {settings['trainer.precision']}",
+        machine=f"{_machine(manifest['hardware'], settings)}, {settings['trainer.precision']}",
         commit=manifest["git"]["revision"][:7],
         command=_command(result.overrides),
         seed=result.seed,
         accuracy=result.metrics[metric],
         validation=result.metrics.get(metric.replace("test", "val")),
-        epochs=round(result.metrics["step"] * int(settings["trainer.accumulate_grad_batches"]) / batches, 2),
+        epochs=round(result.epochs[-1]["step"] / steps, 2),
         seconds=result.seconds,
         parameters=int(manifest["parameters"]),
         started=str(manifest["started"]),
@@ -117,14 +124,16 @@ def write_record(file: Path, runs: Iterable[Run]) -> None:
 
 
 def claims(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that differ in their seeds alone, of each experiment, data and machine the newest such group."""
-    newest: dict[tuple[str, str, str], list[Run]] = {}
-    for run in sorted(runs, key=lambda run: run.started):
-        group = newest.setdefault((run.experiment, run.data, run.machine), [])
-        if group and (group[0].commit, group[0].command) != (run.commit, run.command):
-            group.clear()
-        group[:] = [other for other in group if other.seed != run.seed] + [run]
-    return list(newest.values())
+    """Runs that differ in their seeds alone; of each experiment, data and machine the group with the most seeds, of
+    equal ones the newest."""
+    groups: dict[tuple[str, ...], dict[int, Run]] = {}
+    for run in sorted(runs, key=lambda run: run.started):  # of a seed the newest stays
+        groups.setdefault((run.experiment, run.data, run.machine, run.commit, run.command), {})[run.seed] = run
+    best: dict[tuple[str, ...], list[Run]] = {}
+    for key, seeds in sorted(groups.items(), key=lambda item: max(run.started for run in item[1].values())):
+        if len(seeds) >= len(best.get(key[:3], ())):
+            best[key[:3]] = [seeds[seed] for seed in sorted(seeds)]
+    return list(best.values())
 
 
 def _typed(line: dict[str, Any]) -> Run:
@@ -146,12 +155,19 @@ def _source(settings: Any) -> str:
     return Path(str(settings["data.root"])).name if "data.root" in settings else "drawn shapes"
 
 
-def _machine(hardware: Any) -> str:
-    if hardware["gpus"]:
-        count = len(hardware["gpus"])
-        return f"{count} x {hardware['gpus'][0]}" if count > 1 else str(hardware["gpus"][0])
-    return f"{hardware['torch_threads']} cores of {hardware['cpu']}"
+def _machine(hardware: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    gpus, devices = hardware["gpus"], settings["trainer.devices"]
+    if not gpus or settings["trainer.accelerator"] == "cpu":
+        cores = hardware["torch_threads"]
+        return f"{hardware['cpu']}, {cores} {'core' if cores == 1 else 'cores'}"
+    count = len(gpus) if devices in ("auto", -1) else len(devices) if isinstance(devices, list) else int(devices)
+    return f"{count} x {gpus[0]}" if count > 1 else str(gpus[0])
 
 
 def _command(overrides: Sequence[str]) -> str:
-    return " ".join(["python train.py", *(override for override in overrides if not OWN_PLACE.match(override))])
+    kept = sorted((override for override in overrides if _key(override) not in OF_ONE_RUN), key=_key)
+    return shlex.join(["python", "train.py", *sorted(kept, key=lambda override: _key(override) != "experiment")])
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]

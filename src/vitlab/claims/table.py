@@ -27,25 +27,27 @@ def table(claims: Sequence[Sequence[Run]], published: Path) -> str:
 
 
 def accuracy(runs: Sequence[Run]) -> str:
-    """Mean, standard deviation, and of how many seeds."""
-    count = "one seed" if len(runs) == 1 else f"{len(runs)} seeds"
-    return f"{spread('test/acc', summarise([run.accuracy for run in runs]))} ({count})"
+    """Mean and standard deviation, in percent."""
+    return f"{spread('test/acc', summarise([run.accuracy for run in runs]))}"
 
 
 def measured(runs: Sequence[Run]) -> str:
     """A claim's figures in one sentence."""
     first = runs[0]
     return (
-        f"{accuracy(runs)} % of the test images of {first.data}, {fmean(run.epochs for run in runs):.1f} epochs, "
-        f"{duration(fmean(run.seconds for run in runs))} from start to end, {first.machine}, commit {first.commit}: "
-        f"{typed(runs)}"
+        f"{accuracy(runs)} % of the test images of {first.data} ({seeds(runs)}), "
+        f"{fmean(run.epochs for run in runs):.1f} epochs, {duration(fmean(run.seconds for run in runs))} in all, "
+        f"{first.machine}, commit {first.commit}: {typed(runs)}"
     )
+
+
+def seeds(runs: Sequence[Run]) -> str:
+    return "one seed" if len(runs) == 1 else f"{len(runs)} seeds"
 
 
 def typed(runs: Sequence[Run]) -> str:
     """The command with the seeds that it was run with."""
-    seeds = ",".join(str(run.seed) for run in sorted(runs, key=lambda run: run.seed))
-    return f"{runs[0].command} seed={seeds}{' -m' if len(runs) > 1 else ''}"
+    return f"{runs[0].command} seed={','.join(str(run.seed) for run in runs)}{' -m' if len(runs) > 1 else ''}"
 
 
 def _own(runs: Sequence[Run]) -> list[str]:
@@ -53,7 +55,7 @@ def _own(runs: Sequence[Run]) -> list[str]:
     what = f"**{first.experiment}**, {first.parameters / 1e6:.1f} M parameters, {first.data}"
     epochs = f"{fmean(run.epochs for run in runs):.1f}"
     time = f"{duration(fmean(run.seconds for run in runs))}, {first.machine}"
-    return [what, f"**{accuracy(runs)}**", epochs, time, f"`{typed(runs)}` at {first.commit}"]
+    return [what, f"**{accuracy(runs)}** ({seeds(runs)})", epochs, time, f"`{typed(runs)}` at {first.commit}"]
 
 
 def _published(line: Mapping[str, str]) -> list[str]:

@@ -57,7 +57,7 @@ def test_seeds_become_one_row_between_the_published_ones(project: Path) -> None:
     ]
     row = next(line for line in text.splitlines() if "demo" in line)
     assert "| **72.00 ± 2.00** (3 seeds) |" in row
-    assert "| 0.3 | 0:30:00, a processor, 2 cores, auto |" in row
+    assert "| 1.5 | 0:30:00, a processor, 2 cores, auto |" in row
     assert "`python train.py experiment=demo seed=0,1,2 -m` at 0000000" in row
 
 

@@ -52,7 +52,8 @@ def test_seeds_become_one_row_between_the_published_ones(project: Path) -> None:
     assert text.endswith("|\n<!-- end of results -->\nbelow\n")
     assert [line.split(" | ")[0] for line in text.splitlines()[4:7]] == [
         "| better",
-        "| **demo**, 1.8 M parameters, CIFAR-10 (JPEG copy)",
+        "| [**demo**](conf/experiment/demo.yaml) ([curve](conf/experiment/curves/demo.svg)), 1.8 M parameters, "
+        "CIFAR-10 (JPEG copy)",
         "| worse",
     ]
     row = next(line for line in text.splitlines() if "demo" in line)

@@ -12,7 +12,7 @@ def draw(results: Sequence[Result]) -> Figure:
     """Training loss and validation accuracy over the minutes, a thin line a seed."""
     with styled():
         figure = Figure(figsize=(8.0, 3.0))
-        loss, accuracy = figure.subplots(1, 2)
+        loss, accuracy = figure.subplots(1, 2, sharex=True)
         for result in results:
             minutes = [row["seconds"] / 60 for row in result.epochs]
             for axes, metric, factor in ((loss, "train/loss", 1), (accuracy, "val/acc", 100)):

@@ -3,6 +3,7 @@
 import re
 import textwrap
 from collections.abc import Sequence
+from os.path import relpath
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -41,7 +42,7 @@ def publish(folders: Sequence[Path], data: str | None, conf: Path, readme: Path)
     runs = [recorded(result, data) for result in results]
     everything = merged(read_record(record), runs)
     found = claims(everything)
-    texts = {readme: _with_table(readme, table(found, home / "published.csv"))}
+    texts = {readme: _with_table(readme, table(found, home / "published.csv", relpath(home, readme.parent)))}
     curves: dict[Path, Figure] = {}
     for experiment in sorted({claim[0].experiment for claim in found}):
         file = home / f"{experiment}.yaml"
@@ -73,7 +74,7 @@ def _with_figures(file: Path, found: Sequence[Sequence[Run]]) -> str:
     text = file.read_text(encoding="utf-8")
     if not MEASURED.search(text):
         raise UserError(f"{shorten(file)} has no line '# Measured: ...' to put its figures in")
-    lines = []
+    lines: list[str] = []
     for claim in found:
         first = "#   " if lines else "# Measured: "
         lines += textwrap.wrap(

@@ -13,16 +13,17 @@ from vitlab.sweeps.wording import duration, spread
 HEADS = ("what", "test accuracy, %", "epochs", "time", "how to check it")
 
 
-def table(claims: Sequence[Sequence[Run]], published: Path) -> str:
+def table(claims: Sequence[Sequence[Run]], published: Path, place: str) -> str:
     """Markdown; recipes in bold letters.
 
     Args:
         claims: Runs of a recipe that differ in their seeds alone.
         published: CSV of others' figures: `what,accuracy,epochs,source`.
+        place: The folder of the experiments as the table links to it.
     """
     with published.open(newline="", encoding="utf-8") as lines:
         rows = [(float(line["accuracy"]), _published(line)) for line in csv.DictReader(lines)]
-    rows += [(100 * fmean(run.accuracy for run in runs), _own(runs)) for runs in claims]
+    rows += [(100 * fmean(run.accuracy for run in runs), _own(runs, place)) for runs in claims]
     return as_markdown(HEADS, [row for _, row in sorted(rows, reverse=True)])
 
 
@@ -50,9 +51,12 @@ def typed(runs: Sequence[Run]) -> str:
     return f"{runs[0].command} seed={','.join(str(run.seed) for run in runs)}{' -m' if len(runs) > 1 else ''}"
 
 
-def _own(runs: Sequence[Run]) -> list[str]:
+def _own(runs: Sequence[Run], place: str) -> list[str]:
     first = runs[0]
-    what = f"**{first.experiment}**, {first.parameters / 1e6:.1f} M parameters, {first.data}"
+    links = (
+        f"[**{first.experiment}**]({place}/{first.experiment}.yaml) ([curve]({place}/curves/{first.experiment}.svg))"
+    )
+    what = f"{links}, {first.parameters / 1e6:.1f} M parameters, {first.data}"
     epochs = f"{fmean(run.epochs for run in runs):.1f}"
     time = f"{duration(fmean(run.seconds for run in runs))}, {first.machine}"
     return [what, f"**{accuracy(runs)}** ({seeds(runs)})", epochs, time, f"`{typed(runs)}` at {first.commit}"]

@@ -107,7 +107,7 @@ ONE = [
     (["preflight=maybe"], "preflight=maybe must be one of strict, warn, only, off"),
     (["seed=-1"], "seed=-1 must be a whole number from 0 to 4294967295"),
     (["trainer.accelerator=cpuu"], "Did you mean 'cpu'?"),
-    (["trainer.strategy=dpp"], "Did you mean 'dp'?"),
+    (["trainer.strategy=dpp"], "Did you mean 'ddp'?"),
     (["trainer.precision=bf16-mixd"], "Did you mean 'bf16-mixed'?"),
     (["trainer.devices=0"], "must be auto, a number of devices, or a list of their numbers"),
     (["trainer.max_time=abc"], "must be DD:HH:MM:SS"),

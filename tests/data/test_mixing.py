@@ -128,7 +128,7 @@ def epoch_of(data: ImageDataModule) -> list[Batch]:
 
 
 def test_what_three_ranks_have_put_together_is_what_one_process_has_to_the_last_bit() -> None:
-    alone, ranks = epoch_of(data_of()), [epoch_of(data_of(10, rank, 3)) for rank in range(3)]
+    alone, ranks = epoch_of(data_of()), [epoch_of(data_of(rank, 3)) for rank in range(3)]
     assert len(alone) == 5
     assert {b.labels.is_floating_point() for b in alone} == {True, False}
     for whole, *shares in zip(alone, *ranks, strict=True):

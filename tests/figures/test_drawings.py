@@ -103,8 +103,10 @@ def test_what_stands_on_few_images_is_pale() -> None:
 
 @pytest.mark.parametrize(("scale", "shown"), [(1.0, True), (0.05, False)])
 def test_curves_show_guessing_where_it_is_near(scale: float, shown: bool) -> None:
-    rows = [{"epoch": float(e), "train/loss": scale * (2.2 - 0.3 * e), "train/acc": 0.5, "lr": 0.1} for e in range(4)]
-    axes = draw_curves(rows, None, 10).axes[0]
+    rows = [{"train/loss": scale * (2.2 - 0.3 * e), "train/acc": 0.5, "lr": 0.1} for e in range(4)]
+    axes = draw_curves(rows, [1, 2, 3, 3.6], 3.6, 10).axes[0]
+    lines = {str(line.get_label()): line for line in axes.lines}
+    assert lines["train"].get_xdata()[-1] == lines["kept"].get_xdata()[0] == 3.6  # its time ended the run
     assert (np.log(10) in [line.get_ydata()[0] for line in axes.lines if line.get_label() == "guessing"]) is shown
 
 
@@ -124,8 +126,8 @@ def test_the_plan_is_what_the_optimizer_gets() -> None:
 
 
 def test_curves_without_validation_can_be_drawn() -> None:
-    rows = [{"epoch": float(e), "train/loss": 1.0, "train/acc": 0.5, "lr": 0.1} for e in range(3)]
-    assert render(lambda: draw_curves(rows, None, 10), "x").size[0] > 500
+    rows = [{"train/loss": 1.0, "train/acc": 0.5, "lr": 0.1}] * 3
+    assert render(lambda: draw_curves(rows, [1, 2, 3], None, 10), "x").size[0] > 500
 
 
 def test_an_image_of_a_small_class_stands_on_one_side() -> None:

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -31,7 +32,8 @@ def test_the_report_says_what_was_trained_how_well_and_how_to_do_it_again(small_
     assert "10 classes of images apart (disc, ring," in said
     assert "for 2 epochs on 360 images of Synthetic, 32 x 32 pixels" in said
     assert "Of 103 test images" in said
-    assert f"chose the epoch whose weights were kept, by val/acc: {final['epoch'] + 1:.0f} of 2." in said
+    kept = f"those after epoch {final['epoch'] + 1:.0f}, of 2 that were validated."
+    assert f"chose the weights that were kept, by val/acc: {kept}" in said
     for row in ("learning rate 0.002 optimizer.lr", "patch size (px) 8 model.patch_size", "epochs at most 2"):
         assert row in said
     assert "augmentation RandomHorizontalFlip, RandomCrop augment" in said
@@ -75,6 +77,33 @@ def test_a_report_can_be_written_again_from_the_run_directory_alone(small_run: P
     write_report(RunDirectory(copy))
     again, first = words(copy), words(small_run)
     assert again.split("How to do it again")[0] == first.split("How to do it again")[0]
+
+
+def test_a_run_that_its_time_ended_is_told_so(small_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "timed"
+    shutil.copytree(small_run, copy)
+    config = OmegaConf.load(copy / "config.yaml")
+    timed = {"data": {"batch_size": 72}, "trainer": {"max_time": "00:00:01:00"}, "model": {"patch_dropout": 0.25}}
+    OmegaConf.save(OmegaConf.merge(config, timed), copy / "config.yaml")
+    first, last = [line.split(",") for line in (copy / "metrics.csv").read_text().splitlines()[1:]]
+    heading = (copy / "metrics.csv").read_text().splitlines()[0].split(",")
+    for row, step in ((first, "5"), (last, "7")):
+        row[heading.index("step")] = step
+    (copy / "metrics.csv").write_text("".join(f"{','.join(row)}\n" for row in (heading, first, last)))
+    write_report(RunDirectory(copy))
+    said = words(copy)
+    assert "for 1.4 epochs on 360 images" in said
+    assert "no two take the same steps in it" in said
+    assert "the same to the last bit" not in said
+    assert "training (augmented, 25% of their patches left out" in said
+    assert "the same to the last bit" in words(small_run)
+    ((status, count),) = Counter(check["status"] for check in checks(small_run)).items()
+    assert f"checks before training {count} {status}" in said
+
+
+def checks(run: Path) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = json.loads((run / "preflight.json").read_text())["checks"]
+    return found
 
 
 def test_a_report_that_can_t_be_written_fails_nothing(

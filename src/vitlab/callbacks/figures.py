@@ -7,7 +7,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from timm.layers import PatchDropout
+from torch import Tensor, nn
 from torch.utils.tensorboard.summary import compute_curve
 from torchmetrics.utilities.distributed import gather_all_tensors
 
@@ -72,7 +73,8 @@ class Figures(pl.Callback):
         if self.batch_is_due:
             self.batch_is_due = False
             data = trainer.datamodule  # type: ignore[attr-defined]
-            publish(trainer, "12_first_batch", partial(_draw_batch, batch, data.facts), **captions.FIRST_BATCH, step=0)
+            said = _with(captions.FIRST_BATCH, findings.of_first_batch(_patch_dropout(pl_module)))
+            publish(trainer, "12_first_batch", partial(_draw_batch, batch, data.facts), **said, step=0)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.collected = CollectLogits() if self.level == "full" and not trainer.sanity_checking else None
@@ -127,7 +129,11 @@ class Figures(pl.Callback):
 
 
 def _with(about: captions.About, finding: str, section: str = "") -> captions.About:
-    return {**about, "tag": f"{section}{about['tag']}", "caption": f"{finding} {about['caption']}"}
+    return {**about, "tag": f"{section}{about['tag']}", "caption": f"{finding} {about['caption']}".lstrip()}
+
+
+def _patch_dropout(module: nn.Module) -> float:
+    return next((part.prob for part in module.modules() if isinstance(part, PatchDropout)), 0.0)
 
 
 def _draw_batch(batch: Batch, facts: dict[str, Any]) -> Figure:

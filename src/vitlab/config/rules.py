@@ -40,7 +40,7 @@ PRECISIONS = (
 STRATEGIES = (
     *("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "ddp_spawn", "ddp_fork"),
     *("ddp_notebook", "fsdp", "fsdp_cpu_offload", "deepspeed", "deepspeed_stage_1", "deepspeed_stage_2"),
-    *("deepspeed_stage_2_offload", "deepspeed_stage_3", "deepspeed_stage_3_offload", "single_device", "dp"),
+    *("deepspeed_stage_2_offload", "deepspeed_stage_3", "deepspeed_stage_3_offload"),
 )
 
 OFF = Kind("off", lambda value: value is False)  # as YAML reads an unquoted off

@@ -24,17 +24,17 @@ FIRST_BATCH: About = {
     "title": "First training batch as the network sees it",
     "caption": (
         "After augmentation and mixing, at the network's image size, with the normalisation undone for the eye. Look "
-        "for: images that still show their class, augmentation that is there and not too strong, labels that fit, and "
-        "in the shares of what was mixed."
+        "for: images that still show their class, augmentation that is there and not too strong, labels that fit, of "
+        "mixed images with their shares."
     ),
 }
 CONFUSIONS: About = {
     "tag": "confusion_matrix",
     "title": "Confusion matrix: percent of each true class's images",
     "caption": (
-        "Of each true class's images (a row), the share that got each answer (a column), in percent; of less than half "
-        "a percent of many classes no number is shown, of few classes the number of images too. On the diagonal "
-        "stands what was recognised; a bright cell off it is a pair of classes that is mixed up."
+        "Of each true class's images (a row), the share that got each answer (a column), by colour, and in percent "
+        "where there is room for numbers (half a percent or less goes without one). On the diagonal stands what was "
+        "recognised; a cell off it that is brighter than those around it is a pair of classes that is mixed up."
     ),
 }
 LEAST_RECOGNISED: About = {
@@ -51,7 +51,7 @@ PER_CLASS: About = {
     "caption": (
         "The share of each class's images that was recognised, the least recognised class at the bottom, with the "
         "number of images; of more than twenty classes, the least recognised ones. The thin line is the 95 % interval "
-        "that so few images allow."
+        "of an accuracy on so many images."
     ),
 }
 RELIABILITY: About = {
@@ -68,8 +68,8 @@ MISTAKES: About = {
     "tag": "test/surest_mistakes",
     "title": "Surest mistakes: the answer above, the true class below",
     "caption": (
-        "The wrong answers with the highest probabilities. Above each test image the answer, below it the true class, "
-        "with their probabilities. Wrong labels in the data show up here first."
+        "Drawn are the wrong answers with the highest probabilities. Above each test image the answer, below it the "
+        "true class, with their probabilities. Wrong labels in the data show up here first."
     ),
 }
 EXTREMES: About = {
@@ -85,8 +85,6 @@ CURVES: About = {
     "tag": "curves/loss_and_accuracy",
     "title": "Loss, accuracy and learning rate by epoch",
     "caption": (
-        "Training images are augmented, perhaps mixed (then right is the class with the larger share), and their loss "
-        "has label smoothing: the two lines are not of one kind, and the training line may lie on the worse side. "
         "Accuracy that still rises at the right end asks for more epochs; "
         "a validation loss that turns up while the training loss falls is learning by heart. The dotted line is the "
         "epoch whose weights were kept, the dashed line what guessing comes to, where the curve is near it. "

@@ -60,7 +60,7 @@ def _draw_matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]
         return figure
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
-    for row, column in np.argwhere(counts if counted else shares >= 0.005):
+    for row, column in np.argwhere(counts if counted else shares > 0.005):
         color = "black" if shares[row, column] > 0.55 else "white"
         share = shares[row, column]
         text = f"{share:.0%}\n{counts[row, column]:,}" if counted else f"{100 * share:.0f}"

@@ -16,12 +16,15 @@ LINES = {
 }
 
 
-def draw_curves(rows: Sequence[Mapping[str, float]], best: int | None, classes: int) -> Figure:
-    """Training and validation over the epochs, counted from 1, and what guessing comes to.
+def draw_curves(
+    rows: Sequence[Mapping[str, float]], passed: Sequence[float], best: float | None, classes: int
+) -> Figure:
+    """Training and validation over the epochs, and what guessing comes to.
 
     Args:
         rows: Of `metrics.csv`.
-        best: The epoch, counted from 0, whose weights were kept.
+        passed: Epochs of training at each row's end.
+        best: Those after which the weights were kept.
         classes: Of the images, how many.
     """
     figure = Figure(figsize=(9, 3.4))
@@ -30,17 +33,17 @@ def draw_curves(rows: Sequence[Mapping[str, float]], best: int | None, classes: 
     for axes, metric, unit in ((panels[0], "loss", "loss (nats)"), (panels[1], "acc", "accuracy")):
         for label, (pattern, color) in LINES.items():
             name = pattern.format(metric)
-            points = [(row["epoch"] + 1, row[name]) for row in rows if name in row]
+            points = [(place, row[name]) for place, row in zip(passed, rows, strict=True) if name in row]
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", color=color, markersize=3, label=label)
         if best is not None:
-            axes.axvline(best + 1, color="0.4", linestyle=":", label="kept")
+            axes.axvline(best, color="0.4", linestyle=":", label="kept")
         axes.set_ylabel(unit)
         low, high = axes.get_ylim()
         if low - (high - low) < guessing[metric] < high + (high - low):  # else it would press the curves flat
             axes.axhline(guessing[metric], color="0.4", linestyle="--", label="guessing")
     panels[1].yaxis.set_major_formatter(PercentFormatter(1))
-    panels[2].plot([row["epoch"] + 1 for row in rows], [row.get("lr") for row in rows], "o-", color="0.3", markersize=3)
+    panels[2].plot(passed, [row.get("lr") for row in rows], "o-", color="0.3", markersize=3)
     panels[2].set_ylabel("learning rate")
     panels[2].yaxis.set_major_formatter(lambda rate, _: f"{rate:.3g}")
     for axes in panels:

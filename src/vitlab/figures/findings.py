@@ -5,6 +5,14 @@ from vitlab.figures.outcome import Outcome
 SURE = 0.9  # a probability
 
 
+def of_first_batch(patch_dropout: float) -> str:
+    if not patch_dropout:
+        return ""
+    return (
+        f"The network gets each image without {patch_dropout:.0%} of its patches, others each time, which is not drawn."
+    )
+
+
 def of_confusions(outcome: Outcome) -> str:
     pairs = outcome.confused_pairs(1)
     if not pairs:

@@ -53,7 +53,7 @@ def add_tiles(axes: Axes, rows: Sequence[Sequence[Pixels]], columns: Sequence[st
         for column, pixels in enumerate(pictures):
             sheet[row * step : row * step + side, column * step : column * step + side] = pixels
     axes.imshow(sheet, interpolation="antialiased")
-    axes.set_xticks([column * step + side / 2 for column in range(len(rows[0]))], columns)
+    axes.set_xticks([column * step + side / 2 for column in range(len(rows[0]))], columns, fontsize=9)
     axes.set_yticks([row * step + side / 2 for row in range(len(rows))], names)
     axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     axes.grid(False)

@@ -16,8 +16,9 @@ class SelfAttention(nn.Module):
     Transformer for Small-Size Datasets", section 3 (LSA).
 
     `fused_attention` chooses the kernel: True is torch's scaled_dot_product_attention, False is two matrix products
-    around a softmax, None takes the one that trains faster: plain for bfloat16 on a CPU, else fused. Both give the same
-    result to within the precision. What None stands on: training steps of `vit_scratch` on two CPU cores, images a
+    around a softmax, None takes plain for bfloat16 on a CPU, where it trains faster, else fused, which in float32 is
+    faster or not far from it and needs less memory. Both give the same result to within the precision. What None
+    stands on: training steps of `vit_scratch` on two CPU cores, images a
     second (`python -m vitlab.bench name=attention`):
 
     | CPU with | dtype | tokens | plain | fused |

@@ -1,7 +1,7 @@
 """What the numbers say, and what they suggest to try next. Nothing here knows more than the run's own files."""
 
 from collections.abc import Callable
-from math import sqrt
+from math import ceil, sqrt
 
 from omegaconf import OmegaConf
 
@@ -66,7 +66,7 @@ def _by_heart(facts: Facts) -> Said | None:
     if gap <= max(0.05, _uncertainty(last["val/acc"], facts.used("val"))):
         return None
     return (
-        f"At the end {last['train/acc']:.1%} of the (augmented) training images are recognised, but "
+        f"At the end {last['train/acc']:.1%} of the training images ({facts.as_trained}) are recognised, but "
         f"{last['val/acc']:.1%} of the validation images: {100 * gap:.0f} points apart. It "
         f"{'begins to learn' if gap <= 0.15 else 'learns'} the training images by heart.",
         "More training images if there are any, augment=randaugment, model.drop_path=0.1, a larger "
@@ -83,10 +83,12 @@ def _underfitted(facts: Facts) -> Said | None:
     first = "Lighter augmentation (augment=basic), or many more epochs" if strong else "Longer training first"
     named = OmegaConf.select(facts.config, "model.name") is not None  # one of timm's
     larger = "model.name=..." if named else "model.depth, model.embed_dim"
+    slower = ", which takes fewer steps in the same time," if facts.by_clock else ""
+    enough = "" if facts.unseen_patches else ", it has not learned enough"  # with all patches it would recognise more
     return (
-        f"Of the training images themselves, as augmented, {last['train/acc']:.1%} are recognised, beside "
-        f"{last['val/acc']:.1%} of the validation images: it does not learn by heart, it has not learned enough.",
-        f"{first}; then a larger network ({larger}) or another optimizer.lr.",
+        f"Of the training images themselves ({facts.as_trained}) {last['train/acc']:.1%} are recognised, beside "
+        f"{last['val/acc']:.1%} of the validation images: it does not learn by heart{enough}.",
+        f"{first}; then a larger network ({larger}){slower} or another optimizer.lr.",
     )
 
 
@@ -98,18 +100,18 @@ def _augmented_strongly(facts: Facts) -> bool:
 
 
 def _still_rising(facts: Facts) -> Said | None:
-    curve = [row["val/acc"] for row in facts.epochs if "val/acc" in row]
+    validated = [row for row in facts.epochs if "val/acc" in row]
+    curve = [row["val/acc"] for row in validated]
     third = len(curve) // 3
     if not third:
         return None
     gain = max(curve[-third:]) - max(curve[:-third])
     if gain <= max(0.005, _uncertainty(max(curve), facts.used("val")) / 2):
         return None
-    epochs = int(facts.epochs[-1]["epoch"]) + 1
-    by_clock = OmegaConf.select(facts.config, "trainer.max_time") is not None
-    longer = "a longer trainer.max_time" if by_clock else f"trainer.max_epochs={2 * epochs}"
+    since, epochs = (facts.passed(row) for row in (validated[-third - 1], facts.epochs[-1]))
+    longer = "a longer trainer.max_time" if facts.by_clock else f"trainer.max_epochs={2 * ceil(epochs)}"
     return (
-        f"Validation accuracy was still rising: {100 * gain:.1f} points in the last {third} of {epochs} epochs.",
+        f"Validation accuracy was still rising: {100 * gain:.1f} points since epoch {since:g} of {epochs:g}.",
         f"Longer training: a new run with {longer}, over which the learning rate falls anew.",
     )
 

@@ -43,10 +43,42 @@ class Facts:
             return self.epochs[-1]
         return max(rows, key=lambda row: row[metric] if mode == "max" else -row[metric])
 
+    def passed(self, row: Row) -> float:
+        """Epochs of training at a row's end: of the last one a part, where a time or a number of steps ended it."""
+        if row is not self.epochs[-1]:
+            return row["epoch"] + 1
+        before = self.epochs[-2]["step"] if len(self.epochs) > 1 else 0.0
+        took = row["step"] - before + row.get("skipped_steps", 0)
+        batches = self.used("train") // int(self.config.data.batch_size)
+        whole = max(1, -(-batches // int(self.config.trainer.accumulate_grad_batches)))
+        return round(row["epoch"] + min(1.0, took / whole), 2)
+
     @property
     def length(self) -> str:
         """Of the training, in words."""
-        return "1 epoch" if len(self.epochs) == 1 else f"{len(self.epochs)} epochs"
+        return "1 epoch" if (count := self.passed(self.epochs[-1])) == 1 else f"{count:g} epochs"
+
+    @property
+    def by_clock(self) -> bool:
+        """Whether a time limits the run."""
+        return OmegaConf.select(self.config, "trainer.max_time") is not None
+
+    @property
+    def unseen_patches(self) -> float:
+        """Share of the patches that the network lacks while it trains."""
+        return float(OmegaConf.select(self.config, "model.patch_dropout") or 0.0)
+
+    @property
+    def as_trained(self) -> str:
+        """How training images come to the network, beside those of an evaluation."""
+        nodes = (OmegaConf.select(self.config, "augment") or {}).items()
+        acting = {name for name, node in nodes if node is not None and node.get("p") != 0}
+        said = {
+            "augmented": bool(acting - {"mixing"}),
+            "mixed": "mixing" in acting,
+            f"{self.unseen_patches:.0%} of their patches left out": self.unseen_patches > 0,
+        }
+        return ", ".join(words for words, true in said.items() if true) or "as they are"
 
     @property
     def suffix(self) -> str:

@@ -1,7 +1,9 @@
 """The page."""
 
+import json
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from html import escape
 from math import log
@@ -48,11 +50,21 @@ def write_report(run: RunDirectory) -> None:
 
 def _draw_curves(facts: Facts, file: Path) -> None:
     best = facts.best
-    kept = int(best["epoch"]) if best else None
-    image = render(lambda: draw_curves(facts.epochs, kept, len(facts.classes)), captions.CURVES["title"])
-    guessing = f"Guessing has a loss of ln({len(facts.classes)}) = {log(len(facts.classes)):.3f} nats."
-    about = {**captions.CURVES, "caption": f"{guessing} {captions.CURVES['caption']}"}
+    passed, kept = [facts.passed(row) for row in facts.epochs], facts.passed(best) if best else None
+    image = render(lambda: draw_curves(facts.epochs, passed, kept, len(facts.classes)), captions.CURVES["title"])
+    said = f"Guessing has a loss of ln({len(facts.classes)}) = {log(len(facts.classes)):.3f} nats. {_two_kinds(facts)}"
+    about = {**captions.CURVES, "caption": f"{said} {captions.CURVES['caption']}"}
     save(image, file, **about)  # type: ignore[arg-type]
+
+
+def _two_kinds(facts: Facts) -> str:
+    """Why the lines of training and validation can't be compared as they stand."""
+    smoothed = " and their loss has label smoothing" if facts.config.label_smoothing else ""
+    right = " (right is then the class with the larger share)" if "mixed" in facts.as_trained else ""
+    return (
+        f"Training images are {facts.as_trained}{right}{smoothed}: the two lines are not of one kind, and the training "
+        "line may lie on the worse side."
+    )
 
 
 def _page(facts: Facts, run: RunDirectory) -> str:
@@ -64,7 +76,7 @@ def _page(facts: Facts, run: RunDirectory) -> str:
         section("What came out", *map(paragraph, outcome(facts)), results(facts)),
         section("What the numbers say, and what to try next", _advice(facts)),
         *_figures(facts, run.path),
-        section("The run in detail", *_setting(facts)),
+        section("The run in detail", *_setting(facts, run.path)),
         section("How to do it again", *_again(facts, run.path)),
     )
 
@@ -89,7 +101,15 @@ def _figures(facts: Facts, run: Path) -> Iterator[str]:
         yield section(SECTIONS.get(group, group), in_columns(*shown) if len(shown) > 1 else shown[0])
 
 
-def _setting(facts: Facts) -> Iterator[str]:
+def _checks(run: Path) -> Iterator[tuple[str, str]]:
+    """What the checks before training came to."""
+    file = run / "preflight.json"
+    if file.exists():
+        counts = Counter(check["status"] for check in json.loads(file.read_text(encoding="utf-8"))["checks"])
+        yield "checks before training", ", ".join(f"{count} {status}" for status, count in counts.items())
+
+
+def _setting(facts: Facts, run: Path) -> Iterator[str]:
     manifest, config = facts.manifest, facts.config
     hardware, versions, git = (manifest.get(key) or {} for key in ("hardware", "versions", "git"))
     gpus = ", ".join(hardware.get("gpus") or []) or "none"
@@ -108,6 +128,7 @@ def _setting(facts: Facts) -> Iterator[str]:
         ("data", " in ".join([facts.data_set, *([str(config.data.root)] if "root" in config.data else [])])),
         ("processor", f"{hardware.get('cpu')}, {hardware.get('cpu_cores')} cores"),
         ("GPUs", gpus),
+        *_checks(run),
         ("code", f"revision {git.get('revision')}{dirty}" if git.get("revision") else "not from a checkout"),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
@@ -147,7 +168,17 @@ def _again(facts: Facts, run: Path) -> Iterator[str]:
         checkout = [f"python {train} {resume}", *checkout]
     yield code("\n".join([*checkout, f"python {train} {reproduce}", f"python {evaluate} {kept}"]))
     yield paragraph(
-        "reproduce= trains again in a new directory below outputs and prints the metrics of both side by side; on the "
-        "same machine with the same versions they are the same to the last bit. evaluate.py tests the weights that "
-        "were kept. Weights are in checkpoints/, the log is run.log."
+        "reproduce= trains again in a new directory below outputs and prints the metrics of both side by side; "
+        f"{_likeness(facts)}. evaluate.py tests the weights that were kept. Weights are in checkpoints/, the log is "
+        "run.log."
     )
+
+
+def _likeness(facts: Facts) -> str:
+    """How near a repetition comes."""
+    if facts.by_clock:
+        return "they will be near to each other, no more: the clock ends the run, and no two take the same steps in it"
+    same = "on the same machine with the same versions they are the same to the last bit"
+    on_gpu = bool((facts.manifest.get("hardware") or {}).get("gpus"))
+    exact = OmegaConf.select(facts.config, "trainer.deterministic")
+    return f"{same}, on a GPU where trainer.deterministic=true" if on_gpu and not exact else same

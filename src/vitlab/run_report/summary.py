@@ -60,16 +60,19 @@ def outcome(facts: Facts) -> Iterator[str]:
             "change it too."
         )
     if best and "val/acc" in best:
+        count = sum("val/acc" in row for row in facts.epochs)
         yield (
-            f"{facts.used('val'):,} images held out of training chose the epoch whose weights were kept, by "
-            f"{facts.config.checkpoint.monitor}: {int(best['epoch']) + 1} of {len(facts.epochs)}."
+            f"{facts.used('val'):,} images held out of training chose the weights that were kept, by "
+            f"{facts.config.checkpoint.monitor}: those after epoch {facts.passed(best):g}, of {count} that were "
+            "validated."
         )
 
 
 def results(facts: Facts) -> str:
     best = facts.best or {}
     values = {**best, **facts.final}
-    meaning = {"train": "training (augmented, with label smoothing)", "val": "validation", "test": "test"}
+    smoothed = ", with label smoothing" if facts.config.label_smoothing else ""
+    meaning = {"train": f"training ({facts.as_trained}{smoothed})", "val": "validation", "test": "test"}
     rows = [
         (words + of, f"{values[f'{split}/acc{suffix}']:.2%}", f"{values[f'{split}/loss{suffix}']:.4f}")
         for split, words in meaning.items()

@@ -7,8 +7,8 @@ from vitlab.errors import UserError
 
 SAME_RUN = "the same run, but no longer to the last bit"
 OTHER_RANKS = (
-    "the same batches, divided among other processes: the same run to rounding, but for dropout and stochastic depth, "
-    "which each process draws for itself"
+    "the same batches, divided among other processes: the same run to rounding, but for dropout, stochastic depth "
+    "and patch dropout, which each process draws for itself"
 )
 # Prefixes of keys, and what a change of them does to the run; None: nothing.
 MAY_CHANGE: dict[str, str | None] = {

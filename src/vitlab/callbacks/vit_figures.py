@@ -228,4 +228,4 @@ def _patch_size(layout: TokenLayout, image_size: int) -> tuple[float, float]:
 
 
 def _name(moment: dict[str, Any]) -> str:
-    return f"epoch {moment['epoch']:.3g}" if moment["step"] else "start"
+    return f"epoch {round(moment['epoch'], 2):g}" if moment["step"] else "start"

@@ -48,7 +48,8 @@ def draw_curves(
     panels[2].yaxis.set_major_formatter(lambda rate, _: f"{rate:.3g}")
     for axes in panels:
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # of one epoch, that one
+        axes.set_xlim(0, 1.05 * passed[-1])
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
     return figure

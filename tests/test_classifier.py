@@ -233,12 +233,3 @@ def test_a_run_is_as_far_as_its_epochs_or_its_time(max_epochs: int, time: float 
     model.time_progress = None if time is None else lambda: time
     trainer(max_epochs=max_epochs, max_steps=1).fit(model, batches([0, 1, 2], [3]))
     assert model.progress(3) == progress
-
-
-def test_the_last_epoch_is_validated_whatever_the_others_are() -> None:
-    model = make(Constant(), optimizer=partial(torch.optim.SGD, lr=0.1))
-    validated: list[int] = []
-    model.on_validation_epoch_end = lambda: validated.append(model.current_epoch)  # type: ignore[method-assign]
-    loader = batches([0, 1, 2], [3])
-    trainer(max_epochs=5, check_val_every_n_epoch=3, num_sanity_val_steps=0).fit(model, loader, loader)
-    assert validated == [2, 4]

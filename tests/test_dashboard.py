@@ -84,7 +84,7 @@ def test_the_table_of_hyperparameters_opens_with_what_people_compare(events: Eve
     raw = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
     names = [name.strip() for name in sorted(metadata.parse_session_start_info_plugin_data(raw).hparams)]
     assert names[:5] == ["optimizer.lr", "augment", "model", "data.batch_size", "trainer.max_epochs"]
-    assert {"seed", "model.patch_size", "model.depth", "optimizer.weight_decay"} <= set(names[5:18])
+    assert {"seed", "model.patch_size", "model.depth", "optimizer.weight_decay"} <= set(names[5:21])
     assert not [name for name in names if "_target_" in name or name.startswith(("callbacks", "logger", "run_dir"))]
     assert sorted(events.Tags()["scalars"])[:5] == SHOWN
 

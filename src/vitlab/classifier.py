@@ -155,18 +155,11 @@ class ImageClassifier(pl.LightningModule):
         # Of an epoch that is gone on with, Lightning does not announce the start.
         if self.finetuning.freeze_epochs != 0:
             self.freeze_backbone(self.finetuning.frozen(self.current_epoch))
-        self._validate_last_epoch()
 
     def on_train_epoch_start(self) -> None:
         self._forget_training()  # a checkpoint of an epoch's end still has its sums
-        self._validate_last_epoch()
         if self.finetuning.freeze_epochs != 0:
             self.freeze_backbone(self.finetuning.frozen(self.current_epoch))
-
-    def _validate_last_epoch(self) -> None:
-        """Also where check_val_every_n_epoch leaves it out: it is one to select from, most often the best."""
-        if self.trainer.check_val_every_n_epoch and self.current_epoch + 1 == self.trainer.max_epochs:
-            self.trainer.check_val_every_n_epoch = 1
 
     def _forget_training(self) -> None:
         for metric in (self.losses["train_loss"], self.accuracies["train_acc"]):

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 
-from vitlab.callbacks import BestCheckpoint, EpochMetricsCSV, LastCheckpoint, TrainingClock
+from vitlab.callbacks import BestCheckpoint, EpochMetricsCSV, FinalValidation, LastCheckpoint, TrainingClock
 from vitlab.classifier import ImageClassifier
 from vitlab.config.building import adopt_user_network, build, build_network, weight_keys
 from vitlab.config.composition import typed_overrides
@@ -279,6 +279,7 @@ def build_trainer(
             *callbacks,
             FirstCause(run.path),
             *([clock] if clock is not None else []),
+            FinalValidation(),
             ConfigInCheckpoint(resolved),
             EpochMetricsCSV(run.epochs_file),
             *([best_checkpoint(run, config.checkpoint)] if selects else []),

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from test_classifier import Constant, batches, make
 
-from vitlab.callbacks import TrainingClock
+from vitlab.callbacks import FinalValidation, TrainingClock
 from vitlab.errors import UserError
 from vitlab.optim import cosine_over_time
 
@@ -54,7 +54,7 @@ def rates(
     run = pl.Trainer(
         **{"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"},
         **{"enable_checkpointing": False, "max_epochs": -1, "num_sanity_val_steps": 0},
-        callbacks=[turn, TrainingClock({"seconds": seconds})],
+        callbacks=[turn, TrainingClock({"seconds": seconds}), FinalValidation()],
         **options,
     )
     schedule = partial(cosine_over_time, progress=None, warmup=0.1, min_lr_ratio=0.0)
@@ -115,9 +115,7 @@ def test_several_ranks_go_by_the_first_one_s_clock_and_look_at_it_now_and_then(p
         asked.append(own)
         return own + 30.0  # the first rank is ahead
 
-    trainer: Any = SimpleNamespace(
-        world_size=2, should_stop=False, check_val_every_n_epoch=1, strategy=SimpleNamespace(broadcast=broadcast)
-    )
+    trainer: Any = SimpleNamespace(world_size=2, should_stop=False, strategy=SimpleNamespace(broadcast=broadcast))
     clock = TrainingClock({"seconds": 100})
     clock.on_train_start(trainer, None)  # type: ignore[arg-type]
     seen = []

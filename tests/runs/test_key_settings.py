@@ -28,6 +28,7 @@ def test_the_key_settings_are_named_as_people_name_them() -> None:
         "data": "pets",
         "optimizer": "AdamW",
         "scheduler": "cosine_with_warmup",
+        "scheduler.schedule.warmup": 0.05,
         "seed": 0,
     }
     assert key_settings(config(augment={}))["augment"] == "none"
@@ -39,6 +40,5 @@ def test_what_else_differs_between_runs_is_there_without_plumbing() -> None:
     assert more == {
         "augment.crop.padding": 4,
         "finetune.layer_decay": 0.75,
-        "scheduler.schedule.warmup": 0.05,
         "scheduler.interval": "step",
     }

@@ -4,6 +4,7 @@ from vitlab.callbacks.best_checkpoint import BestCheckpoint
 from vitlab.callbacks.ema import EMA
 from vitlab.callbacks.epoch_metrics import EpochMetricsCSV
 from vitlab.callbacks.figures import Figures
+from vitlab.callbacks.final_validation import FinalValidation
 from vitlab.callbacks.finite_loss import FiniteLoss
 from vitlab.callbacks.last_checkpoint import LastCheckpoint
 from vitlab.callbacks.layer_statistics import LayerStatistics
@@ -21,6 +22,7 @@ __all__ = [
     "CollectLogits",
     "EpochMetricsCSV",
     "Figures",
+    "FinalValidation",
     "FiniteLoss",
     "LastCheckpoint",
     "LayerStatistics",

@@ -48,5 +48,3 @@ class TrainingClock(Timer):
             self.agreed = trainer.strategy.broadcast(self.time_elapsed())
         if self.agreed >= self.seconds:
             trainer.should_stop = True
-            if trainer.check_val_every_n_epoch:
-                trainer.check_val_every_n_epoch = 1  # the last state is one to select from

@@ -20,9 +20,12 @@ KEY_SETTINGS = {
     "model.embed_dim": "width of a token",
     "model.depth": "depth (blocks)",
     "model.num_heads": "heads",
+    "model.patch_dropout": "patches left out (share)",
     "optimizer": "optimizer",
     "optimizer.weight_decay": "weight decay",
     "scheduler": "learning rate over time",
+    "scheduler.schedule.warmup": "warm-up (below 1: share of the run, else steps)",
+    "trainer.gradient_clip_val": "gradient clipping at",
     "label_smoothing": "label smoothing",
     "trainer.precision": "precision",
     "seed": "seed",
@@ -31,7 +34,7 @@ ALL_OF = ("model", "augment", "optimizer", "finetune", "scheduler")
 FURTHER = (
     *("data.image_size", "data.max_train_images", "data.repeated_augmentation", "data.val_size", "data.split_seed"),
     "callbacks.ema.decay",
-    *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.limit_train_batches"),
+    *("trainer.accumulate_grad_batches", "trainer.limit_train_batches"),
 )
 SAID_ELSEWHERE = ("model.name", "model.image_size", "model.in_channels", "model.num_classes")
 

@@ -402,9 +402,7 @@ def test_a_job_that_slurm_puts_back_goes_on_with_the_run_that_it_began(
     run = tmp_path / "runs" / "it"
 
     # Ended before anything was saved, by a node that failed, say.
-    RunDirectory(run).create(
-        {}, {"slurm_job": "77", "command": shlex.join(["python", str(ROOT / "train.py"), *arguments])}
-    )
+    RunDirectory(run).create({}, {"job": "77", "command": shlex.join(["python", str(ROOT / "train.py"), *arguments])})
     manifest = json.loads((run / "manifest.json").read_text())
     (run / "manifest.json").write_text(json.dumps({**manifest, "folder": str(tmp_path)}))
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

@@ -18,9 +18,9 @@ from vitlab.callbacks.best_checkpoint import best_metrics
 from vitlab.config.building import trust
 from vitlab.figures import never_failing, writers
 from vitlab.runs.directory import RunDirectory
+from vitlab.runs.jobs import this_command
 from vitlab.runs.key_settings import KEY_SETTINGS, all_settings
 from vitlab.runs.manifest import entry_point
-from vitlab.runs.slurm import this_command
 
 # Charts of several curves, by the tags' patterns, which TensorBoard anchors at the front alone.
 LAYOUT = {

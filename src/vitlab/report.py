@@ -19,8 +19,8 @@ from vitlab.files import shorten
 from vitlab.preflight import Preflight, Status
 from vitlab.runs.checkpoint import EMA_KEY
 from vitlab.runs.directory import RunDirectory
+from vitlab.runs.jobs import this_command
 from vitlab.runs.manifest import entry_point
-from vitlab.runs.slurm import this_command
 from vitlab.weights import LoadReport, Weights
 
 log = logging.getLogger(__name__)

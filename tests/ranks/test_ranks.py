@@ -50,9 +50,13 @@ def by_lightning(folder: Path, processes: int, arguments: Sequence[str]) -> tupl
     return _ended([[sys.executable, ROOT / "train.py", *arguments, f"trainer.devices={processes}"]], folder, [{}])
 
 
-def by_torchrun(folder: Path, processes: int, arguments: Sequence[str]) -> tuple[int, str]:
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return _ended([[*start, ROOT / "train.py", *arguments]], folder, [{}])
+def by_torchrun(folder: Path, processes: int, arguments: Sequence[str], restarts: int = 0) -> tuple[int, str]:
+    options = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+    variables = (
+        {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if restarts else {}
+    )  # github.com/pytorch/pytorch/issues/135712
+    start = [sys.executable, "-m", "torch.distributed.run", *options]
+    return _ended([[*start, ROOT / "train.py", *arguments]], folder, [variables])
 
 
 def by_srun(
@@ -162,6 +166,18 @@ def test_a_rank_that_fails_ends_all_and_one_process_goes_on(alone: Path, tmp_pat
     status, output = _ended([[sys.executable, ROOT / "train.py", *go_on]], tmp_path, [{}])
     assert status == 0, output
     assert "the same run to rounding, but for dropout" in output
+    assert_same_experiment(run, alone)
+
+
+@pytest.mark.slow  # as above
+def test_torchrun_s_second_attempt_goes_on_with_the_run_of_the_first(alone: Path, tmp_path: Path) -> None:
+    arguments = [*RUN, *DDP, "checkpoint.every_minutes=0.00001", *fault(1, 11, "raises once")]
+    status, output = by_torchrun(tmp_path, 2, arguments, restarts=1)
+    assert status == 0, output
+    assert "ValueError: the fifth wheel came off" in output
+    assert "step 10" in output.split("going on from")[1]
+    run = only_run(tmp_path)
+    assert json.loads((run / "manifest.json").read_text())["status"] == "finished"
     assert_same_experiment(run, alone)
 
 

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.errors import TerminatedError
-from vitlab.runs.slurm import requeue
+from vitlab.runs.jobs import requeue
 
 ASK_EVERY = 10  # optimizer steps, of several ranks
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]

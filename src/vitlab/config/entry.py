@@ -17,11 +17,11 @@ from omegaconf import DictConfig
 from vitlab.config.check import FILLING, GROUPS
 from vitlab.config.command import CONF, read_command
 from vitlab.config.composition import NOT_COMPOSED, composition_mistakes, explain
-from vitlab.config.requeued import go_on_with_begun
+from vitlab.config.given_again import go_on_with_begun
 from vitlab.errors import INTERRUPTED, TERMINATED, PeerError, TerminatedError, UserError
 from vitlab.ranks.identity import check_start, this_process
 from vitlab.ranks.orphans import end_with_parent
-from vitlab.runs.slurm import was_requeued
+from vitlab.runs.jobs import was_given_before
 
 
 def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -49,13 +49,13 @@ def _run(main: Callable[[], Any]) -> NoReturn:
 def launch(main: Callable[[], Any]) -> NoReturn:
     """As `run`, for a main function whose config Hydra composes: what does not compose is said all at once.
 
-    A command that SLURM gives again goes on with the run that it began.
+    A command that SLURM or torchrun gives again goes on with the run that it began.
     """
     many = any(argument in ("-m", "--multirun") or argument.startswith("sweep=") for argument in sys.argv[1:])
     _guarded(lambda: check_start(several=not many), lambda error: [explain(error)])
     if this_process().started_by == "Lightning":  # a rank that waits for the first one in vain is of no use
         end_with_parent(signal.SIGKILL)
-    repeated = was_requeued() and not any(argument.startswith(("resume=", "-")) for argument in sys.argv[1:])
+    repeated = was_given_before() and not any(argument.startswith(("resume=", "-")) for argument in sys.argv[1:])
     if repeated and _guarded(lambda: go_on_with_begun(sys.argv[1:]), lambda error: [explain(error)]):
         sys.exit(0)
     for verb, function in (("resume", _resume), ("reproduce", _reproduce)):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vitlab.runs.slurm import job, this_command
+from vitlab.runs.jobs import job, this_command
 
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
 
@@ -21,7 +21,7 @@ def describe_origin() -> dict[str, Any]:
     return {
         "command": this_command(),
         "folder": str(Path.cwd()),
-        "slurm_job": job(),
+        "job": job(),
         "git": _git(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "hardware": _hardware(),

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Protocol
 
 from vitlab.errors import TerminatedError
-from vitlab.runs.slurm import requeue
+from vitlab.runs.jobs import requeue
 from vitlab.sweeps.display import SweepDisplay
 from vitlab.sweeps.engines import Engine, Handle
 from vitlab.sweeps.jobs import Job

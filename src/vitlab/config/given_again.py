@@ -1,4 +1,4 @@
-"""A command that SLURM gives again goes on with the run that it began."""
+"""A command that SLURM or torchrun gives again goes on with the run that it began."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ from vitlab.files import set_aside
 from vitlab.ranks.agreement import agreed
 from vitlab.ranks.identity import this_process
 from vitlab.runs.directory import RunDirectory
-from vitlab.runs.slurm import begun_run
+from vitlab.runs.jobs import begun_run
 
 
 def go_on_with_begun(arguments: Sequence[str]) -> bool:
-    """Goes on with the run that the same command began before its job was put back into the queue.
+    """Goes on with the run that the same command began before its job gave it again.
 
     Args:
         arguments: As typed. They are trusted, and so are the targets that they come to.

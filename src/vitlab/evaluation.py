@@ -23,6 +23,7 @@ from vitlab.data.arrays import ImageArrays
 from vitlab.errors import UserError
 from vitlab.files import set_aside, write_json, write_text
 from vitlab.interruption import told_apart
+from vitlab.memory import keep_freed_memory
 from vitlab.ranks.strategies import cluster
 from vitlab.report import print_choice, print_evaluation
 from vitlab.runs.checkpoint import choose_weights, read_checkpoint
@@ -46,6 +47,7 @@ def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> 
         UserError: run, checkpoint, split or an override is wrong.
     """
     quiet_libraries()
+    keep_freed_memory()
     split = command.split
     if split not in ("test", "val"):
         raise UserError(f"split={split} is unknown; choose test or val")

@@ -1,5 +1,6 @@
-"""How much memory was needed."""
+"""How much memory was needed, and what becomes of it when it is freed."""
 
+import ctypes
 import sys
 
 import torch
@@ -21,3 +22,16 @@ def reset_peak_memory(device: torch.device) -> None:
     """Begins anew on a GPU; the operating system keeps a process's peak."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def keep_freed_memory() -> None:
+    """Lets the process keep the memory that a step frees, for the next step.
+
+    glibc gives large tensors back to the operating system one by one, which then fills their pages with zeros anew in
+    every step. What it costs stands in the README; elsewhere than with glibc nothing is changed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # mallopt(3)
+        for parameter in (mmap_threshold, trim_threshold):
+            mallopt(parameter, 2**31 - 1)

@@ -16,6 +16,7 @@ from vitlab.config.machine import resolve_machine
 from vitlab.config.quiet import quiet_libraries
 from vitlab.data import BatchTransform
 from vitlab.errors import UserError
+from vitlab.memory import keep_freed_memory
 from vitlab.report import print_choice
 from vitlab.runs.checkpoint import CONFIG_KEY, choose_weights, read_checkpoint
 from vitlab.runs.directory import RunDirectory
@@ -70,6 +71,7 @@ def open_model(command: DictConfig, overrides: Sequence[Override], conf: Path) -
         UserError: run, checkpoint or an override is wrong.
     """
     quiet_libraries()
+    keep_freed_memory()
     file, run = _find_checkpoint(command)
     checkpoint = read_checkpoint(file)
     config = OmegaConf.create(checkpoint[CONFIG_KEY])

@@ -23,6 +23,7 @@ from vitlab.config.command import compose_training
 from vitlab.config.quiet import quiet_libraries
 from vitlab.errors import UserError
 from vitlab.files import new_file, shorten, write_json
+from vitlab.memory import keep_freed_memory
 from vitlab.runs.manifest import describe_origin
 
 
@@ -65,6 +66,7 @@ def bench(command: DictConfig, overrides: Sequence[Override], conf: Path) -> dic
         UserError: there is no such benchmark.
     """
     quiet_libraries()
+    keep_freed_memory()
     if command.name not in BENCHMARKS:
         raise UserError(f"name={command.name} is unknown; choose of {', '.join(BENCHMARKS)}")
     benchmark = BENCHMARKS[command.name]

@@ -1,11 +1,17 @@
 """What the config leaves to the machine, and what the machine can't do of it."""
 
+from __future__ import annotations
+
 import logging
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from vitlab.errors import UserError
 from vitlab.ranks.identity import this_process
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +72,15 @@ def best_precision(accelerator: str) -> str:
         return "32-true"
     has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def place_and_dtype(trainer: DictConfig) -> tuple[str, torch.dtype]:
+    """Where matrix products are computed, "cpu" or "gpu", and in what: of a trainer without `auto`."""
+    import torch
+
+    place = "gpu" if _has_gpu(str(trainer.accelerator)) else "cpu"
+    dtypes = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+    return place, dtypes.get(str(trainer.precision).partition("-")[0], torch.float32)
 
 
 def _has_cuda(accelerator: str) -> bool:

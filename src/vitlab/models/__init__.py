@@ -1,7 +1,16 @@
 """Networks in plain torch: float images `[B, C, H, W]` in, logits `[B, num_classes]` out."""
 
+from vitlab.models.attention import fused_is_faster
 from vitlab.models.head import head_modules, head_names
-from vitlab.models.timm_models import timm_facts, timm_model
+from vitlab.models.timm_models import fuse_timm_attention, timm_facts, timm_model
 from vitlab.models.vision_transformer import VisionTransformer
 
-__all__ = ["VisionTransformer", "head_modules", "head_names", "timm_facts", "timm_model"]
+__all__ = [
+    "VisionTransformer",
+    "fuse_timm_attention",
+    "fused_is_faster",
+    "head_modules",
+    "head_names",
+    "timm_facts",
+    "timm_model",
+]

@@ -59,7 +59,7 @@ def timm_model(
         image_size: Side of the images in pixels, for the networks that must know it.
         dropout, drop_path: timm's `drop_rate` (before the head) and `drop_path_rate`; None leaves them to the network.
         fused_attention: True takes torch's scaled_dot_product_attention, False two matrix products around a softmax,
-            None what timm takes (the first, wherever it is to be had).
+            None what timm takes (the first, wherever it is to be had); training then takes the faster one.
         kwargs: Further arguments of `timm.create_model`.
 
     Raises:
@@ -80,7 +80,13 @@ def timm_model(
         raise ValueError(f"timm's {name} takes no images of image_size={image_size} px: {error}") from error
     network.train()
     if fused_attention is not None:
-        for module in network.modules():
-            if hasattr(module, "fused_attn"):
-                setattr(module, "fused_attn", fused_attention)  # noqa: B010 (typed as a submodule otherwise)
+        fuse_timm_attention(network, fused_attention)
     return network
+
+
+def fuse_timm_attention(network: nn.Module, fused: bool) -> None:
+    """Chooses the kernel of timm's attention layers, in place: torch's scaled_dot_product_attention, or two matrix
+    products around a softmax."""
+    for module in network.modules():
+        if hasattr(module, "fused_attn"):
+            setattr(module, "fused_attn", fused)  # noqa: B010 (typed as a submodule otherwise)

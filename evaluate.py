@@ -5,13 +5,15 @@ from pathlib import Path
 
 from vitlab.config.command import read_command
 from vitlab.config.entry import run
+from vitlab.config.importing import quick_imports
 
 CONF = Path(__file__).parent / "conf"
 
 
 def main() -> None:
     command, overrides = read_command(CONF, "evaluate", sys.argv[1:])
-    from vitlab.evaluation import evaluate
+    with quick_imports():
+        from vitlab.evaluation import evaluate
 
     evaluate(command, overrides, CONF)
 

@@ -4,12 +4,14 @@ import hydra
 from omegaconf import DictConfig
 
 from vitlab.config.entry import job, launch
+from vitlab.config.importing import quick_imports
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @job
 def main(config: DictConfig) -> None:
-    from vitlab.experiment import train
+    with quick_imports():
+        from vitlab.experiment import train
 
     train(config)
 

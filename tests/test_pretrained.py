@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 
+from vitlab.experiment import choose_execution
+
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
 DATA = ["data=synthetic", "data.train_images=200", "data.test_images=50", "data.val_size=50", "data.batch_size=10"]
 SHORT = ["trainer.max_epochs=1", "trainer=cpu", "callbacks.figures.level=off", *DATA]
@@ -208,3 +210,23 @@ def test_a_network_of_one_s_own_starts_from_a_file(
     assert result.returncode == 0, result.stderr
     assert "weights: 2 of 2 tensors (100.0% of the values) from own.pth" in result.stdout
     assert "does not say how its images were normalised: here by data.mean and data.std" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("precision", "choice", "fused"),
+    [("bf16-mixed", None, False), ("bf16-true", None, False), ("32-true", None, True), ("bf16-mixed", True, True)],
+)
+def test_attention_of_timm_trains_on_a_cpu_by_the_faster_kernel(
+    precision: str, choice: bool | None, fused: bool
+) -> None:
+    network = timm.create_model("test_vit", pretrained=False)
+    config = OmegaConf.create(
+        {
+            "gradient_checkpointing": False,
+            "compile": False,
+            "model": {"fused_attention": choice},
+            "trainer": {"accelerator": "cpu", "precision": precision},
+        }
+    )
+    choose_execution(config, network)
+    assert {block.attn.fused_attn for block in network.blocks} == {fused}

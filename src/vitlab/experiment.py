@@ -20,7 +20,7 @@ from vitlab.callbacks import BestCheckpoint, EpochMetricsCSV, FinalValidation, L
 from vitlab.classifier import ImageClassifier
 from vitlab.config.building import adopt_user_network, build, build_network, weight_keys
 from vitlab.config.composition import typed_overrides
-from vitlab.config.machine import place_and_dtype, resolve_machine
+from vitlab.config.machine import choose_attention, resolve_machine
 from vitlab.config.quiet import quiet_libraries
 from vitlab.dashboard import begin_dashboard, end_dashboard, log_text
 from vitlab.data import ImageDataModule
@@ -28,7 +28,6 @@ from vitlab.errors import PeerError, TerminatedError, UserError
 from vitlab.files import set_aside, write_json
 from vitlab.interruption import told_apart
 from vitlab.memory import keep_freed_memory
-from vitlab.models import fuse_timm_attention, fused_is_faster
 from vitlab.preflight import Subject, run_preflight
 from vitlab.ranks.agreement import agreed
 from vitlab.ranks.first_cause import FirstCause, ends_with_its_peers
@@ -248,8 +247,7 @@ def choose_execution(config: DictConfig, network: torch.nn.Module) -> None:
                 f"gradient_checkpointing=true: {type(network).__name__} has no such thing; timm's name for it is a "
                 "method set_grad_checkpointing(enable)"
             ) from None
-    if config.model.get("fused_attention") is None and not fused_is_faster(*place_and_dtype(config.trainer)):
-        fuse_timm_attention(network, False)  # ours look for themselves
+    choose_attention(config, network)
     if config.compile:
         network.compile()  # in place: unlike torch.compile(network), it leaves the names of the weights alone
 

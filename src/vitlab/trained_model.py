@@ -76,11 +76,11 @@ def open_model(command: DictConfig, overrides: Sequence[Override], conf: Path) -
     checkpoint = read_checkpoint(file)
     config = OmegaConf.create(checkpoint[CONFIG_KEY])
     apply_overrides(config, overrides, conf, command)
+    resolve_machine(config)
     weights = choose_weights(checkpoint, command.weights, file)
     network = rebuild_network(config, checkpoint, file, list(command.trusted_targets), weights)
     print_choice(checkpoint, weights)
 
-    resolve_machine(config)
     torch.set_float32_matmul_precision(config.matmul_precision)
     try:
         fabric = Fabric(accelerator=config.trainer.accelerator, devices=1, precision=config.trainer.precision)

@@ -11,7 +11,7 @@ from vitlab.errors import UserError
 from vitlab.ranks.identity import this_process
 
 if TYPE_CHECKING:
-    import torch
+    from torch import nn
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +74,22 @@ def best_precision(accelerator: str) -> str:
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
-def place_and_dtype(trainer: DictConfig) -> tuple[str, torch.dtype]:
-    """Where matrix products are computed, "cpu" or "gpu", and in what: of a trainer without `auto`."""
+def choose_attention(config: DictConfig, network: nn.Module) -> None:
+    """Takes the faster kernel for timm's attention layers, in place, where the config leaves it to the machine; ours
+    look for themselves.
+
+    Args:
+        config: Without `auto`.
+        network: timm's or another.
+    """
     import torch
 
-    place = "gpu" if _has_gpu(str(trainer.accelerator)) else "cpu"
-    dtypes = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
-    return place, dtypes.get(str(trainer.precision).partition("-")[0], torch.float32)
+    from vitlab.models import fuse_timm_attention, fused_is_faster
+
+    place = "gpu" if _has_gpu(str(config.trainer.accelerator)) else "cpu"
+    dtype = torch.bfloat16 if str(config.trainer.precision).startswith("bf16") else torch.float32
+    if config.model.get("fused_attention") is None and not fused_is_faster(place, dtype):
+        fuse_timm_attention(network, False)
 
 
 def _has_cuda(accelerator: str) -> bool:

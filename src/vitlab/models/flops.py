@@ -1,11 +1,21 @@
 """What a forward pass costs."""
 
 import copy
+from typing import Any
 
 import torch
 from timm.layers import PatchDropout
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+
+def _fused_on_a_cpu(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    count: int = sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
+    return count
+
+
+# torch's counter knows the fused attention of GPUs alone.
+FORMULAS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused_on_a_cpu}
 
 
 def forward_flops(network: nn.Module, images: Tensor, *, training: bool = False) -> int:
@@ -21,6 +31,6 @@ def forward_flops(network: nn.Module, images: Tensor, *, training: bool = False)
     # With gradients: without them nn.TransformerEncoderLayer takes a fused path that the counter does not know.
     # Not network(images), which is what torch.compile has replaced.
     chance = torch.random.fork_rng(devices=[images.device] if images.is_cuda else [])  # which patches
-    with FlopCounterMode(display=False) as counter, torch.enable_grad(), chance:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter, torch.enable_grad(), chance:
         network.forward(images.float())
     return counter.get_total_flops()

@@ -1,0 +1,26 @@
+import gc
+import subprocess
+import sys
+
+from vitlab.config.importing import quick_imports
+
+BEGIN = """
+import gc
+from vitlab.config.importing import quick_imports
+with quick_imports():
+    import torch
+    assert not gc.isenabled()
+print(gc.isenabled(), gc.get_freeze_count() > 50_000)
+"""
+
+
+def test_garbage_is_collected_once_the_libraries_are_there() -> None:
+    result = subprocess.run([sys.executable, "-c", BEGIN], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["True", "True"]
+
+
+def test_a_process_that_has_them_keeps_collecting() -> None:
+    frozen = gc.get_freeze_count()
+    with quick_imports():
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen

@@ -80,6 +80,7 @@ def timm_speed(script: str, config: DictConfig, data: ImageDataModule, precision
     The median of its steps but the first, in which its workers start.
     """
     shape, facts = timm_arguments(build_network(config.model)), data.facts
+    del shape["in_chans"]  # follows from --input-size
     side = str(config.data.image_size)
     options = ["--model", ARCHITECTURE, "--gp", shape.pop("global_pool")]
     options += ["--model-kwargs", *(f"{key}={value}" for key, value in shape.items())]

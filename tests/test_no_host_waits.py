@@ -45,7 +45,9 @@ class Transfers(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
-            devices = {a.device.type for a in args if isinstance(a, Tensor)}
+            # A number in a tensor on the CPU goes to a kernel as its argument, unless it is copied.
+            copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+            devices = {a.device.type for a in args if isinstance(a, Tensor) and (a.dim() or copies)}
             if devices - {result.device.type}:
                 self.found.append(str(func))
         return result
@@ -146,7 +148,8 @@ def test_what_waits_is_noticed(gpu: FakeTensorMode) -> None:
     with Transfers() as transfers:
         images.cpu()
         torch.zeros(3).to("cuda")
-    assert len(transfers.found) == 2
+        torch.tensor(3.0).to("cuda")
+    assert len(transfers.found) == 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import socket
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -65,7 +66,7 @@ class CIFAR10DataModule(ImageDataModule):
             ) from error
 
     def _fetch(self) -> None:
-        with _socket_timeout(TIMEOUT_SECONDS):
+        with _socket_timeout(TIMEOUT_SECONDS), _files_stay_in_their_folder():
             train = self._open(train=True, download=True)
         key = self._key()
         with suppress(UserError):  # no folder can be written to: each process decodes for itself
@@ -132,6 +133,17 @@ def _decoded(train: datasets.CIFAR10, test: datasets.CIFAR10) -> Decoded:
         classes=list(train.classes),
         skipped={},
     )
+
+
+@contextmanager
+def _files_stay_in_their_folder() -> Iterator[None]:
+    """Until Python 3.14 an archive's files are written wherever it says, and not every torchvision asks for more."""
+    before = tarfile.TarFile.extraction_filter
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
 
 
 @contextmanager

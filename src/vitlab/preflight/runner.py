@@ -133,7 +133,8 @@ def _on_a_trained_copy(subject: Subject, look: Callable[..., bool]) -> Iterable[
         look("images are independent", network_checks.images_are_independent, subject, network)
         if look("sees its input", network_checks.sees_its_input, subject, network):
             look("order matters", network_checks.order_matters, subject, network)
-        look("precision", network_checks.survives_precision, subject, rounded, network)
+            # It compares with what images differ by.
+            look("precision", network_checks.survives_precision, subject, rounded, network)
     look("work", cost_checks.work, subject, network)
 
 

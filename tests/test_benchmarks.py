@@ -103,6 +103,19 @@ def test_the_attention_benchmark_covers_lengths(
     assert all(list(section) == ["plain", "fused"] for section in sections.values())
 
 
+def test_the_benchmark_of_tricks_measures_each_without_and_with(in_process: Command, tmp_path: Path) -> None:
+    result = in_process("src/vitlab/bench.py", "name=tricks", *DATA, "data.eval_batch_size=6", *QUICK)
+    assert result.returncode == 0, result.stderr
+    sections = json.loads((tmp_path / "x.json").read_text())["figures"]
+    assert [list(section) for section in sections.values()] == [
+        ["given back", "kept"],
+        ["timm's", "vitlab's"],
+        ["batches of 4", "batches of 6"],
+        *[["one operation after another", "in place"]] * 2,
+    ]
+    assert all(speed > 0 for section in sections.values() for values in section.values() for speed in values)
+
+
 @pytest.mark.slow  # two trainings in processes of their own
 def test_the_step_benchmark_runs_train_py_and_timm_s(in_process: Command, tmp_path: Path) -> None:
     script = tmp_path / "timm_train.py"  # says what it was given, as timm's says its speed
@@ -137,7 +150,7 @@ def test_the_start_benchmark_gets_to_the_first_step(in_process: Command, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["name=nope"], "name=nope is unknown; choose of attention, finetuning, gpu, input, start, step"),
+        (["name=nope"], "name=nope is unknown; choose of attention, finetuning, gpu, input, start, step, tricks"),
         (["name=finetuning", "rounds=0"], "rounds=0"),
         pytest.param(["name=gpu"], "name=gpu needs a CUDA GPU", marks=pytest.mark.skipif(GPU, reason="there is one")),
     ],

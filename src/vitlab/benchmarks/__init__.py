@@ -18,6 +18,7 @@ from vitlab.benchmarks.gpu import gpu_speeds
 from vitlab.benchmarks.input import input_paths
 from vitlab.benchmarks.start import start_times
 from vitlab.benchmarks.step import step_speeds
+from vitlab.benchmarks.tricks import tricks
 from vitlab.benchmarks.variant import Sections, Variant, Work
 from vitlab.config.command import compose_training
 from vitlab.config.quiet import quiet_libraries
@@ -51,6 +52,7 @@ BENCHMARKS = {
     "input": Benchmark(input_paths, (), 40, pause=2.0),
     "start": Benchmark(start_times, (), 1),
     "step": Benchmark(step_speeds, (), 10),
+    "tricks": Benchmark(tricks, (), 10),
 }
 
 

@@ -1,8 +1,6 @@
 """Fine-tuning steps beside those of the notebook that this project replaces."""
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import Any
 
 import timm
@@ -14,6 +12,7 @@ from torchvision import transforms
 
 from vitlab.benchmarks.loops import augmented, this_device, training
 from vitlab.benchmarks.pil_images import PILImages
+from vitlab.benchmarks.process import InItsOwnProcess
 from vitlab.benchmarks.variant import Sections, Variant, Work, endless, timed
 from vitlab.config.building import build, build_network
 from vitlab.config.command import CONF, compose_training
@@ -26,7 +25,7 @@ def finetuning(work: Work) -> Sections:
     config, device = work.config, this_device()
     weights_to_start_from(config)
     data = load_data(config)
-    variants: dict[str, Variant] = {"notebook, float32": _InItsOwnProcess(work.overrides)}
+    variants: dict[str, Variant] = {"notebook, float32": InItsOwnProcess(_notebook_of, list(work.overrides))}
     ways = [(dtype, fused, False) for dtype in (torch.float32, torch.bfloat16) for fused in (True, False)]
     for dtype, fused, compiled in [*ways, (torch.bfloat16, False, True)]:
         name = f"vitlab, {str(dtype).removeprefix('torch.')}, {'fused' if fused else 'plain'} attention"
@@ -41,28 +40,10 @@ def finetuning(work: Work) -> Sections:
     return {"fine-tuning steps, images/s": variants}
 
 
-class _InItsOwnProcess:
-    """The notebook's loop in a process that nothing of ours has set up: its memory is as Python has it."""
-
-    def __init__(self, overrides: Sequence[str]) -> None:
-        self._process = ProcessPoolExecutor(1, get_context("spawn"), _begin_notebook, (list(overrides),))
-
-    def __call__(self, steps: int) -> float:
-        return self._process.submit(_notebook_speed, steps).result()
-
-
-_speed: Variant  # of the notebook, in its process
-
-
-def _begin_notebook(overrides: list[str]) -> None:
-    global _speed
+def _notebook_of(overrides: Sequence[str]) -> Variant:
     config = compose_training([*overrides, "name=bench", "run_dir=outputs"], CONF)
     weights_to_start_from(config)
-    _speed = _notebook(config, load_data(config), this_device())
-
-
-def _notebook_speed(steps: int) -> float:
-    return _speed(steps)
+    return _notebook(config, load_data(config), this_device())
 
 
 def _notebook(config: DictConfig, data: ImageDataModule, device: torch.device) -> Variant:

@@ -1,15 +1,13 @@
 """What a GPU makes of the training step, beside what it could."""
 
-from functools import partial
-
 import torch
 from omegaconf import DictConfig
 
-from vitlab.benchmarks.loops import augmented, settle, training
-from vitlab.benchmarks.step import DTYPES, timm_speed, train_speed
+from vitlab.benchmarks.loops import augmented, best_dtype, settle, training_as_configured
+from vitlab.benchmarks.step import timm_speed, train_speed
 from vitlab.benchmarks.variant import Sections, Variant, Work, timed
 from vitlab.callbacks.peak_speed import peak_flops
-from vitlab.config.building import build, build_network
+from vitlab.config.building import build_network
 from vitlab.config.command import CONF, compose_training
 from vitlab.config.machine import best_precision
 from vitlab.errors import UserError
@@ -40,7 +38,7 @@ def gpu_speeds(work: Work) -> Sections:
 
 def sections(work: Work, device: torch.device, cases: dict[str, list[str]], side: int) -> Sections:
     precision = best_precision("auto")
-    dtype = DTYPES.get(precision, torch.float32)
+    dtype = best_dtype()
     peak = peak_flops(device, precision)
     found: dict[str, dict[str, Variant]] = {
         f"matrix products, {precision}, TFLOP/s": {
@@ -70,15 +68,7 @@ def _variants(
             if compiled:
                 network.compile()
             name = f"bare loop, {'compiled' if compiled else 'eager'}{', fused AdamW' if fused else ''}"
-            variants[name] = training(
-                network,
-                augmented(data, device),
-                partial(build(config.optimizer, "optimizer"), fused=fused),
-                device=device,
-                dtype=DTYPES.get(precision, torch.float32),
-                label_smoothing=config.label_smoothing,
-                clip=config.trainer.gradient_clip_val,
-            )
+            variants[name] = training_as_configured(config, network, augmented(data, device), device, fused=fused)
     variants["train.py, eager"] = train_speed(typed)
     variants["train.py, compiled"] = train_speed([*typed, "compile=true"])
     if work.command.timm_train:

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from vitlab.benchmarks.variant import Variant, endless, timed
+from vitlab.config.building import build
+from vitlab.config.machine import best_precision
 from vitlab.data import ImageDataModule
 from vitlab.data.draws import Draws
 from vitlab.data.loader import ResidentLoader
@@ -19,6 +23,16 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 def this_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """What matrix products are computed in under a precision of Lightning's."""
+    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, torch.float32)
+
+
+def best_dtype() -> torch.dtype:
+    """That of the precision which `train.py` would choose."""
+    return dtype_of(best_precision("auto"))
 
 
 def settle(device: torch.device) -> None:
@@ -85,6 +99,37 @@ def training(
         return count
 
     return timed(loop)
+
+
+def training_as_configured(
+    config: DictConfig, network: nn.Module, batches: Batches, device: torch.device, **changes: Any
+) -> Variant:
+    """Training steps with a config's optimizer and loss, in the precision that `train.py` would choose.
+
+    Args:
+        config: Composed.
+        network: On the device.
+        batches: As the network takes them.
+        device: Where the steps are made.
+        **changes: Arguments of the optimizer.
+    """
+    return training(
+        network,
+        batches,
+        partial(build(config.optimizer, "optimizer"), **changes),
+        device=device,
+        dtype=best_dtype(),
+        label_smoothing=config.label_smoothing,
+        clip=config.trainer.gradient_clip_val,
+    )
+
+
+def test_batches(data: ImageDataModule, size: int, device: torch.device) -> Batches:
+    """The test's images and labels, again and again, so many at a time."""
+    arrays = data.splits["test"]
+    for row in endless(range(0, len(arrays), size)):
+        images, labels = arrays.pick(slice(row, row + size)), arrays.labels[row : row + size]
+        yield data.transform(images.to(device)), labels.to(device)
 
 
 def evaluating(network: nn.Module, batches: Batches, *, device: torch.device, dtype: torch.dtype) -> Variant:

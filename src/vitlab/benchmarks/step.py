@@ -9,21 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-import torch
 from omegaconf import DictConfig
 from torchvision.transforms.functional import to_pil_image
 
-from vitlab.benchmarks.loops import augmented, evaluating, this_device, training
+from vitlab.benchmarks.loops import augmented, best_dtype, evaluating, test_batches, this_device, training_as_configured
 from vitlab.benchmarks.start import TRAIN
-from vitlab.benchmarks.variant import Sections, Variant, Work, endless
-from vitlab.config.building import build, build_network
+from vitlab.benchmarks.variant import Sections, Variant, Work
+from vitlab.config.building import build_network
 from vitlab.config.machine import best_precision
 from vitlab.data import ImageDataModule
 from vitlab.errors import UserError
 from vitlab.experiment import load_data, weights_to_start_from
 from vitlab.weights.timm_layout import ARCHITECTURE, timm_arguments
-
-DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def step_speeds(work: Work) -> Sections:
@@ -32,28 +29,13 @@ def step_speeds(work: Work) -> Sections:
     weights_to_start_from(config)
     data = load_data(config)
     precision = best_precision("auto")
-    dtype = DTYPES.get(precision, torch.float32)
     network = build_network(config.model).to(device)
-    bare = training(
-        network,
-        augmented(data, device),
-        build(config.optimizer, "optimizer"),
-        device=device,
-        dtype=dtype,
-        label_smoothing=config.label_smoothing,
-        clip=config.trainer.gradient_clip_val,
-    )
+    bare = training_as_configured(config, network, augmented(data, device), device)
     variants = {"bare loop": bare, "train.py": train_speed(work.overrides)}
     if work.command.timm_train:
         variants["timm's train.py"] = timm_speed(work.command.timm_train, config, data, precision)
-    arrays = data.splits["test"]
-    rows = range(0, len(arrays), data.eval_batch_size)
-    size = data.eval_batch_size
-    batches = (
-        (data.transform(arrays.pick(slice(row, row + size)).to(device)), arrays.labels[row : row + size].to(device))
-        for row in endless(rows)
-    )
-    evaluation = evaluating(network, batches, device=device, dtype=dtype)
+    batches = test_batches(data, data.eval_batch_size, device)
+    evaluation = evaluating(network, batches, device=device, dtype=best_dtype())
     return {
         f"training, {precision}, images/s": variants,
         f"evaluation, {precision}, images/s": {"training": bare, "evaluation": evaluation},

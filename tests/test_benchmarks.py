@@ -38,7 +38,7 @@ def test_the_fine_tuning_benchmark_writes_its_figures(in_process: Command, tmp_p
     figures = json.loads((tmp_path / "here.json").read_text())
     (speeds,) = figures["figures"].values()
     assert next(iter(speeds)) == "notebook, float32"
-    assert [len(values) for values in speeds.values()] == [2] * 6
+    assert [len(values) for values in speeds.values()] == [2] * 5
     assert (figures["model"]["name"], figures["data"]["batch_size"]) == ("test_vit", 4)
     assert figures["hardware"]["cpu_cores"] > 0
     again = in_process("src/vitlab/bench.py", "name=finetuning", *arguments)

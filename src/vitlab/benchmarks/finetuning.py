@@ -21,22 +21,19 @@ from vitlab.experiment import load_data, weights_to_start_from
 
 
 def finetuning(work: Work) -> Sections:
-    """The notebook's loop, and vitlab's path in float32 and bfloat16, with both kinds of attention, and compiled."""
+    """The notebook's loop, and vitlab's path in float32 and bfloat16, each with both kinds of attention."""
     config, device = work.config, this_device()
     weights_to_start_from(config)
     data = load_data(config)
     variants: dict[str, Variant] = {"notebook, float32": InItsOwnProcess(_notebook_of, list(work.overrides))}
-    ways = [(dtype, fused, False) for dtype in (torch.float32, torch.bfloat16) for fused in (True, False)]
-    for dtype, fused, compiled in [*ways, (torch.bfloat16, False, True)]:
-        name = f"vitlab, {str(dtype).removeprefix('torch.')}, {'fused' if fused else 'plain'} attention"
-        node = config.model.copy()
-        node.fused_attention = fused
-        network = build_network(node).to(device)
-        if compiled:
-            network.compile()
-            name += ", compiled"
-        optimizer = build(config.optimizer, "optimizer")
-        variants[name] = training(network, augmented(data, device), optimizer, device=device, dtype=dtype)
+    for dtype in (torch.float32, torch.bfloat16):
+        for fused in (True, False):
+            name = f"vitlab, {str(dtype).removeprefix('torch.')}, {'fused' if fused else 'plain'} attention"
+            node = config.model.copy()
+            node.fused_attention = fused
+            network = build_network(node).to(device)
+            optimizer = build(config.optimizer, "optimizer")
+            variants[name] = training(network, augmented(data, device), optimizer, device=device, dtype=dtype)
     return {"fine-tuning steps, images/s": variants}
 
 

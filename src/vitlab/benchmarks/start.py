@@ -29,13 +29,15 @@ def start_times(work: Work) -> Sections:
     """Help, the composed config, and the first training step with all checks, beside what importing torch takes."""
     imports = [sys.executable, "-c", "import torch, torchvision, timm, pytorch_lightning"]
     callback = "+callbacks.stop._target_=vitlab.benchmarks.start.StopAtFirstStep"
+    first = [sys.executable, TRAIN, *work.overrides, callback]
     return {
         "seconds from typing": {
             "importing the libraries": _process(imports),
             "the same, without looking for garbage": _process([*imports[:2], f"import gc; gc.disable(); {imports[2]}"]),
             "--help": _process([sys.executable, TRAIN, "--help"]),
             "--cfg job": _process([sys.executable, TRAIN, *work.overrides, "--cfg", "job"]),
-            "first step done": _process([sys.executable, TRAIN, *work.overrides, callback], leaves_a_run=True),
+            "first step done": _process(first, leaves_a_run=True),
+            "first step done, preflight=off": _process([*first, "preflight=off"], leaves_a_run=True),
         }
     }
 

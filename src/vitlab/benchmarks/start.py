@@ -19,7 +19,14 @@ TRAIN = str(CONF.parent / "train.py")
 
 
 class StopAtFirstStep(pl.Callback):
-    """Ends the process, without anything further, when the first training step is over."""
+    """Ends the process, without anything further, when the first training step begins, or when it is over."""
+
+    def __init__(self, begins: bool) -> None:
+        self.begins = begins
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self.begins:
+            os._exit(0)
 
     def on_train_batch_end(self, *_: Any) -> None:
         os._exit(0)
@@ -30,14 +37,16 @@ def start_times(work: Work) -> Sections:
     imports = [sys.executable, "-c", "import torch, torchvision, timm, pytorch_lightning"]
     callback = "+callbacks.stop._target_=vitlab.benchmarks.start.StopAtFirstStep"
     first = [sys.executable, TRAIN, *work.overrides, callback]
+    begins, done = ([*first, f"+callbacks.stop.begins={begins}"] for begins in ("true", "false"))
     return {
         "seconds from typing": {
             "importing the libraries": _process(imports),
             "the same, without looking for garbage": _process([*imports[:2], f"import gc; gc.disable(); {imports[2]}"]),
             "--help": _process([sys.executable, TRAIN, "--help"]),
             "--cfg job": _process([sys.executable, TRAIN, *work.overrides, "--cfg", "job"]),
-            "first step done": _process(first, leaves_a_run=True),
-            "first step done, preflight=off": _process([*first, "preflight=off"], leaves_a_run=True),
+            "first step begins": _process(begins, leaves_a_run=True),
+            "first step done": _process(done, leaves_a_run=True),
+            "first step done, preflight=off": _process([*done, "preflight=off"], leaves_a_run=True),
         }
     }
 

@@ -30,7 +30,7 @@ from vitlab.models.patch_embedding import ConvolutionalTokenizer, ShiftedPatchTo
 
 MOMENTS = {"off": (), "light": (0, 1 / 2, 1), "full": (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)}  # shares of the run
 PICTURES = {"light": 6, "full": 10}
-DISTANCE_IMAGES = {"light": 64, "full": 128}
+DISTANCE_IMAGES = {"light": 32, "full": 128}
 TOKENS_AT_ONCE = 2048  # 0.25 GB of attention weights of a ViT-B for 224 px
 COMPONENTS = 28  # as many as the ViT paper shows
 STEM_FILTERS: dict[type, str] = {

@@ -43,15 +43,15 @@ def step_speeds(work: Work) -> Sections:
 
 
 def train_speed(overrides: Sequence[str]) -> Variant:
-    """The second epoch of a run."""
+    """The third epoch of four: the ViT's figures are made in the middle and at the end of a run, however short."""
 
     def run(steps: int) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            limits = ["trainer.max_epochs=2", f"trainer.limit_train_batches={steps}", "trainer.limit_test_batches=0"]
+            limits = ["trainer.max_epochs=4", f"trainer.limit_train_batches={steps}", "trainer.limit_test_batches=0"]
             limits += ["trainer.limit_val_batches=0", "preflight=off", f"hydra.run.dir={folder}/run"]
             _run([sys.executable, TRAIN, *overrides, *limits])
             rows = list(csv.DictReader((Path(folder) / "run" / "metrics.csv").open()))
-        return float(rows[-1]["images_per_second"])
+        return float(rows[2]["images_per_second"])
 
     return run
 

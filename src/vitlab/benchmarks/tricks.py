@@ -5,82 +5,62 @@ Attention kernels, input and imports have benchmarks of their own.
 
 from collections.abc import Callable, Sequence
 
-import timm
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
-from vitlab.benchmarks.loops import (
-    augmented,
-    best_dtype,
-    evaluating,
-    one_batch,
-    test_batches,
-    this_device,
-    training_as_configured,
-)
+from vitlab.benchmarks.loops import augmented, settle, this_device, training_as_configured
 from vitlab.benchmarks.process import InItsOwnProcess
 from vitlab.benchmarks.variant import Sections, Variant, Work, timed
 from vitlab.config.building import build_network
 from vitlab.config.command import CONF, compose_training
-from vitlab.data import ImageDataModule
-from vitlab.data.transforms import Normalize
+from vitlab.data.transforms import Normalize, Resize
 from vitlab.experiment import load_data
 from vitlab.memory import keep_freed_memory
-from vitlab.models import fuse_timm_attention, fused_is_faster
-from vitlab.weights.timm_layout import ARCHITECTURE, timm_arguments
 
-SIDES = (32, 224)  # px of images that are normalised
+LARGE = 224  # px, as pretrained networks take them
 
 
 def tricks(work: Work) -> Sections:
     """In the precision that `train.py` would choose."""
-    config, device = work.config, this_device()
-    data = load_data(config)
-    network = build_network(config.model).to(device)
-    theirs = timm.create_model(ARCHITECTURE, **timm_arguments(network)).to(device)
-    fuse_timm_attention(theirs, fused_is_faster(device.type, best_dtype()))
-    side, classes = config.data.image_size, config.data.num_classes
+    normalize, size = Normalize([0.5] * 3, [0.25] * 3).to(this_device()), work.config.data.batch_size
     return {
-        "training steps, freed memory, images/s": {
-            "given back": InItsOwnProcess(_steps, list(work.overrides), False),
-            "kept": InItsOwnProcess(_steps, list(work.overrides), True),
+        "training steps, freed memory, images/s": _memory(_steps, work),
+        f"resizing from 32 to {LARGE} px, freed memory, images/s": _memory(_resizing, work),
+        f"normalising, {LARGE} px, images/s": {
+            "one operation after another": _repeated(lambda x: (x / 255 - normalize.mean) / normalize.std, LARGE, size),
+            "in place": _repeated(normalize, LARGE, size),
         },
-        "training steps, network, images/s": {
-            name: training_as_configured(config, module, one_batch(data.batch_size, side, classes, device), device)
-            for name, module in (("timm's", theirs), ("vitlab's", network))
-        },
-        "evaluation, images/s": {
-            f"batches of {size}": evaluating(
-                network, test_batches(data, size, device), device=device, dtype=best_dtype()
-            )
-            for size in (data.batch_size, data.eval_batch_size)
-        },
-        **{f"normalising, {side} px, images/s": _normalising(data, side, device) for side in SIDES},
     }
 
 
-def _steps(overrides: Sequence[str], keep: bool) -> Variant:
+def _memory(make: Callable[[DictConfig], Variant], work: Work) -> dict[str, Variant]:
+    choices = {"given back": False, "kept": True}
+    return {name: InItsOwnProcess(_begin, make, list(work.overrides), keep) for name, keep in choices.items()}
+
+
+def _begin(make: Callable[[DictConfig], Variant], overrides: Sequence[str], keep: bool) -> Variant:
     if keep:
         keep_freed_memory()
-    config = compose_training([*overrides, "name=bench", "run_dir=outputs"], CONF)
+    return make(compose_training([*overrides, "name=bench", "run_dir=outputs"], CONF))
+
+
+def _steps(config: DictConfig) -> Variant:
     data, device = load_data(config), this_device()
     return training_as_configured(config, build_network(config.model).to(device), augmented(data, device), device)
 
 
-def _normalising(data: ImageDataModule, side: int, device: torch.device) -> dict[str, Variant]:
-    images = torch.randint(256, (data.batch_size, 3, side, side), dtype=torch.uint8).to(device)
-    in_place = Normalize(data.facts["mean"], data.facts["std"]).to(device)
-    mean, std = in_place.mean, in_place.std
-    return {
-        "one operation after another": _repeated(lambda x: (x / 255 - mean) / std, images),
-        "in place": _repeated(in_place, images),
-    }
+def _resizing(config: DictConfig) -> Variant:
+    return _repeated(Resize(LARGE, "bicubic"), 32, config.data.batch_size)
 
 
-def _repeated(function: Callable[[Tensor], Tensor], images: Tensor) -> Variant:
+def _repeated(function: Callable[[Tensor], Tensor], side: int, size: int) -> Variant:
+    images = torch.randint(256, (size, 3, side, side), dtype=torch.uint8).to(this_device())
+
     def loop(steps: int) -> int:
         for _ in range(steps):
             function(images)
+        settle(images.device)
         return steps * len(images)
 
     return timed(loop)

@@ -150,6 +150,7 @@ def test_the_start_benchmark_gets_to_the_first_step(in_process: Command, tmp_pat
     [
         (["name=nope"], "name=nope is unknown; choose of attention, finetuning, gpu, input, start, step, tricks"),
         (["name=finetuning", "rounds=0"], "rounds=0"),
+        (["name=tricks", "data=image_folder", "data.root=nowhere"], "nowhere"),
         pytest.param(["name=gpu"], "name=gpu needs a CUDA GPU", marks=pytest.mark.skipif(GPU, reason="there is one")),
     ],
     ids=str,

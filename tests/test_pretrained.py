@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vitlab.experiment import choose_execution
+from vitlab.models import fuse_timm_attention
 
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
 DATA = ["data=synthetic", "data.train_images=200", "data.test_images=50", "data.val_size=50", "data.batch_size=10"]
@@ -228,5 +229,18 @@ def test_attention_of_timm_trains_on_a_cpu_by_the_faster_kernel(
             "trainer": {"accelerator": "cpu", "precision": precision},
         }
     )
+    images = torch.randn(2, 3, 160, 160)
+    before = network.eval()(images)
     choose_execution(config, network)
     assert {block.attn.fused_attn for block in network.blocks} == {fused}
+    torch.testing.assert_close(network(images), before, atol=1e-4, rtol=1e-4)
+
+
+def test_what_only_bears_the_name_of_timm_s_switch_is_left_alone() -> None:
+    class Own(torch.nn.Module):
+        def fused_attn(self) -> str:
+            return "mine"
+
+    network = torch.nn.Sequential(Own())
+    fuse_timm_attention(network, False)
+    assert network[0].fused_attn() == "mine"

@@ -10,7 +10,7 @@ def main() -> None:
     command, overrides = read_command(CONF, "bench", sys.argv[1:])
     from vitlab.benchmarks import bench
 
-    bench(command, overrides, CONF)
+    bench(command, overrides)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from vitlab.callbacks import CollectLogits, MirrorView, RunProgress
 from vitlab.classifier import ImageClassifier, rank_classes
 from vitlab.config.building import build
 from vitlab.config.command import apply_overrides
-from vitlab.config.machine import resolve_machine
+from vitlab.config.machine import choose_attention, resolve_machine
 from vitlab.config.quiet import quiet_libraries
 from vitlab.data import ImageDataModule
 from vitlab.data.arrays import ImageArrays
@@ -65,6 +65,7 @@ def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> 
     checkpoint = read_checkpoint(file)
     weights = choose_weights(checkpoint, command.weights, file)
     network = rebuild_network(config, checkpoint, file, list(command.trusted_targets), weights)
+    choose_attention(config, network)
     print_choice(checkpoint, weights)
 
     data: ImageDataModule = build(config.data, "data", augmentations=[], seed=config.seed)

@@ -4,11 +4,13 @@ import sys
 
 from vitlab.config.command import CONF, read_command
 from vitlab.config.entry import run
+from vitlab.config.importing import quick_imports
 
 
 def main() -> None:
     command, overrides = read_command(CONF, "explain", sys.argv[1:])
-    from vitlab.explaining import explain
+    with quick_imports():
+        from vitlab.explaining import explain
 
     explain(command, overrides, CONF)
 

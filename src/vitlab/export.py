@@ -4,11 +4,13 @@ import sys
 
 from vitlab.config.command import CONF, read_command
 from vitlab.config.entry import run
+from vitlab.config.importing import quick_imports
 
 
 def main() -> None:
     command, overrides = read_command(CONF, "export", sys.argv[1:])
-    from vitlab.exporting import export
+    with quick_imports():
+        from vitlab.exporting import export
 
     export(command, overrides, CONF)
 

@@ -32,6 +32,6 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # mallopt(3)
-        for parameter in (mmap_threshold, trim_threshold):
-            mallopt(parameter, 2**31 - 1)
+        trim_threshold, mmap_max = -1, -4  # mallopt(3); not M_MMAP_THRESHOLD, which older versions limit to 32 MiB
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from vitlab.config.command import apply_overrides
-from vitlab.config.machine import resolve_machine
+from vitlab.config.machine import choose_attention, resolve_machine
 from vitlab.config.quiet import quiet_libraries
 from vitlab.data import BatchTransform
 from vitlab.errors import UserError
@@ -79,6 +79,7 @@ def open_model(command: DictConfig, overrides: Sequence[Override], conf: Path) -
     resolve_machine(config)
     weights = choose_weights(checkpoint, command.weights, file)
     network = rebuild_network(config, checkpoint, file, list(command.trusted_targets), weights)
+    choose_attention(config, network)
     print_choice(checkpoint, weights)
 
     torch.set_float32_matmul_precision(config.matmul_precision)

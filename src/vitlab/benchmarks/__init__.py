@@ -16,11 +16,11 @@ from vitlab.benchmarks.attention import attention_kernels
 from vitlab.benchmarks.finetuning import finetuning
 from vitlab.benchmarks.gpu import gpu_speeds
 from vitlab.benchmarks.input import input_paths
+from vitlab.benchmarks.loops import composed
 from vitlab.benchmarks.start import start_times
 from vitlab.benchmarks.step import step_speeds
 from vitlab.benchmarks.tricks import tricks
 from vitlab.benchmarks.variant import Sections, Variant, Work
-from vitlab.config.command import compose_training
 from vitlab.config.quiet import quiet_libraries
 from vitlab.errors import UserError
 from vitlab.files import new_file, shorten, write_json
@@ -56,13 +56,12 @@ BENCHMARKS = {
 }
 
 
-def bench(command: DictConfig, overrides: Sequence[Override], conf: Path) -> dict[str, Any]:
+def bench(command: DictConfig, overrides: Sequence[Override]) -> dict[str, Any]:
     """Prints each variant's figure, the median over the rounds, and writes all of them as JSON.
 
     Args:
         command: The values of `conf/bench.yaml`.
         overrides: Of the training config.
-        conf: The folder of YAML files.
 
     Raises:
         UserError: there is no such benchmark.
@@ -77,7 +76,7 @@ def bench(command: DictConfig, overrides: Sequence[Override], conf: Path) -> dic
         raise UserError(f"rounds={command.rounds} and steps={steps} must be at least 1")
     file = new_file(command.out, f"outputs/bench/{command.name}_{{time}}.json")
     typed = [str(override.input_line) for override in overrides]
-    config = compose_training([*benchmark.overrides, "name=bench", "run_dir=outputs", *typed], conf)
+    config = composed([*benchmark.overrides, *typed])
     sections = benchmark.sections(Work(config, [*benchmark.overrides, *typed], command))
     figures = {title: measure(variants, command.rounds, steps, benchmark.pause) for title, variants in sections.items()}
     file.parent.mkdir(parents=True, exist_ok=True)

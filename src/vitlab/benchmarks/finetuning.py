@@ -10,12 +10,12 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from vitlab.benchmarks.loops import augmented, this_device, training
+from vitlab.benchmarks.loops import augmented, composed, this_device, training
 from vitlab.benchmarks.pil_images import PILImages
 from vitlab.benchmarks.process import InItsOwnProcess
 from vitlab.benchmarks.variant import Sections, Variant, Work, endless, timed
 from vitlab.config.building import build, build_network
-from vitlab.config.command import CONF, compose_training
+from vitlab.config.quiet import quiet_libraries
 from vitlab.data import ImageDataModule
 from vitlab.experiment import load_data, weights_to_start_from
 
@@ -38,7 +38,8 @@ def finetuning(work: Work) -> Sections:
 
 
 def _notebook_of(overrides: Sequence[str]) -> Variant:
-    config = compose_training([*overrides, "name=bench", "run_dir=outputs"], CONF)
+    quiet_libraries()
+    config = composed(overrides)
     weights_to_start_from(config)
     return _notebook(config, load_data(config), this_device())
 

@@ -3,13 +3,11 @@
 import torch
 from omegaconf import DictConfig
 
-from vitlab.benchmarks.loops import augmented, best_dtype, settle, training_as_configured
+from vitlab.benchmarks.loops import augmented, composed, dtype_of, settle, training_as_configured
 from vitlab.benchmarks.step import timm_speed, train_speed
 from vitlab.benchmarks.variant import Sections, Variant, Work, timed
 from vitlab.callbacks.peak_speed import peak_flops
 from vitlab.config.building import build_network
-from vitlab.config.command import CONF, compose_training
-from vitlab.config.machine import best_precision
 from vitlab.errors import UserError
 from vitlab.experiment import load_data
 from vitlab.models.flops import forward_flops
@@ -37,8 +35,8 @@ def gpu_speeds(work: Work) -> Sections:
 
 
 def sections(work: Work, device: torch.device, cases: dict[str, list[str]], side: int) -> Sections:
-    precision = best_precision("auto")
-    dtype = best_dtype()
+    precision = str(work.config.trainer.precision)
+    dtype = dtype_of(precision)
     peak = peak_flops(device, precision)
     found: dict[str, dict[str, Variant]] = {
         f"matrix products, {precision}, TFLOP/s": {
@@ -48,7 +46,7 @@ def sections(work: Work, device: torch.device, cases: dict[str, list[str]], side
     }
     for name, overrides in cases.items():
         typed = [*overrides, *work.overrides]
-        config = compose_training([*typed, "name=bench", "run_dir=outputs"], CONF)
+        config = composed(typed)
         found[f"{name}, {precision}, images/s"] = _variants(work, config, typed, device, precision, peak)
     return found
 

@@ -1,6 +1,6 @@
 """Bare loops in plain torch, with nothing around the step: what can be had at the most."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from vitlab.benchmarks.variant import Variant, endless, timed
 from vitlab.config.building import build
-from vitlab.config.machine import best_precision
+from vitlab.config.command import CONF, compose_training
+from vitlab.config.machine import resolve_machine
 from vitlab.data import ImageDataModule
 from vitlab.data.draws import Draws
 from vitlab.data.loader import ResidentLoader
 from vitlab.data.transforms import BatchTransform
+from vitlab.experiment import choose_execution
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -30,9 +32,11 @@ def dtype_of(precision: str) -> torch.dtype:
     return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, torch.float32)
 
 
-def best_dtype() -> torch.dtype:
-    """That of the precision which `train.py` would choose."""
-    return dtype_of(best_precision("auto"))
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """The training config without `auto`, as `train.py` would have it on this machine."""
+    config = compose_training([*overrides, "name=bench", "run_dir=outputs"], CONF)
+    resolve_machine(config)
+    return config
 
 
 def settle(device: torch.device) -> None:
@@ -104,21 +108,22 @@ def training(
 def training_as_configured(
     config: DictConfig, network: nn.Module, batches: Batches, device: torch.device, **changes: Any
 ) -> Variant:
-    """Training steps with a config's optimizer and loss, in the precision that `train.py` would choose.
+    """Training steps as a config has them: execution, precision, optimizer and loss.
 
     Args:
-        config: Composed.
+        config: As `composed` gives it.
         network: On the device.
         batches: As the network takes them.
         device: Where the steps are made.
         **changes: Arguments of the optimizer.
     """
+    choose_execution(config, network)
     return training(
         network,
         batches,
         partial(build(config.optimizer, "optimizer"), **changes),
         device=device,
-        dtype=best_dtype(),
+        dtype=dtype_of(str(config.trainer.precision)),
         label_smoothing=config.label_smoothing,
         clip=config.trainer.gradient_clip_val,
     )

@@ -12,11 +12,10 @@ from statistics import median
 from omegaconf import DictConfig
 from torchvision.transforms.functional import to_pil_image
 
-from vitlab.benchmarks.loops import augmented, best_dtype, evaluating, test_batches, this_device, training_as_configured
+from vitlab.benchmarks.loops import augmented, dtype_of, evaluating, test_batches, this_device, training_as_configured
 from vitlab.benchmarks.start import TRAIN
 from vitlab.benchmarks.variant import Sections, Variant, Work
 from vitlab.config.building import build_network
-from vitlab.config.machine import best_precision
 from vitlab.data import ImageDataModule
 from vitlab.errors import UserError
 from vitlab.experiment import load_data, weights_to_start_from
@@ -28,14 +27,14 @@ def step_speeds(work: Work) -> Sections:
     config, device = work.config, this_device()
     weights_to_start_from(config)
     data = load_data(config)
-    precision = best_precision("auto")
+    precision = str(config.trainer.precision)
     network = build_network(config.model).to(device)
     bare = training_as_configured(config, network, augmented(data, device), device)
     variants = {"bare loop": bare, "train.py": train_speed(work.overrides)}
     if work.command.timm_train:
         variants["timm's train.py"] = timm_speed(work.command.timm_train, config, data, precision)
     batches = test_batches(data, data.eval_batch_size, device)
-    evaluation = evaluating(network, batches, device=device, dtype=best_dtype())
+    evaluation = evaluating(network, batches, device=device, dtype=dtype_of(precision))
     return {
         f"training, {precision}, images/s": variants,
         f"evaluation, {precision}, images/s": {"training": bare, "evaluation": evaluation},

@@ -9,20 +9,22 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from vitlab.benchmarks.loops import augmented, settle, this_device, training_as_configured
+from vitlab.benchmarks.loops import augmented, composed, settle, this_device, training_as_configured
 from vitlab.benchmarks.process import InItsOwnProcess
 from vitlab.benchmarks.variant import Sections, Variant, Work, timed
 from vitlab.config.building import build_network
-from vitlab.config.command import CONF, compose_training
+from vitlab.config.quiet import quiet_libraries
 from vitlab.data.transforms import Normalize, Resize
-from vitlab.experiment import load_data
+from vitlab.experiment import load_data, weights_to_start_from
 from vitlab.memory import keep_freed_memory
 
 LARGE = 224  # px, as pretrained networks take them
 
 
 def tricks(work: Work) -> Sections:
-    """In the precision that `train.py` would choose."""
+    """As the config has the steps."""
+    weights_to_start_from(work.config)
+    load_data(work.config)  # what can't be had is said here, not by another process
     normalize, size = Normalize([0.5] * 3, [0.25] * 3).to(this_device()), work.config.data.batch_size
     return {
         "training steps, freed memory, images/s": _memory(_steps, work),
@@ -42,10 +44,12 @@ def _memory(make: Callable[[DictConfig], Variant], work: Work) -> dict[str, Vari
 def _begin(make: Callable[[DictConfig], Variant], overrides: Sequence[str], keep: bool) -> Variant:
     if keep:
         keep_freed_memory()
-    return make(compose_training([*overrides, "name=bench", "run_dir=outputs"], CONF))
+    quiet_libraries()
+    return make(composed(overrides))
 
 
 def _steps(config: DictConfig) -> Variant:
+    weights_to_start_from(config)
     data, device = load_data(config), this_device()
     return training_as_configured(config, build_network(config.model).to(device), augmented(data, device), device)
 

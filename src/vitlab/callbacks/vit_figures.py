@@ -30,6 +30,7 @@ from vitlab.models.patch_embedding import ConvolutionalTokenizer, ShiftedPatchTo
 
 MOMENTS = {"off": (), "light": (0, 1 / 2, 1), "full": (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)}  # shares of the run
 PICTURES = {"light": 6, "full": 10}
+# Of each 64 or more tokens; few in a light run, whose first step waits for them.
 DISTANCE_IMAGES = {"light": 32, "full": 128}
 TOKENS_AT_ONCE = 2048  # 0.25 GB of attention weights of a ViT-B for 224 px
 COMPONENTS = 28  # as many as the ViT paper shows
@@ -122,7 +123,9 @@ class ViTFigures(pl.Callback):
             moment["heads"] = last_layer(found).cpu()
             if len(self._drawable()) == 1:  # they are drawn beside those of the end
                 moment["distances"] = _distances(network, data, module.device, DISTANCE_IMAGES[self.level])
-            if not trainer.global_step:  # it is drawn beside what comes of it, and the first step does not wait
+            if (
+                not trainer.global_step and self.level == "light"
+            ):  # it is drawn beside what comes of it, and the first step does not wait
                 return
             # A run that goes on with another level has moments of fewer pictures, the first of them.
             fewest = min(len(moment["rollout"]) for moment in self._drawable())

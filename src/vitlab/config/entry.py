@@ -18,6 +18,7 @@ from vitlab.config.check import FILLING, GROUPS
 from vitlab.config.command import CONF, read_command
 from vitlab.config.composition import NOT_COMPOSED, composition_mistakes, explain
 from vitlab.config.given_again import go_on_with_begun
+from vitlab.config.importing import quick_imports
 from vitlab.errors import INTERRUPTED, TERMINATED, PeerError, TerminatedError, UserError
 from vitlab.ranks.identity import check_start, this_process
 from vitlab.ranks.orphans import end_with_parent
@@ -79,14 +80,16 @@ def launch(main: Callable[[], Any]) -> NoReturn:
 
 def _resume() -> None:
     command, overrides = read_command(CONF, "resume", sys.argv[1:])
-    from vitlab.resuming import resume
+    with quick_imports():
+        from vitlab.resuming import resume
 
     resume(command, overrides, CONF)
 
 
 def _reproduce() -> None:
     command, overrides = read_command(CONF, "reproduce", sys.argv[1:])
-    from vitlab.reproducing import reproduce
+    with quick_imports():
+        from vitlab.reproducing import reproduce
 
     reproduce(command, overrides, CONF)
 

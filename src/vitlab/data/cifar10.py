@@ -138,7 +138,7 @@ def _decoded(train: datasets.CIFAR10, test: datasets.CIFAR10) -> Decoded:
 @contextmanager
 def _files_stay_in_their_folder() -> Iterator[None]:
     """Until Python 3.14 an archive's files are written wherever it says, and not every torchvision asks for more."""
-    before = tarfile.TarFile.extraction_filter
+    before = vars(tarfile.TarFile)["extraction_filter"]
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
         yield

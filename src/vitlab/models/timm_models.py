@@ -88,5 +88,5 @@ def fuse_timm_attention(network: nn.Module, fused: bool) -> None:
     """Chooses the kernel of timm's attention layers, in place: torch's scaled_dot_product_attention, or two matrix
     products around a softmax."""
     for module in network.modules():
-        if hasattr(module, "fused_attn"):
+        if type(module).__module__.startswith("timm.") and hasattr(module, "fused_attn"):
             setattr(module, "fused_attn", fused)  # noqa: B010 (typed as a submodule otherwise)

@@ -7,7 +7,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from vitlab.config.building import build_network, check_trusted
-from vitlab.config.machine import choose_attention
 from vitlab.runs.checkpoint import load_network
 
 
@@ -29,7 +28,6 @@ def rebuild_network(
     check_trusted(OmegaConf.to_container(config, resolve=True), trusted)
     network: nn.Module = build_network(config.model)
     load_network(network, checkpoint, path, which)
-    choose_attention(config, network)
     if config.compile:
         network.compile()
     return network.eval()

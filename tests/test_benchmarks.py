@@ -103,12 +103,15 @@ def test_the_attention_benchmark_covers_lengths(
     assert all(list(section) == ["plain", "fused"] for section in sections.values())
 
 
-def test_the_benchmark_of_tricks_measures_each_without_and_with(in_process: Command, tmp_path: Path) -> None:
-    result = in_process("src/vitlab/bench.py", "name=tricks", *DATA, *QUICK)
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_the_benchmark_of_tricks_measures_each_without_and_with(pool: str, in_process: Command, tmp_path: Path) -> None:
+    result = in_process("src/vitlab/bench.py", "name=tricks", f"model.pool={pool}", *DATA, *QUICK)
     assert result.returncode == 0, result.stderr
     sections = json.loads((tmp_path / "x.json").read_text())["figures"]
     assert [list(section) for section in sections.values()] == [
-        *[["given back", "kept"]] * 2,
+        ["given back", "kept"],
+        *([["all tokens", "those that the head reads"]] if pool == "cls" else []),
+        ["given back", "kept"],
         ["one operation after another", "in place"],
     ]
     assert all(speed > 0 for section in sections.values() for values in section.values() for speed in values)

@@ -75,7 +75,8 @@ def test_weights_made_by_timm_load_bit_for_bit(tmp_path: Path) -> None:
     assert (len(report.loaded), report.fraction) == (80, 1.0)
     assert all(torch.equal(tensor, original.state_dict()[name]) for name, tensor in network.state_dict().items())
     images = torch.randn(3, 3, 160, 160, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(network(images), original(images))
+    # timm's last block also computes what no head reads: matrix products of other sizes round otherwise.
+    torch.testing.assert_close(network(images), original(images), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])

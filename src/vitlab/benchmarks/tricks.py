@@ -4,10 +4,11 @@ Attention kernels, input and imports have benchmarks of their own.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitlab.benchmarks.loops import augmented, composed, settle, this_device, training_as_configured
 from vitlab.benchmarks.process import InItsOwnProcess
@@ -28,6 +29,7 @@ def tricks(work: Work) -> Sections:
     normalize, size = Normalize([0.5] * 3, [0.25] * 3).to(this_device()), work.config.data.batch_size
     return {
         "training steps, freed memory, images/s": _memory(_steps, work),
+        **_last_block(work.config),
         f"resizing from 32 to {LARGE} px, freed memory, images/s": _memory(_resizing, work),
         f"normalising, {LARGE} px, images/s": {
             "one operation after another": _repeated(lambda x: (x / 255 - normalize.mean) / normalize.std, LARGE, size),
@@ -50,8 +52,23 @@ def _begin(make: Callable[[DictConfig], Variant], overrides: Sequence[str], keep
 
 def _steps(config: DictConfig) -> Variant:
     weights_to_start_from(config)
+    return _training(config, build_network(config.model))
+
+
+def _training(config: DictConfig, network: nn.Module) -> Variant:
     data, device = load_data(config), this_device()
-    return training_as_configured(config, build_network(config.model).to(device), augmented(data, device), device)
+    return training_as_configured(config, network.to(device), augmented(data, device), device)
+
+
+def _last_block(config: DictConfig) -> Sections:
+    """Nothing where the head reads the patches."""
+    whole, shortened = build_network(config.model), build_network(config.model)
+    last: Any = list(getattr(whole, "blocks", [None]))[-1]
+    if getattr(last, "read", None) is None:
+        return {}
+    last.read = None
+    variants = {"all tokens": _training(config, whole), "those that the head reads": _training(config, shortened)}
+    return {"training steps, last feed-forward network, images/s": variants}
 
 
 def _resizing(config: DictConfig) -> Variant:

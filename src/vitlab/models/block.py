@@ -27,6 +27,9 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block, tokens `[B, N, D]` -> `[B, N, D]`.
 
+    `read` is for the last block: how many tokens, from the first on, the head reads. The feed-forward network, which
+    mixes no tokens, then works on these alone, and the output is `[B, read, D]`; logits and gradients stay as they are.
+
     `layer_scale` is where the factors start that each channel of both residual branches is multiplied by (Touvron et
     al. 2021, "Going deeper with Image Transformers", section 2); None leaves them out. `drop_path` is the probability
     with which an image skips each residual branch during training (stochastic depth, Huang et al. 2016).
@@ -42,6 +45,7 @@ class Block(nn.Module):
         dropout: float,
         layer_scale: float | None,
         drop_path: float,
+        read: int | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
@@ -51,7 +55,8 @@ class Block(nn.Module):
         self.mlp = FeedForward(embed_dim, hidden_dim, activation, dropout)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(embed_dim, layer_scale)
         self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.read = read
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+        x = (x + self.drop_path(self.ls1(self.attn(self.norm1(x)))))[:, : self.read]
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))

@@ -9,6 +9,8 @@ import torch
 from timm.models import PretrainedCfg, get_pretrained_cfg, list_pretrained
 from torch import nn
 
+from vitlab.models.last_block import shorten_last_block
+
 
 def timm_facts(name: str) -> PretrainedCfg:
     """What timm knows of a network and its weights: input size, mean, std, interpolation, classes, where they lie.
@@ -51,7 +53,8 @@ def timm_model(
 ) -> nn.Module:
     """A classifier of timm's with random weights: float images `[B, 3, H, W]` -> logits `[B, num_classes]`.
 
-    Nothing is downloaded: the weights come later, from a checkpoint or through `vitlab.weights`.
+    Nothing is downloaded: the weights come later, from a checkpoint or through `vitlab.weights`. A ViT whose head reads
+    the class token computes no more than that in its last feed-forward network (`vitlab.models.last_block`).
 
     Args:
         name: As in `timm_facts`.
@@ -79,6 +82,7 @@ def timm_model(
     except Exception as error:  # each network has its own way of refusing a size
         raise ValueError(f"timm's {name} takes no images of image_size={image_size} px: {error}") from error
     network.train()
+    shorten_last_block(network)
     if fused_attention is not None:
         fuse_timm_attention(network, fused_attention)
     return network

@@ -122,6 +122,7 @@ class VisionTransformer(nn.Module):
                 dropout=dropout,
                 layer_scale=layer_scale,
                 drop_path=drop_path * index / max(depth - 1, 1),
+                read=1 if pool == "cls" and index == depth - 1 else None,
             )
             for index in range(depth)
         )
@@ -186,7 +187,8 @@ class VisionTransformer(nn.Module):
         return self.head
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Normalised tokens `[B, N, D]` of images `[B, C, H, W]`: class token, registers, patches."""
+        """Normalised tokens of images `[B, C, H, W]`: registers and patches `[B, N, D]`, or the class token `[B, 1, D]`
+        where the head reads that alone."""
         expected = (self.in_channels, *self.image_size)
         if images.shape[1:] != expected:
             raise ValueError(f"expected images of shape [B, {_size(expected)}], got {list(images.shape)}")

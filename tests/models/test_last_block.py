@@ -1,4 +1,4 @@
-"""What the last block of timm's ViTs leaves out, beside timm's own networks."""
+"""What is left out of the last block of timm's networks, beside timm's own."""
 
 from typing import Any
 
@@ -7,7 +7,8 @@ import timm
 import torch
 from torch import nn
 
-from vitlab.models import timm_model
+from vitlab.models import fuse_timm_attention, timm_model
+from vitlab.models.attention_maps import record_attention
 from vitlab.models.flops import forward_flops
 from vitlab.models.last_block import LastBlock
 
@@ -46,12 +47,33 @@ def test_logits_and_gradients_are_timm_s(name: str, arguments: dict[str, Any]) -
         assert (wanted.grad - got.grad).abs().max().item() < 1e-4 * scale, key
 
 
-def test_the_feed_forward_network_of_the_last_block_works_on_what_is_read() -> None:
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("arguments", [{}, {"qk_norm": True, "qkv_bias": False, "scale_attn_norm": True}], ids=str)
+def test_either_kernel_and_the_options_of_attention(arguments: dict[str, Any], fused: bool) -> None:
+    oracle, network, images = both("test_vit", **arguments)
+    fuse_timm_attention(network, fused)
+    assert network.blocks[-1].attn.fused_attn == fused
+    torch.testing.assert_close(network(images), oracle(images), atol=1e-5, rtol=1e-5)
+
+
+def test_what_nobody_reads_is_not_computed() -> None:
     oracle, network, images = both("test_vit")
     tokens, width = 1 + (160 // 16) ** 2, oracle.embed_dim
     hidden = oracle.blocks[-1].mlp.fc1.out_features
-    spared = 2 * 2 * width * hidden * (tokens - 1) * len(images)
-    assert forward_flops(oracle, images) - forward_flops(network, images) == spared
+    spared = {"feed-forward": 2 * hidden, "query, projection": 2 * width, "scores, mean": 2 * tokens}
+    expected = 2 * width * sum(spared.values()) * (tokens - 1) * len(images)
+    assert forward_flops(oracle, images) - forward_flops(network, images) == expected
+
+
+def test_attention_is_recorded_whole() -> None:
+    oracle, network, images = both("test_vit")
+    wanted, got = record_attention(oracle.eval(), images), record_attention(network.eval(), images)
+    assert wanted is not None
+    assert got is not None
+    assert got.weights.shape[-2:] == (101, 101)
+    torch.testing.assert_close(got.weights, wanted.weights, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got.logits, network(images), atol=1e-5, rtol=1e-5)
+    assert network.blocks[-1].read == 1
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vitlab.models import VisionTransformer
+from vitlab.models.last_block import all_tokens
 from vitlab.models.positions import sincos2d
 
 SMALL: dict[str, Any] = {
@@ -147,6 +149,30 @@ def test_registers_are_not_read() -> None:
     assert model.reg_token is not None
     model.reg_token.data += 5.0
     assert torch.equal(model(images_for(model)), before)
+
+
+READING: list[dict[str, Any]] = [
+    {},
+    {"registers": 2, "qk_norm": True, "layer_scale": 0.1},
+    {"locality_attention": True},
+    {"fused_attention": False},
+]
+
+
+@pytest.mark.parametrize("changes", READING, ids=str)
+def test_a_last_block_for_the_class_token_changes_no_logit_and_no_gradient(changes: dict[str, Any]) -> None:
+    network = make(pool="cls", **changes)
+    images = images_for(network)
+    assert network.forward_features(images).shape[1] == 1
+    gradients = []
+    for reading in (nullcontext(), all_tokens(network)):
+        with reading:
+            logits = network(images)
+        network.zero_grad()
+        logits.square().sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in network.named_parameters()} | {"logits": logits})
+    assert all(tensor.abs().sum() > 0 for tensor in gradients[0].values())
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])

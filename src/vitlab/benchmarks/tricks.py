@@ -68,7 +68,7 @@ def _last_block(config: DictConfig) -> Sections:
         return {}
     last.read = None
     variants = {"all tokens": _training(config, whole), "those that the head reads": _training(config, shortened)}
-    return {"training steps, last feed-forward network, images/s": variants}
+    return {"training steps, last block, images/s": variants}
 
 
 def _resizing(config: DictConfig) -> Variant:

@@ -38,6 +38,8 @@ class SelfAttention(nn.Module):
     In float32 the fused kernel also takes 0.25 GB less at 64 tokens and batches of 128. No GPU was measured: there the
     fused kernels never write the N x N matrix to memory (Dao et al. 2022).
 
+    `forward` takes how many tokens, from the first on, are read afterwards: `[B, N, D]` -> `[B, read, D]`.
+
     Raises:
         ValueError: `embed_dim` is not a multiple of `num_heads`.
     """
@@ -86,10 +88,8 @@ class SelfAttention(nn.Module):
         value.copy_(left)
         self.proj.weight.copy_(right.T)
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
-        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # each [B, heads, N, head_dim]
+    def forward(self, x: Tensor, read: int | None = None) -> Tensor:
+        query, key, value = queries_keys_values(self.qkv, x, self.num_heads, read)
         query, key = self.q_norm(query), self.k_norm(key)
         if self.scale is not None:
             query = query * self.scale.view(-1, 1, 1)
@@ -104,13 +104,41 @@ class SelfAttention(nn.Module):
         scale, mask = self.head_dim**-0.5, None
         if self.scale is not None:  # is in the queries
             scale = 1.0
-            itself = torch.eye(query.shape[2], dtype=torch.bool, device=query.device)
+            itself = torch.eye(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
             mask = torch.zeros_like(itself, dtype=query.dtype).masked_fill(itself, -torch.inf)
-        if fused:
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
-        scores = (query * scale) @ key.transpose(-2, -1)
-        weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
-        return F.dropout(weights, dropout).to(value.dtype) @ value
+        return attend(query, key, value, fused=fused, scale=scale, dropout=dropout, mask=mask)
+
+
+def queries_keys_values(qkv: nn.Linear, x: Tensor, num_heads: int, read: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Of tokens `[B, N, D]`, each `[B, num_heads, N, head_dim]`; queries of the first `read` tokens alone."""
+    batch, tokens, _ = x.shape
+    if read is None:
+        query, key, value = qkv(x).reshape(batch, tokens, 3, num_heads, -1).unbind(2)
+    else:
+        width = qkv.out_features // 3
+        bias = (None, None) if qkv.bias is None else (qkv.bias[:width], qkv.bias[width:])
+        query = F.linear(x[:, :read], qkv.weight[:width], bias[0]).reshape(batch, read, num_heads, -1)
+        key, value = F.linear(x, qkv.weight[width:], bias[1]).reshape(batch, tokens, 2, num_heads, -1).unbind(2)
+    return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    fused: bool,
+    scale: float,
+    dropout: float,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The values' mean as queries and keys `[B, heads, tokens, head_dim]` weigh them, by either kernel of
+    `SelfAttention`; `mask` is added to the scaled products."""
+    if fused:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+    scores = (query * scale) @ key.transpose(-2, -1)
+    weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
+    return F.dropout(weights, dropout).to(value.dtype) @ value
 
 
 def fused_is_faster(device_type: str, dtype: torch.dtype) -> bool:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vitlab.models.last_block import all_tokens
 from vitlab.models.pooling import SequencePooling
 from vitlab.models.vision_transformer import VisionTransformer
 
@@ -113,7 +114,8 @@ def _record(network: nn.Module, images: Tensor, layers: list[Tensor] | None = No
     if layout is None:
         return None
     layers = [] if layers is None else layers
-    with _Recorder(layers, len(images), layout.tokens), _pooling(network, layout, images) as pooling:
+    recorder = _Recorder(layers, len(images), layout.tokens)
+    with all_tokens(network), recorder, _pooling(network, layout, images) as pooling:
         # Not network(images), which is what torch.compile has replaced.
         logits = network.forward(images)
     depth = len(network.blocks)  # type: ignore[arg-type]

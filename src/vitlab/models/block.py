@@ -27,8 +27,9 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block, tokens `[B, N, D]` -> `[B, N, D]`.
 
-    `read` is for the last block: how many tokens, from the first on, the head reads. The feed-forward network, which
-    mixes no tokens, then works on these alone, and the output is `[B, read, D]`; logits and gradients stay as they are.
+    `read` is for the last block: how many tokens, from the first on, the head reads; None means all. These alone ask
+    the others and go through the feed-forward network, and the output is `[B, read, D]`; logits and gradients stay as
+    they are.
 
     `layer_scale` is where the factors start that each channel of both residual branches is multiplied by (Touvron et
     al. 2021, "Going deeper with Image Transformers", section 2); None leaves them out. `drop_path` is the probability
@@ -58,5 +59,5 @@ class Block(nn.Module):
         self.read = read
 
     def forward(self, x: Tensor) -> Tensor:
-        x = (x + self.drop_path(self.ls1(self.attn(self.norm1(x)))))[:, : self.read]
+        x = x[:, : self.read] + self.drop_path(self.ls1(self.attn(self.norm1(x), self.read)))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))

@@ -54,7 +54,7 @@ def timm_model(
     """A classifier of timm's with random weights: float images `[B, 3, H, W]` -> logits `[B, num_classes]`.
 
     Nothing is downloaded: the weights come later, from a checkpoint or through `vitlab.weights`. A ViT whose head reads
-    the class token computes no more than that in its last feed-forward network (`vitlab.models.last_block`).
+    the class token computes nothing else in its last block (`vitlab.models.last_block`).
 
     Args:
         name: As in `timm_facts`.

@@ -15,6 +15,7 @@ from vitlab.benchmarks.process import InItsOwnProcess
 from vitlab.benchmarks.variant import Sections, Variant, Work, timed
 from vitlab.config.building import build_network
 from vitlab.config.quiet import quiet_libraries
+from vitlab.data import ImageDataModule
 from vitlab.data.transforms import Normalize, Resize
 from vitlab.experiment import load_data, weights_to_start_from
 from vitlab.memory import keep_freed_memory
@@ -25,11 +26,11 @@ LARGE = 224  # px, as pretrained networks take them
 def tricks(work: Work) -> Sections:
     """As the config has the steps."""
     weights_to_start_from(work.config)
-    load_data(work.config)  # what can't be had is said here, not by another process
+    data = load_data(work.config)  # what can't be had is said here, not by another process
     normalize, size = Normalize([0.5] * 3, [0.25] * 3).to(this_device()), work.config.data.batch_size
     return {
         "training steps, freed memory, images/s": _memory(_steps, work),
-        **_last_block(work.config),
+        **_last_block(work.config, data),
         f"resizing from 32 to {LARGE} px, freed memory, images/s": _memory(_resizing, work),
         f"normalising, {LARGE} px, images/s": {
             "one operation after another": _repeated(lambda x: (x / 255 - normalize.mean) / normalize.std, LARGE, size),
@@ -52,23 +53,28 @@ def _begin(make: Callable[[DictConfig], Variant], overrides: Sequence[str], keep
 
 def _steps(config: DictConfig) -> Variant:
     weights_to_start_from(config)
-    return _training(config, build_network(config.model))
+    data = load_data(config)  # says how many classes there are
+    return _training(config, build_network(config.model), data)
 
 
-def _training(config: DictConfig, network: nn.Module) -> Variant:
-    data, device = load_data(config), this_device()
+def _training(config: DictConfig, network: nn.Module, data: ImageDataModule) -> Variant:
+    device = this_device()
     return training_as_configured(config, network.to(device), augmented(data, device), device)
 
 
-def _last_block(config: DictConfig) -> Sections:
+def _last_block(config: DictConfig, data: ImageDataModule) -> Sections:
     """Nothing where the head reads the patches."""
     whole, shortened = build_network(config.model), build_network(config.model)
     last: Any = list(getattr(whole, "blocks", [None]))[-1]
     if getattr(last, "read", None) is None:
         return {}
     last.read = None
-    variants = {"all tokens": _training(config, whole), "those that the head reads": _training(config, shortened)}
-    return {"training steps, last block, images/s": variants}
+    variants = {"all tokens": whole, "those that the head reads": shortened}
+    return {
+        "training steps, last block, images/s": {
+            name: _training(config, network, data) for name, network in variants.items()
+        }
+    }
 
 
 def _resizing(config: DictConfig) -> Variant:

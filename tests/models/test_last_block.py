@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
+from timm.models import VisionTransformer
 from torch import nn
 
 from vitlab.models import fuse_timm_attention, timm_model
 from vitlab.models.attention_maps import record_attention
 from vitlab.models.flops import forward_flops
-from vitlab.models.last_block import LastBlock
+from vitlab.models.last_block import LastBlock, shorten_last_block
 
 READ = ("test_vit", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224")
 
@@ -29,7 +31,7 @@ def both(name: str, **arguments: Any) -> tuple[nn.Module, nn.Module, torch.Tenso
 
 
 @pytest.mark.parametrize("name", READ)
-@pytest.mark.parametrize("arguments", [{}, {"drop_path_rate": 0.5, "proj_drop_rate": 0.0}], ids=str)
+@pytest.mark.parametrize("arguments", [{}, {"drop_path_rate": 0.5}], ids=str)
 def test_logits_and_gradients_are_timm_s(name: str, arguments: dict[str, Any]) -> None:
     oracle, network, images = both(name, **arguments)
     assert isinstance(network.blocks[-1], LastBlock)
@@ -49,11 +51,37 @@ def test_logits_and_gradients_are_timm_s(name: str, arguments: dict[str, Any]) -
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("arguments", [{}, {"qk_norm": True, "qkv_bias": False, "scale_attn_norm": True}], ids=str)
-def test_either_kernel_and_the_options_of_attention(arguments: dict[str, Any], fused: bool) -> None:
+def test_either_kernel_and_the_options_of_attention(
+    arguments: dict[str, Any], fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     oracle, network, images = both("test_vit", **arguments)
+    wanted = oracle(images)
+    kernel, calls = F.scaled_dot_product_attention, []
+
+    def counting(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(args)
+        return kernel(*args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counting)
     fuse_timm_attention(network, fused)
-    assert network.blocks[-1].attn.fused_attn == fused
-    torch.testing.assert_close(network(images), oracle(images), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(network(images), wanted, atol=1e-5, rtol=1e-5)
+    assert len(calls) == (len(network.blocks) if fused else 0)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("rate", ["attn_drop_rate", "proj_drop_rate", "drop_path_rate"])
+def test_dropout_is_timm_s(rate: str, fused: bool) -> None:
+    oracle, network, images = both("test_vit", **{rate: 0.5})
+    for model in (oracle, network):
+        fuse_timm_attention(model, fused)
+    torch.testing.assert_close(network.eval()(images), oracle.eval()(images), atol=1e-5, rtol=1e-5)
+    tokens = torch.randn(64, 1, oracle.embed_dim)  # one alone: of as many values as timm draws for
+    outputs = []
+    for model in (oracle.train(), network.train()):
+        torch.manual_seed(1)
+        outputs.append(model.blocks[-1](tokens))
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)
+    assert (outputs[0] - network.eval().blocks[-1](tokens)).abs().max() > 1e-2
 
 
 def test_what_nobody_reads_is_not_computed() -> None:
@@ -78,8 +106,23 @@ def test_attention_is_recorded_whole() -> None:
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("test_vit", {"global_pool": "avg"}), ("test_vit4", {"global_pool": "map"}), ("test_resnet", {})],
+    [
+        ("test_vit", {"global_pool": "avg"}),
+        ("test_vit4", {"global_pool": "map"}),
+        ("test_resnet", {}),
+        ("test_vit", {"attn_layer": "diff"}),  # another attention
+        ("vit_small_patch16_18x2_224", {"depth": 1, "embed_dim": 24, "num_heads": 2}),  # another block
+    ],
 )
-def test_networks_that_read_patches_stay_whole(name: str, arguments: dict[str, Any]) -> None:
+def test_other_networks_stay_whole(name: str, arguments: dict[str, Any]) -> None:
     oracle, network, _ = both(name, **arguments)
     assert [type(module) for module in network.modules()] == [type(module) for module in oracle.modules()]
+
+
+def test_a_network_derived_from_timm_s_stays_whole() -> None:
+    class Own(VisionTransformer):
+        """Its head may read anything."""
+
+    network = Own(img_size=32, patch_size=16, embed_dim=24, depth=1, num_heads=2)
+    shorten_last_block(network)
+    assert not isinstance(network.blocks[-1], LastBlock)

@@ -4,7 +4,6 @@ Attention kernels, input and imports have benchmarks of their own.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -19,6 +18,7 @@ from vitlab.data import ImageDataModule
 from vitlab.data.transforms import Normalize, Resize
 from vitlab.experiment import load_data, weights_to_start_from
 from vitlab.memory import keep_freed_memory
+from vitlab.models.last_block import shortened
 
 LARGE = 224  # px, as pretrained networks take them
 
@@ -64,12 +64,12 @@ def _training(config: DictConfig, network: nn.Module, data: ImageDataModule) -> 
 
 def _last_block(config: DictConfig, data: ImageDataModule) -> Sections:
     """Nothing where the head reads the patches."""
-    whole, shortened = build_network(config.model), build_network(config.model)
-    last: Any = list(getattr(whole, "blocks", [None]))[-1]
-    if getattr(last, "read", None) is None:
+    whole = build_network(config.model)
+    last = shortened(whole)
+    if last is None:
         return {}
     last.read = None
-    variants = {"all tokens": whole, "those that the head reads": shortened}
+    variants = {"all tokens": whole, "those that the head reads": build_network(config.model)}
     return {
         "training steps, last block, images/s": {
             name: _training(config, network, data) for name, network in variants.items()

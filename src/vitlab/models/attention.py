@@ -38,7 +38,8 @@ class SelfAttention(nn.Module):
     In float32 the fused kernel also takes 0.25 GB less at 64 tokens and batches of 128. No GPU was measured: there the
     fused kernels never write the N x N matrix to memory (Dao et al. 2022).
 
-    `forward` takes how many tokens, from the first on, are read afterwards: `[B, N, D]` -> `[B, read, D]`.
+    `forward` takes how many tokens, from the first on, are read afterwards: `[B, N, D]` -> `[B, read, D]`; None means
+    all.
 
     Raises:
         ValueError: `embed_dim` is not a multiple of `num_heads`.

@@ -187,8 +187,8 @@ class VisionTransformer(nn.Module):
         return self.head
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Normalised tokens of images `[B, C, H, W]`: registers and patches `[B, N, D]`, or the class token `[B, 1, D]`
-        where the head reads that alone."""
+        """Normalised tokens `[B, N, D]` of images `[B, C, H, W]`: registers and patches. Where the head reads a class
+        token, that alone, `[B, 1, D]`; all with the class token first within `vitlab.models.last_block.all_tokens`."""
         expected = (self.in_channels, *self.image_size)
         if images.shape[1:] != expected:
             raise ValueError(f"expected images of shape [B, {_size(expected)}], got {list(images.shape)}")

@@ -105,8 +105,9 @@ def test_patches_are_left_out_in_training_alone_and_as_timm_does_it(changes: dic
     torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=0)
     assert (logits[0] - whole).abs().max() > 1e-2
     seen = []
-    model.blocks[0].register_forward_hook(lambda _, arguments, __: seen.append(arguments[0]))
-    model(images)
+    model.norm.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0]))
+    with all_tokens(model):
+        model(images)
     assert seen[0].shape[1] == 8 + model.num_prefix_tokens
 
 

@@ -123,9 +123,8 @@ class ViTFigures(pl.Callback):
             moment["heads"] = last_layer(found).cpu()
             if len(self._drawable()) == 1:  # they are drawn beside those of the end
                 moment["distances"] = _distances(network, data, module.device, DISTANCE_IMAGES[self.level])
-            if (
-                not trainer.global_step and self.level == "light"
-            ):  # it is drawn beside what comes of it, and the first step does not wait
+            # It is drawn beside what comes of it, and the first step does not wait.
+            if not trainer.global_step and self.level == "light":
                 return
             # A run that goes on with another level has moments of fewer pictures, the first of them.
             fewest = min(len(moment["rollout"]) for moment in self._drawable())

@@ -3,17 +3,17 @@
 import sys
 from pathlib import Path
 
+from vitlab.cli import run
 from vitlab.config.command import read_command
-from vitlab.config.entry import run
-from vitlab.config.importing import quick_imports
+from vitlab.config.importing import no_gc_imports
 
 CONF = Path(__file__).parent / "conf"
 
 
 def main() -> None:
     command, overrides = read_command(CONF, "predict", sys.argv[1:])
-    with quick_imports():
-        from vitlab.prediction import predict
+    with no_gc_imports():
+        from vitlab.predict import predict
 
     predict(command, overrides, CONF)
 

@@ -3,14 +3,14 @@
 import hydra
 from omegaconf import DictConfig
 
-from vitlab.config.entry import job, launch
-from vitlab.config.importing import quick_imports
+from vitlab.cli import job, launch
+from vitlab.config.importing import no_gc_imports
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @job
 def main(config: DictConfig) -> None:
-    with quick_imports():
+    with no_gc_imports():
         from vitlab.experiment import train
 
     train(config)

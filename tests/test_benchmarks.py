@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from vitlab.benchmarks import BENCHMARKS, Benchmark, attention, gpu, measure
 from vitlab.benchmarks.input import input_paths
 from vitlab.benchmarks.variant import Work
-from vitlab.config.building import build_network
 from vitlab.config.command import CONF
+from vitlab.config.instantiate import build_network
 from vitlab.models.flops import forward_flops
 
 GPU = torch.cuda.is_available()

@@ -2,8 +2,8 @@
 
 import sys
 
+from vitlab.cli import run
 from vitlab.config.command import CONF, read_command
-from vitlab.config.entry import run
 
 
 def main() -> None:

@@ -16,10 +16,10 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from vitlab.data import Batch, main_class
+from vitlab.distributed.strategies import shard
 from vitlab.errors import UserError
 from vitlab.models import head_modules, head_names
-from vitlab.optim import Finetuning, left_to_adamw
-from vitlab.ranks.strategies import shard
+from vitlab.optim import Finetuning, adamw_param_names
 
 
 class MeanLoss(Metric):
@@ -285,7 +285,7 @@ class ImageClassifier(pl.LightningModule):
             self.head,
             weight_decay=settings.get("weight_decay", 0.0),
             no_weight_decay=no_weight_decay(),
-            fallback=left_to_adamw(self.optimizer, self.network, self.head),
+            fallback=adamw_param_names(self.optimizer, self.network, self.head),
         )
         for group in groups:
             if group["lr_scale"] != 1:

@@ -16,28 +16,27 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 
-from vitlab.callbacks import BestCheckpoint, EpochMetricsCSV, FinalValidation, LastCheckpoint, TrainingClock
+from vitlab.callbacks import BestCheckpoint, FinalValidation, LastCheckpoint, MetricsCSV, TimeLimit
 from vitlab.classifier import ImageClassifier
-from vitlab.config.building import adopt_user_network, build, build_network, weight_keys
-from vitlab.config.composition import typed_overrides
-from vitlab.config.machine import choose_attention, resolve_machine
-from vitlab.config.quiet import quiet_libraries
-from vitlab.dashboard import begin_dashboard, end_dashboard, log_text
+from vitlab.compat import silence_libraries, translate_lightning_exits
+from vitlab.config.compose import typed_overrides
+from vitlab.config.instantiate import build, build_network, keep_accepted_model_keys, weight_keys
+from vitlab.config.resolve import choose_attention, resolve_machine
 from vitlab.data import ImageDataModule
+from vitlab.distributed.broadcast import broadcast_from_rank0
+from vitlab.distributed.failure_report import FailureReporter, fail_together
+from vitlab.distributed.strategies import cluster
 from vitlab.errors import PeerError, TerminatedError, UserError
 from vitlab.files import set_aside, write_json
-from vitlab.interruption import told_apart
 from vitlab.memory import keep_freed_memory
-from vitlab.preflight import Subject, run_preflight
-from vitlab.ranks.agreement import agreed
-from vitlab.ranks.first_cause import FirstCause, ends_with_its_peers
-from vitlab.ranks.strategies import cluster
-from vitlab.report import print_header, print_interrupted, print_preflight, print_results, print_weights
-from vitlab.run_report import write_report
+from vitlab.preflight import CheckContext, run_preflight
+from vitlab.report.page import write_report
+from vitlab.report.tensorboard import finish_tensorboard, log_text, start_tensorboard
+from vitlab.report.terminal import print_header, print_interrupted, print_preflight, print_results, print_weights
 from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
 from vitlab.runs.directory import RunDirectory
+from vitlab.runs.loggers import resume_kwargs, save_logger_run_id
 from vitlab.runs.manifest import describe_origin, differences
-from vitlab.runs.streams import at_step, note_stream
 from vitlab.weights import LoadReport, Weights, find_weights, fit_weights
 
 log = logging.getLogger(__name__)
@@ -61,8 +60,8 @@ def train(
         KeyboardInterrupt, TerminatedError: the run was interrupted; `checkpoints/last.ckpt` is written.
     """
     started = time.perf_counter()
-    settle_machine(config)
-    adopt_user_network(config, typed_overrides(HydraConfig.get()) if overrides is None else overrides)
+    configure_process(config)
+    keep_accepted_model_keys(config, typed_overrides(HydraConfig.get()) if overrides is None else overrides)
     weights = weights_to_start_from(config)
     data = load_data(config)
     network = build_network(config.model)
@@ -73,17 +72,17 @@ def train(
     resolved = as_plain_data(config)
     run = RunDirectory(Path(config.run_dir))
     trainer = build_trainer(config, resolved, run)
-    note_stream(trainer, resolved)
+    save_logger_run_id(trainer, resolved)
     begin_run(run, resolved, data, network, weights, report)
     if beside is not None:
         warn_of_differences(beside, run)
     print_header(config, data, network, run.path)
     if weights and report:
         print_weights(weights, report)
-    with alone_in(run), ended_well_or_badly(run, config):
+    with run_lock(run), record_final_status(run, config):
         mode = config.preflight or "off"  # YAML reads an unquoted off as false
         if mode != "off" and trainer.is_global_zero:
-            subject = Subject(
+            subject = CheckContext(
                 classifier,
                 data,
                 trainer,
@@ -96,13 +95,13 @@ def train(
         if mode == "only":
             end_run(run, "checked")
             return {}
-        begin_dashboard(trainer, resolved, run)
+        start_tensorboard(trainer, resolved, run)
         return fit_and_test(config, trainer, classifier, data, run, started)
 
 
-def settle_machine(config: DictConfig) -> None:
+def configure_process(config: DictConfig) -> None:
     """What holds for the whole process: messages, precision, seeds."""
-    quiet_libraries()
+    silence_libraries()
     keep_freed_memory()
     resolve_machine(config)
     torch.set_float32_matmul_precision(config.matmul_precision)
@@ -115,14 +114,14 @@ def as_plain_data(config: DictConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def alone_in(run: RunDirectory) -> Iterator[None]:
+def run_lock(run: RunDirectory) -> Iterator[None]:
     """Keeps other runs' processes out of a run's directory; the first process does it for those beside it."""
     with run.locked() if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
         yield
 
 
 @contextmanager
-def ended_well_or_badly(run: RunDirectory, config: DictConfig) -> Iterator[None]:
+def record_final_status(run: RunDirectory, config: DictConfig) -> Iterator[None]:
     """Writes into the manifest how a run ended that did not get to its end."""
     try:
         yield
@@ -151,11 +150,13 @@ def fit_and_test(
     checkpoint: Path | None = None,
 ) -> dict[str, float]:
     """Trains, from a checkpoint on where there is one, tests, and writes and prints the final metrics."""
-    agreed("start", lambda: "", wait=timedelta(days=1))  # the first process has looked at images and network alone
-    with told_apart(trainer):
-        with ends_with_its_peers(trainer, lambda: end_run(run, "failed")):
+    broadcast_from_rank0(
+        "start", lambda: "", wait=timedelta(days=1)
+    )  # the first process has looked at images and network alone
+    with translate_lightning_exits(trainer):
+        with fail_together(trainer, lambda: end_run(run, "failed")):
             trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-            rows = next(c for c in trainer.callbacks if isinstance(c, EpochMetricsCSV))  # type: ignore[attr-defined]
+            rows = next(c for c in trainer.callbacks if isinstance(c, MetricsCSV))  # type: ignore[attr-defined]
             before = rows.seconds  # of earlier processes; the test loads the checkpoint's, which has this one's too
             metrics = test_selected(trainer, classifier, data, run)
         if trainer.is_global_zero:
@@ -163,7 +164,7 @@ def fit_and_test(
             set_aside(run.metrics_file)  # of a run that was finished, and was made longer
             write_json(run.metrics_file, metrics)
             end_run(run, "finished")
-            end_dashboard(trainer, as_plain_data(config), metrics, run)
+            finish_tensorboard(trainer, as_plain_data(config), metrics, run)
             write_report(run)
             print_results(config, metrics, run.path)
     return metrics
@@ -273,18 +274,18 @@ def build_trainer(
     callbacks = [build(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node is not None]
     if not config.trainer.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
-    clock = training_clock(config)
+    clock = time_limit(config)
     selects = config.data.val_size > 0 and config.trainer.limit_val_batches != 0
     trainer: pl.Trainer = build(
         config.trainer,
         "trainer",
         callbacks=[
             *callbacks,
-            FirstCause(run.path),
+            FailureReporter(run.path),
             *([clock] if clock is not None else []),
             FinalValidation(),
             ConfigInCheckpoint(resolved),
-            EpochMetricsCSV(run.epochs_file),
+            MetricsCSV(run.epochs_file),
             *([best_checkpoint(run, config.checkpoint)] if selects else []),
             LastCheckpoint(
                 run.checkpoints / "last.ckpt",
@@ -294,7 +295,7 @@ def build_trainer(
         ],
         max_time=None,  # the clock's affair
         limit_val_batches=config.trainer.limit_val_batches if selects else 0,
-        logger=build(config.logger, "logger", **at_step(config.logger, step)) if config.logger else False,
+        logger=build(config.logger, "logger", **resume_kwargs(config.logger, step)) if config.logger else False,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         plugins=[WholeCheckpointIO(), *cluster()],
         default_root_dir=str(run.path),
@@ -304,12 +305,12 @@ def build_trainer(
     return trainer
 
 
-def training_clock(config: DictConfig) -> TrainingClock | None:
+def time_limit(config: DictConfig) -> TimeLimit | None:
     """What ends the run by `trainer.max_time`."""
     duration = config.trainer.max_time
     if isinstance(duration, DictConfig):
         duration = build(duration, "trainer.max_time")
-    return None if duration is None else TrainingClock(duration)
+    return None if duration is None else TimeLimit(duration)
 
 
 def best_checkpoint(run: RunDirectory, choice: DictConfig) -> ModelCheckpoint:
@@ -357,7 +358,7 @@ def warn_of_differences(then: Mapping[str, Any], run: RunDirectory) -> None:
         log.warning(f"the numbers may differ from the other run's, as there differ {', '.join(different)}")
 
 
-def check_before_training(subject: Subject, run: RunDirectory, mode: str) -> None:
+def check_before_training(subject: CheckContext, run: RunDirectory, mode: str) -> None:
     """Looks at the run's objects, prints what was found, and keeps it in `preflight.json` and the dashboard.
 
     Raises:

@@ -4,9 +4,9 @@ keys: `--help`."""
 import sys
 from pathlib import Path
 
+from vitlab.cli import run
 from vitlab.config.command import CONF, read_command
-from vitlab.config.entry import run
-from vitlab.config.nearest import did_you_mean
+from vitlab.config.suggest import did_you_mean
 from vitlab.errors import UserError
 from vitlab.files import shorten
 

@@ -19,8 +19,8 @@ from vitlab.callbacks import ViTFigures, vit_figures
 from vitlab.classifier import ImageClassifier
 from vitlab.data import ImageDataModule
 from vitlab.data.arrays import Dataset, ImageArrays
-from vitlab.figures import published
 from vitlab.models import VisionTransformer
+from vitlab.plots import published
 
 STEPS = 12  # of 2 epochs
 LIGHT = ["40_patch_filters", "41_position_similarity", "42_attention_distance"]

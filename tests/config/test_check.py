@@ -12,7 +12,7 @@ from conftest import ROOT, Command
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from vitlab.config import composition
+from vitlab.config import compose as composition
 from vitlab.config.check import FILLING, GROUPS, SETTINGS
 from vitlab.config.run_guard import describe_mistakes
 from vitlab.config.signatures import _find, _signature, read_signature

@@ -2,12 +2,12 @@ import gc
 import subprocess
 import sys
 
-from vitlab.config.importing import quick_imports
+from vitlab.config.importing import no_gc_imports
 
 BEGIN = """
 import gc
-from vitlab.config.importing import quick_imports
-with quick_imports():
+from vitlab.config.importing import no_gc_imports
+with no_gc_imports():
     import torch
     assert not gc.isenabled()
 print(gc.isenabled(), gc.get_freeze_count() > 50_000)
@@ -21,6 +21,6 @@ def test_garbage_is_collected_once_the_libraries_are_there() -> None:
 
 def test_a_process_that_has_them_keeps_collecting() -> None:
     frozen = gc.get_freeze_count()
-    with quick_imports():
+    with no_gc_imports():
         assert gc.isenabled()
     assert gc.get_freeze_count() == frozen

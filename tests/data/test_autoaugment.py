@@ -6,7 +6,7 @@ from torchvision.transforms import v2
 
 from vitlab.data import AutoAugment
 from vitlab.data.autoaugment import CIFAR10_POLICIES
-from vitlab.data.draws import Draws
+from vitlab.data.counter_rng import CounterRNG
 
 ORACLE = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
 
@@ -18,7 +18,7 @@ def test_the_policies_are_those_found_on_cifar10() -> None:
 
 def test_on_the_same_draws_it_is_torchvision_s() -> None:
     count = 1500
-    images, draws = pictures(count), Draws(0, 0, torch.arange(count))
+    images, draws = pictures(count), CounterRNG(0, 0, torch.arange(count))
     uniform = draws.uniform(2, 5)
     policies = (uniform[:, 0] * 25).long()
     assert torch.bincount(policies, minlength=25).min() > 30
@@ -42,8 +42,8 @@ def test_on_the_same_draws_it_is_torchvision_s() -> None:
 
 def test_every_image_has_a_draw_of_its_own_that_does_not_hang_on_the_rest() -> None:
     images, index = pictures(1).expand(200, -1, -1, -1).contiguous(), torch.arange(200)
-    result = AutoAugment()(images, Draws(0, 3, index), 1)
+    result = AutoAugment()(images, CounterRNG(0, 3, index), 1)
     assert len(result.flatten(1).unique(dim=0)) > 40
     some = torch.tensor([150, 7, 42])
-    assert torch.equal(AutoAugment()(images[some], Draws(0, 3, some), 1), result[some])
-    assert not torch.equal(AutoAugment()(images, Draws(0, 4, index), 1), result)
+    assert torch.equal(AutoAugment()(images[some], CounterRNG(0, 3, some), 1), result[some])
+    assert not torch.equal(AutoAugment()(images, CounterRNG(0, 4, index), 1), result)

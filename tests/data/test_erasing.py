@@ -7,7 +7,7 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 
 from vitlab.data import RandomErasing
-from vitlab.data.draws import Draws
+from vitlab.data.counter_rng import CounterRNG
 
 AREA, ASPECT = (0.02, 0.4), (0.3, 3.33)
 
@@ -19,7 +19,7 @@ def test_the_boxes_have_torchvision_s_distribution(area: tuple[float, float], as
     image = torch.zeros(3, 32, 24)
     drawn = [oracle.make_params([image]) for _ in range(3000)]
     theirs = torch.tensor([[d["i"], d["j"], d["h"], d["w"]] for d in drawn if d["v"] is not None])
-    ours = RandomErasing(1.0, area, aspect).boxes(Draws(0, 0, torch.arange(3000)), 0, 32, 24)
+    ours = RandomErasing(1.0, area, aspect).boxes(CounterRNG(0, 0, torch.arange(3000)), 0, 32, 24)
     ours = ours[ours[:, 2] > 0]
     assert abs(len(ours) - len(theirs)) < 120
     for column in range(4):
@@ -31,7 +31,7 @@ def test_the_boxes_have_torchvision_s_distribution(area: tuple[float, float], as
 
 
 def test_the_box_is_noise_and_the_rest_stays() -> None:
-    images, draws = pictures(2000), Draws(0, 1, torch.arange(2000))
+    images, draws = pictures(2000), CounterRNG(0, 1, torch.arange(2000))
     erasing = RandomErasing(0.25, AREA, ASPECT)
     result, boxes = erasing(images, draws, 3), erasing.boxes(draws, 3, 32, 32)
     chosen = draws.uniform(3, 1)[:, 0] < 0.25
@@ -55,11 +55,11 @@ def test_the_box_is_noise_and_the_rest_stays() -> None:
 def test_an_image_is_erased_alike_in_any_batch_and_anew_in_each_epoch() -> None:
     images, index = pictures(300), torch.arange(300)
     erasing = RandomErasing(0.5, AREA, ASPECT)
-    result = erasing(images, Draws(0, 0, index), 0)
+    result = erasing(images, CounterRNG(0, 0, index), 0)
     some = torch.tensor([250, 7, 42, 43])
-    assert torch.equal(erasing(images[some], Draws(0, 0, some), 0), result[some])
-    assert not torch.equal(erasing(images, Draws(0, 1, index), 0), result)
-    assert torch.equal(RandomErasing(0.0, AREA, ASPECT)(images, Draws(0, 0, index), 0), images)
+    assert torch.equal(erasing(images[some], CounterRNG(0, 0, some), 0), result[some])
+    assert not torch.equal(erasing(images, CounterRNG(0, 1, index), 0), result)
+    assert torch.equal(RandomErasing(0.0, AREA, ASPECT)(images, CounterRNG(0, 0, index), 0), images)
 
 
 @pytest.mark.parametrize("wrong", [{"p": 1.1}, {"area": (0.4, 0.1)}, {"aspect": (0, 1)}])

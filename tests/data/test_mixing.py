@@ -20,7 +20,7 @@ from vitlab.data import (
     SyntheticDataModule,
     main_class,
 )
-from vitlab.data.draws import draws_of_batch
+from vitlab.data.counter_rng import draws_of_batch
 
 WHOLE = {"p": 1.0, "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "cutmix_share": 0.5, "off_share": 0.0}
 

@@ -8,8 +8,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import to_pil_image
 
 from vitlab.data import SyntheticDataModule
+from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.decoding import to_square
-from vitlab.data.draws import Draws
 from vitlab.data.transforms import BatchTransform, Normalize, RandomCrop, RandomHorizontalFlip, Resize
 
 
@@ -19,11 +19,11 @@ def images() -> Tensor:
 
 
 @pytest.fixture
-def draws() -> Draws:
-    return Draws(seed=0, epoch=3, index=torch.arange(100, 164))
+def draws() -> CounterRNG:
+    return CounterRNG(seed=0, epoch=3, index=torch.arange(100, 164))
 
 
-def test_crop_equals_torchvision_s_pad_and_crop_at_the_same_place(images: Tensor, draws: Draws) -> None:
+def test_crop_equals_torchvision_s_pad_and_crop_at_the_same_place(images: Tensor, draws: CounterRNG) -> None:
     crop = RandomCrop(4)
     expected = [
         v2.functional.crop(v2.functional.pad(image, [4]), int(top), int(left), 32, 32)
@@ -33,13 +33,13 @@ def test_crop_equals_torchvision_s_pad_and_crop_at_the_same_place(images: Tensor
 
 
 def test_crop_reaches_every_offset_about_equally_often() -> None:
-    offsets = RandomCrop(4).offsets(Draws(0, 0, torch.arange(81_000)), 0)
+    offsets = RandomCrop(4).offsets(CounterRNG(0, 0, torch.arange(81_000)), 0)
     counts = torch.bincount(offsets[:, 0] * 9 + offsets[:, 1], minlength=81)
     assert len(counts) == 81
     assert ((counts - 1000).abs() < 160).all()  # five standard deviations
 
 
-def test_flip_mirrors_some_images_and_leaves_the_others(images: Tensor, draws: Draws) -> None:
+def test_flip_mirrors_some_images_and_leaves_the_others(images: Tensor, draws: CounterRNG) -> None:
     flipped = RandomHorizontalFlip(0.5)(images, draws, 0)
     mirrored = v2.functional.horizontal_flip(images)
     chosen = draws.uniform(0, 1)[:, 0] < 0.5
@@ -50,16 +50,16 @@ def test_flip_mirrors_some_images_and_leaves_the_others(images: Tensor, draws: D
 
 def test_an_alternating_flip_shows_the_other_side_each_time_an_image_comes_again(images: Tensor) -> None:
     flip, index = RandomHorizontalFlip(0.5, alternating=True), torch.arange(100, 164)
-    epochs = [flip(images, Draws(0, epoch, index), 1) for epoch in range(3)]
-    assert torch.equal(epochs[0], RandomHorizontalFlip(0.5)(images, Draws(0, 0, index), 1))  # drawn, as ever
+    epochs = [flip(images, CounterRNG(0, epoch, index), 1) for epoch in range(3)]
+    assert torch.equal(epochs[0], RandomHorizontalFlip(0.5)(images, CounterRNG(0, 0, index), 1))  # drawn, as ever
     assert torch.equal(epochs[1], epochs[0].flip(-1))
     assert torch.equal(epochs[2], epochs[0])
     again = torch.ones_like(index)
-    assert torch.equal(flip(images, Draws(0, 0, index, again), 1), epochs[1])
-    assert torch.equal(flip(images, Draws(0, 1, index, again), 1), epochs[0])
+    assert torch.equal(flip(images, CounterRNG(0, 0, index, again), 1), epochs[1])
+    assert torch.equal(flip(images, CounterRNG(0, 1, index, again), 1), epochs[0])
 
 
-def test_flip_and_crop_take_their_extremes(images: Tensor, draws: Draws) -> None:
+def test_flip_and_crop_take_their_extremes(images: Tensor, draws: CounterRNG) -> None:
     assert torch.equal(RandomHorizontalFlip(0.0)(images, draws, 0), images)
     assert torch.equal(RandomHorizontalFlip(1.0)(images, draws, 0), images.flip(-1))
     assert torch.equal(RandomCrop(0)(images, draws, 0), images)
@@ -86,7 +86,7 @@ def test_unknown_interpolation_is_refused() -> None:
         Resize(32, "cubic")
 
 
-def test_a_batch_is_augmented_image_by_image(images: Tensor, draws: Draws) -> None:
+def test_a_batch_is_augmented_image_by_image(images: Tensor, draws: CounterRNG) -> None:
     transform = BatchTransform(
         [RandomCrop(4), RandomHorizontalFlip(0.5)],
         image_size=32,
@@ -95,7 +95,7 @@ def test_a_batch_is_augmented_image_by_image(images: Tensor, draws: Draws) -> No
         std=[0.25] * 3,
     )
     together = transform(images, draws)
-    half = transform(images[32:], Draws(draws.seed, draws.epoch, draws.index[32:]))
+    half = transform(images[32:], CounterRNG(draws.seed, draws.epoch, draws.index[32:]))
     assert torch.equal(together[32:], half)
     same = transform(images[:1].expand(64, -1, -1, -1), draws)
     assert len(torch.unique(same.flatten(1), dim=0)) > 40  # one image, 64 places in the data set: as many draws

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vitlab.models import VisionTransformer
-from vitlab.models.last_block import all_tokens
+from vitlab.models.last_block import full_output
 from vitlab.models.positions import sincos2d
 
 SMALL: dict[str, Any] = {
@@ -106,7 +106,7 @@ def test_patches_are_left_out_in_training_alone_and_as_timm_does_it(changes: dic
     assert (logits[0] - whole).abs().max() > 1e-2
     seen = []
     model.norm.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0]))
-    with all_tokens(model):
+    with full_output(model):
         model(images)
     assert seen[0].shape[1] == 8 + model.num_prefix_tokens
 
@@ -166,7 +166,7 @@ def test_a_last_block_for_the_class_token_changes_no_logit_and_no_gradient(chang
     images = images_for(network)
     assert network.forward_features(images).shape[1] == 1
     gradients = []
-    for reading in (nullcontext(), all_tokens(network)):
+    for reading in (nullcontext(), full_output(network)):
         with reading:
             logits = network(images)
         network.zero_grad()

@@ -11,7 +11,7 @@ from test_classifier import make as make_classifier
 from torch import nn
 
 from vitlab.models import head_names, timm_model
-from vitlab.optim import Finetuning, Muon, left_to_adamw
+from vitlab.optim import Finetuning, Muon, adamw_param_names
 
 LR, DECAY = 0.01, 0.05
 SETTINGS: dict[str, Any] = {"lr": LR, "weight_decay": DECAY, "betas": [0.9, 0.95]}
@@ -71,8 +71,8 @@ def test_of_a_linear_probe_nothing_is_muon_s() -> None:
 
 def test_kernels_and_what_precedes_them_are_adamw_s() -> None:
     network = timm_model("test_resnet", num_classes=10, image_size=32)
-    assert left_to_adamw(partial(Muon), network, head_names(network)) == dict(network.named_parameters()).keys()
-    assert left_to_adamw(partial(torch.optim.AdamW), network, head_names(network)) == set()
+    assert adamw_param_names(partial(Muon), network, head_names(network)) == dict(network.named_parameters()).keys()
+    assert adamw_param_names(partial(torch.optim.AdamW), network, head_names(network)) == set()
 
 
 def test_a_step_is_the_gradient_made_orthogonal_and_adamw_s() -> None:

@@ -15,24 +15,26 @@ from config.test_composition import composed
 from conftest import ROOT, SMALL_RUN, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vitlab.config.building import adopt_user_network, build, build_network
-from vitlab.config.machine import resolve_machine
+from vitlab.config.instantiate import build, build_network, keep_accepted_model_keys
+from vitlab.config.resolve import resolve_machine
 from vitlab.data.arrays import ImageArrays
 from vitlab.experiment import adopt_facts, build_classifier, build_data, weights_to_start_from
-from vitlab.preflight import Preflight, Status, Subject, run_preflight
+from vitlab.preflight import CheckContext, Preflight, Status, run_preflight
 from vitlab.runs.checkpoint import read_checkpoint
 
 DATA = ["data=synthetic", "data.train_images=1600", "data.test_images=100", "data.batch_size=32", "trainer=cpu"]
 TINY = ["model.patch_size=8", "model.embed_dim=32", "model.depth=2", "model.num_heads=2"]
 
 
-def subject_of(folder: Path, *overrides: str, change: Callable[[Subject], None] = lambda subject: None) -> Subject:
+def subject_of(
+    folder: Path, *overrides: str, change: Callable[[CheckContext], None] = lambda subject: None
+) -> CheckContext:
     """The objects of a run, as `train` builds them."""
     arguments = [*DATA, "trainer.precision=32-true", *overrides]
     config = composed(folder, *arguments)
     torch.manual_seed(0)
     resolve_machine(config)
-    adopt_user_network(config, arguments)
+    keep_accepted_model_keys(config, arguments)
     weights = weights_to_start_from(config)
     data = build_data(config)
     data.prepare_data()
@@ -43,7 +45,7 @@ def subject_of(folder: Path, *overrides: str, change: Callable[[Subject], None] 
         network.compile()
     classifier = build_classifier(config, network)
     trainer = build(config.trainer, "trainer", logger=False, callbacks=[], default_root_dir=str(folder))
-    subject = Subject(
+    subject = CheckContext(
         classifier,
         data,
         trainer,
@@ -100,20 +102,20 @@ def test_attention_over_the_batch_axis_is_named_also_where_the_logits_differ(tmp
     assert "in blocks.0.attention (MultiheadAttention)" in found["images are independent"]
 
 
-def shuffle_labels(subject: Subject) -> None:
+def shuffle_labels(subject: CheckContext) -> None:
     train = subject.data.splits["train"]
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     subject.data.splits["train"] = ImageArrays.of(train.pick(slice(None)), train.labels[order], train.names)
     subject.batch = subject.data.first_batch(torch.device("cpu"))
 
 
-def put_test_images_into_train(subject: Subject) -> None:
+def put_test_images_into_train(subject: CheckContext) -> None:
     train, test = subject.data.splits["train"], subject.data.splits["test"]
     images = torch.cat([train.pick(slice(None))[:-50], test.pick(slice(None))[:50]])
     subject.data.splits["train"] = ImageArrays.of(images, train.labels, train.names)
 
 
-def count_labels_from_one(subject: Subject) -> None:
+def count_labels_from_one(subject: CheckContext) -> None:
     train = subject.data.splits["train"]
     subject.data.splits["train"] = ImageArrays.of(train.pick(slice(None)), train.labels + 1, train.names)
 
@@ -139,7 +141,7 @@ FAULTY_DATA = [
 
 @pytest.mark.parametrize(("overrides", "change", "check", "sentence"), FAULTY_DATA, ids=lambda v: str(v)[:30])
 def test_faulty_data_is_found(
-    overrides: list[str], change: Callable[[Subject], None] | None, check: str, sentence: str, tmp_path: Path
+    overrides: list[str], change: Callable[[CheckContext], None] | None, check: str, sentence: str, tmp_path: Path
 ) -> None:
     subject = subject_of(tmp_path, *network("Sound"), *overrides, change=change or (lambda subject: None))
     found = failures(run_preflight(subject, tmp_path))
@@ -269,7 +271,7 @@ def test_no_false_alarm(overrides: list[str], tmp_path: Path) -> None:
     assert not [f for f in preflight.findings if f.status is Status.SKIPPED and f.check != "labels fit images"]
 
 
-def shuffle_half_of_the_labels(subject: Subject) -> None:
+def shuffle_half_of_the_labels(subject: CheckContext) -> None:
     train = subject.data.splits["train"]
     labels = train.labels.clone()
     half = len(labels) // 2
@@ -277,7 +279,7 @@ def shuffle_half_of_the_labels(subject: Subject) -> None:
     subject.data.splits["train"] = ImageArrays.of(train.pick(slice(None)), labels, train.names)
 
 
-def put_mirrored_test_images_into_train(subject: Subject) -> None:
+def put_mirrored_test_images_into_train(subject: CheckContext) -> None:
     train, test = subject.data.splits["train"], subject.data.splits["test"]
     images = torch.cat([train.pick(slice(None))[:-50], test.pick(slice(None))[:50].flip(-1)])
     subject.data.splits["train"] = ImageArrays.of(images, train.labels, train.names)
@@ -296,7 +298,7 @@ NOT_CAUGHT = [
 
 @pytest.mark.parametrize(("overrides", "change"), NOT_CAUGHT, ids=lambda v: str(v)[:40])
 def test_what_is_not_caught_is_said_to_be_so(
-    overrides: list[str], change: Callable[[Subject], None] | None, tmp_path: Path
+    overrides: list[str], change: Callable[[CheckContext], None] | None, tmp_path: Path
 ) -> None:
     subject = subject_of(tmp_path, *TINY, *overrides, change=change or (lambda subject: None))
     assert failures(run_preflight(subject, tmp_path)) == {}

@@ -14,14 +14,14 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 from sweeps.test_sweep import FAKE, fake_processes, make_sweep, wait_for
 
-from vitlab.config.composition import covering_jobs
+from vitlab.config.compose import covering_jobs
 from vitlab.errors import UserError
-from vitlab.sweeps.engines import LocalProcesses
+from vitlab.sweeps.executors import LocalExecutor
 from vitlab.sweeps.importance import importance_in
-from vitlab.sweeps.record import read_record
 from vitlab.sweeps.search import run_search
 from vitlab.sweeps.search_space import read_space
 from vitlab.sweeps.sweep import run_grid
+from vitlab.sweeps.sweep_file import read_record
 
 LR: Mapping[str, Any] = {"optimizer.lr": "tag(log,interval(1e-5,1e-1))"}
 
@@ -95,7 +95,7 @@ def search(folder: Path, n_trials: int, *fixed: str, pruner: optuna.pruners.Base
     sys.argv = [str(FAKE), "-m"]
     run_search(
         make_sweep(folder),
-        LocalProcesses(2, [], 4),
+        LocalExecutor(2, [], 4),
         read_space(LR, ["seed=0", *fixed], {}),
         n_trials,
         optuna.samplers.TPESampler(seed=0, n_startup_trials=4),
@@ -131,7 +131,7 @@ def test_a_search_finds_what_is_good_and_goes_on_with_more_trials(tmp_path: Path
 
 
 def test_hopeless_trials_are_pruned_and_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitlab.sweeps.conductor.EPOCHS_SECONDS", 0)
+    monkeypatch.setattr("vitlab.sweeps.runner.EPOCHS_SECONDS", 0)
     study = search(tmp_path, 6, "+pace=1", "trainer.max_epochs=3", pruner=optuna.pruners.ThresholdPruner(lower=0.69))
     pruned = [trial.number for trial in study.trials if trial.state == TrialState.PRUNED]
     hopeless = [t.number for t in study.trials if t.intermediate_values.get(0, 1) < 0.69]
@@ -158,8 +158,8 @@ def test_a_folder_keeps_to_one_search(tmp_path: Path) -> None:
     sys.argv = [str(FAKE), "-m"]
     other = read_space({"optimizer.lr": "0.1,0.2"}, ["seed=0"], {})
     with pytest.raises(UserError, match="holds another search, whose space was"):
-        run_search(make_sweep(tmp_path), LocalProcesses(1, [], 1), other, 2, *NEITHER)
-    run_grid(make_sweep(tmp_path / "grid"), LocalProcesses(1, [], 1), [["optimizer.lr=0.1", "seed=0"]])
+        run_search(make_sweep(tmp_path), LocalExecutor(1, [], 1), other, 2, *NEITHER)
+    run_grid(make_sweep(tmp_path / "grid"), LocalExecutor(1, [], 1), [["optimizer.lr=0.1", "seed=0"]])
     with pytest.raises(UserError, match="holds a sweep that is no search"):
         search(tmp_path / "grid", 2)
     assert (tmp_path / "grid" / "0" / "metrics.json").exists()
@@ -168,7 +168,7 @@ def test_a_folder_keeps_to_one_search(tmp_path: Path) -> None:
 def test_a_run_that_is_known_is_not_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sys.argv = [str(FAKE), "-m"]
     space = read_space({"optimizer.lr": "0.1,0.01"}, ["seed=0"], {})
-    run_search(make_sweep(tmp_path), LocalProcesses(1, [], 1), space, 6, *NEITHER)
+    run_search(make_sweep(tmp_path), LocalExecutor(1, [], 1), space, 6, *NEITHER)
     assert len(study_of(tmp_path).trials) == 6
     assert len(list(tmp_path.glob("*/manifest.json"))) == 2
     assert "is trial 0 again" in capsys.readouterr().out

@@ -17,10 +17,10 @@ from conftest import Command
 from omegaconf import OmegaConf
 
 from vitlab.errors import UserError
-from vitlab.sweeps.engines import LocalProcesses, visible_gpus
-from vitlab.sweeps.jobs import Job
-from vitlab.sweeps.record import alone_in_sweep, read_record
+from vitlab.sweeps.executors import LocalExecutor, visible_gpus
+from vitlab.sweeps.job import Job
 from vitlab.sweeps.sweep import Sweep, planned_jobs, run_grid
+from vitlab.sweeps.sweep_file import read_record, sweep_lock
 
 FAKE = Path(__file__).parent / "fake_train.py"
 
@@ -63,7 +63,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     def go(folder: Path, jobs: list[list[str]], at_a_time: int = 2) -> int:
         monkeypatch.setattr(sys, "argv", [str(FAKE), "-m"])
         try:
-            run_grid(make_sweep(folder), LocalProcesses(at_a_time, [], 4), jobs)
+            run_grid(make_sweep(folder), LocalExecutor(at_a_time, [], 4), jobs)
         except SystemExit as end:
             return int(end.code or 0)
         return 0
@@ -127,7 +127,7 @@ def script(folder: Path, jobs: list[list[str]]) -> list[str]:
         "from pathlib import Path; from sweeps.test_sweep import *\n"
         "from vitlab.errors import TerminatedError\n"
         "try:\n"
-        f"    run_grid(make_sweep(Path({str(folder)!r})), LocalProcesses(2, [], 4), {jobs!r})\n"
+        f"    run_grid(make_sweep(Path({str(folder)!r})), LocalExecutor(2, [], 4), {jobs!r})\n"
         "except TerminatedError: sys.exit(143)\n"
         "except KeyboardInterrupt: sys.exit(130)\n"
     )
@@ -253,7 +253,7 @@ def test_a_number_of_jobs_that_is_none_is_told(in_process: Command) -> None:
 
 
 def test_one_process_runs_a_sweep(run: Callable[..., int], tmp_path: Path) -> None:
-    with alone_in_sweep(tmp_path), pytest.raises(UserError, match="another process runs the sweep"):
+    with sweep_lock(tmp_path), pytest.raises(UserError, match="another process runs the sweep"):
         run(tmp_path, grid())
 
 
@@ -279,7 +279,7 @@ class Sleeping:
 
 
 def test_jobs_share_out_the_gpus(tmp_path: Path) -> None:
-    engine, jobs = LocalProcesses("auto", ["4", "5", "7"], 8), Sleeping(tmp_path)
+    engine, jobs = LocalExecutor("auto", ["4", "5", "7"], 8), Sleeping(tmp_path)
     show = ["sh", "-c", "echo $CUDA_VISIBLE_DEVICES; sleep 60"]
     first, second = engine.start(jobs.job(0, 2), show), engine.start(jobs.job(1, 1), show)
     assert not engine.has_room(jobs.job(2, 1))  # no GPU is left
@@ -298,7 +298,7 @@ def test_jobs_share_out_the_gpus(tmp_path: Path) -> None:
 
 
 def test_several_jobs_share_a_gpu_where_that_is_asked_for(tmp_path: Path) -> None:
-    engine, jobs = LocalProcesses(4, ["0", "1"], 8), Sleeping(tmp_path)
+    engine, jobs = LocalExecutor(4, ["0", "1"], 8), Sleeping(tmp_path)
     handles = [engine.start(job, ["sleep", "60"]) for n in range(4) if engine.has_room(job := jobs.job(n, 1))]
     assert len(handles) == 4
     assert not engine.has_room(jobs.job(4, 1))
@@ -309,7 +309,7 @@ def test_several_jobs_share_a_gpu_where_that_is_asked_for(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_what_a_killed_job_started_ends_with_it(tmp_path: Path) -> None:
-    engine = LocalProcesses(1, [], 2)
+    engine = LocalExecutor(1, [], 2)
     handle = engine.start(Sleeping(tmp_path).job(0, 1), ["sh", "-c", "sleep 6161 & echo $!; wait"])
     log = tmp_path / "0" / "terminal.log"
     wait_for(log.read_text)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitlab.errors import UserError
-from vitlab.weights.files import read_file
+from vitlab.weights.formats import read_file
 
 
 def state() -> dict[str, Tensor]:

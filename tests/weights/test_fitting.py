@@ -12,9 +12,9 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 
 from vitlab.errors import UserError
 from vitlab.models import timm_model
-from vitlab.models.last_block import all_tokens
+from vitlab.models.last_block import full_output
 from vitlab.weights import Weights, fit_weights
-from vitlab.weights.files import read_file
+from vitlab.weights.formats import read_file
 
 CLASSES = [str(number) for number in range(10)]
 
@@ -76,7 +76,7 @@ def test_weights_made_by_timm_load_bit_for_bit(tmp_path: Path) -> None:
     assert (len(report.loaded), report.fraction) == (80, 1.0)
     assert all(torch.equal(tensor, original.state_dict()[name]) for name, tensor in network.state_dict().items())
     images = torch.randn(3, 3, 160, 160, generator=torch.Generator().manual_seed(0))
-    with all_tokens(network):  # as timm computes them: products of other sizes round otherwise
+    with full_output(network):  # as timm computes them: products of other sizes round otherwise
         assert torch.equal(network(images), original(images))
     torch.testing.assert_close(network(images), original(images), atol=1e-6, rtol=0)
 

@@ -10,7 +10,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
-    from vitlab.sweeps.engines import Engine
+    from vitlab.sweeps.executors import Executor
     from vitlab.sweeps.sweep import Sweep
 
 
@@ -32,7 +32,7 @@ class SweepLauncher(Launcher):
 
         return Sweep(Path(self.config.hydra.sweep.dir).absolute(), self.config.hydra, self._compose)
 
-    def engine(self) -> "Engine":
+    def engine(self) -> "Executor":
         """Where the jobs' processes run."""
         raise NotImplementedError
 
@@ -53,13 +53,13 @@ class ProcessLauncher(SweepLauncher):
     def __init__(self, jobs: int | str) -> None:
         self.jobs = jobs
 
-    def engine(self) -> "Engine":
-        from vitlab.sweeps.engines import LocalProcesses, visible_gpus
+    def engine(self) -> "Executor":
+        from vitlab.sweeps.executors import LocalExecutor, visible_gpus
         from vitlab.sweeps.sweep import cores, whole
 
         jobs = whole("hydra.launcher.jobs", self.jobs, or_auto=True)
         gpus = [] if self.config.trainer.accelerator == "cpu" else visible_gpus()
-        return LocalProcesses(jobs, gpus, cores())
+        return LocalExecutor(jobs, gpus, cores())
 
 
 class SubmititLauncher(SweepLauncher):
@@ -75,9 +75,9 @@ class SubmititLauncher(SweepLauncher):
     def __init__(self, cluster: str, jobs: int | str, tasks_per_node: int | None, **parameters: Any) -> None:
         self.cluster, self.jobs, self.tasks_per_node, self.parameters = cluster, jobs, tasks_per_node, parameters
 
-    def engine(self) -> "Engine":
+    def engine(self) -> "Executor":
         try:
-            from vitlab.sweeps.cluster import SubmititJobs
+            from vitlab.sweeps.submitit_executor import SubmititExecutor
         except ImportError as error:
             from vitlab.errors import UserError
 
@@ -88,4 +88,4 @@ class SubmititLauncher(SweepLauncher):
 
         folder = Path(self.config.hydra.sweep.dir) / "submitit"
         jobs = whole("hydra.launcher.jobs", self.jobs, or_auto=True)
-        return SubmititJobs(folder, self.cluster, jobs, self.tasks_per_node, self.parameters)
+        return SubmititExecutor(folder, self.cluster, jobs, self.tasks_per_node, self.parameters)

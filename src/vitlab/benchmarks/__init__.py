@@ -20,7 +20,7 @@ from vitlab.benchmarks.start import start_times
 from vitlab.benchmarks.step import step_speeds
 from vitlab.benchmarks.tricks import tricks
 from vitlab.benchmarks.variant import Sections, Variant, Work
-from vitlab.config.quiet import quiet_libraries
+from vitlab.compat import silence_libraries
 from vitlab.errors import UserError
 from vitlab.files import new_file, shorten, write_json
 from vitlab.memory import keep_freed_memory
@@ -65,7 +65,7 @@ def bench(command: DictConfig, overrides: Sequence[Override]) -> dict[str, Any]:
     Raises:
         UserError: there is no such benchmark.
     """
-    quiet_libraries()
+    silence_libraries()
     keep_freed_memory()
     if command.name not in BENCHMARKS:
         raise UserError(f"name={command.name} is unknown; choose of {', '.join(BENCHMARKS)}")

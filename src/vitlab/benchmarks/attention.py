@@ -5,8 +5,8 @@ from torch import nn
 
 from vitlab.benchmarks.loops import one_batch, this_device, training
 from vitlab.benchmarks.variant import Sections, Variant, Work
-from vitlab.config.building import build, build_network
-from vitlab.config.machine import best_precision
+from vitlab.config.instantiate import build, build_network
+from vitlab.config.resolve import best_precision
 
 # Sides of the images in pixels and sizes of the batch: 64, 256 and 1,024 patches of 4 px, in memory for 24 GiB.
 SIZES = ((32, 128), (64, 16), (128, 2))

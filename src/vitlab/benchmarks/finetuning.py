@@ -14,8 +14,8 @@ from vitlab.benchmarks.loops import augmented, composed, this_device, training
 from vitlab.benchmarks.pil_images import PILImages
 from vitlab.benchmarks.process import InItsOwnProcess
 from vitlab.benchmarks.variant import Sections, Variant, Work, endless, timed
-from vitlab.config.building import build, build_network
-from vitlab.config.quiet import quiet_libraries
+from vitlab.compat import silence_libraries
+from vitlab.config.instantiate import build, build_network
 from vitlab.data import ImageDataModule
 from vitlab.experiment import load_data, weights_to_start_from
 
@@ -38,7 +38,7 @@ def finetuning(work: Work) -> Sections:
 
 
 def _notebook_of(overrides: Sequence[str]) -> Variant:
-    quiet_libraries()
+    silence_libraries()
     config = composed(overrides)
     weights_to_start_from(config)
     return _notebook(config, load_data(config), this_device())

@@ -6,11 +6,11 @@ from omegaconf import DictConfig
 from vitlab.benchmarks.loops import augmented, composed, dtype_of, settle, training_as_configured
 from vitlab.benchmarks.step import timm_speed, train_speed
 from vitlab.benchmarks.variant import Sections, Variant, Work, timed
-from vitlab.callbacks.peak_speed import peak_flops
-from vitlab.config.building import build_network
+from vitlab.config.instantiate import build_network
 from vitlab.errors import UserError
 from vitlab.experiment import load_data
 from vitlab.models.flops import forward_flops
+from vitlab.models.peak_speed import peak_flops
 
 # Names, and overrides of the training config.
 CASES = {

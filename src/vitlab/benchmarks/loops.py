@@ -11,11 +11,11 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from vitlab.benchmarks.variant import Variant, endless, timed
-from vitlab.config.building import build
 from vitlab.config.command import CONF, compose_training
-from vitlab.config.machine import resolve_machine
+from vitlab.config.instantiate import build
+from vitlab.config.resolve import resolve_machine
 from vitlab.data import ImageDataModule
-from vitlab.data.draws import Draws
+from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.loader import ResidentLoader
 from vitlab.data.transforms import BatchTransform
 from vitlab.experiment import choose_execution
@@ -64,7 +64,7 @@ def augmented(data: ImageDataModule, device: torch.device, transform: BatchTrans
     )
     transform = (transform or data.transform).to(device)
     for batch in endless(loader):
-        yield transform(batch.images, Draws(0, 0, batch.places)), batch.labels
+        yield transform(batch.images, CounterRNG(0, 0, batch.places)), batch.labels
 
 
 def one_batch(size: int, image_size: int, classes: int, device: torch.device) -> Batches:

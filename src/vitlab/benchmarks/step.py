@@ -15,11 +15,11 @@ from torchvision.transforms.functional import to_pil_image
 from vitlab.benchmarks.loops import augmented, dtype_of, evaluating, test_batches, this_device, training_as_configured
 from vitlab.benchmarks.start import TRAIN
 from vitlab.benchmarks.variant import Sections, Variant, Work
-from vitlab.config.building import build_network
+from vitlab.config.instantiate import build_network
 from vitlab.data import ImageDataModule
 from vitlab.errors import UserError
 from vitlab.experiment import load_data, weights_to_start_from
-from vitlab.weights.timm_layout import ARCHITECTURE, timm_arguments
+from vitlab.weights.timm_export import ARCHITECTURE, timm_arguments
 
 
 def step_speeds(work: Work) -> Sections:

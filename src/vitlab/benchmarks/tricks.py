@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from vitlab.benchmarks.loops import augmented, composed, settle, this_device, training_as_configured
 from vitlab.benchmarks.process import InItsOwnProcess
 from vitlab.benchmarks.variant import Sections, Variant, Work, timed
-from vitlab.config.building import build_network
-from vitlab.config.quiet import quiet_libraries
+from vitlab.compat import silence_libraries
+from vitlab.config.instantiate import build_network
 from vitlab.data import ImageDataModule
 from vitlab.data.transforms import Normalize, Resize
 from vitlab.experiment import load_data, weights_to_start_from
@@ -47,7 +47,7 @@ def _memory(make: Callable[[DictConfig], Variant], work: Work) -> dict[str, Vari
 def _begin(make: Callable[[DictConfig], Variant], overrides: Sequence[str], keep: bool) -> Variant:
     if keep:
         keep_freed_memory()
-    quiet_libraries()
+    silence_libraries()
     return make(composed(overrides))
 
 

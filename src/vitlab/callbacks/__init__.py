@@ -1,35 +1,35 @@
 """What watches a run while it trains."""
 
 from vitlab.callbacks.best_checkpoint import BestCheckpoint
+from vitlab.callbacks.checkpointing import LastCheckpoint
+from vitlab.callbacks.collect_logits import CollectLogits
 from vitlab.callbacks.ema import EMA
-from vitlab.callbacks.epoch_metrics import EpochMetricsCSV
 from vitlab.callbacks.figures import Figures
 from vitlab.callbacks.final_validation import FinalValidation
-from vitlab.callbacks.finite_loss import FiniteLoss
-from vitlab.callbacks.last_checkpoint import LastCheckpoint
+from vitlab.callbacks.flip_tta import FlipTTA
 from vitlab.callbacks.layer_statistics import LayerStatistics
-from vitlab.callbacks.mirror_view import MirrorView
-from vitlab.callbacks.predictions import CollectLogits
-from vitlab.callbacks.progress import RunProgress
+from vitlab.callbacks.metrics_csv import MetricsCSV
+from vitlab.callbacks.nan_guard import NaNGuard
+from vitlab.callbacks.progress_bar import RunProgressBar
 from vitlab.callbacks.step_profiler import StepProfiler
 from vitlab.callbacks.throughput import Throughput
-from vitlab.callbacks.training_clock import TrainingClock
+from vitlab.callbacks.time_limit import TimeLimit
 from vitlab.callbacks.vit_figures import ViTFigures
 
 __all__ = [
     "EMA",
     "BestCheckpoint",
     "CollectLogits",
-    "EpochMetricsCSV",
     "Figures",
     "FinalValidation",
-    "FiniteLoss",
+    "FlipTTA",
     "LastCheckpoint",
     "LayerStatistics",
-    "MirrorView",
-    "RunProgress",
+    "MetricsCSV",
+    "NaNGuard",
+    "RunProgressBar",
     "StepProfiler",
     "Throughput",
-    "TrainingClock",
+    "TimeLimit",
     "ViTFigures",
 ]

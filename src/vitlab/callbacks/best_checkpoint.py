@@ -6,7 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from vitlab.runs.relocation import moved
+from vitlab.runs.rebase import moved
 
 # By the names of the metrics: so called that TensorBoard's HPARAMS tab, which ticks the first five by name, ticks them.
 BEST = {

@@ -6,11 +6,11 @@ import pytorch_lightning as pl
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from vitlab.callbacks.beside import Beside
+from vitlab.callbacks.auxiliary_logits import AuxiliaryLogits
 from vitlab.runs.checkpoint import EMA_KEY, network_weights
 
 
-class EMA(Beside):
+class EMA(AuxiliaryLogits):
     """Keeps an exponential moving average of the weights and buffers, and logs `val/loss_ema`, `val/acc_ema`,
     `test/loss_ema` and `test/acc_ema` beside the metrics of the weights that are trained (Polyak and Juditsky 1992;
     Morales-Brotons et al. 2024, "Exponential moving average of weights in deep learning").

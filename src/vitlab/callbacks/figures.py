@@ -13,32 +13,32 @@ from torch.utils.tensorboard.summary import compute_curve
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from vitlab.callbacks.best_checkpoint import BestCheckpoint
+from vitlab.callbacks.collect_logits import CollectLogits
 from vitlab.callbacks.ema import EMA
-from vitlab.callbacks.predictions import CollectLogits
-from vitlab.callbacks.training_clock import TrainingClock
+from vitlab.callbacks.time_limit import TimeLimit
 from vitlab.classifier import rank_classes
 from vitlab.data import Batch
-from vitlab.figures import captions, findings, never_failing, publish, writers
-from vitlab.figures.classification import (
+from vitlab.files import set_aside, write_json
+from vitlab.plots import captions, never_failing, publish, takeaways, writers
+from vitlab.plots.classification import (
     NAMED,
     draw_confusions,
     draw_least_recognised,
     draw_per_class,
     draw_reliability,
 )
-from vitlab.figures.outcome import Outcome
-from vitlab.figures.pictures import draw_batch, draw_extremes, draw_mistakes
-from vitlab.figures.plan import draw_plan, planned_rates
-from vitlab.files import set_aside, write_json
+from vitlab.plots.image_grid import draw_batch, draw_extremes, draw_mistakes
+from vitlab.plots.lr_schedule import draw_plan, planned_rates
+from vitlab.plots.predictions import Outcome
 
 THRESHOLDS = 1001  # of a precision-recall curve
 SHOWN = 20  # images of the first batch
 TIMES = 500  # at which a schedule over time is drawn
 OUTCOME_FIGURES = (  # with the second digit of their files
-    (0, captions.CONFUSIONS, draw_confusions, findings.of_confusions),
-    (0, captions.LEAST_RECOGNISED, draw_least_recognised, findings.of_classes),
-    (1, captions.PER_CLASS, draw_per_class, findings.of_classes),
-    (2, captions.RELIABILITY, draw_reliability, findings.of_reliability),
+    (0, captions.CONFUSIONS, draw_confusions, takeaways.of_confusions),
+    (0, captions.LEAST_RECOGNISED, draw_least_recognised, takeaways.of_classes),
+    (1, captions.PER_CLASS, draw_per_class, takeaways.of_classes),
+    (2, captions.RELIABILITY, draw_reliability, takeaways.of_reliability),
 )
 
 
@@ -73,7 +73,7 @@ class Figures(pl.Callback):
         if self.batch_is_due:
             self.batch_is_due = False
             data = trainer.datamodule  # type: ignore[attr-defined]
-            said = _with(captions.FIRST_BATCH, findings.of_first_batch(_patch_dropout(pl_module)))
+            said = _with(captions.FIRST_BATCH, takeaways.of_first_batch(_patch_dropout(pl_module)))
             publish(trainer, "12_first_batch", partial(_draw_batch, batch, data.facts), **said, step=0)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -119,7 +119,7 @@ class Figures(pl.Callback):
                     said = _with(about, finding(outcome), f"{split}/")
                     show(f"{first + number}_{split}_{about['tag']}", partial(draw, outcome), **said)
             if split == "test":
-                said = _with(captions.MISTAKES, findings.of_mistakes(outcome))
+                said = _with(captions.MISTAKES, takeaways.of_mistakes(outcome))
                 show("83_test_mistakes", partial(draw_mistakes, outcome, arrays), **said)
                 show("84_test_extremes", partial(draw_extremes, outcome, arrays), **captions.EXTREMES)
                 _precision_recall(trainer, outcome)
@@ -155,7 +155,7 @@ def _of_all_ranks(trainer: pl.Trainer, collected: CollectLogits) -> tuple[Tensor
 
 def _draw_plan(trainer: pl.Trainer, module: Any) -> None:
     steps, scheduler = trainer.estimated_stepping_batches, module.scheduler
-    clock = next((c for c in trainer.callbacks if isinstance(c, TrainingClock)), None)  # type: ignore[attr-defined]
+    clock = next((c for c in trainer.callbacks if isinstance(c, TimeLimit)), None)  # type: ignore[attr-defined]
     if scheduler is None or module.monitor is not None:
         return  # a schedule that follows a metric is not known before
     if clock is not None and "progress" in scheduler.keywords:

@@ -6,10 +6,10 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.distributed.fsdp import FSDPModule
 
-from vitlab.callbacks.peak_speed import peak_flops
 from vitlab.data import Batch
 from vitlab.memory import peak_memory, reset_peak_memory
 from vitlab.models.flops import forward_flops
+from vitlab.models.peak_speed import peak_flops
 
 
 class Throughput(pl.Callback):

@@ -14,8 +14,6 @@ from torch.distributed.fsdp import FSDPModule
 
 from vitlab.data.arrays import ImageArrays
 from vitlab.data.loader import StoredBatch, epoch_order
-from vitlab.figures import attention, embeddings, never_failing, publish
-from vitlab.figures.captions import About
 from vitlab.models.attention_maps import Attention, TokenLayout, record_attention, token_layout
 from vitlab.models.interpretation import (
     filter_components,
@@ -27,6 +25,8 @@ from vitlab.models.interpretation import (
     seen_by_head,
 )
 from vitlab.models.patch_embedding import ConvolutionalTokenizer, ShiftedPatchTokenization
+from vitlab.plots import attention_heatmaps, embeddings, never_failing, publish
+from vitlab.plots.captions import About
 
 MOMENTS = {"off": (), "light": (0, 1 / 2, 1), "full": (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)}  # shares of the run
 PICTURES = {"light": 6, "full": 10}
@@ -135,12 +135,16 @@ class ViTFigures(pl.Callback):
         show = partial(publish, trainer, step=trainer.global_step)
         rollouts = {_name(moment): moment["rollout"] for moment in self._drawable()}
         last = {_name(moment): moment["heads"].mean(dim=1) for moment in self._drawable()}
-        draw = partial(attention.draw_attention, images, names)
-        show("43_attention_rollout", partial(draw, rollouts), **attention.ROLLOUT)
-        show("44_attention_last_block", partial(draw, last), **attention.LAST_BLOCK)
+        draw = partial(attention_heatmaps.draw_attention, images, names)
+        show("43_attention_rollout", partial(draw, rollouts), **attention_heatmaps.ROLLOUT)
+        show("44_attention_last_block", partial(draw, last), **attention_heatmaps.LAST_BLOCK)
         if self.level == "full":
             heads = self.seen[-1]["heads"]
-            show("45_attention_heads", partial(attention.draw_heads, images, names, heads), **attention.HEADS)
+            show(
+                "45_attention_heads",
+                partial(attention_heatmaps.draw_heads, images, names, heads),
+                **attention_heatmaps.HEADS,
+            )
 
     def _draw_end(self, trainer: pl.Trainer, module: Any) -> None:
         show = partial(publish, trainer, step=trainer.global_step)
@@ -165,8 +169,8 @@ class ViTFigures(pl.Callback):
             now["distances"] = _distances(_as_it_is(module), data, module.device, DISTANCE_IMAGES[self.level])
             distances = {_name(moment): moment["distances"] for moment in self.seen if "distances" in moment}
             uniform = patch_distances(layout.grid, _patch_size(layout, side)).mean().item()
-            draw = partial(attention.draw_distances, distances, uniform, side)
-            show("42_attention_distance", draw, **attention.DISTANCE)
+            draw = partial(attention_heatmaps.draw_distances, distances, uniform, side)
+            show("42_attention_distance", draw, **attention_heatmaps.DISTANCE)
 
     def _drawable(self) -> list[dict[str, Any]]:
         return [moment for moment in self.seen if "rollout" in moment]

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from vitlab.figures.style import COLORS, styled
-from vitlab.sweeps.results import Result
+from vitlab.leaderboard.results import Result
+from vitlab.plots.style import COLORS, styled
 
 
 def draw(results: Sequence[Result]) -> Figure:

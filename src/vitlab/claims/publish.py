@@ -13,7 +13,7 @@ from vitlab.claims.record import Run, claims, merged, read_record, recorded, wri
 from vitlab.claims.table import measured, table
 from vitlab.errors import UserError
 from vitlab.files import replacing, shorten, write_text
-from vitlab.sweeps.results import read_results
+from vitlab.leaderboard.results import read_results
 
 BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
 MEASURED = re.compile(r"^# Measured: .*\n(?:#  .*\n)*", re.MULTILINE)

@@ -10,8 +10,8 @@ from typing import Any
 
 from vitlab.errors import UserError
 from vitlab.files import shorten, write_text
-from vitlab.sweeps.results import Result
-from vitlab.sweeps.standings import test_metric
+from vitlab.leaderboard.ranking import test_metric
+from vitlab.leaderboard.results import Result
 
 FREE = {"experiment", "data", "data.root", "data.cache_dir", "seed", "name", "logger"}  # what a claim leaves to one
 OF_ONE_RUN = {"seed", "name", "logger"}

@@ -6,9 +6,9 @@ from pathlib import Path
 from statistics import fmean
 
 from vitlab.claims.record import Run
-from vitlab.sweeps.leaderboard_table import as_markdown
-from vitlab.sweeps.statistics import summarise
-from vitlab.sweeps.wording import duration, spread
+from vitlab.leaderboard.format import duration, spread
+from vitlab.leaderboard.statistics import summarise
+from vitlab.leaderboard.table import as_markdown
 
 HEADS = ("what", "test accuracy, %", "epochs", "time", "how to check it")
 

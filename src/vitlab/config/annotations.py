@@ -3,8 +3,8 @@
 import ast
 from typing import Any
 
-from vitlab.config.kinds import ANYTHING, LIST, MAPPING, NULL, NUMBER, OBJECT, SWITCH, TEXT, WHOLE, Kind
 from vitlab.config.signatures import Module, Parameter, look_up
+from vitlab.config.types import ANYTHING, LIST, MAPPING, NULL, NUMBER, OBJECT, SWITCH, TEXT, WHOLE, Kind
 
 SIMPLE = {
     **{"int": WHOLE, "float": NUMBER, "str": TEXT, "bool": SWITCH, "None": NULL},
@@ -24,7 +24,7 @@ PLAIN_BASES = {
 MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
 
 
-def misfit(value: Any, parameter: Parameter) -> Kind | None:
+def type_mismatch(value: Any, parameter: Parameter) -> Kind | None:
     """What the parameter expects where the value is something else; None where it fits or nothing is known.
 
     Args:

@@ -11,13 +11,13 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from vitlab.config.annotations import misfit
-from vitlab.config.building import adopt_user_network, weight_keys
-from vitlab.config.facts import contradictions
-from vitlab.config.kinds import Kind
-from vitlab.config.nearest import did_you_mean, nearest
-from vitlab.config.rules import RULES, rule_for
+from vitlab.config.annotations import type_mismatch
+from vitlab.config.cross_field_checks import cross_field_mistakes
+from vitlab.config.instantiate import keep_accepted_model_keys, weight_keys
+from vitlab.config.ranges import RULES, rule_for
 from vitlab.config.signatures import read_signature
+from vitlab.config.suggest import did_you_mean, nearest
+from vitlab.config.types import Kind
 from vitlab.errors import UserError
 
 # What vitlab gives to the targets itself.
@@ -91,7 +91,7 @@ def find_mistakes(config: DictConfig, overrides: Sequence[str]) -> list[Mistake]
     """
     config = copy.deepcopy(config)
     with suppress(UserError, OmegaConfBaseException):  # a target that is missing or can't be found is named below
-        adopt_user_network(config, overrides)
+        keep_accepted_model_keys(config, overrides)
     found: list[Mistake] = []
     plain = Plain({})
     plain.values = _resolve(config, "", plain)
@@ -103,7 +103,7 @@ def find_mistakes(config: DictConfig, overrides: Sequence[str]) -> list[Mistake]
     found += _out_of_range(plain.values, "", plain, {mistake.path for mistake in found})
     wrong = {mistake.path for mistake in found}
     found = [mistake for mistake in found if _owner(plain.derived.get(mistake.path)) not in wrong]
-    for path, sentence in contradictions(_without(plain.values, "", wrong)):
+    for path, sentence in cross_field_mistakes(_without(plain.values, "", wrong)):
         found.append(Mistake(path, path, f": {sentence}"))
     return list({(mistake.path, mistake.rest): mistake for mistake in found}.values())
 
@@ -219,7 +219,7 @@ def _check_target(path: str, node: dict[str, Any], plain: Plain) -> Iterator[Mis
         elif key not in parameters and not signature.is_open:
             yield _unknown(inner, key, {*parameters, *ours})
         elif key in parameters and not (_is_open(inner, value, plain) or rule_for(inner, target)):
-            expected = misfit(value, parameters[key])
+            expected = type_mismatch(value, parameters[key])
             if expected:
                 yield _misfit(inner, value, expected)
     there = {*node, *(name for name in parameters if _join(path, name) in plain.missing | set(plain.derived))}

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigTypeError
 
 from vitlab.config.check import find_mistakes
-from vitlab.config.nearest import did_you_mean
+from vitlab.config.suggest import did_you_mean
 from vitlab.errors import UserError
 
 CONF = Path(__file__).parents[3] / "conf"  # of the checkout that vitlab is installed from

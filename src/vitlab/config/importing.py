@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quick_imports() -> Iterator[None]:
+def no_gc_imports() -> Iterator[None]:
     """Looks for no garbage meanwhile, nor later on in what was imported: it is a million objects and no garbage."""
     if "torch" in sys.modules:  # the process has more in its memory than what comes now
         yield

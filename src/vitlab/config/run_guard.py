@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from vitlab.config.composition import (
+from vitlab.config.compose import (
     NOT_COMPOSED,
     covering_jobs,
     describe_mistakes,
@@ -20,9 +20,9 @@ from vitlab.config.composition import (
     sweep_jobs,
     typed_overrides,
 )
+from vitlab.distributed.broadcast import broadcast_from_rank0
+from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
-from vitlab.ranks.agreement import agreed
-from vitlab.ranks.identity import this_process
 from vitlab.runs.run_log import log_settings
 
 
@@ -33,12 +33,12 @@ class RunGuard(Callback):
         HydraConfig.instance().set_config(config)  # run.dir may ask it for the choices; Hydra sets it later on
         me = this_process()
         with _never_passed_over():
-            if me.is_first:
+            if me.is_rank_zero:
                 _refuse(describe_mistakes(config))
-            folder = agreed("folder", lambda: _claim_folder(config))
+            folder = broadcast_from_rank0("folder", lambda: _claim_folder(config))
             with read_write(config.hydra), open_dict(config.hydra):
                 config.hydra.run.dir = folder
-                if not me.is_first:
+                if not me.is_rank_zero:
                     _write_apart(config.hydra, me.log_file(Path(folder)))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from vitlab.config.nearest import nearest
+from vitlab.config.suggest import nearest
 from vitlab.errors import UserError
 
 Definition = ast.ClassDef | ast.FunctionDef

@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 
-def place_of(path: str, conf: Path, config_name: str, overrides: Sequence[str]) -> str | None:
+def source_file_of(path: str, conf: Path, config_name: str, overrides: Sequence[str]) -> str | None:
     """The file below `conf` that gives a path its value; None where the user typed it, or no file does.
 
     Args:

@@ -7,7 +7,7 @@ from vitlab.data.erasing import RandomErasing
 from vitlab.data.image_folder import ImageFolderDataModule
 from vitlab.data.loader import StoredBatch
 from vitlab.data.mixing import Mixing, main_class
-from vitlab.data.random_operations import RandAugment, TrivialAugment
+from vitlab.data.random_augment import RandAugment, TrivialAugment
 from vitlab.data.synthetic import SyntheticDataModule
 from vitlab.data.transforms import BatchTransform, Normalize, RandomCrop, RandomHorizontalFlip, Resize
 

@@ -5,8 +5,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from vitlab.data.draws import Draws
-from vitlab.data.random_operations import OPERATIONS, apply, magnitudes, sign
+from vitlab.data.counter_rng import CounterRNG
+from vitlab.data.random_augment import OPERATIONS, apply, magnitudes, sign
 
 BINS = 10
 # Cubuk et al. 2019, "AutoAugment", table 7: found on CIFAR-10. Two operations in a row, each with the probability of
@@ -43,7 +43,7 @@ CIFAR10_POLICIES: tuple[tuple[tuple[str, float, int], tuple[str, float, int]], .
 class AutoAugment(nn.Module):
     """One of the 25 sub-policies found for CIFAR-10, drawn for each image (Cubuk et al. 2019, "AutoAugment")."""
 
-    def forward(self, images: Tensor, draws: Draws, stream: int) -> Tensor:
+    def forward(self, images: Tensor, draws: CounterRNG, stream: int) -> Tensor:
         """uint8 `[B, 3, H, W]` -> the same."""
         operations, probabilities, strengths = _policies(images.shape[-1], images.device)
         uniform = draws.uniform(stream, 5)

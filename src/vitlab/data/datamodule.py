@@ -10,7 +10,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from vitlab.data.arrays import Dataset, ImageArrays, stratified_split
-from vitlab.data.draws import Draws
+from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.loader import ResidentLoader, StoredBatch
 from vitlab.data.mixing import Mixing
 from vitlab.data.transforms import BatchTransform
@@ -223,7 +223,7 @@ class ImageDataModule(LightningDataModule):
             epoch: Augments as in this epoch; None does not augment.
         """
         images, labels, places, repetitions, number = batch
-        draws = None if epoch is None else Draws(self.seed, epoch, places, repetitions)
+        draws = None if epoch is None else CounterRNG(self.seed, epoch, places, repetitions)
         images = self.transform.to(images.device)(images, draws)
         if epoch is None or self.mixing is None:
             return Batch(images, labels, places)

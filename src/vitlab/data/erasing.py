@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vitlab.data.draws import Draws
-from vitlab.data.random_operations import where
+from vitlab.data.counter_rng import CounterRNG
+from vitlab.data.random_augment import where
 
 ATTEMPTS = 10  # to draw a box that fits, as torchvision makes them
 
@@ -38,18 +38,18 @@ class RandomErasing(nn.Module):
         self.area = area
         self.aspect = aspect
 
-    def forward(self, images: Tensor, draws: Draws, stream: int) -> Tensor:
+    def forward(self, images: Tensor, draws: CounterRNG, stream: int) -> Tensor:
         """uint8 `[B, 3, H, W]` -> the same."""
         if not self.p:
             return images
         chosen = draws.uniform(stream, 1)[:, 0] < self.p
 
-        def erase(images: Tensor, draws: Draws) -> Tensor:
+        def erase(images: Tensor, draws: CounterRNG) -> Tensor:
             return self._erase(images, draws, stream)
 
         return where(chosen, erase, images, draws)
 
-    def boxes(self, draws: Draws, stream: int, height: int, width: int) -> Tensor:
+    def boxes(self, draws: CounterRNG, stream: int, height: int, width: int) -> Tensor:
         """Top, left, height and width of each image's box, int64 `[B, 4]`; no height where none was found that fits."""
         uniform = draws.uniform(stream, 1 + 2 * ATTEMPTS + 2)[:, 1:].double()
         area = height * width * (self.area[0] + uniform[:, :ATTEMPTS] * (self.area[1] - self.area[0]))
@@ -64,7 +64,7 @@ class RandomErasing(nn.Module):
         ).long()
         return torch.cat([corner, size], dim=1)
 
-    def _erase(self, images: Tensor, draws: Draws, stream: int) -> Tensor:
+    def _erase(self, images: Tensor, draws: CounterRNG, stream: int) -> Tensor:
         height, width = images.shape[-2:]
         top, left, tall, wide = self.boxes(draws, stream, height, width).view(-1, 4, 1, 1, 1).unbind(dim=1)
         rows = torch.arange(height, device=images.device).view(-1, 1)

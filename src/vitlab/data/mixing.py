@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from vitlab.data.draws import draws_of_batch
+from vitlab.data.counter_rng import draws_of_batch
 
 
 class Mixing(nn.Module):

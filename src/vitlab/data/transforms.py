@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
-from vitlab.data.draws import Draws
+from vitlab.data.counter_rng import CounterRNG
 
 
 class RandomHorizontalFlip(nn.Module):
@@ -31,7 +31,7 @@ class RandomHorizontalFlip(nn.Module):
         self.p = p
         self.alternating = alternating
 
-    def forward(self, images: Tensor, draws: Draws, stream: int) -> Tensor:
+    def forward(self, images: Tensor, draws: CounterRNG, stream: int) -> Tensor:
         if self.alternating:
             chosen = replace(draws, epoch=0, repetition=None).uniform(stream, 1)[:, 0] < self.p
             times = draws.epoch if draws.repetition is None else draws.epoch + draws.repetition
@@ -50,11 +50,11 @@ class RandomCrop(nn.Module):
             raise ValueError(f"padding={padding} of RandomCrop is negative")
         self.padding = padding
 
-    def offsets(self, draws: Draws, stream: int) -> Tensor:
+    def offsets(self, draws: CounterRNG, stream: int) -> Tensor:
         """Top and left of each image's cut within the padded image, int64 `[B, 2]` in [0, 2 * padding]."""
         return (draws.uniform(stream, 2) * (2 * self.padding + 1)).long()
 
-    def forward(self, images: Tensor, draws: Draws, stream: int) -> Tensor:
+    def forward(self, images: Tensor, draws: CounterRNG, stream: int) -> Tensor:
         height, width = images.shape[-2:]
         offsets = self.offsets(draws, stream)
         padded = F.pad(images, [self.padding] * 4)
@@ -128,7 +128,7 @@ class BatchTransform(nn.Module):
         self.resize = Resize(image_size, interpolation)
         self.normalize = Normalize(mean, std)
 
-    def forward(self, images: Tensor, draws: Draws | None = None) -> Tensor:
+    def forward(self, images: Tensor, draws: CounterRNG | None = None) -> Tensor:
         """uint8 `[B, 3, h, w]` -> float32 `[B, 3, image_size, image_size]`; without `draws` nothing is augmented."""
         if draws is not None:
             for stream, augmentation in enumerate(self.augmentations):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from vitlab.models.last_block import all_tokens
+from vitlab.models.last_block import full_output
 from vitlab.models.pooling import SequencePooling
 from vitlab.models.vision_transformer import VisionTransformer
 
@@ -115,7 +115,7 @@ def _record(network: nn.Module, images: Tensor, layers: list[Tensor] | None = No
         return None
     layers = [] if layers is None else layers
     recorder = _Recorder(layers, len(images), layout.tokens)
-    with all_tokens(network), recorder, _pooling(network, layout, images) as pooling:
+    with full_output(network), recorder, _pooling(network, layout, images) as pooling:
         # Not network(images), which is what torch.compile has replaced.
         logits = network.forward(images)
     depth = len(network.blocks)  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ def shorten_last_block(network: nn.Module) -> None:
     """Puts a `LastBlock` into timm's plain and distilled ViTs, in place, where the head reads no patch; leaves other
     networks as they are.
 
-    Whoever then wants patches from timm's `forward_features` or `forward_intermediates` asks within `all_tokens`;
+    Whoever then wants patches from timm's `forward_features` or `forward_intermediates` asks within `full_output`;
     another pooling (`reset_classifier`) needs a network that is whole.
     """
     if type(network) not in (VisionTransformer, VisionTransformerDistilled) or network.global_pool != "token":
@@ -62,7 +62,7 @@ def shortened(network: nn.Module) -> Any | None:
 
 
 @contextmanager
-def all_tokens(network: nn.Module) -> Iterator[None]:
+def full_output(network: nn.Module) -> Iterator[None]:
     """Meanwhile, the last block computes all tokens."""
     last = shortened(network)
     if last is None:

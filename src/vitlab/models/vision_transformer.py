@@ -188,7 +188,7 @@ class VisionTransformer(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normalised tokens `[B, N, D]` of images `[B, C, H, W]`: registers and patches. Where the head reads a class
-        token, that alone, `[B, 1, D]`; all with the class token first within `vitlab.models.last_block.all_tokens`."""
+        token, that alone, `[B, 1, D]`; all with the class token first within `vitlab.models.last_block.full_output`."""
         expected = (self.in_channels, *self.image_size)
         if images.shape[1:] != expected:
             raise ValueError(f"expected images of shape [B, {_size(expected)}], got {list(images.shape)}")

@@ -1,7 +1,7 @@
 """Parameter groups and learning-rate schedules."""
 
 from vitlab.optim.finetuning import Finetuning
-from vitlab.optim.muon import Muon, left_to_adamw
+from vitlab.optim.muon import Muon, adamw_param_names
 from vitlab.optim.schedules import cosine_over_time, cosine_with_warmup
 
-__all__ = ["Finetuning", "Muon", "cosine_over_time", "cosine_with_warmup", "left_to_adamw"]
+__all__ = ["Finetuning", "Muon", "adamw_param_names", "cosine_over_time", "cosine_with_warmup"]

@@ -25,7 +25,7 @@ class Muon(timm.optim.Muon):
             return super().step(closure)  # type: ignore[no-untyped-call]
 
 
-def left_to_adamw(optimizer: Any, network: nn.Module, head: Collection[str]) -> set[str]:
+def adamw_param_names(optimizer: Any, network: nn.Module, head: Collection[str]) -> set[str]:
     """Names, with wildcards, of the parameters that Muon updates by AdamW; none where `optimizer` is another.
 
     Muon is for the weight matrices of the hidden layers alone, here the blocks; the first and the last layer and

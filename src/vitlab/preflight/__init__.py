@@ -1,7 +1,7 @@
 """Checks on the built objects and one real batch, in the first seconds of a run."""
 
-from vitlab.preflight.findings import Finding, Status
-from vitlab.preflight.runner import Preflight, run_preflight
-from vitlab.preflight.subject import Subject
+from vitlab.preflight.check_result import CheckResult, Status
+from vitlab.preflight.checklist import Preflight, run_preflight
+from vitlab.preflight.context import CheckContext
 
-__all__ = ["Finding", "Preflight", "Status", "Subject", "run_preflight"]
+__all__ = ["CheckContext", "CheckResult", "Preflight", "Status", "run_preflight"]

@@ -13,14 +13,14 @@ from vitlab.callbacks import EMA
 from vitlab.classifier import ImageClassifier
 from vitlab.memory import peak_memory, reset_peak_memory
 from vitlab.models.flops import forward_flops
-from vitlab.preflight.findings import Finding, failed, ok
-from vitlab.preflight.subject import Subject
+from vitlab.preflight.check_result import CheckResult, failed, ok
+from vitlab.preflight.context import CheckContext
 
 TIMED_SECONDS = 0.5  # about what a timed step may take on a CPU
 KEPT_FILES = 3  # best.ckpt, last.ckpt, and one of them while it is written anew
 
 
-def work(subject: Subject, network: nn.Module) -> Finding:
+def work(subject: CheckContext, network: nn.Module) -> CheckResult:
     """Parameters, and multiply-adds of an image's forward pass.
 
     Args:
@@ -34,8 +34,8 @@ def work(subject: Subject, network: nn.Module) -> Finding:
 
 
 def time_and_memory(
-    subject: Subject, twin: ImageClassifier, optimizer: torch.optim.Optimizer, seconds_per_image: float
-) -> Iterator[Finding]:
+    subject: CheckContext, twin: ImageClassifier, optimizer: torch.optim.Optimizer, seconds_per_image: float
+) -> Iterator[CheckResult]:
     """Images a second of whole training steps, what that makes of the run, and the memory they take.
 
     Args:
@@ -73,7 +73,7 @@ def time_and_memory(
         yield ok("memory", f"{memory:.1f} GiB so far, at the most")
 
 
-def _duration(subject: Subject, speed: float) -> str:
+def _duration(subject: CheckContext, speed: float) -> str:
     trainer, splits = subject.trainer, subject.data.splits
     batches = _limited(len(splits["train"]) // subject.data.batch_size, trainer.limit_train_batches)
     validated = _limited(len(splits["val"]), trainer.limit_val_batches, subject.data.eval_batch_size)
@@ -110,7 +110,7 @@ def _limited(count: int, limit: int | float | None, size: int = 1) -> int:
     return min(count, limit * size) if isinstance(limit, int) else int(count * limit)
 
 
-def disk(subject: Subject, twin: ImageClassifier, optimizer: torch.optim.Optimizer, folder: Path) -> Finding:
+def disk(subject: CheckContext, twin: ImageClassifier, optimizer: torch.optim.Optimizer, folder: Path) -> CheckResult:
     """What the checkpoints take of what is free.
 
     Args:

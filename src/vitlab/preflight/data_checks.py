@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitlab.data.arrays import ImageArrays
-from vitlab.preflight.findings import Finding, failed, ok, skipped, some, warning
-from vitlab.preflight.subject import Subject
+from vitlab.preflight.check_result import CheckResult, failed, ok, skipped, some, warning
+from vitlab.preflight.context import CheckContext
 
 MANY_IMAGES = 512  # enough for statistics
 SAID_TOGETHER = ("mean", "std")
 
 
-def normalised_input(subject: Subject) -> Iterator[Finding]:
+def normalised_input(subject: CheckContext) -> Iterator[CheckResult]:
     """About zero mean and unit variance in each channel, and what pretrained weights were trained with."""
     check = "normalised input"
     images = subject.plain_images(MANY_IMAGES).float()
@@ -59,7 +59,7 @@ def normalised_input(subject: Subject) -> Iterator[Finding]:
         yield ok(check, figure)
 
 
-def augmented_range(subject: Subject) -> Iterator[Finding]:
+def augmented_range(subject: CheckContext) -> Iterator[CheckResult]:
     """Augmentation keeps the values within those of unaugmented pixels."""
     check = "augmentation"
     images = subject.batch.images.float()
@@ -88,7 +88,7 @@ def augmented_range(subject: Subject) -> Iterator[Finding]:
         yield ok(check, figure)
 
 
-def labels(subject: Subject) -> Iterator[Finding]:
+def labels(subject: CheckContext) -> Iterator[CheckResult]:
     """Every class is there, and no label beyond them."""
     check, classes = "labels", subject.num_classes
     names = subject.data.facts["classes"]
@@ -114,7 +114,7 @@ def labels(subject: Subject) -> Iterator[Finding]:
         yield ok(check, figure)
 
 
-def mixing(subject: Subject) -> Iterator[Finding]:
+def mixing(subject: CheckContext) -> Iterator[CheckResult]:
     """Mixed labels say something: there are more than two classes."""
     check, mixed = "mixing", subject.data.mixing
     if mixed is None:
@@ -134,7 +134,7 @@ def mixing(subject: Subject) -> Iterator[Finding]:
         yield ok(check, figure)
 
 
-def shared_images(subject: Subject) -> Iterator[Finding]:
+def shared_images(subject: CheckContext) -> Iterator[CheckResult]:
     """No image stands in two splits."""
     check = "splits are apart"
     splits = {name: split for name, split in subject.data.splits.items() if len(split)}
@@ -164,7 +164,7 @@ def shared_images(subject: Subject) -> Iterator[Finding]:
         yield warning(check, "; ".join(shared), f"too few to matter much ({example})")
 
 
-def labels_tell(subject: Subject) -> Iterator[Finding]:
+def labels_are_learnable(subject: CheckContext) -> Iterator[CheckResult]:
     """Labels have something to do with the images: even a linear look at tiny images beats guessing."""
     check = "labels fit images"
     train = subject.data.splits["train"]

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from vitlab.classifier import ImageClassifier
 from vitlab.data import main_class
-from vitlab.preflight.findings import Finding, failed, ok, some, warning
-from vitlab.preflight.subject import Subject, gradient_norm
+from vitlab.preflight.check_result import CheckResult, failed, ok, some, warning
+from vitlab.preflight.context import CheckContext, gradient_norm
 
 IMAGES = 8  # of the batch that is learned by heart
 STEPS = 6
@@ -47,7 +47,7 @@ class Probe:
         return min(self.losses) <= LEARNED * self.losses[0]
 
 
-def loss_at_start(subject: Subject) -> Finding:
+def loss_at_start(subject: CheckContext) -> CheckResult:
     """Near that of guessing, ln(classes)."""
     check, guessing = "loss at the start", math.log(subject.num_classes)
     images, labels = subject.batch.images[: 2 * IMAGES], subject.batch.labels[: 2 * IMAGES]
@@ -72,7 +72,7 @@ def loss_at_start(subject: Subject) -> Finding:
     return ok(check, figure)
 
 
-def probe(subject: Subject) -> Probe:
+def probe(subject: CheckContext) -> Probe:
     """Learns a few images by heart with an optimizer that is safe for all, whatever the run's own is.
 
     The label of a mixed image is its larger share: a half of each of two classes is no better than guessing.
@@ -91,7 +91,7 @@ def probe(subject: Subject) -> Probe:
     return tried[0]
 
 
-def _train(subject: Subject, attempt: Probe, optimizer: torch.optim.Optimizer) -> None:
+def _train(subject: CheckContext, attempt: Probe, optimizer: torch.optim.Optimizer) -> None:
     images, labels = subject.batch.images[:IMAGES], main_class(subject.batch.labels[:IMAGES])
     for step in range(STEPS):
         for group in optimizer.param_groups:
@@ -111,7 +111,7 @@ def _train(subject: Subject, attempt: Probe, optimizer: torch.optim.Optimizer) -
         attempt.losses.append(subject.loss(attempt.twin, images, labels).item())
 
 
-def overfits(attempt: Probe) -> Finding:
+def overfits(attempt: Probe) -> CheckResult:
     """One batch can be learned by heart."""
     check = "one batch is learned"
     if not attempt.losses:
@@ -128,7 +128,7 @@ def overfits(attempt: Probe) -> Finding:
     )
 
 
-def gradients(attempt: Probe) -> Finding:
+def gradients(attempt: Probe) -> CheckResult:
     """Every parameter that learns gets a finite gradient other than zero."""
     check = "gradients"
     names = [name for name, p in attempt.twin.network.named_parameters() if p.requires_grad]
@@ -151,7 +151,7 @@ def gradients(attempt: Probe) -> Finding:
     return ok(check, f"finite and not zero in all {len(names)} parameters that learn")
 
 
-def what_learns(subject: Subject) -> Finding:
+def what_learns(subject: CheckContext) -> CheckResult:
     """Frozen is what `finetune` freezes; nothing else."""
     check, network = "what learns", subject.classifier.network
     parameters = dict(network.named_parameters())
@@ -190,7 +190,7 @@ def what_learns(subject: Subject) -> Finding:
     return ok(check, figure)
 
 
-def optimizer_groups(twin: ImageClassifier, optimizer: torch.optim.Optimizer) -> Finding:
+def optimizer_groups(twin: ImageClassifier, optimizer: torch.optim.Optimizer) -> CheckResult:
     """Every parameter that learns is in exactly one group of the optimizer."""
     check = "optimizer"
     counts: dict[int, int] = {}
@@ -207,7 +207,7 @@ def optimizer_groups(twin: ImageClassifier, optimizer: torch.optim.Optimizer) ->
     return ok(check, figure)
 
 
-def recipe(subject: Subject, twin: ImageClassifier, optimizer: torch.optim.Optimizer) -> Iterator[Finding]:
+def recipe(subject: CheckContext, twin: ImageClassifier, optimizer: torch.optim.Optimizer) -> Iterator[CheckResult]:
     """The run's own learning rate and clipping, at their full strength."""
     images, labels = subject.batch.images[:IMAGES], subject.batch.labels[:IMAGES]
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -232,7 +232,7 @@ def recipe(subject: Subject, twin: ImageClassifier, optimizer: torch.optim.Optim
     yield _learning_rate(subject, max(rates), losses, update)
 
 
-def _clipping(subject: Subject, norm: float, left: float) -> Finding:
+def _clipping(subject: CheckContext, norm: float, left: float) -> CheckResult:
     check, value = "clipping", subject.trainer.gradient_clip_val
     if not value:
         return ok(check, f"none; the first gradient's norm is {norm:.3g}")
@@ -247,7 +247,7 @@ def _clipping(subject: Subject, norm: float, left: float) -> Finding:
     return ok(check, figure)
 
 
-def _learning_rate(subject: Subject, rate: float, losses: list[float], update: float) -> Finding:
+def _learning_rate(subject: CheckContext, rate: float, losses: list[float], update: float) -> CheckResult:
     check = "learning rate"
     figure = (
         f"optimizer.lr={rate:g}: a step changes a weight matrix by {update:.2g} of its norm; "

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.preflight.findings import Finding, failed, ok, some
-from vitlab.preflight.subject import Subject
+from vitlab.preflight.check_result import CheckResult, failed, ok, some
+from vitlab.preflight.context import CheckContext
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ SAME_ORDER = 1e-5
 CELLS = 8  # a side: where nothing says how large the patches are
 
 
-def head(subject: Subject) -> Finding:
+def head(subject: CheckContext) -> CheckResult:
     """Logits `[B, classes]`, finite, and not probabilities already."""
     check, classes = "head", subject.num_classes
     images = subject.batch.images[:GROUP]
@@ -67,7 +67,7 @@ def head(subject: Subject) -> Finding:
     return ok(check, f"{figure}, {classes} classes")
 
 
-def sees_its_input(subject: Subject, network: nn.Module) -> Finding:
+def depends_on_input(subject: CheckContext, network: nn.Module) -> CheckResult:
     """Logits differ between images; the gradient reaches every patch.
 
     Args:
@@ -116,7 +116,7 @@ def sees_its_input(subject: Subject, network: nn.Module) -> Finding:
     return ok(check, figure)
 
 
-def images_are_independent(subject: Subject, network: nn.Module) -> Finding:
+def images_are_independent(subject: CheckContext, network: nn.Module) -> CheckResult:
     """An image's logits stay the same when the rest of the batch changes."""
     check = "images are independent"
     images, others = subject.plain_images(2 * GROUP).float().chunk(2)
@@ -145,7 +145,7 @@ def images_are_independent(subject: Subject, network: nn.Module) -> Finding:
     return ok(check, figure)
 
 
-def order_matters(subject: Subject, network: nn.Module) -> Finding:
+def uses_positions(subject: CheckContext, network: nn.Module) -> CheckResult:
     """Logits change when the patches change places; with patches of random colours, for real ones may be all alike."""
     check = "order matters"
     real = subject.plain_images(GROUP).float()
@@ -172,7 +172,7 @@ def order_matters(subject: Subject, network: nn.Module) -> Finding:
     return ok(check, figure)
 
 
-def survives_precision(subject: Subject, twin: nn.Module, network: nn.Module) -> Finding:
+def survives_precision(subject: CheckContext, twin: nn.Module, network: nn.Module) -> CheckResult:
     """Logits in the run's precision against float32.
 
     Args:

@@ -11,7 +11,7 @@ OTHER_RANKS = (
     "and patch dropout, which each process draws for itself"
 )
 # Prefixes of keys, and what a change of them does to the run; None: nothing.
-MAY_CHANGE: dict[str, str | None] = {
+RESUMABLE_KEYS: dict[str, str | None] = {
     "run_dir": None,
     "preflight": None,
     "callbacks.": None,
@@ -59,11 +59,11 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, st
     found: dict[str, str | None] = {}
     refused = []
     for key in changed:
-        prefix = next((p for p in MAY_CHANGE if key == p or (p.endswith(".") and key.startswith(p))), None)
+        prefix = next((p for p in RESUMABLE_KEYS if key == p or (p.endswith(".") and key.startswith(p))), None)
         if prefix is None:
             refused.append(f"{key}={new.get(key)} (the run has {old.get(key)})")
         else:
-            found[key] = MAY_CHANGE[prefix]
+            found[key] = RESUMABLE_KEYS[prefix]
     if refused:
         raise UserError(
             f"a run goes on with the config it began with, which differs in {', '.join(refused)}; "

@@ -10,13 +10,16 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from vitlab.config.instantiate import update_old_config
 from vitlab.errors import UserError
 from vitlab.files import replacing
-from vitlab.runs.shards import about, consolidated
+from vitlab.runs.sharded_checkpoint import about, consolidated
 
 CONFIG_KEY = "vitlab_config"
 METRICS_KEY = "vitlab_metrics"
 EMA_KEY = "vitlab_ema"  # the network's state_dict, averaged over the steps; of a run with callbacks=ema
+# Callbacks whose state earlier versions saved under another name.
+RENAMED_STATES = {"TrainingClock": "TimeLimit", "EpochMetricsCSV": "MetricsCSV"}
 WEIGHTS_PREFIX = "network."  # of the network's weights among the classifier's
 
 
@@ -37,7 +40,14 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """As Lightning's, also of a folder that several processes wrote."""
         if Path(path).is_dir():
             return consolidated(Path(path))
-        return super().load_checkpoint(path, map_location, weights_only)
+        return _with_new_state_names(super().load_checkpoint(path, map_location, weights_only))
+
+
+def _with_new_state_names(checkpoint: Any) -> Any:
+    states = checkpoint.get("callbacks") if isinstance(checkpoint, dict) else None
+    if isinstance(states, dict):
+        checkpoint["callbacks"] = {RENAMED_STATES.get(name, name): state for name, state in states.items()}
+    return checkpoint
 
 
 class ConfigInCheckpoint(pl.Callback):
@@ -77,12 +87,13 @@ def read_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
         raise UserError(f"{path} can't be read as a checkpoint: it is damaged or of another kind ({reason})") from error
     if not isinstance(checkpoint, dict) or not is_whole(checkpoint):
         raise UserError(f"{path} is no checkpoint of vitlab's: it does not carry the run's config and weights")
+    checkpoint[CONFIG_KEY] = update_old_config(checkpoint[CONFIG_KEY])
     return checkpoint
 
 
 def _read_file(path: Path) -> Any:
     check_sums(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return _with_new_state_names(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def check_sums(path: Path) -> None:

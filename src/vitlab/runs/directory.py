@@ -11,9 +11,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from vitlab.config.instantiate import update_old_config
 from vitlab.errors import UserError
 from vitlab.files import locked, write_json, write_text
-from vitlab.runs.relocation import check_links
+from vitlab.runs.rebase import check_links
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ class RunDirectory:
             raise UserError(f"{self.path / 'config.yaml'} can't be read ({error})") from error
         if not isinstance(config, DictConfig):
             raise UserError(f"{self.path / 'config.yaml'} holds no keys and values")
-        return config
+        updated: DictConfig = OmegaConf.create(update_old_config(OmegaConf.to_container(config)))
+        return updated
 
     def end(self, status: str) -> None:
         """Writes how the run ended into the manifest: "finished", "interrupted" or "failed"."""

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from vitlab.config.building import build_network, check_trusted
+from vitlab.config.instantiate import build_network, check_trusted
 from vitlab.runs.checkpoint import load_network
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.ranks.identity import this_process
+from vitlab.distributed.process import this_process
 
 
 def log_to(run: Path, conf: Path) -> None:
@@ -21,7 +21,7 @@ def log_settings(settings: Any, file: Path) -> dict[str, Any]:
     assert isinstance(settings, DictConfig)
     if "file" in settings.get("handlers", {}):  # not where the user chose settings of his own
         settings.handlers.file.filename = str(file)
-    if not this_process().is_first and "console" in settings.get("handlers", {}):
+    if not this_process().is_rank_zero and "console" in settings.get("handlers", {}):
         settings.handlers.console.level = "CRITICAL"
     plain: Any = OmegaConf.to_container(settings, resolve=True)
     return dict(plain)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vitlab.files import shorten
-from vitlab.sweeps.jobs import Job, Status
+from vitlab.sweeps.job import Job, Status
 
 STYLES: dict[Status, str] = {
     "queued": "dim",

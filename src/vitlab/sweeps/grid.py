@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from vitlab.sweeps.jobs import Job
+from vitlab.sweeps.job import Job
 
 
 class Grid:

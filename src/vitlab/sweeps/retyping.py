@@ -6,8 +6,8 @@ from pathlib import Path
 
 from vitlab.errors import UserError
 from vitlab.files import shorten
-from vitlab.sweeps.jobs import HOLD_WHERE_TYPED, quoted
-from vitlab.sweeps.record import read_record
+from vitlab.sweeps.job import HOLD_WHERE_TYPED, quoted
+from vitlab.sweeps.sweep_file import read_record
 
 RESUME = "sweep=resume:"
 OF_SWEEPS = (  # of Hydra's own keys those that say only how a sweep is made

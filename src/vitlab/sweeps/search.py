@@ -9,12 +9,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vitlab.errors import UserError
 from vitlab.files import shorten
-from vitlab.sweeps.engines import Engine
+from vitlab.sweeps.executors import Executor
 from vitlab.sweeps.importance import STUDY, address
-from vitlab.sweeps.jobs import Job
-from vitlab.sweeps.record import FILE, alone_in_sweep
+from vitlab.sweeps.job import Job
 from vitlab.sweeps.search_space import SearchSpace
 from vitlab.sweeps.sweep import Sweep, as_recorded, check_place, conduct, known_jobs
+from vitlab.sweeps.sweep_file import FILE, sweep_lock
 
 MADE_AGAIN = "made_again"  # numbers of failed trials
 
@@ -88,7 +88,7 @@ class Search:
 
 
 def run_search(
-    sweep: Sweep, engine: Engine, space: SearchSpace, n_trials: int, sampler: BaseSampler, pruner: BasePruner
+    sweep: Sweep, engine: Executor, space: SearchSpace, n_trials: int, sampler: BaseSampler, pruner: BasePruner
 ) -> None:
     """Makes trials until there are `n_trials`, those of an earlier start of the same search included.
 
@@ -100,7 +100,7 @@ def run_search(
         SystemExit: 1, when a trial failed.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with alone_in_sweep(sweep.folder):
+    with sweep_lock(sweep.folder):
         config = sweep.compose([*space.fixed, *space.first()])
         if config.data.val_size == 0 or config.trainer.limit_val_batches == 0:
             raise UserError(

@@ -10,17 +10,17 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.config.building import targets
+from vitlab.config.instantiate import targets
 from vitlab.errors import TerminatedError, UserError
 from vitlab.files import shorten
-from vitlab.sweeps.conductor import Conductor, Plan
+from vitlab.leaderboard.build import make_leaderboard
 from vitlab.sweeps.display import SweepDisplay
-from vitlab.sweeps.engines import Engine
+from vitlab.sweeps.executors import Executor
 from vitlab.sweeps.grid import Grid
-from vitlab.sweeps.jobs import Job, quoted
-from vitlab.sweeps.leaderboard import make_leaderboard
-from vitlab.sweeps.record import FILE, alone_in_sweep, read_record, write_record
+from vitlab.sweeps.job import Job, quoted
 from vitlab.sweeps.retyping import to_go_on
+from vitlab.sweeps.runner import Plan, Runner
+from vitlab.sweeps.sweep_file import FILE, read_record, sweep_lock, write_record
 
 # Typed for the sweep itself, or decided by it.
 NOT_FOR_JOBS = (
@@ -110,7 +110,7 @@ class Sweep:
         ]
 
 
-def run_grid(sweep: Sweep, engine: Engine, all_overrides: Sequence[Sequence[str]]) -> None:
+def run_grid(sweep: Sweep, engine: Executor, all_overrides: Sequence[Sequence[str]]) -> None:
     """Runs each job that is not finished yet.
 
     A folder that holds the sweep already is gone on with: jobs are known by their overrides, new ones get new numbers.
@@ -120,7 +120,7 @@ def run_grid(sweep: Sweep, engine: Engine, all_overrides: Sequence[Sequence[str]
         KeyboardInterrupt, TerminatedError: it was stopped.
         SystemExit: 1, when a job failed.
     """
-    with alone_in_sweep(sweep.folder):
+    with sweep_lock(sweep.folder):
         jobs = planned_jobs(sweep, all_overrides)
         for job in jobs:
             if job.stage() == "finished":
@@ -181,7 +181,7 @@ def varied_keys(all_overrides: Sequence[Sequence[str]]) -> set[str]:
     return {key for key, found in values.items() if len(found) > 1}
 
 
-def conduct(sweep: Sweep, engine: Engine, plan: Plan, what: str) -> None:
+def conduct(sweep: Sweep, engine: Executor, plan: Plan, what: str) -> None:
     """Runs a plan, keeps `sweep.json`, and makes the leaderboard; see `run_grid`.
 
     Args:
@@ -202,7 +202,7 @@ def conduct(sweep: Sweep, engine: Engine, plan: Plan, what: str) -> None:
         display.say(f"sweep: {what}" + (f", {finished_before} of them finished before" if finished_before else ""))
         display.say(f"sweep directory: {shorten(sweep.folder)}")
         try:
-            Conductor(plan, engine, sweep.command, display, record).run()
+            Runner(plan, engine, sweep.command, display, record).run()
         except (KeyboardInterrupt, TerminatedError):
             display.say("interrupted; to go on:")
             display.say(f"  {to_go_on(sweep.arguments, sweep.folder)}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitlab.errors import UserError
 from vitlab.models import VisionTransformer, head_names
 from vitlab.models.patch_embedding import PatchEmbedding
-from vitlab.weights.files import Weights
+from vitlab.weights.formats import Weights
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vitlab.errors import UserError
 from vitlab.models import timm_facts
-from vitlab.weights.files import Weights, input_of, read_file
+from vitlab.weights.formats import Weights, input_of, read_file
 from vitlab.weights.hub import fetch
 
 

@@ -1,0 +1,75 @@
+"""What happens when the loss is no number any more."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from vitlab.callbacks.checkpointing import LastCheckpoint
+from vitlab.data import Batch
+from vitlab.errors import UserError
+
+
+class NaNGuard(pl.Callback):
+    """Looks for NaN and infinite training losses.
+
+    Args:
+        action: "stop" ends the run, within one logging interval, and looks at the loss on the device alone until then;
+            "skip" leaves out the step, which it must wait for, and logs each epoch how many were: `skipped_steps`.
+
+    Raises:
+        UserError: the loss of a step was no finite number, and the run is to stop.
+    """
+
+    def __init__(self, action: str) -> None:
+        if action not in ("stop", "skip"):
+            raise ValueError(f"action={action} of NaNGuard is unknown; choose stop or skip")
+        self.skips = action == "skip"
+        self.resumed = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped_steps": self.module.skipped_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.resumed = state_dict["skipped_steps"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.skips and trainer.world_size > 1:
+            raise UserError("callbacks.nan.action=skip works on one device: on several take stop")
+        self.module = pl_module
+        pl_module.skips_non_finite = self.skips
+        pl_module.skipped_steps = self.resumed
+        self.first = torch.full((), -1, device=pl_module.device)  # number of the epoch's first bad batch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pl_module.skipped_steps = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if self.skips:
+            return
+        bad = (self.first < 0) & ~outputs["loss"].isfinite()
+        self.first = torch.where(bad, batch_idx, self.first)
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._look(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._look(trainer)
+        if self.skips:
+            pl_module.log("skipped_steps", float(pl_module.skipped_steps), sync_dist=True)
+
+    def _look(self, trainer: pl.Trainer) -> None:
+        first = int(self.first)
+        if first >= 0:
+            raise UserError(self._explain(trainer, first))
+
+    def _explain(self, trainer: pl.Trainer, first: int) -> str:
+        file = next((c.file for c in trainer.callbacks if isinstance(c, LastCheckpoint)), None)  # type: ignore[attr-defined]
+        saved = f"the last good state is in {file}" if file and file.exists() else "nothing good was saved before it"
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        return (
+            f"the training loss is no finite number since batch {first + 1} of epoch {trainer.current_epoch + 1}, at a "
+            f"learning rate of about {rate:.2g}; {saved}: init_from=... starts a run from it, with a smaller "
+            "optimizer.lr, say; callbacks.nan.action=skip leaves such steps out"
+        )

@@ -1,0 +1,1 @@
+"""Compare runs: ranking, statistics, table, page."""

@@ -1,0 +1,30 @@
+"""Says which runs are best: `python -m vitlab.leaderboard outputs/sweeps/<time>`. All keys: `--help`."""
+
+import sys
+from pathlib import Path
+
+from vitlab.cli import run
+from vitlab.config.command import CONF, read_command
+from vitlab.config.suggest import did_you_mean
+from vitlab.config.types import whole
+from vitlab.errors import UserError
+
+
+def main() -> None:
+    folders = [argument for argument in sys.argv[1:] if "=" not in argument and not argument.startswith("-")]
+    folders += [argument for argument in sys.argv[1:] if "=" in argument and Path(argument).is_dir()]
+    command, others = read_command(CONF, "leaderboard", [a for a in sys.argv[1:] if a not in folders])
+    for other in others:
+        key = other.key_or_group
+        raise UserError(f"unknown key '{key}'{did_you_mean(key, set(map(str, command)))}")
+    if not whole(1).fits(command.top):
+        raise UserError(f"top={command.top} must be {whole(1).words}")
+    if not folders:
+        raise UserError("which runs? Name one or more directories: python -m vitlab.leaderboard outputs/sweeps/<time>")
+    from vitlab.leaderboard.build import make_leaderboard
+
+    make_leaderboard([Path(folder) for folder in folders], command.out and Path(command.out), top=command.top)
+
+
+if __name__ == "__main__":
+    run(main)

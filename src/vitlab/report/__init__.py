@@ -1,0 +1,1 @@
+"""Tell a person about a run: terminal, TensorBoard, report.html."""

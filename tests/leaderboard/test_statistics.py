@@ -1,0 +1,120 @@
+"""Means, intervals and tests against scipy's and against what was reckoned by hand."""
+
+from math import isnan, nan, sqrt
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from vitlab.leaderboard.statistics import ALPHA, Comparison, compare, holm, in_words, summarise
+
+
+def test_interval_by_hand() -> None:
+    summary = summarise([0.1, 0.2, 0.3])
+    # t of 2 degrees of freedom at 97.5 % is 4.30265; the standard error is 0.1 / sqrt(3).
+    assert (summary.n, summary.mean, summary.std) == (3, pytest.approx(0.2), pytest.approx(0.1))
+    assert summary.high - 0.2 == pytest.approx(4.30265 * 0.1 / sqrt(3), rel=1e-5)
+    assert 0.2 - summary.low == pytest.approx(summary.high - 0.2)
+
+
+def test_interval_is_scipy_s() -> None:
+    draw = np.random.default_rng(0)
+    for n in (2, 3, 5, 20):
+        values = draw.normal(0.7, 0.02, n)
+        summary = summarise(list(values))
+        expected = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
+        assert (summary.low, summary.high) == pytest.approx(expected)
+
+
+def test_one_value_has_no_interval() -> None:
+    summary = summarise([0.5])
+    assert summary.mean == 0.5
+    assert isnan(summary.std)
+    assert isnan(summary.low)
+    assert isnan(summary.high)
+
+
+def test_paired_by_hand() -> None:
+    # Differences 1, 2, 3: t = 2 / (1 / sqrt(3)) = 3.4641 with 2 degrees of freedom.
+    found = compare({0: 11.0, 1: 22.0, 2: 33.0}, {0: 10.0, 1: 20.0, 2: 30.0})
+    assert found.test == "paired"
+    assert found.p == pytest.approx(0.07418, abs=1e-5)
+
+
+def test_pairs_are_made_by_seed_and_the_rest_is_left_out() -> None:
+    best, other = {3: 0.7, 1: 0.6, 2: 0.65, 9: 0.9}, {1: 0.55, 2: 0.64, 3: 0.66, 8: 0.1}
+    found = compare(best, other)
+    expected = stats.ttest_rel([0.6, 0.65, 0.7], [0.55, 0.64, 0.66]).pvalue
+    assert found == Comparison("paired", pytest.approx(expected))
+
+
+def test_a_row_that_was_better_on_the_common_seeds_is_not_worse_by_them() -> None:
+    best, other = {0: 0.80, 1: 0.8001, 2: 0.95, 3: 0.95}, {0: 0.82, 1: 0.8202}
+    assert stats.ttest_rel([0.80, 0.8001], [0.82, 0.8202]).pvalue < 0.05
+    found = compare(best, other)
+    assert found.test == "Welch"
+    assert found.p > 0.05
+
+
+def test_rows_without_two_common_seeds_are_compared_by_welch() -> None:
+    best, other = {0: 0.7, 1: 0.72, 2: 0.71}, {2: 0.6, 3: 0.66, 4: 0.61, 5: 0.58}
+    expected = stats.ttest_ind(list(best.values()), list(other.values()), equal_var=False).pvalue
+    assert compare(best, other) == Comparison("Welch", pytest.approx(expected))
+
+
+@pytest.mark.parametrize("other", [{0: 0.5}, {1: 0.5}])
+def test_one_seed_tells_nothing(other: dict[int, float]) -> None:
+    found = compare({0: 0.7, 1: 0.71}, other)
+    assert found.test == ""
+    assert in_words(found) == "can't be told"
+
+
+def test_equal_runs_are_not_told_apart() -> None:
+    assert compare({0: 0.5, 1: 0.6}, {0: 0.5, 1: 0.6}) == Comparison("paired", 1.0)
+
+
+def test_differences_that_happen_to_be_alike_are_no_certainty() -> None:
+    """Of 5,000 images, two pairs of runs easily differ by the same number of them; a paired test would say p = 0."""
+    best, other = {0: 0.7002, 1: 0.7102}, {0: 0.7000, 1: 0.7100}
+    found = compare(best, other)
+    assert found.test == "Welch"
+    assert found.p > 0.9
+
+
+def test_rows_whose_seeds_all_agree_have_no_noise_to_compare_with() -> None:
+    assert compare({0: 0.7, 1: 0.7}, {0: 0.6, 1: 0.6}).test == ""
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.02, 0.5, 0.9]) == pytest.approx([0.06, 1.0, 1.0])
+    assert holm([]) == []
+
+
+def test_holm_counts_only_tests_that_were_made() -> None:
+    corrected = holm([0.01, nan, 0.04])
+    assert corrected[0] == pytest.approx(0.02)
+    assert isnan(corrected[1])
+    assert corrected[2] == pytest.approx(0.04)
+
+
+def test_equal_rows_are_seldom_called_worse() -> None:
+    """Two settings that are the same: about one in twenty pairs of rows may be told apart, not more."""
+    draw = np.random.default_rng(0)
+    pairs = [sorted(draw.normal(0.7, 0.01, (2, 3)), key=lambda row: -row.mean()) for _ in range(400)]
+    wrong = [compare(dict(enumerate(a)), dict(enumerate(b))).p < ALPHA for a, b in pairs]
+    assert np.mean(wrong) < 0.08
+
+
+@pytest.mark.parametrize(
+    ("p", "words"),
+    [
+        (0.0004, "worse (p < 0.001)"),
+        (0.003, "worse (p = 0.003)"),
+        (0.0499, "worse (p = 0.050)"),
+        (0.051, "not told apart from the best (p = 0.051)"),
+        (0.21, "not told apart from the best (p = 0.21)"),
+    ],
+)
+def test_words(p: float, words: str) -> None:
+    assert in_words(Comparison("paired", p)) == words

@@ -1,0 +1,56 @@
+from functools import partial
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from vitlab.plots import grid, render
+from vitlab.plots.attention_heatmaps import draw_attention, draw_distances, draw_heads
+from vitlab.plots.embeddings import draw_filters, draw_positions
+from vitlab.plots.explanation import Explanation, draw_explanation
+
+WHITE, BLACK = (torch.full((3, 32, 32), value, dtype=torch.uint8) for value in (255, 0))
+
+
+def test_the_average_patch_has_the_colour_in_the_middle() -> None:
+    scale = grid.scale_of([torch.tensor([[0.5, 1.0], [4.0, 1.0]])])
+    assert scale(1.0) == pytest.approx(0.5)
+    assert scale(0.5) == pytest.approx(1 - scale(2.0))
+    assert scale(0.0) == 0.0  # what gets nothing is as dark as can be, not left out
+    even = grid.scale_of([torch.ones(2, 8, 8)])
+    assert (even.vmin, even.vmax) == pytest.approx((2**-0.5, 2**0.5))  # differences of a hundredth are not blown up
+
+
+def test_the_brightness_of_a_picture_is_not_taken_for_attention() -> None:
+    heat = torch.tensor([[0.5, 2.0]])
+    scale = grid.scale_of([heat])
+    white, black = (grid.heat_over(picture, heat, scale) for picture in (WHITE, BLACK))
+    for drawn in (white, black):
+        assert drawn[:, -1].sum() > 1.5 * drawn[:, 0].sum()
+    assert white[0, 0].sum() < black[0, -1].sum()
+
+
+def test_what_is_extreme_is_drawn_all_the_same() -> None:
+    pictures = torch.stack([WHITE, BLACK])
+    names = ["$x^$", "a class with a long name"]
+    ones = torch.ones(2, 37, 37)
+    sizes = {}
+    for name, draw in {
+        "attention": partial(draw_attention, pictures, names, {"start": ones, "epoch 1": torch.rand(2, 37, 37) ** 9}),
+        "heads": partial(draw_heads, pictures, names, torch.zeros(2, 5, 3, 3)),
+        "distances": partial(draw_distances, {"start": torch.zeros(1, 1)}, 5.0, 32),
+        "filters": partial(draw_filters, torch.zeros(3, 3, 4, 4), torch.tensor([0.5, 0.3, 0.2])),
+        "positions": partial(draw_positions, torch.eye(37 * 20), (37, 20)),
+    }.items():
+        sizes[name] = render(draw, name).size
+    assert all(500 < width < 1400 for width, _ in sizes.values()), sizes
+
+
+def test_an_explanation_shows_all_heads() -> None:
+    def made(heads: int) -> Figure:
+        maps = torch.rand(heads, 14, 14)
+        probabilities = {"$x^$": 0.6, "b": 0.4}
+        return draw_explanation(Explanation(WHITE, probabilities, "b", maps[0], torch.zeros(14, 14), maps))
+
+    heights = [render(partial(made, heads), "title").height for heads in (3, 12, 17)]
+    assert heights[2] > heights[1]

@@ -1,0 +1,118 @@
+"""What TensorBoard finds in a run."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, SMALL_RUN, Command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import metadata
+from tensorboard.util.tensor_util import make_ndarray
+
+from vitlab.report.tensorboard import LAYOUT
+
+
+@pytest.fixture(scope="module")
+def events(small_run: Path) -> EventAccumulator:
+    return read(small_run)
+
+
+def read(run: Path) -> EventAccumulator:
+    return EventAccumulator(str(run / "tensorboard")).Reload()
+
+
+def test_curves_and_layers(events: EventAccumulator) -> None:
+    tags = set(events.Tags()["scalars"])
+    for kind in ("gradient_norm", "weight_norm", "update_to_weight"):
+        layers = {tag.partition("/")[2] for tag in tags if tag.startswith(f"{kind}/")}
+        assert layers == {"patch_embed", "blocks.00", "blocks.01", "norm", "head", "all"}
+    assert [event.step for event in events.Scalars("gradient_norm/all")] == [1, 3, 5, 7, 9]
+    assert [event.step for event in events.Scalars("lr")] == [1, 3, 4, 5, 7, 9]  # at the epochs' ends too, once
+    assert all(0 < event.value < 1 for event in events.Scalars("update_to_weight/all"))
+
+
+def test_charts_put_training_and_validation_together(events: EventAccumulator) -> None:
+    (event,) = events.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
+    assert charts["loss (nats), train and val"] == ["train/loss$", "val/loss$", "val/loss_ema$"]
+    assert [category.title for category in layout.category] == list(LAYOUT)
+
+
+def test_texts_say_what_was_run(events: EventAccumulator, small_run: Path) -> None:
+    said = {
+        tag: events.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0].decode()
+        for tag in ("config", "manifest", "environment", "resume", "preflight")
+    }
+    assert yaml.safe_load(said["config"].strip("`").removeprefix("yaml"))["model"]["depth"] == 2
+    assert '"dirty"' in said["manifest"]
+    assert "| torch | " in said["environment"]
+    assert f"python {ROOT / 'train.py'} resume=outputs/demo/" in said["resume"]  # it was started from elsewhere
+    assert small_run.name in said["resume"]
+
+
+def test_images_and_curves_of_the_test_pass(events: EventAccumulator, small_run: Path) -> None:
+    images = set(events.Tags()["images"])
+    assert {"plan/learning_rate", "data/first_batch"} <= images
+    last = {"confusion_matrix", "accuracy_by_class", "reliability", "surest_mistakes", "hardest_and_most_typical"}
+    assert {f"test/{name}" for name in last} <= images
+    curves = [tag for tag in events.Tags()["tensors"] if tag.startswith("precision_recall/")]
+    assert len(curves) == 10
+    for tag in curves:
+        (event,) = events.Tensors(tag)
+        tp, fp, tn, fn, precision, recall = make_ndarray(event.tensor_proto)
+        assert set(tp + fp + tn + fn) == {103}
+        assert recall == pytest.approx(tp / (tp + fn))
+        assert precision == pytest.approx(tp / (tp + fp).clip(1))
+        assert len(tp) == 1001  # images are told apart whose probabilities differ by a thousandth
+    assert len(list((small_run / "figures").glob("*.png"))) >= 8
+    (shown,) = events.Images("test/confusion_matrix")
+    assert shown.step == 10
+
+
+def hyperparameters(run: EventAccumulator) -> dict[str, object]:
+    raw = run.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    start = metadata.parse_session_start_info_plugin_data(raw)
+    return {key.strip(): value.number_value or value.string_value for key, value in start.hparams.items()}
+
+
+SHOWN = ["best/acc", "best/acc_test", "best/epoch", "best/loss", "best/loss_test"]  # the first by their names
+
+
+def test_the_table_of_hyperparameters_opens_with_what_people_compare(events: EventAccumulator) -> None:
+    raw = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    names = [name.strip() for name in sorted(metadata.parse_session_start_info_plugin_data(raw).hparams)]
+    assert names[:5] == ["optimizer.lr", "augment", "model", "data.batch_size", "trainer.max_epochs"]
+    assert {"seed", "model.patch_size", "model.depth", "optimizer.weight_decay"} <= set(names[5:21])
+    assert not [name for name in names if "_target_" in name or name.startswith(("callbacks", "logger", "run_dir"))]
+    assert sorted(events.Tags()["scalars"])[:5] == SHOWN
+
+
+def test_the_table_of_hyperparameters_has_the_final_metrics(events: EventAccumulator) -> None:
+    values = hyperparameters(events)
+    assert values["optimizer.lr"] == pytest.approx(2e-3)
+    assert values["model.pool"] == "mean"
+    assert (values["model"], values["optimizer"], values["data"]) == ("VisionTransformer", "AdamW", "Synthetic")
+    assert values["augment"] == "RandomHorizontalFlip, RandomCrop"
+    assert values["model.qk_norm"] == "false"
+    best = {tag: events.Scalars(tag)[-1].value for tag in SHOWN}
+    assert best["best/acc"] == max(event.value for event in events.Scalars("val/acc"))
+    accuracies = [event.value for event in events.Scalars("val/acc")]
+    assert best["best/epoch"] == 1 + accuracies.index(max(accuracies))  # as in the report
+    assert best["best/acc_test"] == events.Scalars("test/acc")[-1].value
+    assert metadata.SESSION_END_INFO_TAG in events.summary_metadata
+
+
+def test_a_run_that_fails_is_in_the_table_too(in_process: Command, tmp_path: Path) -> None:
+    poison = [f"+callbacks.poison.{key}" for key in ("_target_=stoppers.PoisonBatch", "epoch=1", "batch=2")]
+    result = in_process("train.py", *SMALL_RUN, *poison, "preflight=off", "hydra.run.dir=run")
+    assert result.returncode == 2
+    events = read(tmp_path / "run")
+    values = hyperparameters(events)
+    assert values["optimizer.lr"] == pytest.approx(2e-3)
+    assert len(events.Scalars("val/acc")) == 1
+    (best,) = events.Scalars("best/acc")
+    assert (best.step, best.value) == (events.Scalars("val/acc")[0].step, events.Scalars("val/acc")[0].value)
+    assert metadata.SESSION_END_INFO_TAG not in events.summary_metadata
+    assert "The run failed after 1 epoch;" in (tmp_path / "run" / "report.html").read_text()

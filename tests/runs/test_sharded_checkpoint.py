@@ -1,0 +1,107 @@
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+
+from vitlab.errors import UserError
+from vitlab.runs.checkpoint import read_checkpoint
+from vitlab.runs.sharded_checkpoint import GROUPS, consolidated, put_in_place, write_shards
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+NAMES = ["network.weight", "network.bias"]
+
+
+def trained() -> tuple[nn.Linear, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW([{"params": [layer.weight]}, {"params": [layer.bias], "weight_decay": 0.0}], lr=0.1)
+    layer(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    return layer, optimizer
+
+
+def save(path: Path, number: int) -> dict[str, Any]:
+    """Writes what a process alone would write of a small run; gives what a file would hold."""
+    layer, optimizer = trained()
+    state = optimizer.state_dict()
+    weights = {f"network.{name}": tensor for name, tensor in layer.state_dict().items()}
+    by_name = {name: state["state"][place] for place, name in enumerate(NAMES)}
+    groups = [{**group, "params": [NAMES[p] for p in group["params"]]} for group in state["param_groups"]]
+    folder = path.with_name(f"{path.name}.{number}")
+    folder.mkdir(parents=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_shards({"state_dict": weights, "optimizer_0": by_name}, folder)
+    rest = {"epoch": number, "vitlab_config": {"model": {}, "data": {}}}
+    put_in_place({**rest, GROUPS: [groups]}, folder, path)
+    return {**rest, "state_dict": weights, "optimizer_states": [state]}
+
+
+def test_shards_put_together_are_what_one_process_would_have_written(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    expected = save(path, 1)
+    found = consolidated(path)
+    torch.testing.assert_close(found.pop("state_dict"), expected.pop("state_dict"), rtol=0, atol=0)
+    (state,), (known,) = found.pop("optimizer_states"), expected.pop("optimizer_states")
+    torch.testing.assert_close(state["state"], known["state"], rtol=0, atol=0)
+    assert state["param_groups"] == known["param_groups"]
+    assert found == expected
+    _, optimizer = trained()
+    optimizer.load_state_dict(state)
+
+
+def test_a_later_checkpoint_takes_the_place_of_the_earlier_in_one_step(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    save(path, 1)
+    save(path, 2)
+    assert read_checkpoint(path)["epoch"] == 2
+    assert {entry.name for entry in tmp_path.iterdir()} == {"last.ckpt", "last.ckpt.2"}
+    (tmp_path / "last.ckpt.3").mkdir()  # a third, by processes that were killed before they were done
+    assert read_checkpoint(path)["epoch"] == 2
+
+
+class Evil:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.canary}",)
+
+
+def test_an_index_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    path, canary = tmp_path / "last.ckpt", tmp_path / "canary"
+    save(path, 1)
+    (path / ".metadata").write_bytes(pickle.dumps(Evil(canary)))
+    with pytest.raises(
+        UserError, match=r"can't be read as a checkpoint.*its index holds posix.system, which is no data"
+    ):
+        read_checkpoint(path)
+    assert not canary.exists()
+
+
+def test_a_value_that_is_no_tensor_is_not_unpickled(tmp_path: Path) -> None:
+    path, canary = tmp_path / "last.ckpt", tmp_path / "canary"
+    save(path, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save({"state_dict": {"network.weight": Evil(canary)}}, checkpoint_id=path)
+    canary.unlink(missing_ok=True)  # saving copies it
+    with pytest.raises(UserError, match="can't be read as a checkpoint"):
+        read_checkpoint(path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: b""])
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "rest.pt"])
+def test_damaged_shards_are_refused(name: str, damage: Any, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    save(path, 1)
+    (path / name).write_bytes(damage((path / name).read_bytes()))
+    with pytest.raises(UserError, match="can't be read as a checkpoint"):
+        read_checkpoint(path)

@@ -1,0 +1,64 @@
+"""A run that an earlier version wrote (commit 5cc8223) still opens: every verb takes it.
+
+`tests/fixtures/old_run` is a finished run of 2 epochs with `callbacks=ema`, `trainer=ddp_cpu` and `trainer.max_time`, so
+that its config and checkpoints name targets and callback states that have other names now.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Command
+
+FIXTURE = Path(__file__).parent / "fixtures" / "old_run"
+
+
+@pytest.fixture
+def old_run(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(FIXTURE, tmp_path / "outputs" / "old_run" / "2026-11-28_12-00-00"))
+
+
+def test_the_fixture_names_what_has_other_names_now() -> None:
+    config = (FIXTURE / "config.yaml").read_text()
+    assert "vitlab.ranks.strategies.DataParallel" in config
+    assert "vitlab.callbacks.FiniteLoss" in config
+
+
+def test_evaluate_gives_the_figures_that_the_run_had(in_process: Command, old_run: Path) -> None:
+    result = in_process("evaluate.py", f"run={old_run}", "trainer=cpu")
+    assert result.returncode == 0, result.stderr
+    then = json.loads((old_run / "metrics.json").read_text())
+    now = json.loads((old_run / "evaluation_test.json").read_text())
+    assert now["acc"] == pytest.approx(then["test/acc"])
+    assert now["loss"] == pytest.approx(then["test/loss"], abs=1e-5)
+
+
+def test_predict_and_export_take_it(in_process: Command, old_run: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    result = in_process("predict.py", f"run={old_run}", f"images={tmp_path / 'red.png'}", f"out={tmp_path / 'p.json'}")
+    assert result.returncode == 0, result.stderr
+    result = in_process("src/vitlab/export.py", f"run={old_run}", f"out={tmp_path / 'export'}")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "export" / "model.safetensors").exists()
+
+
+def test_resume_goes_on_with_epochs_clock_and_names_of_today(in_process: Command, old_run: Path) -> None:
+    result = in_process("train.py", f"resume={old_run}", "trainer.max_epochs=3")
+    assert result.returncode == 0, result.stderr
+    assert len((old_run / "metrics.csv").read_text().splitlines()) == 4  # header, two old epochs, a new one
+    config = yaml.safe_load((old_run / "config.yaml").read_text())
+    assert config["trainer"]["strategy"]["_target_"] == "vitlab.distributed.strategies.DataParallel"
+    assert json.loads((old_run / "manifest.json").read_text())["status"] == "finished"
+
+
+def test_reproduce_trains_it_again(in_process: Command, old_run: Path) -> None:
+    result = in_process("train.py", f"reproduce={old_run}")
+    assert result.returncode == 0, result.stderr
+    runs = sorted(old_run.parent.iterdir())
+    assert len(runs) == 2
+    then, now = (json.loads((run / "metrics.json").read_text()) for run in (old_run, runs[-1]))
+    assert now["val/loss"] == pytest.approx(then["val/loss"], abs=1e-4)

@@ -1,0 +1,460 @@
+"""A run that was interrupted becomes what it would have been."""
+
+import csv
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, SMALL_RUN, Command, run_script
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vitlab.runs.directory import RunDirectory
+
+RUN = [
+    *SMALL_RUN,
+    *("trainer.max_epochs=4", "trainer.log_every_n_steps=1", "preflight=off", "augment=randaugment"),
+    *("model.dropout=0.1", "model.drop_path=0.1", "scheduler=cosine"),
+]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])}
+TIMES = {"seconds", "images_per_second", "data_wait", "memory_gib"}
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
+
+
+def same(one: Any, other: Any, path: str = "") -> None:
+    """Asserts that two checkpoints' contents are equal to the last bit."""
+    assert type(one) is type(other), path
+    if isinstance(one, Mapping):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            if key not in TIMES:
+                same(one[key], other[key], f"{path}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), path
+        for number, (a, b) in enumerate(zip(one, other, strict=True)):
+            same(a, b, f"{path}[{number}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), path
+    else:
+        assert one == other, path
+
+
+def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    # TensorBoard reads the files by their names' order, which is that of seconds; here several fall into one.
+    files = sorted((run / "tensorboard").glob("events.*"), key=lambda file: file.stat().st_mtime_ns)
+    with TemporaryDirectory() as folder:
+        for number, file in enumerate(files):
+            (Path(folder) / f"events.out.tfevents.{number:04d}").write_bytes(file.read_bytes())
+        events = EventAccumulator(folder)
+        events.Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if tag not in TIMES
+    }
+
+
+def assert_same_run(run: Path, whole: Path) -> None:
+    for name in ("last", "best"):
+        one, other = (
+            torch.load(r / "checkpoints" / f"{name}.ckpt", map_location="cpu", weights_only=True) for r in (run, whole)
+        )
+        for checkpoint in (one, other):
+            del checkpoint["vitlab_config"]  # where the run lies, what interrupted it
+            for state in checkpoint["callbacks"].values():
+                state.pop("current_score", None)  # Lightning does not bring it back; nothing hangs on it
+                for key in ("dirpath", "best_model_path", "kth_best_model_path", "best_k_models", "last_model_path"):
+                    state.pop(key, None)
+        same(one, other, name)
+    assert rows(run) == rows(whole)
+    ours, theirs = (json.loads((r / "metrics.json").read_text()) for r in (run, whole))
+    assert {k: v for k, v in ours.items() if k not in TIMES} == {k: v for k, v in theirs.items() if k not in TIMES}
+    assert curves(run) == curves(whole)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    result = run_script("train.py", *RUN, "hydra.run.dir=run", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder / "run"
+
+
+def stop(hook: str, epoch: int, batch: int | None = None, number: int = signal.SIGTERM) -> list[str]:
+    target = [f"+callbacks.stop._target_=stoppers.SendSignal +callbacks.stop.number={int(number)}"]
+    target += [f"+callbacks.stop.hook={hook} +callbacks.stop.epoch={epoch}"]
+    target += [f"+callbacks.stop.batch={'null' if batch is None else batch}"]
+    return " ".join(target).split()
+
+
+@pytest.mark.parametrize(
+    ("place", "status"),
+    [
+        (stop("on_train_batch_start", 1, 2), 143),
+        (stop("on_train_batch_start", 1, 2, signal.SIGINT), 130),
+        (stop("on_train_batch_start", 0, 0, signal.SIGUSR1), 143),
+        (stop("on_train_batch_start", 2, 4), 143),  # an epoch's last: validation follows
+        (stop("on_validation_start", 1), 143),
+        (stop("on_train_epoch_start", 2), 143),
+        (stop("on_validation_start", 3), 143),  # of the last epoch
+    ],
+    ids=lambda value: "-".join(part.split("=")[-1] for part in value[1:]) if isinstance(value, list) else None,
+)
+def test_a_run_that_was_told_to_stop_goes_on_as_if_nothing_had_happened(
+    place: list[str], status: int, whole: Path, in_process: Command, tmp_path: Path
+) -> None:
+    stopped = in_process("train.py", *RUN, "hydra.run.dir=run", *place)
+    assert stopped.returncode == status, stopped.stderr
+    assert f"python {ROOT / 'train.py'} resume=run 'trusted_targets=[stoppers.]'" in stopped.stdout
+    assert "Traceback" not in stopped.stderr
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["status"] == "interrupted"
+    resumed = in_process("train.py", "resume=run", "callbacks.stop=null")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on from epoch" in resumed.stdout
+    assert_same_run(tmp_path / "run", whole)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert len(manifest["resumed"]) == 1
+
+
+def test_a_run_that_was_killed_again_and_again_ends_as_if_nothing_had_happened(whole: Path, tmp_path: Path) -> None:
+    kills = [("on_validation_end", 1, None), ("on_train_batch_end", 2, 1)]
+    arguments = [*RUN, "hydra.run.dir=run", "checkpoint.every_minutes=0"]
+    for number, (hook, epoch, batch) in enumerate(kills):
+        place = stop(hook, epoch, batch, signal.SIGKILL)
+        if number:
+            arguments = ["resume=run", "trusted_targets=[stoppers.]"]
+            place = [p.replace("+callbacks.stop.", "callbacks.stop.") for p in place]
+        command = [sys.executable, str(ROOT / "train.py"), *arguments, *place]
+        killed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = run_script("train.py", "resume=latest", "outputs=.", "callbacks.stop=null", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.fixture
+def interrupted(in_process: Command, tmp_path: Path) -> Path:
+    """A run that was stopped in the second of its four epochs."""
+    result = in_process("train.py", *RUN, "hydra.run.dir=run", *stop("on_train_batch_start", 1, 2))
+    assert result.returncode == 143, result.stderr
+    return tmp_path / "run"
+
+
+def contents(run: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file.name != ".lock"}
+
+
+REFUSED = [
+    (["resume=run", "optimizer.lr=0.5"], "optimizer.lr=0.5 (the run has 0.002); init_from=<run> starts a new run"),
+    (["resume=run", "optimizer.lrr=0.5"], "unknown key 'optimizer.lrr'. Did you mean 'lr'?"),
+    (["resume=run", "model.depth=3", "seed=1"], "differs in"),
+    (["resume=run"], "the run's config would run stoppers.SendSignal"),
+    (["resume=elsewhere"], "resume=elsewhere does not exist"),
+    (["resume=latest"], "resume=latest: there is no run to go on with below"),
+    (["resume=run", "callbacks.stop=null", "checkpoint=nope.ckpt"], "there is no checkpoint nope.ckpt"),
+    (["resume=run", "callbacks.stop=null", "data.train_images=300"], "data.train_images=300 (the run has 400)"),
+]
+
+
+def test_what_can_t_go_on_is_refused_and_nothing_is_touched(interrupted: Path, in_process: Command) -> None:
+    before = contents(interrupted)
+    for arguments, message in REFUSED:
+        result = in_process("train.py", *arguments)
+        assert result.returncode == 2, arguments
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+    with RunDirectory(interrupted).locked():
+        result = in_process("train.py", "resume=run", "callbacks.stop=null")
+        assert result.returncode == 2
+        assert "another process is writing to run" in result.stderr
+    assert contents(interrupted) == before
+
+
+def test_a_damaged_checkpoint_is_recognised_and_an_older_one_offered(interrupted: Path, in_process: Command) -> None:
+    last = interrupted / "checkpoints" / "last.ckpt"
+    whole = last.read_bytes()
+    altered = bytearray(whole)
+    altered[len(whole) // 2] ^= 1
+    for damaged in (bytes(altered), whole[: len(whole) // 2], b""):
+        last.write_bytes(damaged)
+        result = in_process("train.py", "resume=run", "callbacks.stop=null")
+        assert result.returncode == 2
+        assert "last.ckpt can't be read as a checkpoint: it is damaged" in result.stderr
+        assert "checkpoint=best can be" in result.stderr
+        assert last.read_bytes() == damaged
+    result = in_process("train.py", "resume=run", "callbacks.stop=null", "checkpoint=best")
+    assert result.returncode == 0, result.stderr
+    assert [row["epoch"] for row in rows(interrupted)] == ["0", "1", "2", "3"]
+
+
+def test_a_finished_run_can_be_made_longer(in_process: Command, tmp_path: Path) -> None:
+    assert in_process("train.py", *RUN, "trainer.max_epochs=2", "hydra.run.dir=run").returncode == 0
+    first = (tmp_path / "run" / "metrics.json").read_bytes()
+    refused = in_process("train.py", "resume=run")
+    assert refused.returncode == 2
+    assert "run is finished, after 2 epochs and 10 steps: a larger trainer.max_epochs=... goes on" in refused.stderr
+    longer = in_process("train.py", "resume=run", "trainer.max_epochs=3")
+    assert longer.returncode == 0, longer.stderr
+    assert "trainer.max_epochs changed: a schedule that knows the length of the run" in longer.stdout
+    assert [row["epoch"] for row in rows(tmp_path / "run")] == ["0", "1", "2"]
+    (aside,) = (tmp_path / "run").glob("metrics_*.json")
+    assert aside.read_bytes() == first
+
+
+def test_a_new_run_starts_from_another_s_weights(interrupted: Path, in_process: Command, tmp_path: Path) -> None:
+    short = [*RUN, "trainer.max_epochs=1", "optimizer.lr=1e-30", "optimizer.weight_decay=0"]
+    for source in ("run", "run/checkpoints/last.ckpt"):
+        result = in_process("train.py", *short, f"init_from={source}", f"hydra.run.dir=new_{source[-4:]}")
+        assert result.returncode == 0, result.stderr
+    for name, folder in (("best", "new_run"), ("last", "new_ckpt")):
+        one, other = (
+            torch.load(file, weights_only=True)["state_dict"]
+            for file in (interrupted / "checkpoints" / f"{name}.ckpt", tmp_path / folder / "checkpoints" / "last.ckpt")
+        )
+        assert all(torch.allclose(one[key], other[key]) for key in one if key.startswith("network."))
+    refused = in_process("train.py", *RUN, "init_from=nowhere", "hydra.run.dir=x")
+    assert refused.returncode == 2
+    assert "init_from=nowhere does not exist" in refused.stderr
+
+
+def test_a_run_is_reproduced_and_compared(whole: Path, in_process: Command, tmp_path: Path) -> None:
+    before = contents(whole)
+    result = in_process("train.py", f"reproduce={whole}", "outputs=again")
+    assert result.returncode == 0, result.stderr
+    assert contents(whole) == before
+    assert_same_run(next((tmp_path / "again" / "demo").iterdir()), whole)
+    assert "differs" not in result.stdout
+    assert result.stdout.count("the same") >= 6
+    (again,) = (tmp_path / "again" / "demo").iterdir()
+    assert rows(again) == rows(whole)
+    assert (again / "run.log").stat().st_size > 0
+    assert "torch" not in result.stderr
+    manifest = json.loads((whole / "manifest.json").read_text())
+    manifest["versions"]["torch"] = "1.0"
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(whole, elsewhere)
+    (elsewhere / "manifest.json").write_text(json.dumps(manifest))
+    other = in_process("train.py", "reproduce=elsewhere", "outputs=again", "seed=1", "trainer.max_epochs=1")
+    assert "differs" in other.stdout
+    assert "the numbers may differ from the other run's, as there differ" in other.stderr
+    assert "torch 1.0 -> " in other.stderr
+    (text,) = (t for file in (tmp_path / "again").rglob("run.log") if "torch 1.0" in (t := file.read_text()))
+    assert text.index("torch 1.0") < text.index("`Trainer.fit` stopped")
+
+
+@pytest.mark.parametrize("action", ["stop", "skip"])
+def test_a_loss_that_is_no_number_stops_the_run_or_its_step_is_left_out(
+    action: str, in_process: Command, tmp_path: Path
+) -> None:
+    poison = [
+        "+callbacks.poison._target_=stoppers.PoisonBatch",
+        "+callbacks.poison.epoch=1",
+        "+callbacks.poison.batch=2",
+    ]
+    result = in_process("train.py", *RUN, *poison, f"callbacks.nan.action={action}", "hydra.run.dir=run")
+    if action == "skip":
+        assert result.returncode == 0, result.stderr
+        assert result.stderr == ""
+        with (tmp_path / "run" / "metrics.csv").open() as file:
+            assert [float(row["skipped_steps"]) for row in csv.DictReader(file)] == [0, 1, 0, 0]
+        assert "1 steps skipped" in result.stdout or not sys.stdout.isatty()
+        return
+    assert result.returncode == 2
+    assert "no finite number since batch 3 of epoch 2" in result.stderr
+    assert "run/checkpoints/last.ckpt: init_from=... starts a run from it" in result.stderr
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 5
+    assert all(tensor.isfinite().all() for tensor in state["state_dict"].values())
+
+
+def test_a_stranger_s_run_can_t_run_code(interrupted: Path, in_process: Command, tmp_path: Path) -> None:
+    config = (interrupted / "config.yaml").read_text()
+    canary = tmp_path / "canary"
+    targets = [
+        "subprocess.run",
+        "os.system",
+        "torch.hub.load",
+        "vitlab.files.write_text",
+        "torch.load",
+        "builtins.exec",
+    ]
+    for target in targets:
+        hostile = config.replace(
+            "_target_: vitlab.callbacks.Throughput", f"_target_: {target}\n    args: touch {canary}"
+        )
+        assert hostile != config
+        (interrupted / "config.yaml").write_text(hostile)
+        result = in_process("train.py", "resume=run", "callbacks.stop=null")
+        assert result.returncode == 2, target
+        assert f"the run's config would run {target}" in result.stderr
+    (interrupted / "config.yaml").write_text(config)
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch {canary}",)
+
+    torch.save({"vitlab_config": {}, "state_dict": Evil()}, interrupted / "checkpoints" / "last.ckpt")
+    result = in_process("train.py", "resume=run", "callbacks.stop=null")
+    assert result.returncode == 2
+    assert "can't be read as a checkpoint" in result.stderr
+    assert not canary.exists()
+
+
+def test_a_run_whose_directory_was_moved_goes_on_there(whole: Path, interrupted: Path, in_process: Command) -> None:
+    folder = interrupted.parent / "elsewhere"
+    interrupted.rename(folder)
+    result = in_process("train.py", "resume=elsewhere", "callbacks.stop=null")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert not interrupted.exists()
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.parametrize(
+    "length",
+    [
+        ["trainer.max_steps=13", "trainer.max_epochs=-1"],
+        ["trainer.val_check_interval=1", "trainer.max_epochs=2"],
+        [
+            *("augment=strong", "augment.mixing.p=0.8", "augment.mixing.off_share=0.4", "trainer.max_epochs=3"),
+            *("augment.flip.alternating=true", "trainer.accumulate_grad_batches=2"),
+        ],
+    ],
+)
+def test_other_ways_to_count_go_on_too(length: list[str], in_process: Command, tmp_path: Path) -> None:
+    assert in_process("train.py", *RUN, *length, "hydra.run.dir=whole").returncode == 0
+    for number, (hook, epoch, batch) in enumerate([("on_validation_start", 0, None), ("on_train_batch_start", 1, 1)]):
+        place = stop(hook, epoch, batch)
+        arguments = [*RUN, *length, f"hydra.run.dir=run{number}"]
+        assert in_process("train.py", *arguments, *place).returncode == 143
+        if "trainer.val_check_interval=1" in length:  # behind the validation that follows each step
+            state = torch.load(tmp_path / f"run{number}" / "checkpoints" / "last.ckpt", weights_only=True)
+            assert state["global_step"] == (1, 7)[number]
+        result = in_process("train.py", f"resume=run{number}", "callbacks.stop=null")
+        assert result.returncode == 0, result.stderr
+        assert_same_run(tmp_path / f"run{number}", tmp_path / "whole")
+
+
+def test_an_average_and_muon_s_momentum_go_on_too(in_process: Command, tmp_path: Path) -> None:
+    recipe = [*RUN, "callbacks=ema", "checkpoint.monitor=val/acc_ema", "optimizer=muon", "trainer.max_epochs=2"]
+    assert in_process("train.py", *recipe, "hydra.run.dir=whole").returncode == 0
+    stopped = in_process("train.py", *recipe, "hydra.run.dir=run", *stop("on_train_batch_start", 1, 2))
+    assert stopped.returncode == 143, stopped.stderr
+    resumed = in_process("train.py", "resume=run", "callbacks.stop=null")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert not torch.equal(state["vitlab_ema"]["head.weight"], state["state_dict"]["network.head.weight"])
+
+
+def test_a_run_by_the_clock_goes_on_with_the_time_that_it_has_left(in_process: Command, tmp_path: Path) -> None:
+    budget = ["scheduler=time_budget", "trainer.max_time=00:00:10:00", "trainer.max_epochs=-1", "logger=none"]
+    run, file = tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"
+    stopped = in_process("train.py", *RUN, *budget, "hydra.run.dir=run", *stop("on_train_batch_start", 1, 2))
+    assert stopped.returncode == 143, stopped.stderr
+    state = torch.load(file, weights_only=True)
+    assert 0 < state["callbacks"]["TimeLimit"]["time_elapsed"]["train"] < 500
+    state["callbacks"]["TimeLimit"]["time_elapsed"]["train"] = 599.999
+    torch.save(state, file)
+    # Told to stop in the validation with which the time ends.
+    again = ["callbacks.stop.hook=on_validation_start", "callbacks.stop.batch=null", "trusted_targets=[stoppers.]"]
+    assert in_process("train.py", "resume=run", *again).returncode == 143
+    resumed = in_process("train.py", "resume=run", "callbacks.stop=null")
+    assert resumed.returncode == 0, resumed.stderr
+    state = torch.load(file, weights_only=True)
+    assert 600 <= state["callbacks"]["TimeLimit"]["time_elapsed"]["train"] < 700
+    assert state["optimizer_states"][0]["param_groups"][0]["lr"] < 1e-9
+    assert [row["epoch"] for row in rows(run)] == ["0", "1"]
+    assert rows(run)[-1]["val/acc"]
+    over = in_process("train.py", "resume=run")
+    assert over.returncode == 2
+    assert "a larger trainer.max_time=... goes on" in over.stderr
+
+
+def test_a_job_that_slurm_puts_back_goes_on_with_the_run_that_it_began(
+    whole: Path, in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f"#!/bin/sh\necho $* >> {tmp_path}/requeued\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    for name, value in {"JOB_ID": "77", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    place = stop("on_train_batch_start", 1, 2, signal.SIGUSR1)
+    arguments = [*RUN, *place, "hydra.run.dir=runs/it"]
+    run = tmp_path / "runs" / "it"
+
+    # Ended before anything was saved, by a node that failed, say.
+    RunDirectory(run).create({}, {"job": "77", "command": shlex.join(["python", str(ROOT / "train.py"), *arguments])})
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "folder": str(tmp_path)}))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    warned = in_process("train.py", *arguments)
+    assert warned.returncode == 143, warned.stderr
+    assert (tmp_path / "requeued").read_text() == "requeue 77\n"
+    assert len(list((tmp_path / "runs").iterdir())) == 2  # what nothing came of has stepped aside
+    assert not list(run.glob("hpc_ckpt*"))  # Lightning's own
+
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    state["callbacks"]["MetricsCSV"]["seconds"] = 83 * 60
+    torch.save(state, run / "checkpoints" / "last.ckpt")
+    resumed = in_process("train.py", *arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on from epoch 2, step 8" in resumed.stdout
+    assert_same_run(run, whole)
+    assert len(json.loads((run / "manifest.json").read_text())["resumed"]) == 1
+    assert "83 min" in resumed.stdout  # of the whole run
+
+    again = in_process("train.py", *arguments)  # the script has other commands behind it
+    assert again.returncode == 0
+    assert again.stdout == "runs/it is finished: nothing is left to do for this job\n"
+    monkeypatch.setenv("SLURM_JOB_ID", "78")
+    assert "holds a run already" in in_process("train.py", *arguments).stderr  # another job's command is another run
+
+
+def test_a_stranger_s_run_can_t_write_elsewhere(interrupted: Path, in_process: Command, tmp_path: Path) -> None:
+    config = (interrupted / "config.yaml").read_text()
+    for hostile in (
+        config.replace(f"save_dir: {interrupted}", f"save_dir: {tmp_path / 'out'}"),
+        config.replace("version: tensorboard", "version: ../out"),
+        config.replace("version: tensorboard", f"version: {tmp_path / 'out'}"),
+        config.replace(
+            "_target_: vitlab.callbacks.Throughput", "_target_: vitlab.callbacks.StepProfiler\n    dirpath: x"
+        ),
+    ):
+        assert hostile != config
+        (interrupted / "config.yaml").write_text(hostile)
+        result = in_process("train.py", "resume=run", "callbacks.stop=null")
+        assert result.returncode == 2
+        assert "outside of run" in result.stderr
+    (interrupted / "config.yaml").write_text(config)
+
+    (tmp_path / "mine").mkdir()
+    for name in ("run.log", ".lock", "tensorboard", "checkpoints"):
+        kept = (interrupted / name).rename(tmp_path / "mine" / name)
+        (interrupted / name).symlink_to(kept)
+        before = contents(tmp_path / "mine")
+        result = in_process("train.py", "resume=run", "callbacks.stop=null")
+        assert result.returncode == 2
+        assert f"run/{name} is a link to {kept}, outside of the run" in result.stderr
+        assert contents(tmp_path / "mine") == before
+        (interrupted / name).unlink()
+        kept.rename(interrupted / name)
+    assert not (tmp_path / "out").exists()

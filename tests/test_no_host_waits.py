@@ -24,6 +24,7 @@ from vitlab.data import (
     RandomHorizontalFlip,
     TrivialAugment,
     autoaugment,
+    random_augment,
 )
 from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.transforms import BatchTransform

@@ -1,7 +1,7 @@
 """A run that an earlier version wrote (commit 5cc8223) still opens: every verb takes it.
 
-`tests/fixtures/old_run` is a finished run of 2 epochs with `callbacks=ema`, `trainer=ddp_cpu` and `trainer.max_time`, so
-that its config and checkpoints name targets and callback states that have other names now.
+`tests/fixtures/old_run` is a finished run of 2 epochs with `callbacks=ema`, `trainer=ddp_cpu` and `trainer.max_time`,
+so its config and checkpoints name targets and callback states that have other names now.
 """
 
 import json
@@ -31,8 +31,8 @@ def test_evaluate_gives_the_figures_that_the_run_had(in_process: Command, old_ru
     assert result.returncode == 0, result.stderr
     then = json.loads((old_run / "metrics.json").read_text())
     now = json.loads((old_run / "evaluation_test.json").read_text())
-    assert now["acc"] == pytest.approx(then["test/acc"])
-    assert now["loss"] == pytest.approx(then["test/loss"], abs=1e-5)
+    assert now["test/acc"] == pytest.approx(then["test/acc"])
+    assert now["test/loss"] == pytest.approx(then["test/loss"], abs=1e-5)
 
 
 def test_predict_and_export_take_it(in_process: Command, old_run: Path, tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from vitlab.config.check import FILLING, GROUPS
 from vitlab.config.command import CONF, read_command
 from vitlab.config.compose import NOT_COMPOSED, composition_mistakes, explain
 from vitlab.config.importing import no_gc_imports
-from vitlab.distributed.orphans import die_with_parent
-from vitlab.distributed.process import check_start, this_process
+from vitlab.distributed.process import check_start, die_with_parent, this_process
 from vitlab.distributed.slurm import is_requeued
 from vitlab.errors import INTERRUPTED, TERMINATED, PeerError, TerminatedError, UserError
 from vitlab.requeue import resume_requeued

@@ -5,10 +5,12 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch.distributed import DistError
 
@@ -75,3 +77,28 @@ def silence_libraries() -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()  # a handler of their own, which writes to the terminal
         logger.propagate = True
+
+
+class _WatchedLauncher(_SubprocessScriptLauncher):
+    """Start local ranks as Lightning does, and leave watching them to `started`."""
+
+    def __init__(self, theirs: _SubprocessScriptLauncher, started: Callable[[], None]) -> None:
+        super().__init__(theirs.cluster_environment, theirs.num_processes, theirs.num_nodes)
+        self.started = started
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        if not self.cluster_environment.creates_processes_externally:
+            self._call_children_scripts()  # after this, the environment says that the processes are there
+            self.started()
+        return super().launch(function, *args, trainer=trainer, **kwargs)
+
+
+def watch_local_ranks(trainer: pl.Trainer, started: Callable[[], None]) -> None:
+    """Call `started` once the trainer has started the other local ranks; Lightning's own observer then stays away.
+
+    Lightning 2.6: its observer kills every process as soon as one fails, without saying which one and why. The launcher
+    class and `strategy._launcher` are private; a launcher cannot be given to a strategy in a public way.
+    """
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        trainer.strategy._launcher = _WatchedLauncher(launcher, started)

@@ -6,7 +6,7 @@ import pytest
 from conftest import Command
 from torch.distributed import DistNetworkError
 
-from vitlab.distributed.failure_report import Failure, describe, is_echo
+from vitlab.distributed.failure_report import Failure, describe, is_secondary
 from vitlab.distributed.process import Process, check_start, this_process
 from vitlab.errors import UserError
 
@@ -46,7 +46,9 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], N
         ({"LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "0"}, Process(1, 2, 1, "Lightning")),
     ],
 )
-def test_who_is_who(variables: dict[str, str], process: Process, environment: Callable[[dict[str, str]], None]) -> None:
+def test_rank_and_world_size_come_from_the_launcher_s_variables(
+    variables: dict[str, str], process: Process, environment: Callable[[dict[str, str]], None]
+) -> None:
     environment(variables)
     assert this_process() == process
     check_start(several=True)
@@ -55,14 +57,14 @@ def test_who_is_who(variables: dict[str, str], process: Process, environment: Ca
 @pytest.mark.parametrize(
     ("variables", "several", "sentence"),
     [
-        (TORCHRUN, False, "this command is one process, but torchrun started 8"),
-        (SRUN, False, "this command is one process, but srun started 4"),
-        (BATCH, True, "this job has 4 tasks, and nothing starts them: srun python train.py"),
-        (NO_SHARE, True, "the number of processes a machine is not said: sbatch --ntasks-per-node"),
-        ({"NODE_RANK": "1", "MASTER_ADDR": "node0"}, True, "NODE_RANK is set by hand: torchrun or srun"),
+        (TORCHRUN, False, "this command runs as one process, but torchrun started 8"),
+        (SRUN, False, "this command runs as one process, but srun started 4"),
+        (BATCH, True, "this job has 4 tasks, but nothing starts them: use srun python train.py"),
+        (NO_SHARE, True, "the number of processes per machine is unknown: use sbatch --ntasks-per-node"),
+        ({"NODE_RANK": "1", "MASTER_ADDR": "node0"}, True, "NODE_RANK is set by hand: .*torchrun or srun"),
     ],
 )
-def test_what_would_wait_or_be_done_twice_is_refused(
+def test_a_start_that_would_wait_or_repeat_work_is_refused(
     variables: dict[str, str], several: bool, sentence: str, environment: Callable[[dict[str, str]], None]
 ) -> None:
     environment(variables)
@@ -81,12 +83,12 @@ def test_evaluation_is_one_process(in_process: Command, environment: Callable[[d
         result = in_process(*command)
         assert (result.returncode, result.stderr) == (
             2,
-            "error: this command is one process, but torchrun started 8\n",
+            "error: this command runs as one process, but torchrun started 8\n",
         )
 
 
-def failure(rank: int, time: float, error: str, echo: bool) -> Failure:
-    return Failure(rank, time, error, echo)
+def failure(rank: int, time: float, error: str, secondary: bool) -> Failure:
+    return Failure(rank, time, error, secondary)
 
 
 OWN = failure(0, 3.0, "Connection closed by peer", True)
@@ -107,16 +109,25 @@ LOST = failure(1, 2.0, "Connection reset by peer", True)
         (OWN, [LOST], {2: 1}, "process 2 of 3 ended with status 1"),
         (OWN, [LOST], {}, "process 2 of 3 was killed or does not answer any more (Connection closed by peer)"),
         (OWN, [], {}, "one of the processes 1, 2 of 3 was killed or does not answer any more"),
-        (OWN, [LOST, failure(2, 2.0, "Timed out", True)], {}, "the processes lost each other (Connection closed by"),
+        (
+            OWN,
+            [LOST, failure(2, 2.0, "Timed out", True)],
+            {},
+            "the processes lost contact with each other (Connection closed by",
+        ),
         (None, [LOST, failure(2, 2.0, "Timed out", True)], {}, "process 0 of 3 does not answer any more"),
     ],
 )
-def test_the_first_cause(own: Failure | None, told: list[Failure], dead: dict[int, int], sentence: str) -> None:
+def test_the_first_failure_is_named(
+    own: Failure | None, told: list[Failure], dead: dict[int, int], sentence: str
+) -> None:
     assert describe(own, told, dead, 3, Path("ranks")).startswith(sentence)
 
 
-def test_what_another_s_end_looks_like() -> None:
-    assert is_echo(RuntimeError("[/pytorch/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1"))
-    assert not is_echo(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert not is_echo(ValueError("timed out"))
-    assert not is_echo(DistNetworkError("The server socket has failed to listen on any local network address"))
+def test_errors_that_only_report_a_lost_peer_are_secondary() -> None:
+    assert is_secondary(
+        RuntimeError("[/pytorch/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1")
+    )
+    assert not is_secondary(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_secondary(ValueError("timed out"))
+    assert not is_secondary(DistNetworkError("The server socket has failed to listen on any local network address"))

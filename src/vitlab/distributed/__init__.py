@@ -1,1 +1,1 @@
-"""Several processes that train one model: who is who, what they agree on, and what ends them all."""
+"""Train one model with several processes: ranks, launching, strategies, SLURM."""

@@ -1,4 +1,4 @@
-"""What all processes of a run must do alike, and the first one decides: the run's directory."""
+"""Share rank 0's decisions (such as the run directory) before torch.distributed starts."""
 
 import os
 from collections.abc import Callable
@@ -9,51 +9,56 @@ from typing import Any
 from vitlab.distributed.process import Process, this_process
 from vitlab.errors import UserError
 
-WAIT = timedelta(minutes=10)  # until all have imported what they need; a file system of many machines is slow
-HEARD = "VITLAB_AGREED_"  # of the variables in which the processes that Lightning starts find the answers
+WAIT = timedelta(minutes=10)  # until every process has imported what it needs; network file systems are slow
+ANSWER = "VITLAB_AGREED_"  # prefix of the variables through which processes started by Lightning get the answers
 
 
 def broadcast_from_rank0(what: str, decide: Callable[[], str], wait: timedelta = WAIT) -> str:
-    """What the first process decides; the others wait for it.
+    """Call `decide` on rank 0 and return its answer on every rank.
+
+    Args:
+        what: Name of the decision, the same on every rank.
+        decide: Called on rank 0 alone.
+        wait: How long the other ranks wait for the answer.
 
     Raises:
-        UserError: the first process can't be reached, or ended before it had decided.
+        UserError: rank 0 cannot be reached, or ended before it decided.
     """
     me = this_process()
-    if me.started_by == "Lightning":  # later, by the first process
-        return _given(what)
+    if me.started_by == "Lightning":  # rank 0 had decided before it started this process
+        return _from_environment(what)
     if me.has_peers and not me.is_rank_zero:
-        return _hear(me, what, wait)
-    answer = os.environ[HEARD + what] = decide()
+        return _receive(me, what, wait)
+    answer = os.environ[ANSWER + what] = decide()
     if me.has_peers:
         store = _store(me)
         store.set(what, answer)
-        store.wait([f"{what} heard by {rank}" for rank in range(1, me.ranks)], wait)
+        store.wait([f"{what} received by {rank}" for rank in range(1, me.ranks)], wait)
     return answer
 
 
-def _given(what: str) -> str:
+def _from_environment(what: str) -> str:
     try:
-        return os.environ[HEARD + what]
+        return os.environ[ANSWER + what]
     except KeyError:
         raise UserError("LOCAL_RANK and WORLD_SIZE are set, but not by torchrun, srun or trainer.devices") from None
 
 
-def _hear(me: Process, what: str, wait: timedelta) -> str:
+def _receive(me: Process, what: str, wait: timedelta) -> str:
     try:
         store = _store(me)
         store.wait([what], wait)
         answer = str(store.get(what).decode())
-        store.set(f"{what} heard by {me.rank}", "yes")
-    except RuntimeError as error:  # torch.distributed's errors are some of these
+        store.set(f"{what} received by {me.rank}", "yes")
+    except RuntimeError as error:  # the errors of torch.distributed are subclasses
         raise UserError(
-            f"process {me.rank} of {me.ranks} has heard nothing from the first one at {os.environ['MASTER_ADDR']}: see "
-            "what that one says"
+            f"process {me.rank} of {me.ranks} cannot reach process 0 at {os.environ['MASTER_ADDR']}: see the output of "
+            "process 0"
         ) from error
     return answer
 
 
-@cache  # the first process's own serves until it ends
+@cache  # the store must live as long as the process
 def _store(me: Process) -> Any:
     from torch.distributed import PrefixStore, TCPStore
 
@@ -63,8 +68,8 @@ def _store(me: Process) -> Any:
         cluster = SLURMEnvironment(auto_requeue=False)
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    # torchrun serves a store for all of its processes. Else the first process does: not at the port at which it will
-    # serve torch.distributed's own.
+    # torchrun serves a store for its processes. Otherwise rank 0 serves one, on the port next to that of
+    # torch.distributed's own store.
     served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     port += 0 if served else 1
     try:
@@ -72,6 +77,6 @@ def _store(me: Process) -> Any:
     except RuntimeError as error:
         if not me.is_rank_zero:
             raise
-        raise UserError(f"the port {port} of {address} can't be used: take another MASTER_PORT=...") from error
+        raise UserError(f"port {port} of {address} cannot be used: set another MASTER_PORT=...") from error
     attempt = [os.environ.get(name, "") for name in ("SLURM_STEP_ID", "TORCHELASTIC_RESTART_COUNT")]
     return PrefixStore(f"vitlab {'.'.join(attempt)}", store)

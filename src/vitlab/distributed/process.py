@@ -1,10 +1,14 @@
-"""Which of a run's processes this one is, by what started it, before torch is imported."""
+"""Rank and world size of this process, known before torch is imported."""
 
+import ctypes
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from vitlab.errors import UserError
+
+PR_SET_PDEATHSIG = 1  # man prctl
 
 
 @dataclass(frozen=True)
@@ -12,10 +16,10 @@ class Process:
     """One of the processes that train one model.
 
     Attributes:
-        rank: Its number among them all, from 0.
-        ranks: How many there are.
-        nodes: On how many machines.
-        started_by: "torchrun", "srun", "Lightning" (beside the first process, which the user started), or "user".
+        rank: Global rank, from 0.
+        ranks: Number of processes (world size).
+        nodes: Number of machines.
+        started_by: "torchrun", "srun", "Lightning" (a rank that rank 0 started) or "user".
     """
 
     rank: int = 0
@@ -29,48 +33,54 @@ class Process:
 
     @property
     def has_peers(self) -> bool:
-        """Whether something else than this project's first process started it beside others."""
+        """Whether torchrun or srun started this process together with others."""
         return self.ranks > 1 and self.started_by in ("torchrun", "srun")
 
     def log_file(self, run: Path) -> Path:
-        """Where it writes its log: the first one's is the run's."""
+        """The log of this process: `run.log` for rank 0, `ranks/rank_<n>.log` for the others."""
         return run / "run.log" if self.is_rank_zero else run / "ranks" / f"rank_{self.rank}.log"
 
 
-def check_start(*, several: bool) -> None:
-    """Refuses what would wait for processes that nobody starts, or do the same thing several times.
-
-    Args:
-        several: Whether this command can be several processes.
-
-    Raises:
-        UserError: naming what was started, and how it is done.
-    """
-    me, known = this_process(), os.environ
-    started = me.started_by == "torchrun" or "SLURM_STEP_ID" in known  # by srun, not just within its job
-    if me.has_peers and started and not several:
-        raise UserError(f"this command is one process, but {me.started_by} started {me.ranks}")
-    if me.has_peers and me.started_by == "srun" and several:
-        if not started:
-            raise UserError(f"this job has {me.ranks} tasks, and nothing starts them: srun python train.py ...")
-        if "SLURM_NTASKS_PER_NODE" not in known:
-            raise UserError("the number of processes a machine is not said: sbatch --ntasks-per-node=...")
-    if "NODE_RANK" in known and "LOCAL_RANK" not in known:
-        raise UserError("NODE_RANK is set by hand: torchrun or srun start processes on several machines")
-
-
 def this_process() -> Process:
-    """As torchrun (`torch.distributed.run`, "Environment Variables"), SLURM's srun (`man srun`, "OUTPUT ENVIRONMENT
-    VARIABLES") or Lightning's launcher have told it by the environment."""
+    """Read the environment variables that torchrun (`torch.distributed.run`, "Environment Variables"), SLURM's srun
+    (`man srun`, "OUTPUT ENVIRONMENT VARIABLES") or Lightning's launcher set."""
     known = os.environ
     if "TORCHELASTIC_RUN_ID" in known:
         return Process(int(known["RANK"]), int(known["WORLD_SIZE"]), int(known["GROUP_WORLD_SIZE"]), "torchrun")
     if "LOCAL_RANK" in known and "WORLD_SIZE" in known:
-        # Lightning's launcher sets them in the first process too, when it starts the others.
+        # Lightning's launcher sets them in rank 0 too, when it starts the others.
         rank = int(known["LOCAL_RANK"])
         return Process(rank, int(known["WORLD_SIZE"]), 1, "Lightning" if rank else "user")
     if "SLURM_PROCID" in known and known.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
         tasks = int(known.get("SLURM_NTASKS", 1))
-        if tasks > 1:  # a job of one task starts processes itself, if any
+        if tasks > 1:  # in a job with one task, rank 0 starts the other processes itself
             return Process(int(known["SLURM_PROCID"]), tasks, int(known.get("SLURM_NNODES", 1)), "srun")
     return Process()
+
+
+def check_start(*, several: bool) -> None:
+    """Refuse a start that would wait for processes that nobody starts, or would do the same work several times.
+
+    Args:
+        several: Whether this command may run as several processes.
+
+    Raises:
+        UserError: it names what started this process, and the right way to start it.
+    """
+    me, known = this_process(), os.environ
+    started = me.started_by == "torchrun" or "SLURM_STEP_ID" in known  # set by srun, not by the job around it
+    if me.has_peers and started and not several:
+        raise UserError(f"this command runs as one process, but {me.started_by} started {me.ranks}")
+    if me.has_peers and me.started_by == "srun" and several:
+        if not started:
+            raise UserError(f"this job has {me.ranks} tasks, but nothing starts them: use srun python train.py ...")
+        if "SLURM_NTASKS_PER_NODE" not in known:
+            raise UserError("the number of processes per machine is unknown: use sbatch --ntasks-per-node=...")
+    if "NODE_RANK" in known and "LOCAL_RANK" not in known:
+        raise UserError("NODE_RANK is set by hand: start processes on several machines with torchrun or srun")
+
+
+def die_with_parent(number: int) -> None:
+    """Make Linux send this process the signal `number` when its parent ends, for whatever reason."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)

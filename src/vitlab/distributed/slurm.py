@@ -1,8 +1,8 @@
-"""A job whose command is given again, and the run that it began.
+"""Recognise requeued jobs of SLURM and restarts of torchrun, and requeue a SLURM job.
 
-SLURM puts a job back into the queue and gives its command again, with the same number of the job and a count of the
-restarts (`man sbatch`, "OUTPUT ENVIRONMENT VARIABLES"). torchrun starts all processes again when one has failed, up to
-`--max-restarts` times, and counts too (`torch.distributed.run`, "Environment Variables").
+SLURM puts a job back into the queue and runs its command again, with the same job id and a restart count (`man sbatch`,
+"OUTPUT ENVIRONMENT VARIABLES"). torchrun restarts all processes when one has failed, up to `--max-restarts` times, and
+counts too (`torch.distributed.run`, "Environment Variables").
 """
 
 import os
@@ -19,25 +19,27 @@ from vitlab.runs.directory import RunDirectory
 
 
 def job() -> str | None:
-    """What this process has in common with those that got its command before: SLURM's number of the job, else the
-    torchrun that started it; None where nothing gives a command again."""
+    """Identify the job whose restarts run the same command: the SLURM job id, else the torchrun process.
+
+    None if neither SLURM nor torchrun started this process.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ and _slurm_job() is None:
-        # Its id alone is "none" or "1" in most commands.
+        # The run id alone is "none" or "1" in most commands.
         return f"torchrun {os.environ['TORCHELASTIC_RUN_ID']}, process {os.getppid()} of {socket.gethostname()}"
     return _slurm_job()
 
 
 def is_requeued() -> bool:
-    """Whether the job gives the command of this process not for the first time."""
+    """Whether SLURM or torchrun has run the command of this process before."""
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("SLURM_RESTART_COUNT", "0")
     return job() is not None and restarts != ("0", "0")
 
 
 def requeue() -> None:
-    """Puts this job back into the queue; where the job was submitted with --no-requeue, `scontrol` says so."""
+    """Put this job back into the queue; `scontrol` prints a message if it was submitted with --no-requeue."""
     number = _slurm_job()
     if number is not None:
-        with suppress(OSError):  # no scontrol in a container
+        with suppress(OSError):  # a container has no scontrol
             subprocess.run(["scontrol", "requeue", number], check=False)
 
 
@@ -46,10 +48,10 @@ def this_command() -> str:
 
 
 def find_begun_run(places: Iterable[Path]) -> RunDirectory | None:
-    """The newest run at or below these folders that this command began in this job."""
+    """Find the newest run in or below these folders that an earlier start of this job began."""
     found = []
     for file in {file for place in places for file in place.rglob("manifest.json")}:
-        with suppress(UserError):  # a manifest that can't be read is not this run's
+        with suppress(UserError):  # an unreadable manifest belongs to another run
             manifest = RunDirectory(file.parent).manifest()
             mine = job(), this_command(), str(Path.cwd())
             if (manifest.get("job"), manifest.get("command"), manifest.get("folder")) == mine:
@@ -58,6 +60,6 @@ def find_begun_run(places: Iterable[Path]) -> RunDirectory | None:
 
 
 def _slurm_job() -> str | None:
-    """The job's number, as `scontrol` takes it, also of one of an array."""
+    """The job id as `scontrol` takes it, also for a job of an array."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else os.environ.get("SLURM_JOB_ID")

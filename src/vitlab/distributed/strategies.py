@@ -1,4 +1,4 @@
-"""How several processes train one model: torch.distributed's engines by Lightning's strategies."""
+"""Data parallel (DDP) and fully sharded (FSDP2) training, as Lightning strategies."""
 
 import time
 from collections.abc import Iterator
@@ -24,21 +24,21 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
+from vitlab.distributed import sharded_checkpoint
 from vitlab.distributed.process import this_process
-from vitlab.runs import sharded_checkpoint
 
 
 class DataParallel(DDPStrategy):
-    """Each process has a copy of the model and averages its gradients with the others' (Li et al. 2020, "PyTorch
+    """Each process has a copy of the model; gradients are averaged over all processes (Li et al. 2020, "PyTorch
     Distributed: Experiences on Accelerating Data Parallel Training").
 
     Args:
-        timeout_seconds: A process that waits longer for the others ends the run.
-        find_unused_parameters: Look in each step which parameters got a gradient; for networks that leave some out.
-        static_graph: Promise that each step uses the same parameters in the same order.
-        bucket_cap_mb: Gradients are sent in pieces of so many MiB, each as soon as it is there.
-        gradient_as_bucket_view: The gradients lie in the pieces that are sent, not beside them.
-        process_group_backend: "nccl", "gloo"; None takes the device's.
+        timeout_seconds: End the run if a process waits longer than this for the others.
+        find_unused_parameters: Look in every step for parameters without a gradient; for networks that skip some.
+        static_graph: Promise that every step uses the same parameters in the same order.
+        bucket_cap_mb: Send gradients in buckets of this many MiB, each as soon as it is complete.
+        gradient_as_bucket_view: Store gradients in the buckets themselves, which saves one copy.
+        process_group_backend: "nccl" or "gloo"; None: the default of the device.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class DataParallel(DDPStrategy):
 
 
 class FullySharded(ModelParallelStrategy):
-    """Each process keeps a share of the weights, gradients and optimizer state, and gathers the weights of a block when
-    it comes to it (Rajbhandari et al. 2020, "ZeRO"; torch's `fully_shard`, FSDP2).
+    """Each process keeps a shard of weights, gradients and optimizer state, and gathers the weights of one block at a
+    time (Rajbhandari et al. 2020, "ZeRO"; torch's `fully_shard`, FSDP2).
 
     Args:
-        timeout_seconds: A process that waits longer for the others ends the run.
-        sharded_checkpoints: Each process writes its share, into a folder; else the first one puts all together in its
-            host memory and writes a file. Either is read with any number of processes.
-        process_group_backend: "nccl", "gloo"; None takes the device's.
+        timeout_seconds: End the run if a process waits longer than this for the others.
+        sharded_checkpoints: Each process writes its shard into a folder; otherwise rank 0 gathers everything in its
+            host memory and writes one file. Both can be read with any number of processes.
+        process_group_backend: "nccl" or "gloo"; None: the default of the device.
     """
 
     def __init__(self, *, timeout_seconds: float, sharded_checkpoints: bool, process_group_backend: str | None) -> None:
@@ -81,7 +81,7 @@ class FullySharded(ModelParallelStrategy):
         )
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes  # Lightning's own "auto" is one a machine
+        self._data_parallel_size = self.num_nodes * self.num_processes  # Lightning's "auto" means one per machine
         super().setup_environment()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
@@ -111,13 +111,13 @@ class FullySharded(ModelParallelStrategy):
         assert self.model is not None
         assert self.lightning_module is not None
         rest = sharded_checkpoint.read_rest(folder)
-        fits = self.lightning_module.trainer.state.fn == "fit"  # after it the optimizers are still there
+        fits = self.lightning_module.trainer.state.fn == "fit"  # in `test` the optimizers of `fit` still exist
         optimizers = dict(enumerate(self.optimizers)) if fits else {}
         known = sharded_checkpoint.names(folder)
         tensors: dict[str, Any] = {"state_dict": get_model_state_dict(self.model)}
         for number, optimizer in optimizers.items():
             state: Any = get_optimizer_state_dict(self.model, optimizer)["state"]
-            # What was frozen when the checkpoint was written has none.
+            # Parameters that were frozen when the checkpoint was written have no state.
             there = {name for name in state if any(key.startswith(f"optimizer_{number}.{name}.") for key in known)}
             tensors[f"optimizer_{number}"] = {name: state[name] for name in there}
         sharded_checkpoint.read_shards(tensors, folder)
@@ -127,14 +127,16 @@ class FullySharded(ModelParallelStrategy):
             state = {"state": found, "param_groups": rest[sharded_checkpoint.GROUPS][number]}
             set_optimizer_state_dict(self.model, optimizer, state, options=StateDictOptions(strict=False))
             for name, parameter in self.model.named_parameters():
-                if name not in found:  # get_optimizer_state_dict has made one
+                if name not in found:  # get_optimizer_state_dict has made a state for it
                     optimizer.state.pop(parameter, None)
         return rest
 
 
 def cluster() -> list[ClusterEnvironment]:
-    """What started the processes, for Lightning, which would take any SLURM job for one whose tasks are the ranks, and
-    answer SLURM's warning with another checkpoint than ours."""
+    """Tell Lightning what started the processes.
+
+    By itself it takes the tasks of any SLURM job for ranks, and answers SLURM's warning with a checkpoint of its own.
+    """
     if this_process().started_by == "torchrun":
         return [TorchElasticEnvironment()]
     if this_process().started_by == "srun":
@@ -143,8 +145,10 @@ def cluster() -> list[ClusterEnvironment]:
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Divides a network's parameters among the processes of a mesh, in place: each block of a list or sequence of
-    blocks together, so that its weights are gathered for it alone, and what is left together."""
+    """Shard a network's parameters over the processes of a mesh, in place.
+
+    Each block of a `ModuleList` or `Sequential` is one unit, whose weights are gathered together; the rest is another.
+    """
     for block in _blocks(network):
         if any(True for _ in block.parameters()):
             fully_shard(block, mesh=mesh)

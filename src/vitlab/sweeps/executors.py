@@ -8,13 +8,13 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
-from vitlab.distributed.broadcast import HEARD
-from vitlab.distributed.orphans import die_with_parent
+from vitlab.distributed.broadcast import ANSWER
+from vitlab.distributed.process import die_with_parent
 from vitlab.sweeps.job import Job
 
 # What a launcher around the sweep (torchrun, SLURM's srun, Lightning) left: a job is a run of its own.
 OF_ANOTHER_RUN = ("LOCAL_RANK", "RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-PREFIXES_OF_ANOTHER_RUN = ("MASTER_", "PL_", "TORCHELASTIC_", "SLURM_", HEARD)
+PREFIXES_OF_ANOTHER_RUN = ("MASTER_", "PL_", "TORCHELASTIC_", "SLURM_", ANSWER)
 
 
 class Handle(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 
 import submitit
 
-from vitlab.distributed.orphans import die_with_parent
+from vitlab.distributed.process import die_with_parent
 from vitlab.sweeps.job import Job
 
 

@@ -1,7 +1,8 @@
-"""Checkpoints that several processes write together, each its share: a folder, by torch.distributed.checkpoint.
+"""Sharded checkpoints: a folder into which every process writes its shard.
 
-`last.ckpt` is a link to the folder `last.ckpt.<number>`, so that it changes in one step. The folder has the tensors of
-weights and optimizer as torch writes them (`.metadata`, `*.distcp`), and the rest in `rest.pt`.
+Written by torch.distributed.checkpoint. `last.ckpt` is a link to the folder `last.ckpt.<number>`, so that it changes in
+one step. The folder holds the tensors of weights and optimizer as torch writes them (`.metadata`, `*.distcp`), and
+everything else in `rest.pt`.
 """
 
 import pickle
@@ -20,7 +21,7 @@ from vitlab.files import replacing
 
 REST = "rest.pt"
 GROUPS = "optimizer_groups"
-# What the index of a folder is made of.
+# The classes that the index of a folder (`.metadata`, a pickle) may contain.
 PLAIN = {
     **dict.fromkeys(("Metadata", "TensorStorageMetadata", "TensorProperties"), "torch.distributed.checkpoint.metadata"),
     **dict.fromkeys(("ChunkStorageMetadata", "MetadataIndex"), "torch.distributed.checkpoint.metadata"),
@@ -36,54 +37,56 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if PLAIN.get(name) == module or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)
-        raise ValueError(f"its index holds {module}.{name}, which is no data")
+        raise ValueError(f"its index holds {module}.{name}, which is not data")
 
 
 class ShardReader(dcp.FileSystemReader):
-    """Reads a folder that somebody else may have written: torch's own reader would run what its index holds."""
+    """Read a folder from an untrusted source; torch's own reader would execute code that its index names."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with (Path(self.path) / ".metadata").open("rb") as file:
             metadata: Metadata = _PlainUnpickler(file).load()
         others = [n for n, kind in metadata.state_dict_metadata.items() if not isinstance(kind, TensorStorageMetadata)]
         if others:
-            raise ValueError(f"its index holds {others[0]}, which is no tensor")
+            raise ValueError(f"its index holds {others[0]}, which is not a tensor")
         return metadata
 
 
 def names(folder: Path) -> set[str]:
-    """Of the tensors in a folder."""
+    """Names of the tensors in a folder."""
     return set(ShardReader(folder).read_metadata().state_dict_metadata)
 
 
 def write_shards(tensors: dict[str, Any], folder: Path) -> None:
-    """Writes this process's share of a nested dict of tensors; all processes must call it."""
+    """Write this process's shard of a nested dict of tensors; every process must call it."""
     dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))
 
 
 def read_shards(tensors: dict[str, Any], folder: Path, *, alone: bool = False) -> None:
-    """Fills the tensors of a nested dict, sharded or whole, in place; unless `alone`, all processes must call it.
+    """Fill the tensors of a nested dict, sharded or whole, in place; unless `alone`, every process must call it.
 
     Raises:
-        ValueError: the shards are damaged, or hold what is no data.
+        ValueError: the shards are damaged, or their index holds something other than data.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # `alone` means that
         try:
             dcp.load(tensors, storage_reader=ShardReader(folder), no_dist=alone)
-        except CheckpointException as error:  # no Exception
+        except CheckpointException as error:  # a BaseException
             reason = next(iter(error.failures.values()))[0]
-            raise ValueError(f"its shards are damaged, or others: {type(reason).__name__} {reason}") from error
+            raise ValueError(
+                f"its shards are damaged or belong to another model: {type(reason).__name__} {reason}"
+            ) from error
 
 
 def put_in_place(rest: dict[str, Any], folder: Path, path: Path) -> None:
-    """Completes a folder of shards, and lets `path` be a link to it; an earlier one is removed."""
+    """Complete a folder of shards, make `path` a link to it, and remove the folder it pointed to before."""
     with replacing(folder / REST) as temporary, temporary.open("wb") as file:
         torch.save(rest, file)
     link = path.with_name(f".{path.name}.link.tmp")
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name, target_is_directory=True)
-    if path.is_dir() and not path.is_symlink():  # copied by something that knows no links
+    if path.is_dir() and not path.is_symlink():  # a copy made without links
         path.rename(path.with_name(f"{path.name}.0"))
     link.replace(path)
     for earlier in path.parent.glob(f"{path.name}.*"):
@@ -92,22 +95,22 @@ def put_in_place(rest: dict[str, Any], folder: Path, path: Path) -> None:
 
 
 def read_rest(folder: Path) -> dict[str, Any]:
-    """All but weights and optimizer state."""
+    """Read everything except weights and optimizer state."""
     rest: dict[str, Any] = torch.load(folder / REST, map_location="cpu", weights_only=True)
     return rest
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """As `read_rest`, of a folder whose index can be read."""
+    """Like `read_rest`, but also check that the folder's index can be read."""
     names(folder)
     return read_rest(folder)
 
 
 def consolidated(folder: Path) -> dict[str, Any]:
-    """The checkpoint as one process would have written it, on the CPU.
+    """Gather the checkpoint on the CPU, in the form that a single process writes.
 
     Raises:
-        ValueError: the folder holds what is no data.
+        ValueError: the folder holds something other than data.
     """
     rest = read_rest(folder)
     known: Mapping[str, Any] = ShardReader(folder).read_metadata().state_dict_metadata
@@ -125,7 +128,7 @@ def _below(flat: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _by_number(state: Mapping[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """An optimizer's state by the number of each parameter, as torch's optimizers have it, of one by its name."""
+    """Turn an optimizer state keyed by parameter name into one keyed by parameter number, as torch's optimizers use."""
     names = [name for group in groups for name in group["params"]]
     numbers = {name: number for number, name in enumerate(names)}
     return {

@@ -9,9 +9,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
+from vitlab.distributed.sharded_checkpoint import GROUPS, consolidated, put_in_place, write_shards
 from vitlab.errors import UserError
 from vitlab.runs.checkpoint import read_checkpoint
-from vitlab.runs.sharded_checkpoint import GROUPS, consolidated, put_in_place, write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 NAMES = ["network.weight", "network.bias"]
@@ -79,7 +79,7 @@ def test_an_index_that_would_run_code_is_refused(tmp_path: Path) -> None:
     save(path, 1)
     (path / ".metadata").write_bytes(pickle.dumps(Evil(canary)))
     with pytest.raises(
-        UserError, match=r"can't be read as a checkpoint.*its index holds posix.system, which is no data"
+        UserError, match=r"can't be read as a checkpoint.*its index holds posix.system, which is not data"
     ):
         read_checkpoint(path)
     assert not canary.exists()

@@ -1,1 +1,5 @@
-"""Vision Transformer experiments on CIFAR-10 that can be believed."""
+"""Reproducible Vision Transformer experiments on CIFAR-10."""
+
+from importlib.metadata import version
+
+__version__ = version("vitlab")

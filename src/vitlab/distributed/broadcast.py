@@ -1,4 +1,4 @@
-"""Share rank 0's decisions (such as the run directory) before torch.distributed starts."""
+"""Share the decisions of rank 0 before torch.distributed starts."""
 
 import os
 from collections.abc import Callable

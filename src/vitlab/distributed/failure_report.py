@@ -1,4 +1,4 @@
-"""Name the process that failed first when several train together, and end the others."""
+"""Name the process that failed first, and end the others."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Recognise requeued jobs of SLURM and restarts of torchrun, and requeue a SLURM job.
+"""Recognise requeued SLURM jobs and torchrun restarts; requeue a SLURM job.
 
 SLURM puts a job back into the queue and runs its command again, with the same job id and a restart count (`man sbatch`,
 "OUTPUT ENVIRONMENT VARIABLES"). torchrun restarts all processes when one has failed, up to `--max-restarts` times, and

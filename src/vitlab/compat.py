@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch.distributed import DistError
@@ -102,3 +103,12 @@ def watch_local_ranks(trainer: pl.Trainer, started: Callable[[], None]) -> None:
     launcher = trainer.strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):
         trainer.strategy._launcher = _WatchedLauncher(launcher, started)
+
+
+def shard_over_all_processes(strategy: ModelParallelStrategy) -> None:
+    """Make every process of every machine a shard; to be called before the strategy sets up its environment.
+
+    Lightning 2.6: the size has to be given to the constructor, before the number of devices is known, and its "auto"
+    means one shard per machine.
+    """
+    strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes

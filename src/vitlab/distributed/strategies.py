@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
+from vitlab.compat import shard_over_all_processes
 from vitlab.distributed import sharded_checkpoint
 from vitlab.distributed.process import this_process
 
@@ -73,6 +74,7 @@ class FullySharded(ModelParallelStrategy):
     """
 
     def __init__(self, *, timeout_seconds: float, sharded_checkpoints: bool, process_group_backend: str | None) -> None:
+        self.sharded_checkpoints = sharded_checkpoints
         super().__init__(
             tensor_parallel_size=1,
             save_distributed_checkpoint=sharded_checkpoints,
@@ -81,11 +83,11 @@ class FullySharded(ModelParallelStrategy):
         )
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes  # Lightning's "auto" means one per machine
+        shard_over_all_processes(self)
         super().setup_environment()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        if not self._save_distributed_checkpoint:
+        if not self.sharded_checkpoints:
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
         path = Path(filepath)

@@ -47,9 +47,9 @@ def sections(setup: Setup) -> Sections:
 def _process_seconds(command: Sequence[str]) -> Variant:
     def run(steps: int) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            in_folder = [f"hydra.run.dir={folder}/run"] if TRAIN in command else []
+            directory = [f"hydra.run.dir={folder}/run"] if command[1] == TRAIN else []
             started = time.perf_counter()
-            run_process([*command, *in_folder])
+            run_process([*command[:2], *directory, *command[2:]])
             return time.perf_counter() - started
 
     return run

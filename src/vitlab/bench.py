@@ -1,16 +1,95 @@
-"""Measures speed: `python -m vitlab.bench name=finetuning`. All keys: `--help`."""
+"""Measure speed, variants side by side: `python -m vitlab.bench name=step`."""
 
 import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from statistics import median
+from typing import NamedTuple
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
 
 from vitlab.cli import run
 from vitlab.config.command import CONF, read_command
+from vitlab.errors import UserError
+from vitlab.files import new_file, shorten, write_json
+
+
+class Benchmark(NamedTuple):
+    """The module in `vitlab.benchmarks`, the default of `steps`, and overrides of the training config."""
+
+    module: str
+    steps: int
+    overrides: tuple[str, ...] = ()
+
+
+BENCHMARKS = {
+    "finetuning": Benchmark(
+        "finetuning_speed", 1, ("model=vit_pretrained", "model.pretrained=false", "data.batch_size=32")
+    ),
+    "gpu": Benchmark("gpu_speed", 20),
+    "input": Benchmark("input_speed", 40),
+    "start": Benchmark("start_time", 1),
+    "step": Benchmark("step_speed", 10),
+}
 
 
 def main() -> None:
     command, overrides = read_command(CONF, "bench", sys.argv[1:])
-    from vitlab.benchmarks import bench
-
     bench(command, overrides)
+
+
+def bench(command: DictConfig, overrides: Sequence[Override]) -> None:
+    """Run one benchmark, print its tables and save the figures of all rounds as JSON.
+
+    Args:
+        command: The values of `conf/bench.yaml`.
+        overrides: Overrides of the training config.
+
+    Raises:
+        UserError: there is no such benchmark, `rounds` or `steps` is below 1, or the JSON file exists already.
+    """
+    if command.name not in BENCHMARKS:
+        raise UserError(f"name={command.name} is unknown; choose one of {', '.join(BENCHMARKS)}")
+    benchmark = BENCHMARKS[command.name]
+    steps = benchmark.steps if command.steps is None else command.steps
+    if command.rounds < 1 or steps < 1:
+        raise UserError(f"rounds={command.rounds} and steps={steps} must be at least 1")
+    file = new_file(command.out, f"outputs/bench/{command.name}_{{time}}.json")
+
+    # These import torch, which the checks above and --help do not need.
+    from vitlab.benchmarks.measurement import Setup, compose_config, measure
+    from vitlab.config.quiet import silence_libraries
+    from vitlab.memory import keep_freed_memory
+    from vitlab.runs.manifest import describe_origin
+
+    silence_libraries()
+    keep_freed_memory()
+    given = [*benchmark.overrides, *(str(override.input_line) for override in overrides)]
+    config = compose_config(given)
+    sections = import_module(f"vitlab.benchmarks.{benchmark.module}").sections(Setup(config, given, command))
+    figures = {title: measure(variants, command.rounds, steps) for title, variants in sections.items()}
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    resolved = {group: OmegaConf.to_container(config[group], resolve=True) for group in ("model", "data")}
+    write_json(file, {**describe_origin(), **resolved, "figures": figures})
+    for title, section in figures.items():
+        _print_table(title, section)
+    Console(soft_wrap=True, highlight=False).print(f"written: {shorten(file)}", markup=False)
+
+
+def _print_table(title: str, section: Mapping[str, Sequence[float]]) -> None:
+    table = Table("variant", title=title, title_justify="left")
+    for column in ("median", "lowest", "highest", "ratio"):
+        table.add_column(column, justify="right")
+    reference = median(next(iter(section.values())))
+    for variant, values in section.items():
+        figures = (median(values), min(values), max(values))
+        cells = [f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in figures]
+        table.add_row(variant, *cells, f"{median(values) / reference:.2f}")
+    Console(soft_wrap=True).print(table)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,6 @@ def test_every_file_belongs_to_a_group() -> None:
             "bench.yaml",
             "augmentations.yaml",
             "leaderboard.yaml",
-            "results.yaml",
         ),
         *("resume.yaml", "reproduce.yaml"),
         *("hydra/job_logging/run_log.yaml", "hydra/help/vitlab.yaml", "hydra/sweeper/optuna.yaml"),

@@ -15,11 +15,10 @@ class SelfAttention(nn.Module):
     the products of queries and keys are multiplied (the inverse temperature of the softmax): Lee et al. 2021, "Vision
     Transformer for Small-Size Datasets", section 3 (LSA).
 
-    `fused_attention` chooses the kernel: True is torch's scaled_dot_product_attention, False is two matrix products
-    around a softmax, None takes plain for bfloat16 on a CPU, where it trains faster, else fused, which in float32 is
-    faster or not far from it and needs less memory. Both give the same result to within the precision. What None
-    stands on: training steps of `vit_scratch` on two CPU cores, images a
-    second (`python -m vitlab.bench name=attention`):
+    `fused_attention` chooses the kernel: True uses torch's scaled_dot_product_attention, False two matrix products
+    around a softmax. None uses the latter for bfloat16 on a CPU, where it trains faster, else the fused kernel, which
+    in float32 is about as fast or faster and needs less memory. Both give the same result up to rounding. Training
+    steps of `vit_scratch` on two CPU cores, images/s (`python -m vitlab.bench name=attention`, up to commit 5cc8223):
 
     | CPU with | dtype | tokens | plain | fused |
     |---|---|---|---|---|

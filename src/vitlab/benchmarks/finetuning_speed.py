@@ -15,7 +15,7 @@ from torchvision import transforms
 from vitlab.benchmarks.input_speed import PILImages
 from vitlab.benchmarks.measurement import DEVICE, Sections, Setup, Variant, compose_config, endless, timed
 from vitlab.benchmarks.training_loop import training_steps
-from vitlab.config.quiet import silence_libraries
+from vitlab.compat import silence_libraries
 from vitlab.experiment import load_data, weights_to_start_from
 
 

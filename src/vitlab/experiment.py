@@ -65,7 +65,7 @@ def train(
     weights = weights_to_start_from(config)
     data = load_data(config)
     network = build_network(config.model)
-    report = fit_weights(network, weights, data.facts["classes"]) if weights and weights.state else None
+    report = fit_weights(network, weights, data.spec.classes) if weights and weights.state else None
     choose_execution(config, network)
     classifier = build_classifier(config, network)
 
@@ -187,7 +187,7 @@ def load_data(config: DictConfig) -> ImageDataModule:
 
 def adopt_facts(config: DictConfig, data: ImageDataModule) -> None:
     """Writes what the data knows of itself (classes, mean ...) into the config, where the config left it open."""
-    for key, value in data.facts.items():
+    for key, value in data.spec.as_config().items():
         config.data[key] = value
 
 

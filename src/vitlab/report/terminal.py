@@ -38,7 +38,7 @@ def print_header(config: DictConfig, data: ImageDataModule, network: nn.Module, 
     console = _console()
     console.print(
         f"{config.name}: {type(network).__name__}, {parameters:,} parameters, {config.trainer.precision}; "
-        f"{sizes} images, {len(data.facts['classes'])} classes"
+        f"{sizes} images, {data.spec.num_classes} classes"
     )
     if not len(data.splits["val"]):
         console.print("data.val_size=0: all images are trained on, no epoch is selected, the last one is tested")

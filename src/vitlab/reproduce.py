@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config.command import apply_overrides
 from vitlab.config.instantiate import check_trusted
+from vitlab.config.run_guard import log_to
 from vitlab.distributed.broadcast import broadcast_from_rank0
 from vitlab.errors import UserError
 from vitlab.experiment import as_plain_data, train
@@ -19,7 +20,6 @@ from vitlab.runs.directory import RunDirectory
 from vitlab.runs.loggers import clear_logger_run_id
 from vitlab.runs.manifest import differences
 from vitlab.runs.rebase import check_paths, moved
-from vitlab.runs.run_log import log_to
 
 # What takes time takes another each time.
 MEASURED = ("seconds", "images_per_second", "data_wait", "memory_gib", "mfu")

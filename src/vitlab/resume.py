@@ -16,6 +16,7 @@ from vitlab.config.check import find_mistakes
 from vitlab.config.command import apply_overrides
 from vitlab.config.instantiate import build_network, check_trusted
 from vitlab.config.resolve import resolve_processes
+from vitlab.config.run_guard import log_to
 from vitlab.data import ImageDataModule
 from vitlab.distributed.broadcast import broadcast_from_rank0
 from vitlab.distributed.failure_report import clear_failures
@@ -42,7 +43,6 @@ from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.manifest import describe_origin, differences
 from vitlab.runs.rebase import check_paths, moved
-from vitlab.runs.run_log import log_to
 
 log = logging.getLogger(__name__)
 

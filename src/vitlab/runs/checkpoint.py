@@ -11,9 +11,9 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from vitlab.config.instantiate import update_old_config
+from vitlab.distributed.sharded_checkpoint import about, consolidated
 from vitlab.errors import UserError
 from vitlab.files import replacing
-from vitlab.runs.sharded_checkpoint import about, consolidated
 
 CONFIG_KEY = "vitlab_config"
 METRICS_KEY = "vitlab_metrics"

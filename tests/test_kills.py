@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, SMALL_RUN, run_script
-from test_resuming import assert_same_run
+from test_resume import assert_same_run
 
 from vitlab.runs.checkpoint import CONFIG_KEY, WholeCheckpointIO, read_checkpoint
 

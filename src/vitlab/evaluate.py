@@ -23,11 +23,11 @@ from vitlab.data.arrays import ImageArrays
 from vitlab.distributed.strategies import cluster
 from vitlab.errors import UserError
 from vitlab.files import set_aside, write_json, write_text
+from vitlab.loaded_model import rebuild_network
 from vitlab.memory import keep_freed_memory
 from vitlab.report.terminal import print_choice, print_evaluation
 from vitlab.runs.checkpoint import choose_weights, read_checkpoint
 from vitlab.runs.directory import RunDirectory
-from vitlab.runs.rebuild import rebuild_network
 
 
 def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> dict[str, Any]:

@@ -18,14 +18,14 @@ from vitlab.benchmarks.variant import Sections, Variant, Work
 from vitlab.config.instantiate import build_network
 from vitlab.data import ImageDataModule
 from vitlab.errors import UserError
-from vitlab.experiment import load_data, weights_to_start_from
+from vitlab.experiment import load_data, resolve, weights_to_start_from
 from vitlab.weights.timm_export import ARCHITECTURE, timm_arguments
 
 
 def step_speeds(work: Work) -> Sections:
     """Each in the precision that `train.py` would choose."""
     config, device = work.config, this_device()
-    weights_to_start_from(config)
+    config = resolve(config, weights_to_start_from(config))
     data = load_data(config)
     precision = str(config.trainer.precision)
     network = build_network(config.model).to(device)

@@ -16,7 +16,7 @@ from vitlab.compat import silence_libraries
 from vitlab.config.instantiate import build_network
 from vitlab.data import ImageDataModule
 from vitlab.data.transforms import Normalize, Resize
-from vitlab.experiment import load_data, weights_to_start_from
+from vitlab.experiment import load_data, resolve, weights_to_start_from
 from vitlab.memory import keep_freed_memory
 from vitlab.models.last_block import shortened
 
@@ -52,7 +52,7 @@ def _begin(make: Callable[[DictConfig], Variant], overrides: Sequence[str], keep
 
 
 def _steps(config: DictConfig) -> Variant:
-    weights_to_start_from(config)
+    config = resolve(config, weights_to_start_from(config))
     data = load_data(config)  # says how many classes there are
     return _training(config, build_network(config.model), data)
 

@@ -182,6 +182,10 @@ class ImageDataModule(LightningDataModule):
             std=[float(s) for s in std],
         )
 
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Number and SHA-256 of each split's images and labels, after `setup`."""
+        return {name: {"images": len(split), "sha256": split.fingerprint()} for name, split in self.splits.items()}
+
     def _loader(self, split: str, *, training: bool) -> ResidentLoader:
         trainer = self.trainer
         assert trainer is not None

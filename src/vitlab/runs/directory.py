@@ -61,7 +61,7 @@ class RunDirectory:
             write_json(self.manifest_file, {**status, **manifest})
         except FileExistsError:
             raise UserError(
-                f"{self.path} already holds a run: choose another directory with hydra.run.dir=..."
+                f"{self.path} holds a run already: choose another directory with hydra.run.dir=..."
             ) from None
         except OSError as error:
             raise UserError(f"can't write the run to {self.path} ({error.strerror or error})") from error

@@ -23,11 +23,11 @@ from vitlab.data.arrays import ImageArrays
 from vitlab.distributed.strategies import cluster
 from vitlab.errors import UserError
 from vitlab.files import set_aside, write_json, write_text
+from vitlab.loaded_model import rebuild_network
 from vitlab.memory import keep_freed_memory
 from vitlab.report.terminal import print_choice, print_evaluation
 from vitlab.runs.checkpoint import choose_weights, read_checkpoint
 from vitlab.runs.directory import RunDirectory
-from vitlab.runs.rebuild import rebuild_network
 
 
 def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> dict[str, Any]:
@@ -100,14 +100,14 @@ def evaluate(command: DictConfig, overrides: Sequence[Override], conf: Path) -> 
     logits, index = collected.logits, collected.index
     seen = arrays.take(index)
     metrics["images"] = len(seen)
-    metrics["per_class"] = per_class(logits, seen.labels, data.facts["classes"])
+    metrics["per_class"] = per_class(logits, seen.labels, data.spec.classes)
     metrics["checkpoint"] = str(file)
     metrics["weights"] = weights
     metrics["overrides"] = [override.input_line for override in overrides]
     json_file, csv_file = run.path / f"evaluation_{split}.json", run.path / f"predictions_{split}.csv"
     for old in (json_file, csv_file):
         set_aside(old)
-    write_text(csv_file, predictions_csv(logits, seen, data.facts["classes"]))
+    write_text(csv_file, predictions_csv(logits, seen, data.spec.classes))
     write_json(json_file, metrics)
     print_evaluation(metrics, split, [json_file, csv_file])
     return metrics

@@ -80,7 +80,7 @@ def _label(target: object, classes: list[str]) -> int | None:
 
 def _check_has_attention(network: nn.Module, model: LoadedModel) -> None:
     side = model.config.data.stored_size
-    if record_attention(network, model.inputs(torch.zeros(1, 3, side, side, dtype=torch.uint8))) is None:
+    if record_attention(network, model.preprocess(torch.zeros(1, 3, side, side, dtype=torch.uint8))) is None:
         raise UserError(
             f"the run's {type(network).__name__} has no attention among all patches of an image: explain draws that of "
             "plain ViTs, as model=vit_scratch and most of timm's vit_*, deit* and eva*"
@@ -96,7 +96,7 @@ def _explain(
     shown = ranked[:top_k] if explained in ranked[:top_k] else [*ranked[:top_k], explained]
     probabilities = logits.softmax(dim=1)[0]
 
-    found = attention_gradients(network, model.inputs(images), torch.tensor([explained], device=model.device))
+    found = attention_gradients(network, model.preprocess(images), torch.tensor([explained], device=model.device))
     assert found is not None
     attention, gradients = found
     picture = read_image(path)

@@ -18,10 +18,10 @@ from vitlab.data import ImageDataModule
 from vitlab.data.loader import epoch_order
 from vitlab.errors import UserError
 from vitlab.files import folder_for
+from vitlab.loaded_model import rebuild_network
 from vitlab.report.terminal import print_choice, print_export
 from vitlab.runs.checkpoint import choose_weights, read_checkpoint
 from vitlab.runs.directory import RunDirectory
-from vitlab.runs.rebuild import rebuild_network
 from vitlab.weights.onnx_export import onnx_packages, save_onnx
 from vitlab.weights.timm_export import save_timm
 

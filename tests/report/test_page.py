@@ -32,9 +32,9 @@ def test_the_report_says_what_was_trained_how_well_and_how_to_do_it_again(small_
     assert "10 classes of images apart (disc, ring," in said
     assert "for 2 epochs on 360 images of Synthetic, 32 x 32 pixels" in said
     assert "Of 103 test images" in said
-    kept = f"those after epoch {final['epoch'] + 1:.0f}, of 2 that were validated."
+    kept = f"those after epoch {final['epoch']:.0f}, of 2 that were validated."
     assert f"chose the weights that were kept, by val/acc: {kept}" in said
-    for row in ("learning rate 0.002 optimizer.lr", "patch size (px) 8 model.patch_size", "epochs at most 2"):
+    for row in ("learning rate 0.002 optimizer.lr", "patch size (px) 8 model.patch_size", "maximum epochs 2"):
         assert row in said
     assert "augmentation RandomHorizontalFlip, RandomCrop augment" in said
     assert "guessing among 10 classes 10.00% ln(10) = 2.3026" in said

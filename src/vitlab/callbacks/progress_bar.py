@@ -146,7 +146,8 @@ def _position(trainer: pl.Trainer, epochs: int) -> str:
     """`epoch   3/30`, or `epoch   3 step   250/500` of a run whose length is given in steps."""
     if (trainer.max_epochs or -1) > 0:
         return f"epoch {epochs:>3}/{trainer.max_epochs}"
-    steps = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+    max_steps: Any = trainer.lightning_module.max_steps
+    steps = f"/{max_steps}" if max_steps > 0 else ""
     return f"epoch {epochs:>3} step {trainer.global_step:>5}{steps}"
 
 

@@ -136,7 +136,7 @@ def _setting(facts: RunSummary, run: Path) -> Iterator[str]:
         rows.append(
             (
                 "resumed",
-                f"{again['time'][:16].replace('T', ' ')}, from epoch {again['epoch'] + 1}, step {again['step']:,}",
+                f"{again['time'][:16].replace('T', ' ')}, from epoch {again['epoch']}, step {again['step']:,}",
             )
         )
     yield table(("what", "as it was"), rows)

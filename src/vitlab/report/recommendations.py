@@ -118,10 +118,10 @@ def _still_rising(facts: RunSummary) -> Said | None:
 
 def _best_early(facts: RunSummary) -> Said | None:
     best, epochs = facts.best, len(facts.epochs)
-    if best is None or "val/acc" not in best or epochs < 5 or best["epoch"] + 1 > 0.7 * epochs:
+    if best is None or "val/acc" not in best or epochs < 5 or best["epoch"] > 0.7 * epochs:
         return None
     return (
-        f"The best epoch was {int(best['epoch']) + 1} of {epochs}; what came after did not help.",
+        f"The best epoch was {int(best['epoch'])} of {epochs}; what came after did not help.",
         "Stronger augmentation (augment=randaugment) or regularisation rather than more epochs, or a shorter run.",
     )
 

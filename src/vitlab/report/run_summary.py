@@ -1,6 +1,5 @@
 """What a run directory knows of its run, read for telling it."""
 
-import csv
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -46,12 +45,12 @@ class RunSummary:
     def passed(self, row: Row) -> float:
         """Epochs of training at a row's end: of the last one a part, where a time or a number of steps ended it."""
         if row is not self.epochs[-1]:
-            return row["epoch"] + 1
+            return row["epoch"]
         before = self.epochs[-2]["step"] if len(self.epochs) > 1 else 0.0
         took = row["step"] - before + row.get("skipped_steps", 0)
         batches = self.used("train") // int(self.config.data.batch_size)
         whole = max(1, -(-batches // int(self.config.trainer.accumulate_grad_batches)))
-        return round(row["epoch"] + min(1.0, took / whole), 2)
+        return round(row["epoch"] - 1 + min(1.0, took / whole), 2)
 
     @property
     def length(self) -> str:
@@ -123,17 +122,10 @@ def read_run_summary(run: RunDirectory) -> RunSummary:
     return RunSummary(
         config=run.config(),
         manifest=manifest,
-        epochs=_rows(run),
-        final=_json(run, "metrics.json") if finished else {},
+        epochs=run.epoch_rows(),
+        final=run.final_metrics() if finished else {},
         details=_json(run, "test_details.json") if finished else {},
     )
-
-
-def _rows(run: RunDirectory) -> list[Row]:
-    if not run.epochs_file.exists():
-        return []
-    with run.epochs_file.open(newline="", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def _json(run: RunDirectory, name: str) -> dict[str, Any]:

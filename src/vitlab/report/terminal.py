@@ -38,7 +38,7 @@ def print_header(config: DictConfig, data: ImageDataModule, network: nn.Module, 
     console = _console()
     console.print(
         f"{config.name}: {type(network).__name__}, {parameters:,} parameters, {config.trainer.precision}; "
-        f"{sizes} images, {len(data.facts['classes'])} classes"
+        f"{sizes} images, {data.spec.num_classes} classes"
     )
     if not len(data.splits["val"]):
         console.print("data.val_size=0: all images are trained on, no epoch is selected, the last one is tested")
@@ -91,9 +91,9 @@ def print_interrupted(config: DictConfig, run: RunDirectory) -> None:
 
 @rank_zero_only
 def print_resumed(config: DictConfig, run: Path, epoch: int, step: int, changed: dict[str, str | None]) -> None:
-    """Where the run goes on, and what the changed keys make of it."""
+    """Where the run is resumed (epoch from 1), and what the changed keys change."""
     console = _console()
-    console.print(f"{config.name}: going on from epoch {epoch + 1}, step {step:,}; {config.trainer.precision}")
+    console.print(f"Resuming {config.name} at epoch {epoch}, step {step:,} ({config.trainer.precision})")
     console.print(f"run directory: {shorten(run)}", markup=False)
     for key, effect in changed.items():
         if effect:
@@ -128,7 +128,7 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
         console.print(table)
     minutes, seconds = divmod(round(metrics["seconds"]), 60)
     what = "best epoch by val" if "val/loss" in metrics else "last epoch"
-    console.print(f"epoch {int(metrics['epoch']) + 1} ({what}); {minutes} min {seconds:02d} s in all")
+    console.print(f"epoch {int(metrics['epoch'])} ({what}); {minutes} min {seconds:02d} s in all")
     console.print(f"run directory: {shorten(run)}")
     console.print("next:", markup=False)
     console.print(f"  {_typed('evaluate.py', f'run={shorten(run)}', config)}", markup=False)

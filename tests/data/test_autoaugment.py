@@ -1,7 +1,7 @@
 """AutoAugment is torchvision's, image by image."""
 
 import torch
-from data.test_random_operations import pictures
+from data.test_random_augment import pictures
 from torchvision.transforms import v2
 
 from vitlab.data import AutoAugment

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from data.test_random_operations import pictures
+from data.test_random_augment import pictures
 from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 

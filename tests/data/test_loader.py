@@ -45,8 +45,8 @@ def test_the_last_batch_is_dropped_or_kept() -> None:
 
 def test_the_ranks_shares_one_after_another_are_the_batch_of_one_process() -> None:
     for drop_last in (True, False):
-        alone = [batch.places.tolist() for batch in make(drop_last=drop_last)]
-        ranks = [[batch.places.tolist() for batch in make(rank, 3, drop_last)] for rank in range(3)]
+        alone = [batch.indices.tolist() for batch in make(drop_last=drop_last)]
+        ranks = [[batch.indices.tolist() for batch in make(rank, 3, drop_last)] for rank in range(3)]
         assert [[*a, *b, *c] for a, b, c in zip(*ranks, strict=True)] == alone
 
 
@@ -58,7 +58,7 @@ def test_with_its_neighbour_a_rank_has_what_moving_the_batch_by_one_takes(repeat
         assert len(shares) == len(whole) == 4
         for share, batch in zip(shares, whole, strict=True):
             stretch = slice(4 * rank, 4 * rank + 4)
-            for name in ("images", "places", "repetitions"):
+            for name in ("images", "indices", "repetitions"):
                 own, every = getattr(share, name), getattr(batch, name)
                 assert torch.equal(own[1:], every[stretch])
                 assert torch.equal(own[:-1], every.roll(1, 0)[stretch])
@@ -70,12 +70,12 @@ def test_a_third_of_the_images_comes_three_times_in_an_epoch_of_the_same_length(
     assert [len(batch.labels) for batch in batches] == [12] * 4
     for number, batch in enumerate(batches):
         assert batch.number == number
-        assert torch.equal(batch.labels, batch.places)
+        assert torch.equal(batch.labels, batch.indices)
         # All three of an image in one batch, first those that come for the first time; none beside itself.
-        assert batch.places.view(3, 4).unique(dim=0).shape == (1, 4)
+        assert batch.indices.view(3, 4).unique(dim=0).shape == (1, 4)
         assert torch.equal(batch.repetitions, torch.arange(3).repeat_interleave(4))
-        assert (batch.places != batch.places.roll(1)).all()
-    seen = torch.cat([batch.places for batch in batches])
+        assert (batch.indices != batch.indices.roll(1)).all()
+    seen = torch.cat([batch.indices for batch in batches])
     assert torch.equal(seen.unique(), epoch_order(50, 0, 4)[:16].sort().values)
 
 
@@ -102,5 +102,5 @@ def test_a_pass_with_repetitions_goes_on_where_it_stopped() -> None:
     again.load_state_dict(first.state_dict())
     for one, other in zip(again, whole[2:], strict=True):
         assert one.number == other.number
-        assert torch.equal(one.places, other.places)
+        assert torch.equal(one.indices, other.indices)
         assert torch.equal(one.repetitions, other.repetitions)

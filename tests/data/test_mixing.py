@@ -20,7 +20,7 @@ from vitlab.data import (
     SyntheticDataModule,
     main_class,
 )
-from vitlab.data.counter_rng import draws_of_batch
+from vitlab.data.counter_rng import fork_batch_rng
 
 WHOLE = {"p": 1.0, "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "cutmix_share": 0.5, "off_share": 0.0}
 
@@ -43,7 +43,7 @@ def mix(number: int = 0, epoch: int = 0, seed: int = 0, **changes: Any) -> tuple
 )
 def test_a_mixed_batch_is_torchvision_s_on_the_same_draws(cutmix_share: float, oracle: Any) -> None:
     for number in range(5):
-        with draws_of_batch(3, 2, number):
+        with fork_batch_rng(3, 2, number):
             torch.rand(2)  # whether, and which of the two
             images, shares = oracle(*batch())
         ours = mix(number, 2, 3, cutmix_share=cutmix_share)
@@ -133,15 +133,15 @@ def test_what_three_ranks_have_put_together_is_what_one_process_has_to_the_last_
     assert {b.labels.is_floating_point() for b in alone} == {True, False}
     for whole, *shares in zip(alone, *ranks, strict=True):
         assert whole.images.shape == (12, 3, 48, 48)
-        for name in ("images", "labels", "places"):
+        for name in ("images", "labels", "indices"):
             assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(whole, name))
 
 
 def test_one_process_has_what_torchvision_makes_of_the_augmented_batch() -> None:
     mixed, plain = epoch_of(data_of(p=1.0, cutmix_share=0.0)), epoch_of(data_of(p=1e-9))
     for number, (ours, before) in enumerate(zip(mixed, plain, strict=True)):
-        assert torch.equal(ours.places, before.places)
-        with draws_of_batch(0, 1, number):
+        assert torch.equal(ours.indices, before.indices)
+        with fork_batch_rng(0, 1, number):
             torch.rand(2)
             images, shares = v2.MixUp(alpha=0.8, num_classes=10)(before.images, before.labels)
         assert torch.equal(ours.images, images)
@@ -158,7 +158,7 @@ def test_unmixed_epochs_have_whole_images_and_evaluation_is_never_mixed() -> Non
     for loader in (data.val_dataloader(), data.test_dataloader()):
         seen = [data.on_after_batch_transfer(stored, 0) for stored in loader]
         assert all(b.labels.dtype == torch.int64 for b in seen)
-        assert len(torch.cat([b.places for b in seen]).unique()) == len(loader.labels)
+        assert len(torch.cat([b.indices for b in seen]).unique()) == len(loader.labels)
 
 
 def test_the_first_batch_is_the_run_s_first() -> None:

@@ -64,7 +64,7 @@ def augmented(data: ImageDataModule, device: torch.device, transform: BatchTrans
     )
     transform = (transform or data.transform).to(device)
     for batch in endless(loader):
-        yield transform(batch.images, CounterRNG(0, 0, batch.places)), batch.labels
+        yield transform(batch.images, CounterRNG(0, 0, batch.indices)), batch.labels
 
 
 def one_batch(size: int, image_size: int, classes: int, device: torch.device) -> Batches:

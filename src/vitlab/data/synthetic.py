@@ -1,4 +1,4 @@
-"""Ten classes of drawn shapes: a data set that needs no download."""
+"""Ten classes of drawn shapes, a data set without a download."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import Tensor
 from vitlab.data.arrays import Dataset, ImageArrays
 from vitlab.data.datamodule import ImageDataModule
 
-# A shape is a signed distance in its own coordinates, negative inside, about one unit in radius.
+# A shape is a signed distance in its own coordinates: negative inside, with a radius of about one.
 Shape = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -65,19 +65,19 @@ SHAPES: dict[str, Shape] = {
 
 
 class SyntheticDataModule(ImageDataModule):
-    """Shapes of varying colour, place, size and rotation, on varying backgrounds, under noise.
+    """Shapes of random colour, position, size and rotation on random backgrounds, with noise.
 
     Args:
-        train_images, test_images: How many of each, the classes in turn.
+        train_images, test_images: Number of images; the classes take turns.
         noise: Standard deviation of the pixel noise, on the scale [0, 1].
-        data_seed: All images are a function of this.
+        data_seed: The images depend only on this.
         **shared: See `ImageDataModule`.
     """
 
     def __init__(self, *, train_images: int, test_images: int, noise: float, data_seed: int, **shared: Any) -> None:
         super().__init__(**shared)
         if min(train_images, test_images) < len(SHAPES):
-            raise ValueError(f"train_images and test_images must be at least {len(SHAPES)}, one a class")
+            raise ValueError(f"train_images and test_images must be at least {len(SHAPES)}, one per class")
         self.train_images = train_images
         self.test_images = test_images
         self.noise = noise
@@ -95,7 +95,7 @@ class SyntheticDataModule(ImageDataModule):
 
 
 def draw_shapes(labels: Tensor, size: int, noise: float, generator: torch.Generator) -> Tensor:
-    """uint8 `[N, 3, size, size]`: for each label (int64 `[N]`, a place in `SHAPES`) its shape, drawn at random."""
+    """Draw each label's shape at random: int64 `[N]`, indices into `SHAPES` -> uint8 `[N, 3, size, size]`."""
     count = len(labels)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -112,7 +112,7 @@ def draw_shapes(labels: Tensor, size: int, noise: float, generator: torch.Genera
     for label, shape in enumerate(SHAPES.values()):
         chosen = labels == label
         distance[chosen] = shape(x[chosen], y[chosen])
-    # Half a pixel of soft edge on either side stands for antialiasing.
+    # Antialiasing: a soft edge of half a pixel on either side.
     cover = (0.5 - distance * radius * size / 2).clamp(0, 1).unsqueeze(1)
 
     ground = _background(uniform, size)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from torch import nn
 from torch.distributed import DistError
 
 from vitlab.errors import TerminatedError, UserError
@@ -75,3 +76,8 @@ def silence_libraries() -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()  # a handler of their own, which writes to the terminal
         logger.propagate = True
+
+
+def is_compiled(network: nn.Module) -> bool:
+    """Whether `network.compile()` was called, which no public attribute tells (torch 2.14)."""
+    return network._compiled_call_impl is not None

@@ -36,7 +36,7 @@ def test_classes_are_even() -> None:
 
 
 def test_too_few_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 10, one a class"):
+    with pytest.raises(ValueError, match="at least 10, one per class"):
         make(9)
 
 

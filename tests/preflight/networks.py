@@ -216,7 +216,7 @@ class BadAugmentation(nn.Module):
         super().__init__()
         self.kind = kind
 
-    def forward(self, images: Tensor, draws: object, stream: int) -> Tensor:
+    def forward(self, images: Tensor, rng: object, op_index: int) -> Tensor:
         return images.float() * 3 if self.kind == "bright" else images.float().log() * 0 / 0
 
 

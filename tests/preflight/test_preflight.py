@@ -67,26 +67,26 @@ def network(name: str) -> list[str]:
 
 
 FAULTY_NETWORKS = [
-    ("NotebookNet", "sees its input", "blocks.0.attention (MultiheadAttention) mixes along the batch axis"),
-    ("SoftmaxOverTheBatch", "images are independent", "images see each other along the batch axis"),
-    ("EndsInSoftmax", "head", "the network ends in a softmax"),
-    ("ThousandClasses", "head", "there are 10 classes: the shape must be [7, 10]"),
-    ("NoPositions", "order matters", "position embeddings left out"),
-    ("ForgottenParameter", "what learns", "positions is a plain tensor"),
-    ("DetachedPatches", "gradients", "none reaches 2 of 19 parameters: patches.weight, patches.bias"),
-    ("FrozenBackbone", "what learns", "these have requires_grad=False"),
+    ("NotebookNet", "depends on input", "blocks.0.attention (MultiheadAttention) mixes along the batch axis"),
+    ("SoftmaxOverTheBatch", "images are independent", "mixes along the batch axis"),
+    ("EndsInSoftmax", "logits", "the model ends in a softmax"),
+    ("ThousandClasses", "logits", "with 10 classes, the shape must be [7, 10]"),
+    ("NoPositions", "uses positions", "the position embeddings are missing"),
+    ("ForgottenParameter", "trainable parameters", "positions is a plain tensor"),
+    ("DetachedPatches", "gradients", "zero or missing for 2 of 19 parameters: patches.weight, patches.bias"),
+    ("FrozenBackbone", "trainable parameters", "these have requires_grad=False"),
     ("UnusedLayer", "gradients", "left_over.weight"),
-    ("LosesTokens", "sees its input", "the gradient reaches 12 of 16 patches"),
-    ("LargeStart", "loss at the start", "sure of wrong answers"),
+    ("LosesTokens", "depends on input", "the gradient reaches 12 of 16 patches"),
+    ("LargeStart", "initial loss", "confident of wrong predictions"),
     ("NanGradient", "gradients", "NaN or infinite in"),
-    ("Overflows", "head", "are NaN or infinite"),
-    ("WrongSize", "head", "the network fails on images [7, 3, 32, 32]: RuntimeError"),
-    ("Blind", "sees its input", "all images give the same logits"),
-    ("CutOff", "one batch is learned", "the gradient is cut"),
+    ("Overflows", "logits", "are NaN or infinite"),
+    ("WrongSize", "logits", "the model fails on images of shape [7, 3, 32, 32]: RuntimeError"),
+    ("Blind", "depends on input", "the logits are the same for every image"),
+    ("CutOff", "overfits one batch", "cuts the gradient"),
     ("RandomInEvaluation", "images are independent", "draws random numbers in eval mode"),
-    ("ReturnsATuple", "head", "the network returns a tuple"),
-    ("OneColour", "sees its input", "none channel 1, 2: the network does not look at all colours"),
-    ("ConstantHead", "sees its input", "all images give the same logits"),
+    ("ReturnsATuple", "logits", "the model returns a tuple"),
+    ("OneColour", "depends on input", "not channel 1, 2: the model ignores a colour channel"),
+    ("ConstantHead", "depends on input", "the logits are the same for every image"),
 ]
 
 
@@ -99,7 +99,10 @@ def test_a_faulty_network_is_found(name: str, check: str, sentence: str, tmp_pat
 def test_attention_over_the_batch_axis_is_named_also_where_the_logits_differ(tmp_path: Path) -> None:
     subject = subject_of(tmp_path, *network("NotebookNet"), "+model.average=true")
     found = failures(run_preflight(subject, tmp_path))
-    assert "in blocks.0.attention (MultiheadAttention)" in found["images are independent"]
+    assert (
+        "blocks.0.attention (MultiheadAttention), or an operation just before it, mixes along"
+        in found["images are independent"]
+    )
 
 
 def shuffle_labels(subject: CheckContext) -> None:
@@ -129,12 +132,22 @@ def bad_augmentation(kind: str) -> list[str]:
 
 
 FAULTY_DATA = [
-    (["data.mean=[0,0,0]", "data.std=[1,1,1]"], None, "normalised input", "not near mean 0 and standard deviation 1"),
-    (["data.mean=[0,0,0]", "data.std=[0.004,0.004,0.004]"], None, "normalised input", "unscaled, as values up to 255"),
-    (bad_augmentation("nan"), None, "augmentation", "augmented images hold NaN"),
-    (bad_augmentation("bright"), None, "augmentation", "leave the range from black to white"),
-    ([], shuffle_labels, "labels fit images", "nothing to do with the images"),
-    ([], put_test_images_into_train, "splits are apart", "50 of 100 test images are also in train"),
+    (
+        ["data.mean=[0,0,0]", "data.std=[1,1,1]"],
+        None,
+        "normalisation",
+        "mean and standard deviation are far from 0 and 1",
+    ),
+    (
+        ["data.mean=[0,0,0]", "data.std=[0.004,0.004,0.004]"],
+        None,
+        "normalisation",
+        "unscaled images, with values up to 255",
+    ),
+    (bad_augmentation("nan"), None, "augmentation", "augmented images contain NaN"),
+    (bad_augmentation("bright"), None, "augmentation", "augmented values are below black or above white"),
+    ([], shuffle_labels, "labels are learnable", "unrelated to the images"),
+    ([], put_test_images_into_train, "splits are disjoint", "50 of 100 test images are also in train"),
     ([], count_labels_from_one, "labels", "labels from 1 to 10 for 10 classes"),
 ]
 
@@ -146,7 +159,7 @@ def test_faulty_data_is_found(
     subject = subject_of(tmp_path, *network("Sound"), *overrides, change=change or (lambda subject: None))
     found = failures(run_preflight(subject, tmp_path))
     assert sentence in found.get(check, str(found))
-    assert set(found) <= {check, "order matters"}  # beside values up to 250, positions of 0.02 are nothing
+    assert set(found) <= {check, "uses positions"}  # next to values up to 250, positions of 0.02 are negligible
 
 
 FAULTY_RECIPES = [
@@ -156,8 +169,12 @@ FAULTY_RECIPES = [
         "learning rate",
         "the learning rate is too high",
     ),
-    (["trainer.gradient_clip_val=1e-6"], "clipping", "next to nothing is left to learn from"),
-    (["trainer.gradient_clip_val=1e-9", "trainer.gradient_clip_algorithm=value"], "clipping", "next to nothing"),
+    (["trainer.gradient_clip_val=1e-6"], "clipping", "the clipped gradient is too small to learn from"),
+    (
+        ["trainer.gradient_clip_val=1e-9", "trainer.gradient_clip_algorithm=value"],
+        "clipping",
+        "too small to learn from",
+    ),
 ]
 
 
@@ -171,7 +188,7 @@ def test_a_faulty_recipe_is_found(overrides: list[str], check: str, sentence: st
 def test_what_does_not_survive_bfloat16(tmp_path: Path) -> None:
     subject = subject_of(tmp_path, *network("DropsDigits"), "trainer.precision=bf16-mixed")
     found = failures(run_preflight(subject, tmp_path))
-    assert "the network does not survive rounding" in found["precision"]
+    assert "the model does not work in this precision" in found["precision"]
     assert failures(run_preflight(subject_of(tmp_path, *network("DropsDigits")), tmp_path)) == {}
 
 
@@ -183,7 +200,7 @@ def test_the_readme_counts_the_planted_mistakes() -> None:
 def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 100_000}))
     found = failures(run_preflight(subject_of(tmp_path, *network("Sound")), tmp_path))
-    assert "the run would lose its model" in found["disk"]
+    assert "the checkpoints would not fit" in found["disk"]
 
 
 def test_the_default_network_raises_no_alarm(tmp_path: Path) -> None:
@@ -210,16 +227,16 @@ def test_nothing_that_is_shipped_raises_an_alarm(choice: str, in_process: Comman
 def test_where_the_images_are_not_in_order_the_network_is_not_looked_at(tmp_path: Path) -> None:
     preflight = run_preflight(subject_of(tmp_path, *TINY, change=count_labels_from_one), tmp_path)
     (finding,) = [f for f in preflight.findings if f.status is Status.SKIPPED]
-    assert (finding.check, finding.figure) == ("network", "not looked at: its images or labels are not in order")
+    assert (finding.check, finding.figure) == ("model", "not checked, because the images or labels are wrong")
 
 
 def test_multiply_adds_are_those_of_the_linear_layers(tmp_path: Path) -> None:
     subject = subject_of(tmp_path, *network("Sound"), "+model.width=512")
-    (finding,) = [f for f in run_preflight(subject, tmp_path).findings if f.check == "work"]
+    (finding,) = [f for f in run_preflight(subject, tmp_path).findings if f.check == "compute"]
     tokens, width = 16, 512
     patches, block = 3 * 64 * width, 4 * width**2 + 2 * 64 * width + 2 * tokens * width
     count = tokens * (patches + block) + width * 10
-    assert finding.figure.endswith(f" {count / 1e9:.2f} G multiply-adds an image forward")
+    assert finding.figure.endswith(f" {count / 1e9:.2f} G multiply-adds per image (forward)")
     assert count > 0.015e9
 
 
@@ -268,7 +285,7 @@ def marked(overrides: list[str]) -> Any:
 def test_no_false_alarm(overrides: list[str], tmp_path: Path) -> None:
     preflight = run_preflight(subject_of(tmp_path, *overrides), tmp_path)
     assert failures(preflight) == {}
-    assert not [f for f in preflight.findings if f.status is Status.SKIPPED and f.check != "labels fit images"]
+    assert not [f for f in preflight.findings if f.status is Status.SKIPPED and f.check != "labels are learnable"]
 
 
 def shuffle_half_of_the_labels(subject: CheckContext) -> None:
@@ -315,14 +332,14 @@ def test_mixing_of_two_classes_is_a_warning_and_they_can_still_be_learned(
     assert result.returncode == 0, result.stdout
     found = {c["check"]: c for c in json.loads((tmp_path / "run" / "preflight.json").read_text())["checks"]}
     assert found["mixing"]["status"] == "warning"
-    assert "of two classes, half of the pairs are of one class" in found["mixing"]["meaning"]
+    assert "with two classes, half of the mixed pairs are of one class" in found["mixing"]["meaning"]
     assert "augment.mixing.p=0" in found["mixing"]["meaning"]
 
 
 def test_frozen_positions_are_a_warning(tmp_path: Path) -> None:
     # Fixed ones are common; whether these were meant to learn, nobody can see.
     preflight = run_preflight(subject_of(tmp_path, *network("ForgottenRequiresGrad")), tmp_path)
-    (finding,) = [f for f in preflight.findings if f.check == "what learns"]
+    (finding,) = [f for f in preflight.findings if f.check == "trainable parameters"]
     assert finding.status is Status.WARNING
     assert "frozen: positions" in finding.figure
 
@@ -331,12 +348,12 @@ def test_weights_say_how_their_images_were_normalised(tmp_path: Path) -> None:
     timm = ["model=vit_pretrained", "model.pretrained=false", "model.name=test_vit", "data.image_size=64"]
     chosen = ["data.mean=[0.4,0.4,0.4]", "data.std=[0.3,0.3,0.3]"]
     found = [
-        {f.check: f for f in run_preflight(subject_of(tmp_path, *timm, *more), tmp_path).findings}["normalised input"]
+        {f.check: f for f in run_preflight(subject_of(tmp_path, *timm, *more), tmp_path).findings}["normalisation"]
         for more in ([], chosen)
     ]
     assert (found[0].status, found[1].status) == (Status.OK, Status.WARNING)
-    assert "as the pretrained weights had it" in found[0].figure
-    assert "trained with mean=[0.5, 0.5, 0.5] std=[0.5, 0.5, 0.5], not with [0.4, 0.4, 0.4]" in found[1].meaning
+    assert "as the pretrained weights expect" in found[0].figure
+    assert "expect mean=[0.5, 0.5, 0.5] std=[0.5, 0.5, 0.5], not [0.4, 0.4, 0.4]" in found[1].meaning
 
 
 def test_everything_is_afterwards_what_it_was(tmp_path: Path) -> None:
@@ -393,7 +410,7 @@ def test_the_notebook_s_network_is_refused(precision: str, in_process: Command, 
     result = in_process("train.py", *NOTEBOOK, f"trainer.precision={precision}")
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
-    assert "preflight: gradients, sees its input failed: see above" in result.stderr
+    assert "preflight: gradients, depends on input failed" in result.stderr
     assert "blocks.0.attention (MultiheadAttention) mixes along the batch axis" in result.stdout
     assert "batch_first=True" in result.stdout
     run = tmp_path / "run"
@@ -401,7 +418,7 @@ def test_the_notebook_s_network_is_refused(precision: str, in_process: Command, 
     assert not (run / "checkpoints").exists()
     checks = json.loads((run / "preflight.json").read_text())
     assert not checks["passed"]
-    (seen,) = [check for check in checks["checks"] if check["check"] == "sees its input"]
+    (seen,) = [check for check in checks["checks"] if check["check"] == "depends on input"]
     assert seen["status"] == "failed"
     assert "along the batch axis" in seen["meaning"]
 
@@ -417,8 +434,8 @@ def test_only_shows_the_table_and_ends(in_process: Command, tmp_path: Path) -> N
     result = in_process("train.py", *SMALL_RUN, "preflight=only", "hydra.run.dir=run")
     assert result.returncode == 0, result.stderr
     for line in (
-        "sees its input",
-        "images a second in training steps: about",
+        "depends on input",
+        "training images per second: about",
         "M parameters",
         "GB free",
         " ok, 1 skipped",
@@ -436,6 +453,6 @@ def test_tensorboard_shows_the_checks(small_run: Path) -> None:
     events.Reload()
     (text,) = events.Tensors("preflight/text_summary")
     table = text.tensor_proto.string_val[0].decode()
-    assert "| ok | sees its input | logits differ by" in table
+    assert "| ok | depends on input | logits differ by" in table
     checks = json.loads((small_run / "preflight.json").read_text())
     assert [check["check"] in table for check in checks["checks"]] == [True] * len(checks["checks"])

@@ -218,9 +218,9 @@ class ImageDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: StoredBatch, dataloader_idx: int) -> Batch:
         trainer = self.trainer
         assert trainer is not None
-        prepared = self.prepare_batch(batch, trainer.current_epoch if trainer.training else None)
-        # Lightning has converted the batch to a half precision before, but left the uint8 images as they are.
-        return prepared._replace(images=trainer.precision_plugin.convert_input(prepared.images))
+        images, labels, indices = self.prepare_batch(batch, trainer.current_epoch if trainer.training else None)
+        # Lightning has already converted the batch to a half precision, but it leaves uint8 images as they are.
+        return Batch(trainer.precision_plugin.convert_input(images), labels, indices)
 
     def prepare_batch(self, batch: StoredBatch, epoch: int | None) -> Batch:
         """Turn a loader's batch into the model's batch, on the batch's device.

@@ -159,8 +159,8 @@ def overfits_one_batch(context: CheckContext, trial: Trial) -> CheckResult:
         return ok(figure)
     return failed(
         figure,
-        f"a model that cannot learn {IMAGES} images cannot learn a data set. Usual causes: detach, no_grad or .data cuts "
-        "the gradient, probabilities instead of logits, an input that does not reach the head, NaN",
+        f"a model that cannot learn {IMAGES} images cannot learn a data set. Usual causes: detach, no_grad or .data "
+        "cuts the gradient, probabilities instead of logits, an input that does not reach the head, NaN",
     )
 
 

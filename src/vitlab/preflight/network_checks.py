@@ -123,12 +123,12 @@ def images_are_independent(context: CheckContext, network: nn.Module) -> CheckRe
     figure = f"an image's logits change by {difference:.1g} with the rest of its batch"
     if difference > ROUNDING * _scale(before):
         module = find_mixing_module(network, images, others)
+        where = f"{module}, or an operation just before it," if module else "the model"
         return failed(
             figure,
-            f"{f'{module}, or an operation just before it,' if module else 'the model'} mixes along the batch axis, so an "
-            "image's logits depend on the other images. Usual causes: nn.MultiheadAttention or "
-            "nn.TransformerEncoderLayer without batch_first=True, a softmax or mean over dim=0, a reshape that mixes "
-            "batch and tokens",
+            f"{where} mixes along the batch axis, so an image's logits depend on the other images. Usual causes: "
+            "nn.MultiheadAttention or nn.TransformerEncoderLayer without batch_first=True, a softmax or mean over "
+            "dim=0, a reshape that mixes batch and tokens",
         )
     return ok(figure)
 

@@ -1,4 +1,4 @@
-"""What people get wrong is found before training, and nothing is found where nothing is wrong."""
+"""Preflight finds common mistakes before training, and raises no false alarms."""
 
 import copy
 import json
@@ -91,12 +91,12 @@ FAULTY_NETWORKS = [
 
 
 @pytest.mark.parametrize(("name", "check", "sentence"), FAULTY_NETWORKS, ids=lambda value: str(value)[:25])
-def test_a_faulty_network_is_found(name: str, check: str, sentence: str, tmp_path: Path) -> None:
+def test_a_faulty_network_fails(name: str, check: str, sentence: str, tmp_path: Path) -> None:
     found = failures(run_preflight(subject_of(tmp_path, *network(name)), tmp_path))
     assert sentence in found.get(check, str(found))
 
 
-def test_attention_over_the_batch_axis_is_named_also_where_the_logits_differ(tmp_path: Path) -> None:
+def test_attention_over_the_batch_axis_is_named_even_if_the_logits_differ(tmp_path: Path) -> None:
     subject = subject_of(tmp_path, *network("NotebookNet"), "+model.average=true")
     found = failures(run_preflight(subject, tmp_path))
     assert (
@@ -153,7 +153,7 @@ FAULTY_DATA = [
 
 
 @pytest.mark.parametrize(("overrides", "change", "check", "sentence"), FAULTY_DATA, ids=lambda v: str(v)[:30])
-def test_faulty_data_is_found(
+def test_faulty_data_fails(
     overrides: list[str], change: Callable[[CheckContext], None] | None, check: str, sentence: str, tmp_path: Path
 ) -> None:
     subject = subject_of(tmp_path, *network("Sound"), *overrides, change=change or (lambda subject: None))
@@ -179,13 +179,13 @@ FAULTY_RECIPES = [
 
 
 @pytest.mark.parametrize(("overrides", "check", "sentence"), FAULTY_RECIPES, ids=lambda value: str(value)[:30])
-def test_a_faulty_recipe_is_found(overrides: list[str], check: str, sentence: str, tmp_path: Path) -> None:
+def test_a_faulty_recipe_fails(overrides: list[str], check: str, sentence: str, tmp_path: Path) -> None:
     found = failures(run_preflight(subject_of(tmp_path, *TINY, *overrides), tmp_path))
     assert sentence in found.get(check, str(found))
     assert len(found) == 1
 
 
-def test_what_does_not_survive_bfloat16(tmp_path: Path) -> None:
+def test_a_network_that_fails_in_bfloat16(tmp_path: Path) -> None:
     subject = subject_of(tmp_path, *network("DropsDigits"), "trainer.precision=bf16-mixed")
     found = failures(run_preflight(subject, tmp_path))
     assert "the model does not work in this precision" in found["precision"]
@@ -203,7 +203,7 @@ def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "the checkpoints would not fit" in found["disk"]
 
 
-def test_the_default_network_raises_no_alarm(tmp_path: Path) -> None:
+def test_the_default_network_passes_every_check(tmp_path: Path) -> None:
     preflight = run_preflight(subject_of(tmp_path, "data.batch_size=128"), tmp_path)
     assert [f for f in preflight.findings if f.status is not Status.OK] == []
 
@@ -217,14 +217,14 @@ def test_the_default_network_raises_no_alarm(tmp_path: Path) -> None:
         *(f"experiment=cifar10_{name}" for name in ("cpu_30min", "gpu_10min", "hybrid_10min", "scratch")),
     ],
 )
-def test_nothing_that_is_shipped_raises_an_alarm(choice: str, in_process: Command) -> None:
+def test_every_shipped_model_and_experiment_passes(choice: str, in_process: Command) -> None:
     pretrained = ["model.pretrained=false"] if "finetune" in choice or "pretrained" in choice else []
     images = ["data=synthetic", "data.train_images=2000", "data.val_size=0.1"]
     result = in_process("train.py", choice, *images, *pretrained, "trainer=default", "preflight=only")
     assert result.returncode == 0, result.stdout
 
 
-def test_where_the_images_are_not_in_order_the_network_is_not_looked_at(tmp_path: Path) -> None:
+def test_with_wrong_labels_the_network_is_not_checked(tmp_path: Path) -> None:
     preflight = run_preflight(subject_of(tmp_path, *TINY, change=count_labels_from_one), tmp_path)
     (finding,) = [f for f in preflight.findings if f.status is Status.SKIPPED]
     assert (finding.check, finding.figure) == ("model", "not checked, because the images or labels are wrong")
@@ -271,7 +271,7 @@ ROUNDED = [
 ]
 
 
-# Of the slowest kinds, 4 to 8 s each, one stands for all by default.
+# One example of each slow kind (4 to 8 s each) runs by default.
 SLOW = ("compile=true", "test_resnet", "test_convnext", "model.kwargs={patch_size: 8}", "trainer.precision=bf16-true")
 
 
@@ -314,14 +314,14 @@ NOT_CAUGHT = [
 
 
 @pytest.mark.parametrize(("overrides", "change"), NOT_CAUGHT, ids=lambda v: str(v)[:40])
-def test_what_is_not_caught_is_said_to_be_so(
+def test_documented_limits_are_not_detected(
     overrides: list[str], change: Callable[[CheckContext], None] | None, tmp_path: Path
 ) -> None:
     subject = subject_of(tmp_path, *TINY, *overrides, change=change or (lambda subject: None))
     assert failures(run_preflight(subject, tmp_path)) == {}
 
 
-def test_mixing_of_two_classes_is_a_warning_and_they_can_still_be_learned(
+def test_mixing_two_classes_is_a_warning_and_not_a_failure(
     image_root: Path, in_process: Command, tmp_path: Path
 ) -> None:
     for split in ("train", "test"):
@@ -337,14 +337,14 @@ def test_mixing_of_two_classes_is_a_warning_and_they_can_still_be_learned(
 
 
 def test_frozen_positions_are_a_warning(tmp_path: Path) -> None:
-    # Fixed ones are common; whether these were meant to learn, nobody can see.
+    # Fixed positions are common; preflight cannot know whether these should learn.
     preflight = run_preflight(subject_of(tmp_path, *network("ForgottenRequiresGrad")), tmp_path)
     (finding,) = [f for f in preflight.findings if f.check == "trainable parameters"]
     assert finding.status is Status.WARNING
     assert "frozen: positions" in finding.figure
 
 
-def test_weights_say_how_their_images_were_normalised(tmp_path: Path) -> None:
+def test_normalisation_is_compared_with_the_pretrained_weights(tmp_path: Path) -> None:
     timm = ["model=vit_pretrained", "model.pretrained=false", "model.name=test_vit", "data.image_size=64"]
     chosen = ["data.mean=[0.4,0.4,0.4]", "data.std=[0.3,0.3,0.3]"]
     found = [
@@ -356,7 +356,7 @@ def test_weights_say_how_their_images_were_normalised(tmp_path: Path) -> None:
     assert "expect mean=[0.5, 0.5, 0.5] std=[0.5, 0.5, 0.5], not [0.4, 0.4, 0.4]" in found[1].meaning
 
 
-def test_everything_is_afterwards_what_it_was(tmp_path: Path) -> None:
+def test_the_checks_change_neither_the_model_nor_the_random_numbers(tmp_path: Path) -> None:
     subject = subject_of(tmp_path, *TINY, "model.dropout=0.1", "augment=basic")
     network = subject.classifier.network
     before = copy.deepcopy(network.state_dict())
@@ -371,7 +371,7 @@ def test_everything_is_afterwards_what_it_was(tmp_path: Path) -> None:
     assert chance[2] == random.getstate()
 
 
-def test_a_checked_run_gives_the_numbers_of_an_unchecked_one(in_process: Command, tmp_path: Path) -> None:
+def test_a_run_gives_the_same_weights_with_and_without_preflight(in_process: Command, tmp_path: Path) -> None:
     checkpoints = []
     for mode in ("strict", "off"):
         result = in_process("train.py", *SMALL_RUN, f"preflight={mode}", f"hydra.run.dir={mode}")
@@ -405,7 +405,7 @@ NOTEBOOK = [
 ]
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])  # rounding is not to blame
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])  # the failure does not depend on rounding
 def test_the_notebook_s_network_is_refused(precision: str, in_process: Command, tmp_path: Path) -> None:
     result = in_process("train.py", *NOTEBOOK, f"trainer.precision={precision}")
     assert result.returncode == 2
@@ -423,14 +423,14 @@ def test_the_notebook_s_network_is_refused(precision: str, in_process: Command, 
     assert "along the batch axis" in seen["meaning"]
 
 
-def test_warn_trains_all_the_same(in_process: Command, tmp_path: Path) -> None:
+def test_warn_trains_anyway(in_process: Command, tmp_path: Path) -> None:
     result = in_process("train.py", *NOTEBOOK, "preflight=warn")
     assert result.returncode == 0
     assert "mixes along the batch axis" in result.stdout
     assert (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
 
 
-def test_only_shows_the_table_and_ends(in_process: Command, tmp_path: Path) -> None:
+def test_only_prints_the_table_and_exits(in_process: Command, tmp_path: Path) -> None:
     result = in_process("train.py", *SMALL_RUN, "preflight=only", "hydra.run.dir=run")
     assert result.returncode == 0, result.stderr
     for line in (

@@ -4,8 +4,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -130,11 +129,9 @@ class DecodedCache:
         tried = " or ".join(map(str, candidates))
         raise UserError(f"cannot write decoded images to {tried}; set data.cache_dir to a writable folder")
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Let only one process decode; the others wait."""
-        with FileLock(self.folder / ".lock"):
-            yield
+    def lock(self) -> BaseFileLock:
+        """A lock that lets only one process decode; the others wait."""
+        return FileLock(self.folder / ".lock")
 
     def write(self, side: int, content: Decoded) -> None:
         about = {name: value for name, value in vars(content).items() if name != "images"}

@@ -34,22 +34,6 @@ def _box(x: Tensor, y: Tensor, half_width: float, half_height: float) -> Tensor:
     return torch.maximum(x.abs() - half_width, y.abs() - half_height)
 
 
-def _cross(x: Tensor, y: Tensor) -> Tensor:
-    return torch.minimum(_box(x, y, 1.0, 0.3), _box(x, y, 0.3, 1.0))
-
-
-def _crescent(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(torch.hypot(x, y) - 1.0, 0.85 - torch.hypot(x - 0.6, y))
-
-
-def _two_bars(x: Tensor, y: Tensor) -> Tensor:
-    return _box(x.abs() - 0.6, y, 0.25, 1.0)
-
-
-def _two_dots(x: Tensor, y: Tensor) -> Tensor:
-    return torch.hypot(x.abs() - 0.65, y) - 0.4
-
-
 SHAPES: dict[str, Shape] = {
     "disc": lambda x, y: torch.hypot(x, y) - 0.9,
     "ring": lambda x, y: (torch.hypot(x, y) - 0.75).abs() - 0.22,
@@ -57,10 +41,10 @@ SHAPES: dict[str, Shape] = {
     "frame": lambda x, y: (_box(x, y, 0.65, 0.65)).abs() - 0.18,
     "triangle": _polygon(3),
     "star": _star,
-    "cross": _cross,
-    "crescent": _crescent,
-    "two_bars": _two_bars,
-    "two_dots": _two_dots,
+    "cross": lambda x, y: torch.minimum(_box(x, y, 1.0, 0.3), _box(x, y, 0.3, 1.0)),
+    "crescent": lambda x, y: torch.maximum(torch.hypot(x, y) - 1.0, 0.85 - torch.hypot(x - 0.6, y)),
+    "two_bars": lambda x, y: _box(x.abs() - 0.6, y, 0.25, 1.0),
+    "two_dots": lambda x, y: torch.hypot(x.abs() - 0.65, y) - 0.4,
 }
 
 

@@ -23,12 +23,7 @@ OUT_OF_MEMORY = (
 
 
 def run_preflight(context: CheckContext, folder: Path) -> Preflight:
-    """Run all checks; the run's weights and random number generators stay as they are.
-
-    Args:
-        context: The run before it starts.
-        folder: Its checkpoints go here.
-    """
+    """Run all checks; `folder` will hold the checkpoints. Weights and random number generators do not change."""
     started = time.perf_counter()
     with rng_state_restored(context.device):
         findings = Checklist(context, folder).run_all()

@@ -31,13 +31,9 @@ def compute(context: CheckContext, network: nn.Module) -> CheckResult:
 def time_and_memory(
     context: CheckContext, classifier: ImageClassifier, optimizer: torch.optim.Optimizer, seconds_per_image: float
 ) -> Iterator[CheckResult]:
-    """Time whole training steps, and estimate the duration of the run and its memory.
+    """Time training steps of a copy, and estimate the duration and memory of the run.
 
-    Args:
-        context: The run.
-        classifier: A copy; its weights change.
-        optimizer: The copy's.
-        seconds_per_image: A guess from smaller steps; decides how many images a CPU gets.
+    `seconds_per_image` is a guess from smaller steps; it decides how many images a CPU gets.
     """
     device, trainer = context.device, context.trainer
     share = len(context.batch.labels) // max(trainer.world_size, 1)
@@ -101,14 +97,7 @@ def _limited(count: int, limit: int | float | None, size: int = 1) -> int:
 def disk(
     context: CheckContext, classifier: ImageClassifier, optimizer: torch.optim.Optimizer, folder: Path
 ) -> CheckResult:
-    """The checkpoints fit on the disk.
-
-    Args:
-        context: The run.
-        classifier: A copy.
-        optimizer: The copy's, after a step, so that its state exists.
-        folder: The checkpoints go here.
-    """
+    """The checkpoints fit into `folder`; the optimizer must have taken a step, so that its state exists."""
     averaged = any(isinstance(callback, EMA) for callback in context.trainer.callbacks)  # type: ignore[attr-defined]
     tensors = [*classifier.network.state_dict().values()] * (2 if averaged else 1)
     tensors += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]

@@ -1,10 +1,10 @@
 """Checks that the model's logits depend on each image as they should.
 
-They use a copy that has been trained for a few steps: a head that starts at zero, as many do, hides the rest.
+`network` is a float32 copy in eval mode, trained for a few steps: a head that starts at zero would hide the rest.
 """
 
 import logging
-from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -61,12 +61,7 @@ def logits(context: CheckContext) -> CheckResult:
 
 
 def depends_on_input(context: CheckContext, network: nn.Module) -> CheckResult:
-    """Logits differ between images, and the gradient reaches every patch.
-
-    Args:
-        context: The run.
-        network: Trained for a few steps; float32, in eval mode.
-    """
+    """Logits differ between images, and the gradient reaches every patch."""
     images = context.plain_images(GROUP)
     with torch.no_grad():
         output = network(images)
@@ -157,13 +152,7 @@ def uses_positions(context: CheckContext, network: nn.Module) -> CheckResult:
 
 
 def precision(context: CheckContext, rounded: nn.Module, network: nn.Module) -> CheckResult:
-    """Logits in the run's precision are close to those in float32.
-
-    Args:
-        context: The run.
-        rounded: In the run's precision, in eval mode.
-        network: The same in float32.
-    """
+    """Logits of `rounded`, in the run's precision, are close to those of `network` in float32."""
     name = str(context.trainer.precision)
     if name in ("32-true", "64-true"):
         return ok(f"{name}: no reduced precision")
@@ -183,12 +172,7 @@ def precision(context: CheckContext, rounded: nn.Module, network: nn.Module) -> 
 
 
 def find_mixing_module(network: nn.Module, images: Tensor, others: Tensor) -> str | None:
-    """Name and class of the first module whose output for image 0 depends on the rest of its batch.
-
-    Args:
-        network: In eval mode.
-        images, others: `[GROUP, 3, H, W]`; the first of `images` is put among `others`.
-    """
+    """Name and class of the first module whose output for the first of `images` changes among `others`."""
     before = _outputs(network, images)
     after = _outputs(network, torch.cat([images[:1], others[1:]]))
     fewer = _outputs(network, images[:-1])  # tells the batch axis from other axes of the same length
@@ -204,15 +188,12 @@ def _outputs(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Each module's output by its name, in the order of computation."""
     outputs: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
-        def hook(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-            first = output[0] if isinstance(output, tuple) and output else output
-            if isinstance(first, Tensor) and first.dim() > 0:
-                outputs[name] = first
+    def keep(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        first = output[0] if isinstance(output, tuple) and output else output
+        if isinstance(first, Tensor) and first.dim() > 0:
+            outputs[name] = first
 
-        return hook
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in network.named_modules()]
+    handles = [module.register_forward_hook(partial(keep, name)) for name, module in network.named_modules()]
     try:
         with torch.no_grad():
             network(images)

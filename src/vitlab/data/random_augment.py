@@ -84,9 +84,10 @@ class RandAugment(nn.Module):
         """uint8 `[B, 3, H, W]` -> the same."""
         table = standard_magnitudes(images.shape[-1], images.device)
         uniform = rng.uniform(op_index, 2 * self.num_ops)
-        for drawn, for_sign in uniform.T.split(2):
-            operation = (drawn * len(NAMES)).long()
-            images = apply(images, operation, table[operation, self.magnitude] * signs(operation, for_sign))
+        for step in range(self.num_ops):
+            operation = (uniform[:, 2 * step] * len(NAMES)).long()
+            magnitude = table[operation, self.magnitude]
+            images = apply(images, operation, magnitude * signs(operation, uniform[:, 2 * step + 1]))
         return images
 
 
@@ -124,8 +125,11 @@ def apply(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
         operation: int64 `[B]`, indices into `OPERATIONS`.
         magnitude: float64 `[B]`, signed.
     """
-    amounts = [torch.where(operation == OPERATIONS.index(name), magnitude, 0.0) for name in MOVES]
-    inverse = image_ops.invert_affine(*amounts, *images.shape[-2:])
+    shear_x, shear_y, shift_x, shift_y, degrees = (
+        torch.where(operation == OPERATIONS.index(name), magnitude, 0.0) for name in MOVES
+    )
+    height, width = images.shape[-2:]
+    inverse = image_ops.invert_affine(shear_x, shear_y, shift_x, shift_y, degrees, height, width)
     moved = (operation > 0) & (operation <= len(MOVES))
     images = apply_where(moved, image_ops.transform_affinely, images, inverse)
     for name, change in COLOURS.items():

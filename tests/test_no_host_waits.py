@@ -115,7 +115,7 @@ def test_neither_augmentation_nor_forward_pass_nor_metrics_wait(
 ) -> None:
     transform, classifier = make()
     # What is drawn on the CPU for a whole batch, which may be looked at there.
-    monkeypatch.setattr("vitlab.data.mixing.draws_of_batch", lambda *_: nullcontext())
+    monkeypatch.setattr("vitlab.data.mixing.fork_batch_rng", lambda *_: nullcontext())
     monkeypatch.setattr(Mixing, "_draw_kind", lambda mixing: mixing.cutmix if mixing.cutmix_share else mixing.mixup)
     monkeypatch.setattr(v2.MixUp, "make_params", lambda *_: {"lam": 0.3})
     monkeypatch.setattr(v2.CutMix, "make_params", lambda *_: {"box": (8, 8, 24, 40), "lam_adjusted": 0.7})

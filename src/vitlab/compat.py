@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from torch import nn
 from torch.distributed import DistError
 
 from vitlab.errors import TerminatedError, UserError
@@ -112,3 +113,8 @@ def shard_over_all_processes(strategy: ModelParallelStrategy) -> None:
     means one shard per machine.
     """
     strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes
+
+
+def is_compiled(network: nn.Module) -> bool:
+    """Whether `network.compile()` was called, which no public attribute tells (torch 2.14)."""
+    return network._compiled_call_impl is not None

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from vitlab.classifier import rank_classes
-from vitlab.data.decoding import describe_failure, picture_suffixes, read_image, to_square
+from vitlab.data.decoding import describe_failure, image_suffixes, read_image, to_square
 from vitlab.errors import UserError
 from vitlab.files import folder_for, replacing, shorten, write_text
 from vitlab.loaded_model import open_model
@@ -91,7 +91,7 @@ def find_images(wanted: Any) -> tuple[list[Path], dict[str, str]]:
     """Files for files, folders (every picture below them) and patterns, each once, in order; and what is not there."""
     files: dict[Path, None] = {}
     missing: dict[str, str] = {}
-    known = picture_suffixes()
+    known = image_suffixes()
     for item in list(wanted) if isinstance(wanted, ListConfig) else [wanted]:
         path = Path(str(item)).expanduser()
         if path.is_dir():

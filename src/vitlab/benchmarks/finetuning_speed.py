@@ -16,12 +16,12 @@ from vitlab.benchmarks.input_speed import PILImages
 from vitlab.benchmarks.measurement import DEVICE, Sections, Setup, Variant, compose_config, endless, timed
 from vitlab.benchmarks.training_loop import training_steps
 from vitlab.compat import silence_libraries
-from vitlab.experiment import load_data, weights_to_start_from
+from vitlab.experiment import load_data, resolve, weights_to_start_from
 
 
 def sections(setup: Setup) -> Sections:
     """Compare the notebook's loop with vitlab's steps in float32 and in bfloat16."""
-    weights_to_start_from(setup.config)
+    config = resolve(setup.config, weights_to_start_from(setup.config))
     data = load_data(setup.config)
     # A fresh process, in which vitlab has not changed how torch uses memory and threads.
     process = ProcessPoolExecutor(1, get_context("spawn"))
@@ -43,7 +43,7 @@ def _notebook_speed(overrides: Sequence[str], steps: int) -> float:
 def _notebook_steps(overrides: Sequence[str]) -> Variant:
     silence_libraries()
     config = compose_config(overrides)
-    weights_to_start_from(config)
+    config = resolve(config, weights_to_start_from(config))
     data = load_data(config)
     steps = [transforms.Resize(config.data.image_size), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     steps += [transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])]

@@ -59,14 +59,14 @@ class PILImages(Dataset[tuple[Tensor, int]]):
 
 
 def _pillow(data: ImageDataModule, steps: Sequence[Any]) -> Variant:
-    normalize = transforms.Normalize(data.facts["mean"], data.facts["std"])
+    normalize = transforms.Normalize(data.spec.mean, data.spec.std)
     images = PILImages(data.splits["train"], transforms.Compose([*steps, transforms.ToTensor(), normalize]))
     options: dict[str, Any] = {"num_workers": 2, "drop_last": True, "persistent_workers": True}
     return _batches(endless(DataLoader(images, data.batch_size, shuffle=True, **options)))
 
 
 def _vitlab(data: ImageDataModule, steps: Sequence[nn.Module], size: int, interpolation: str) -> Variant:
-    mean, std = data.facts["mean"], data.facts["std"]
+    mean, std = data.spec.mean, data.spec.std
     transform = BatchTransform(steps, image_size=size, interpolation=interpolation, mean=mean, std=std)
     return _batches(training_batches(data, transform))
 

@@ -9,8 +9,7 @@ from vitlab.benchmarks.variant import Sections, Variant, Work, timed
 from vitlab.config.instantiate import build_network
 from vitlab.errors import UserError
 from vitlab.experiment import load_data
-from vitlab.models.flops import forward_flops
-from vitlab.models.peak_speed import peak_flops
+from vitlab.models.flops import forward_flops, peak_flops
 
 # Names, and overrides of the training config.
 CASES = {

@@ -161,7 +161,7 @@ def test_looking_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "prefix", "read"),
+    ("network", "prefix", "head_tokens"),
     [
         (lambda: make(pool="cls"), 1, slice(0, 1)),
         (lambda: make(pool="mean"), 0, slice(0, None)),
@@ -172,10 +172,10 @@ def test_looking_changes_nothing() -> None:
         (lambda: timm_model("deit_tiny_distilled_patch16_224", num_classes=2, image_size=32), 2, slice(0, 2)),
     ],
 )
-def test_tokens_before_the_patches_are_known(network: Any, prefix: int, read: slice) -> None:
+def test_tokens_before_the_patches_are_known(network: Any, prefix: int, head_tokens: slice) -> None:
     found = token_layout(network(), (32, 32))
     assert found is not None
-    assert (found.prefix, found.read) == (prefix, read)
+    assert (found.prefix, found.head_tokens) == (prefix, head_tokens)
 
 
 @pytest.mark.parametrize(

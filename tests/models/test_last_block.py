@@ -101,7 +101,7 @@ def test_attention_is_recorded_whole() -> None:
     assert got.weights.shape[-2:] == (101, 101)
     torch.testing.assert_close(got.weights, wanted.weights, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(got.logits, network(images), atol=1e-5, rtol=1e-5)
-    assert network.blocks[-1].read == 1
+    assert network.blocks[-1].num_output_tokens == 1
 
 
 @pytest.mark.parametrize(

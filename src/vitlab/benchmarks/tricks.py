@@ -18,7 +18,7 @@ from vitlab.data import ImageDataModule
 from vitlab.data.transforms import Normalize, Resize
 from vitlab.experiment import load_data, weights_to_start_from
 from vitlab.memory import keep_freed_memory
-from vitlab.models.last_block import shortened
+from vitlab.models.last_block import find_shortened_block
 
 LARGE = 224  # px, as pretrained networks take them
 
@@ -65,10 +65,10 @@ def _training(config: DictConfig, network: nn.Module, data: ImageDataModule) -> 
 def _last_block(config: DictConfig, data: ImageDataModule) -> Sections:
     """Nothing where the head reads the patches."""
     whole = build_network(config.model)
-    last = shortened(whole)
+    last = find_shortened_block(whole)
     if last is None:
         return {}
-    last.read = None
+    last.num_output_tokens = None
     variants = {"all tokens": whole, "those that the head reads": build_network(config.model)}
     return {
         "training steps, last block, images/s": {

@@ -26,7 +26,7 @@ def optimizer_of(network: nn.Module, **choice: Any) -> Any:
 
 
 def stepped(network: nn.Module, optimizer: Any) -> dict[str, tuple[bool, float, float]]:
-    """Whether Muon updates a parameter, its learning rate and weight decay, by name, after a step."""
+    """Take a step; per parameter, whether Muon updated it, its learning rate and weight decay."""
     network(torch.randn(4, 3, 32, 32)).square().sum().backward()
     optimizer.step()
     names = {parameter: name for name, parameter in network.named_parameters()}

@@ -98,7 +98,8 @@ def project_qkv(
     else:
         width = qkv.out_features // 3
         bias = (None, None) if qkv.bias is None else (qkv.bias[:width], qkv.bias[width:])
-        query = F.linear(x[:, :num_output_tokens], qkv.weight[:width], bias[0]).unflatten(2, (num_heads, -1))
+        query = F.linear(x[:, :num_output_tokens], qkv.weight[:width], bias[0])
+        query = query.reshape(batch, num_output_tokens, num_heads, -1)
         key, value = F.linear(x, qkv.weight[width:], bias[1]).reshape(batch, tokens, 2, num_heads, -1).unbind(2)
     return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 

@@ -85,10 +85,10 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.image_size: tuple[int, int] = to_2tuple(image_size)
-        patch_size = to_2tuple(patch_size)
-        if any(image % patch for image, patch in zip(self.image_size, patch_size, strict=True)):
+        patch: tuple[int, int] = to_2tuple(patch_size)
+        if any(image % side for image, side in zip(self.image_size, patch, strict=True)):
             raise ValueError(
-                f"image_size={_format(self.image_size)} is not a multiple of patch_size={_format(patch_size)}: "
+                f"image_size={_format(self.image_size)} is not a multiple of patch_size={_format(patch)}: "
                 "an image must divide into whole patches"
             )
         _check_choice("stem", stem, list(STEMS))
@@ -97,8 +97,8 @@ class VisionTransformer(nn.Module):
         _check_choice("attention_init", attention_init, ("normal", "mimetic"))
         _check_choice("activation", activation, list(ACTIVATIONS))
         self.in_channels = in_channels
-        self.grid_size = (self.image_size[0] // patch_size[0], self.image_size[1] // patch_size[1])
-        self.patch_embed = STEMS[stem](patch_size, in_channels, embed_dim)
+        self.grid_size = (self.image_size[0] // patch[0], self.image_size[1] // patch[1])
+        self.patch_embed = STEMS[stem](patch, in_channels, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if pool == "cls" else None
         self.reg_token = nn.Parameter(torch.zeros(1, registers, embed_dim)) if registers else None
         self.num_prefix_tokens = (1 if pool == "cls" else 0) + registers

@@ -75,10 +75,9 @@ class Finetuning:
         head_ids = {id(parameter) for name, parameter in network.named_parameters() if name in head}
         split = []
         for group in groups:
-            scale = group.get("lr_scale", 1.0)
-            in_head = [parameter for parameter in group["params"] if id(parameter) in head_ids]
-            others = [parameter for parameter in group["params"] if id(parameter) not in head_ids]
-            if self.freeze_epochs != "all":
-                split.append({**group, "params": others, "lr_scale": scale})
-            split.append({**group, "params": in_head, "lr_scale": scale * self.head_lr_multiplier})
-        return [group for group in split if group["params"]]
+            for in_head in (False, True):
+                parameters = [parameter for parameter in group["params"] if (id(parameter) in head_ids) == in_head]
+                if parameters and (in_head or self.freeze_epochs != "all"):
+                    scale = group.get("lr_scale", 1.0) * (self.head_lr_multiplier if in_head else 1.0)
+                    split.append({**group, "params": parameters, "lr_scale": scale})
+        return split

@@ -23,7 +23,7 @@ from vitlab.errors import UserError
 from vitlab.loaded_model import rebuild_network
 from vitlab.models import timm_model
 from vitlab.runs.checkpoint import read_checkpoint
-from vitlab.weights.formats import read_file
+from vitlab.weights.loading import read_file
 from vitlab.weights.onnx_export import save_onnx
 from vitlab.weights.timm_export import save_timm
 
@@ -188,7 +188,7 @@ def test_another_image_and_patch_size_come_back(tmp_path: Path) -> None:
     ids=str,
 )
 def test_what_timm_s_vit_does_not_have_is_refused(changes: dict[str, Any], what: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=re.escape(f"timm's ViT has no {what}: formats=[onnx] writes it")):
+    with pytest.raises(UserError, match=re.escape(f"timm's ViT has no {what}: use formats=[onnx]")):
         save_timm(make(**changes), {}, DATA, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

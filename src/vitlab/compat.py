@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -57,6 +58,11 @@ def translate_lightning_exits(trainer: pl.Trainer) -> Iterator[None]:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     finally:
         threading.excepthook = show
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16 by its own instructions; torch 2.11 tells so only privately."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 # Each is said by a library about itself or about a choice that the config makes on purpose.

@@ -8,8 +8,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from vitlab.data import Batch
 from vitlab.memory import peak_memory, reset_peak_memory
-from vitlab.models.flops import forward_flops
-from vitlab.models.peak_speed import peak_flops
+from vitlab.models.flops import forward_flops, peak_flops
 
 
 class Throughput(pl.Callback):

@@ -5,7 +5,7 @@ import torch
 from matplotlib.figure import Figure
 
 from vitlab.plots import grid
-from vitlab.plots.attention_heatmaps import draw_attention, draw_distances, draw_heads
+from vitlab.plots.attention_heatmaps import draw_attention, draw_distances
 from vitlab.plots.embeddings import draw_filters, draw_positions
 from vitlab.plots.explanation import Explanation, draw_explanation
 from vitlab.plots.io import render
@@ -38,7 +38,7 @@ def test_extreme_maps_can_be_drawn() -> None:
     sizes = {}
     for name, draw in {
         "attention": partial(draw_attention, images, names, {"start": ones, "epoch 1": torch.rand(2, 37, 37) ** 9}),
-        "heads": partial(draw_heads, images, names, torch.zeros(2, 5, 3, 3)),
+        "zeros": partial(draw_attention, images, names, {f"head {head}": torch.zeros(2, 3, 3) for head in range(5)}),
         "distances": partial(draw_distances, {"start": torch.zeros(1, 1)}, 5.0, 32),
         "filters": partial(draw_filters, torch.zeros(3, 3, 4, 4), torch.tensor([0.5, 0.3, 0.2])),
         "positions": partial(draw_positions, torch.eye(37 * 20), (37, 20)),

@@ -7,13 +7,13 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from vitlab.plots.grid import (
+    Tile,
     add_colorbar_in_margin,
-    add_tiles,
+    draw_sheet,
     fit_scale,
-    make_sheet,
-    make_tile,
     overlay_heat,
     shorten_name,
+    stretch_image,
 )
 from vitlab.plots.io import FigureText
 from vitlab.plots.style import COLORS
@@ -61,19 +61,13 @@ def draw_attention(images: Tensor, names: Sequence[str], maps: Mapping[str, Tens
     """
     relative = {name: divide_by_mean(each) for name, each in maps.items()}
     scale = fit_scale(list(relative.values()))
-    figure, axes = make_sheet(len(images), 1 + len(maps), right=1.0)
     rows = [
-        [make_tile(image), *(overlay_heat(image, each[number], scale) for each in relative.values())]
+        [Tile(stretch_image(image)), *(Tile(overlay_heat(image, each[number], scale)) for each in relative.values())]
         for number, image in enumerate(images)
     ]
-    add_tiles(axes, rows, ["image", *maps], [shorten_name(name, 12) for name in names])
-    add_colorbar_in_margin(figure, axes, scale, UNIT)
+    figure = draw_sheet(rows, ["image", *maps], [shorten_name(name, 12) for name in names], right=1.0)
+    add_colorbar_in_margin(figure, scale, UNIT)
     return figure
-
-
-def draw_heads(images: Tensor, names: Sequence[str], maps: Tensor) -> Figure:
-    """Each image, and next to it the attention map of each head, float `[N, heads, rows, columns]`, of any sum."""
-    return draw_attention(images, names, {f"head {head}": each for head, each in enumerate(maps.unbind(dim=1), 1)})
 
 
 def divide_by_mean(maps: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vitlab.plots.grid import add_tiles, make_sheet, make_tile, remove_frame, split_into_rows
+from vitlab.plots.grid import Tile, draw_sheet, remove_frame, split_into_rows, stretch_image
 from vitlab.plots.io import FigureText
 
 MAX_MAPS = 8  # maps of position similarity on each side
@@ -37,13 +37,11 @@ def draw_filters(components: Tensor, fractions: Tensor) -> Figure:
         fractions: Of the filters' variance, float `[n]`.
     """
     signed = components / components.abs().amax(dim=(1, 2, 3), keepdim=True)
-    rows = split_into_rows([make_tile(127.5 * (1 + each), SIDE) for each in signed], COLUMNS)  # zero is mid-grey
+    tiles = [Tile(stretch_image(127.5 * (1 + each), SIDE)) for each in signed]  # zero is mid-grey
+    rows = split_into_rows(tiles, COLUMNS)
     total = fractions.cumsum(dim=0)
     names = [f"to {100 * total[min((row + 1) * COLUMNS, len(total)) - 1]:.0f} %" for row in range(len(rows))]
-    figure, axes = make_sheet(len(rows), COLUMNS, side=SIDE, top=0.4)
-    axes.set_ylabel("cumulative variance")
-    add_tiles(axes, rows, [""] * COLUMNS, names)
-    return figure
+    return draw_sheet(rows, names=names, label="cumulative variance")
 
 
 def draw_positions(similarity: Tensor, grid: tuple[int, int]) -> Figure:

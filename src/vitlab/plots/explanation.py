@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vitlab.plots.attention_heatmaps import UNIT, divide_by_mean
-from vitlab.plots.grid import add_colorbar, add_tiles, fit_scale, overlay_heat, remove_frame, split_into_rows
+from vitlab.plots.grid import Tile, add_colorbar, draw_tiles, fit_scale, overlay_heat, remove_frame, split_into_rows
 from vitlab.plots.style import COLORS
 
 SIDE = 210  # px, of a map in the figure
@@ -86,10 +86,9 @@ def _draw_probabilities(axes: Axes, explanation: Explanation) -> None:
 def _draw_heads(figure: Any, explanation: Explanation, columns: int) -> None:
     maps = divide_by_mean(explanation.heads)
     scale = fit_scale([maps])
-    rows = split_into_rows([overlay_heat(explanation.image, each, scale) for each in maps], columns)
+    rows = split_into_rows([Tile(overlay_heat(explanation.image, each, scale)) for each in maps], columns)
     firsts = range(1, len(maps) + 1, columns)
     axes = figure.add_subplot(title="last block, head by head")
-    add_tiles(
-        axes, rows, [""] * columns, [f"heads {first} to {min(first + columns - 1, len(maps))}" for first in firsts]
-    )
+    names = [f"heads {first} to {min(first + columns - 1, len(maps))}" for first in firsts]
+    draw_tiles(axes, rows, names=names)
     add_colorbar(figure, scale, "times average", ax=axes, aspect=12)

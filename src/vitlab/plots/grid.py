@@ -5,6 +5,7 @@ One axes for all tiles takes a tenth of a second to draw; one axes for each tile
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -20,21 +21,30 @@ from torch import Tensor
 
 Pixels = NDArray[np.float32]
 
-TILE = 110  # px, side of a tile in the figure
+SIDE = 110  # px, of a tile in the figure
 GAP = 6  # px
 HEAT = "inferno"
 OPACITY = 0.75  # of the heat map over the image
 
 
-def make_tile(image: Tensor, side: int = TILE) -> Pixels:
-    """Scale an image `[3, H, W]` in [0, 255] to a tile `[side, side, 3]` in [0, 1]."""
+@dataclass(frozen=True)
+class Tile:
+    """Pixels `[height, width, 3]` in [0, 1], with a text above and one below."""
+
+    pixels: Pixels
+    above: str = ""
+    below: str = ""
+
+
+def stretch_image(image: Tensor, side: int = SIDE) -> Pixels:
+    """Scale an image `[3, H, W]` in [0, 255] to `[side, side, 3]` in [0, 1]."""
     return _stretch(image.permute(1, 2, 0).float().div(255).cpu().numpy(), side)
 
 
-def overlay_heat(image: Tensor, heat: Tensor, scale: Normalize, side: int = TILE) -> Pixels:
-    """Colour a heat map `[rows, columns]` over its image, uint8 `[3, H, W]`: a tile `[side, side, 3]` in [0, 1]."""
+def overlay_heat(image: Tensor, heat: Tensor, scale: Normalize, side: int = SIDE) -> Pixels:
+    """Colour a heat map `[rows, columns]` over its image, uint8 `[3, H, W]`: `[side, side, 3]` in [0, 1]."""
     # In pale grey: a white sky would look like attention.
-    grey = 0.2 + 0.6 * make_tile(image, side).mean(axis=2, keepdims=True)
+    grey = 0.2 + 0.6 * stretch_image(image, side).mean(axis=2, keepdims=True)
     colors = _stretch(matplotlib.colormaps[HEAT](scale(heat.float().cpu().numpy()))[..., :3], side)
     mixed: Pixels = (OPACITY * colors + (1 - OPACITY) * grey).astype(np.float32)
     return mixed
@@ -46,24 +56,87 @@ def _stretch(pixels: NDArray[Any], side: int) -> NDArray[Any]:
     return pixels[rows[:, None], columns]
 
 
-def split_into_rows(tiles: Sequence[Pixels], columns: int) -> list[list[Pixels]]:
-    """Arrange tiles in rows of equal length, the last one filled up with white tiles."""
-    filled = [*tiles, *[np.ones_like(tiles[0])] * (-len(tiles) % columns)]
+def split_into_rows(tiles: Sequence[Tile], columns: int) -> list[list[Tile | None]]:
+    """Arrange tiles in rows of equal length, the last one filled up with gaps."""
+    filled = [*tiles, *[None] * (-len(tiles) % columns)]
     return [filled[start : start + columns] for start in range(0, len(filled), columns)]
 
 
-def add_tiles(axes: Axes, rows: Sequence[Sequence[Pixels]], columns: Sequence[str], names: Sequence[str]) -> None:
-    """Draw rows of tiles, with the columns' names above and the rows' names on the left."""
-    side = len(rows[0][0])
-    step = side + GAP
-    sheet = np.ones((step * len(rows) - GAP, step * len(rows[0]) - GAP, 3), dtype=np.float32)
+def draw_sheet(
+    rows: Sequence[Sequence[Tile | None]],
+    columns: Sequence[str] = (),
+    names: Sequence[str] = (),
+    *,
+    label: str = "",
+    right: float = 0.1,
+    font_size: float = 9.0,
+    colors: tuple[str, str] = ("black", "black"),
+) -> Figure:
+    """A figure of tiles whose size fits them and their texts.
+
+    The layout is computed here: matplotlib's own takes several times as long.
+
+    Args:
+        rows: Tiles of one size, from the top; None leaves a gap.
+        columns: Headings of the columns.
+        names: Names of the rows, on their left, and a `label` for all of them.
+        right: Right margin, inches.
+        font_size: Of the tiles' texts, points.
+        colors: Of the texts above and below the tiles.
+    """
+    dpi = matplotlib.rcParams["figure.dpi"]
+    tiles = [tile for row in rows for tile in row if tile is not None]
+    line = 1.25 * font_size / 72  # inches
+    above = line * max(tile.above.count("\n") + bool(tile.above) for tile in tiles)
+    below = line * max(tile.below.count("\n") + bool(tile.below) for tile in tiles)
+    left = 0.15 + 0.085 * max(map(len, names), default=0) + 0.25 * bool(label)
+    top, bottom = 0.4 + 0.25 * bool(columns), 0.12
+    height, width = tiles[0].pixels.shape[:2]
+    sheet_width = max(map(len, rows)) * (width + GAP) / dpi
+    sheet_height = len(rows) * ((height + GAP) / dpi + above + below)
+    size = (left + sheet_width + right, top + sheet_height + bottom)
+    figure = Figure(figsize=size)
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((left / size[0], bottom / size[1], sheet_width / size[0], sheet_height / size[1]))
+    axes.set_ylabel(label)
+    rooms = (round(above * dpi), round(below * dpi))
+    draw_tiles(axes, rows, columns, names, rooms=rooms, fontsize=font_size, colors=colors)
+    return figure
+
+
+def draw_tiles(
+    axes: Axes,
+    rows: Sequence[Sequence[Tile | None]],
+    columns: Sequence[str] = (),
+    names: Sequence[str] = (),
+    *,
+    rooms: tuple[int, int] = (0, 0),
+    colors: tuple[str, str] = ("black", "black"),
+    **text: Any,
+) -> None:
+    """Draw rows of tiles into axes, with `rooms` of so many pixels for the texts above and below each."""
+    height, width = next(tile for row in rows for tile in row if tile is not None).pixels.shape[:2]
+    step = np.array([height + GAP + sum(rooms), width + GAP])
+    sheet = np.ones((*(step * [len(rows), max(map(len, rows))]), 3), dtype=np.float32)
+    centers = [column * step[1] + width / 2 for column in range(max(map(len, rows)))]
     for row, tiles in enumerate(rows):
-        for column, pixels in enumerate(tiles):
-            sheet[row * step : row * step + side, column * step : column * step + side] = pixels
+        for column, tile in enumerate(tiles):
+            if tile is None:
+                continue
+            top, left = row * step[0] + rooms[0], column * step[1]
+            sheet[top : top + height, left : left + width] = tile.pixels
+            for words, edge, align, color in (
+                (tile.above, top - 3, "bottom", colors[0]),
+                (tile.below, top + height + 3, "top", colors[1]),
+            ):
+                if words:
+                    axes.text(centers[column], edge, words, ha="center", va=align, color=color, in_layout=False, **text)
     axes.imshow(sheet, interpolation="antialiased")
-    axes.set_xticks([column * step + side / 2 for column in range(len(rows[0]))], columns, fontsize=9)
-    axes.set_yticks([row * step + side / 2 for row in range(len(rows))], names)
-    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    for center, heading in zip(centers, columns, strict=False):
+        axes.text(center, -6, heading, ha="center", va="bottom", fontsize=9)
+    axes.set_xticks([])
+    axes.set_yticks([row * step[0] + rooms[0] + height / 2 for row in range(len(names))], names)
+    axes.tick_params(length=0)
     remove_frame(axes)
 
 
@@ -71,26 +144,6 @@ def remove_frame(axes: Axes) -> None:
     """Hide the grid lines and the frame of axes that show an image."""
     axes.grid(False)
     axes.spines[:].set_visible(False)
-
-
-def make_sheet(
-    rows: int, columns: int, *, side: int = TILE, right: float = 0.1, top: float = 0.65
-) -> tuple[Figure, Axes]:
-    """A figure whose size fits its tiles and their names, and its axes.
-
-    The layout is computed here: matplotlib's own takes twice the time.
-
-    Args:
-        rows, columns: Numbers of tiles.
-        side: Side of a tile, px.
-        right, top: Margins in inches; the title stands in the top one.
-    """
-    left, bottom = 1.05, 0.12
-    step = (side + GAP) / matplotlib.rcParams["figure.dpi"]
-    width, height = left + columns * step + right, top + rows * step + bottom
-    figure = Figure(figsize=(width, height))
-    figure.set_layout_engine("none")
-    return figure, figure.add_axes((left / width, bottom / height, columns * step / width, rows * step / height))
 
 
 def fit_scale(maps: Sequence[Tensor]) -> Normalize:
@@ -109,9 +162,9 @@ def add_colorbar(figure: Figure, scale: Normalize, label: str, **place: Any) -> 
     label_powers(figure.colorbar(ScalarMappable(scale, HEAT), label=label, **place))
 
 
-def add_colorbar_in_margin(figure: Figure, axes: Axes, scale: Normalize, label: str) -> None:
-    """Add a colour bar in the right margin of a `make_sheet` figure."""
-    width, sheet = figure.get_figwidth(), axes.get_position()
+def add_colorbar_in_margin(figure: Figure, scale: Normalize, label: str) -> None:
+    """Add a colour bar in the right margin of a sheet."""
+    width, sheet = figure.get_figwidth(), figure.axes[0].get_position()
     place = figure.add_axes((sheet.x1 + 0.12 / width, sheet.y0, 0.18 / width, sheet.height))
     add_colorbar(figure, scale, label, cax=place)
 

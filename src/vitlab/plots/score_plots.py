@@ -30,57 +30,35 @@ Epochs = Sequence[Mapping[str, float]]  # the rows of a run's metrics.csv
 
 @dataclass(frozen=True)
 class RankedRow:
-    """A row of a leaderboard: runs that differ only in their seed.
-
-    Attributes:
-        name: For legends.
-        scores: One for each run, in the unit of the axis; none if the runs were not validated.
-        interval: 95 % confidence interval of the mean score; None for a single run.
-        epochs: One for each run.
-    """
+    """Runs that differ only in their seed."""
 
     name: str
-    scores: Sequence[float]
-    interval: tuple[float, float] | None
-    epochs: Sequence[Epochs]
+    scores: Sequence[float]  # of each run, in the unit of the axis; none if the runs were not validated
+    interval: tuple[float, float] | None  # 95 % confidence interval of the mean score; None for a single run
+    epochs: Sequence[Epochs]  # of each run
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting that differs between runs.
+    """A setting that differs between runs."""
 
-    Attributes:
-        key: Its path in the config.
-        name: A short name.
-        values: Numbers or strings, one for each run that has a score, in the order of the rows.
-    """
-
-    key: str
-    name: str
-    values: Sequence[Any]
+    key: str  # path in the config
+    name: str  # short
+    values: Sequence[float | str]  # of each run that has a score, in the order of the rows
 
 
 @dataclass(frozen=True)
 class RankedRuns:
-    """What the figures of a leaderboard show.
+    """What the figures of a leaderboard show."""
 
-    Attributes:
-        score: What the score is, with its unit, as "validation accuracy, %".
-        lowest_is_best: Whether lower scores are better.
-        rows: Best first, rows without a score last.
-        settings: Those that differ between runs.
-        unfinished: Epochs of the runs that did not finish.
-    """
-
-    score: str
+    score: str  # what it is, with its unit, as "validation accuracy, %"
     lowest_is_best: bool
-    rows: Sequence[RankedRow]
-    settings: Sequence[Setting]
-    unfinished: Sequence[Epochs]
+    rows: Sequence[RankedRow]  # best first, rows without a score last
+    settings: Sequence[Setting]  # those that differ between runs
+    unfinished: Sequence[Epochs]  # of the runs that did not finish
 
     @property
     def scores(self) -> list[float]:
-        """Of all runs."""
         return [score for row in self.rows for score in row.scores]
 
 

@@ -18,23 +18,13 @@ CHARACTER = 0.03  # width of a character, as a fraction of a panel
 
 
 class Scale:
-    """Map the values of a setting, numbers or strings, to positions between 0 and 1.
+    """Map the values of a setting to positions between 0 and 1; `ticks` are labels and positions.
 
     Numbers are placed by their size, or by its logarithm if they span a decade or more and fill that more evenly;
-    anything else at equal distances.
-
-    Args:
-        values: All values.
-        max_ticks: Up to so many different values each get a tick; more get round numbers.
-
-    Attributes:
-        log: Whether it is logarithmic.
-        numeric: Whether it places numbers by their size.
-        few: Whether each value has a tick.
-        ticks: Labels and positions.
+    strings at equal distances. Up to `max_ticks` different values each get a tick; more get round numbers.
     """
 
-    def __init__(self, values: Sequence[Any], max_ticks: int = MAX_TICKS) -> None:
+    def __init__(self, values: Sequence[float | str], max_ticks: int = MAX_TICKS) -> None:
         distinct = sorted({_format(value): value for value in values}.values(), key=_numbers_first)
         numbers = [value for value in distinct if not isinstance(value, str)]
         positive = [value for value in numbers if value > 0]
@@ -55,7 +45,7 @@ class Scale:
             return 0.5
         return (self._size(value) - self._low) / (self._high - self._low)
 
-    def _size(self, value: float) -> float:
+    def _size(self, value: Any) -> float:
         return log10(value) if self.log else float(value)
 
     def _round_numbers(self, distinct: Sequence[float]) -> list[float]:

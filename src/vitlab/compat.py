@@ -124,3 +124,15 @@ def shard_over_all_processes(strategy: ModelParallelStrategy) -> None:
 def is_compiled(network: nn.Module) -> bool:
     """Whether `network.compile()` was called, which no public attribute tells (torch 2.14)."""
     return network._compiled_call_impl is not None
+
+
+def add_summary(writer: Any, summary: Any, step: int | None = None) -> None:
+    """Add a Summary to the TensorBoard file of a SummaryWriter; torch 2.14 reopens a closed one only privately."""
+    writer._get_file_writer().add_summary(summary, step)
+
+
+def validation_follows(trainer: pl.Trainer) -> bool:
+    """Whether Lightning 2.6 validates after the current training batch; only its loop knows."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)

@@ -3,13 +3,22 @@
 from collections.abc import Iterator
 
 from vitlab.files import shorten
-from vitlab.leaderboard.format import name_of
+from vitlab.leaderboard.format import factor, name, name_of, quantity
 from vitlab.leaderboard.ranking import Ranking
 from vitlab.leaderboard.results import Result
 from vitlab.leaderboard.summary import commands, findings, typed_for
 from vitlab.leaderboard.table import FEW, Cell, as_markdown, table_of
-from vitlab.plots.score_plots import SHOWN, draw_curves, draw_scores
-from vitlab.plots.setting_plots import PANELS, draw_effects, draw_parallel
+from vitlab.leaderboard.varied_settings import is_number, show, value_of
+from vitlab.plots.score_plots import (
+    RankedRow,
+    RankedRuns,
+    Setting,
+    caption_curves_of_runs,
+    caption_scores,
+    draw_curves_of_runs,
+    draw_scores,
+)
+from vitlab.plots.setting_plots import caption_effects, caption_parallel, draw_effects, draw_parallel
 from vitlab.report.html import code, page, paragraph, picture, section, table
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -55,7 +64,7 @@ def _unfinished(result: Result, standings: Ranking) -> list[Cell]:
 
 
 def _sections(standings: Ranking) -> Iterator[str]:
-    metric = name_of(standings.metric)
+    runs = plot_data(standings)
     yield section("What can be said", *map(paragraph, findings(standings)))
     if standings.rows:
         heads, rows = table_of(standings)
@@ -64,13 +73,11 @@ def _sections(standings: Ranking) -> Iterator[str]:
         best = [0] if standings.ranked else []
         yield section("Table", *_legend(standings), table(heads, rows, sortable=True, marked=best))
         if any(row.score and row.score.n > 1 for row in standings.ranked):
-            yield section("Scores", picture(draw_scores(standings), _scores_caption(standings)))
-        yield section("Learning curves", picture(draw_curves(standings), _curves_caption(standings)))
+            yield section("Scores", picture(draw_scores(runs), caption_scores(runs)))
+        yield section("Learning curves", picture(draw_curves_of_runs(runs), caption_curves_of_runs(runs)))
     if standings.ranked and standings.names:
-        caption = f"Each point is a run; orange marks the mean of the runs with a value.{_left_out(standings)}"
-        yield section("Effect of each setting", picture(draw_effects(standings), caption))
-        caption = f"Each line is a run, from its settings to its {metric}; orange is the best, dark is good."
-        yield section("All settings together", picture(draw_parallel(standings), caption))
+        yield section("Effect of each setting", picture(draw_effects(runs), caption_effects(runs)))
+        yield section("All settings together", picture(draw_parallel(runs), caption_parallel(runs)))
     if standings.importance:
         yield section("Importance of parameters", table(*_importance(standings), sortable=True))
     if standings.unfinished:
@@ -89,22 +96,26 @@ def _legend(standings: Ranking) -> Iterator[str]:
     yield paragraph(f"{hint} ± is the standard deviation over seeds. {'; '.join(short)}".strip())
 
 
-def _scores_caption(standings: Ranking) -> str:
-    more = len(standings.ranked) - SHOWN
-    caption = "Each point is a run, the upright stroke a row's mean, the line its 95 % interval, cut off at the frame."
-    return caption + (
-        f" {_count(more, 'row')} further down {'is' if more == 1 else 'are'} left out." if more > 0 else ""
+def plot_data(standings: Ranking) -> RankedRuns:
+    """What the figures show, as plain numbers and strings."""
+    unit = factor(standings.metric)
+    rows = []
+    for place, row in enumerate(standings.rows, 1):
+        scores = [unit * result.metrics[standings.metric] for result in row.results] if row.score else []
+        interval = (unit * row.score.low, unit * row.score.high) if row.score and row.score.n > 1 else None
+        rows.append(RankedRow(name(place, row, standings), scores, interval, [r.epochs for r in row.results]))
+    ranked = [result for row in standings.ranked for result in row.results]
+    settings = []
+    for key, short in standings.names.items():
+        values = [value_of(result, key) for result in ranked]
+        settings.append(Setting(key, short, [value if is_number(value) else show(value) for value in values]))
+    return RankedRuns(
+        score=quantity(standings.metric),
+        lowest_is_best=standings.mode == "min",
+        rows=rows,
+        settings=settings,
+        unfinished=[result.epochs for result in standings.unfinished],
     )
-
-
-def _curves_caption(standings: Ranking) -> str:
-    several = any(len(row.results) > 1 for row in standings.rows)
-    return "Thin: each run. Thick: the mean of a row's runs." if several else "Each line is a run."
-
-
-def _left_out(standings: Ranking) -> str:
-    more = len(standings.names) - PANELS
-    return f" Left out: {', '.join(list(standings.names)[PANELS:])}." if more > 0 else ""
 
 
 def _importance(standings: Ranking) -> tuple[list[str], list[list[Cell]]]:

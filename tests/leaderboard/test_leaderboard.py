@@ -21,12 +21,12 @@ from scipy import stats
 from sweeps.runs import write_grid, write_record, write_run
 
 from vitlab.errors import UserError
-from vitlab.leaderboard.build import make_leaderboard
+from vitlab.leaderboard.leaderboard import make_leaderboard
 from vitlab.leaderboard.ranking import Ranking, stand
 from vitlab.leaderboard.results import read_results
 from vitlab.leaderboard.table import as_csv
 from vitlab.leaderboard.web_page import as_page, as_text
-from vitlab.sweeps.importance import STUDY, address
+from vitlab.sweeps.search import STUDY, open_storage
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -265,7 +265,7 @@ def test_a_folder_that_can_t_be_written_to(tmp_path: Path) -> None:
 
 def test_a_search_is_a_row_a_trial(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
-    study = optuna.create_study(storage=address(tmp_path), study_name=STUDY, direction="maximize")
+    study = optuna.create_study(storage=open_storage(tmp_path), study_name=STUDY, direction="maximize")
     for trial in range(14):
         lr, depth = 10 ** draw.uniform(-4, -2), draw.integers(1, 13)
         augment = draw.choice(["basic", "none"])

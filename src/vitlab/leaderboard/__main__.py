@@ -21,7 +21,7 @@ def main() -> None:
         raise UserError(f"top={command.top} must be {whole(1).words}")
     if not folders:
         raise UserError("which runs? Name one or more directories: python -m vitlab.leaderboard outputs/sweeps/<time>")
-    from vitlab.leaderboard.build import make_leaderboard
+    from vitlab.leaderboard.leaderboard import make_leaderboard
 
     make_leaderboard([Path(folder) for folder in folders], command.out and Path(command.out), top=command.top)
 

@@ -1,6 +1,5 @@
 """What run directories and sweeps on disk say of the runs in them."""
 
-import csv
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +12,8 @@ import yaml
 from vitlab.errors import UserError
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.rebase import moved
-from vitlab.sweeps.job import SET_ASIDE
-from vitlab.sweeps.sweep_file import FILE, read_record
+from vitlab.sweeps.job import EARLIER_ATTEMPTS, read_epochs
+from vitlab.sweeps.sweep_record import SWEEP_FILE, read_record
 
 # libyaml's where it is there: a leaderboard reads three files a run, and reads them ten times as fast with it.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -83,7 +82,7 @@ def read_results(folders: Iterable[Path]) -> list[Result]:
             raise UserError(f"{folder} does not exist; name a sweep's directory, or one with runs in it")
         jobs |= _jobs(folder.resolve())
         found = [file.parent for file in folder.resolve().rglob("manifest.json")]
-        runs |= {run for run in found if SET_ASIDE not in run.relative_to(folder.resolve()).parts}
+        runs |= {run for run in found if EARLIER_ATTEMPTS not in run.relative_to(folder.resolve()).parts}
     if not runs | set(jobs):
         raise UserError(f"there is no run in {', '.join(map(str, folders))}: nothing there has a manifest.json")
     return [read_result(path, jobs.get(path, {})) for path in sorted(runs | set(jobs), key=_naturally)]
@@ -113,7 +112,7 @@ def read_result(path: Path, job: Mapping[str, Any] | None = None) -> Result:
                 k for k, v in flat(_yaml(hydra / "config.yaml", {})).items() if v is None or "${" in str(v)
             ),
             metrics={name: float(value) for name, value in metrics.items()} if status == "finished" else {},
-            epochs=_epochs(run.epochs_file),
+            epochs=read_epochs(run),
             manifest=manifest,
         )
     except (UserError, OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
@@ -131,7 +130,7 @@ def flat(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 def _jobs(folder: Path) -> dict[Path, Mapping[str, Any]]:
     """The entries of each `sweep.json` at or below a folder, by the job's directory."""
-    records = {file.parent: read_record(file.parent) for file in folder.rglob(FILE)}
+    records = {file.parent: read_record(file.parent) for file in folder.rglob(SWEEP_FILE)}
     return {sweep / entry["folder"]: entry for sweep, record in records.items() for entry in record["jobs"]}
 
 
@@ -149,14 +148,6 @@ def _last_error(path: Path) -> str:
     log = Result(path, "").log
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log else []
     return next((match[0] for line in reversed(lines) if (match := FAILED.match(line))), "")
-
-
-def _epochs(file: Path) -> list[dict[str, float]]:
-    if not file.exists():
-        return []
-    with file.open(newline="", encoding="utf-8") as rows:
-        lines = [row for row in csv.DictReader(rows) if row.get("epoch")]
-        return [{key: float(value) for key, value in row.items() if value} for row in lines]
 
 
 def _yaml(file: Path, default: Any) -> Any:

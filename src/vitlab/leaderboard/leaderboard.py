@@ -16,7 +16,7 @@ from vitlab.leaderboard.results import read_results
 from vitlab.leaderboard.summary import commands, findings
 from vitlab.leaderboard.table import Cell, as_csv, table_of
 from vitlab.leaderboard.web_page import as_page, as_text, summary, unfinished_of
-from vitlab.sweeps.importance import importance_in
+from vitlab.sweeps.sweep_record import STUDY_FILE
 
 SETTINGS = 6  # that vary, shown on the terminal
 
@@ -44,7 +44,7 @@ def make_leaderboard(
     title = ", ".join(shorten(folder) for folder in folders)
     try:
         place.mkdir(parents=True, exist_ok=True)
-        standings = stand(results, importance_in(folders))
+        standings = stand(results, _importance(folders))
         write_text(place / "leaderboard.csv", as_csv(standings))
         write_text(place / "leaderboard.md", as_text(standings, title))
         write_text(place / "leaderboard.html", as_page(standings, title))
@@ -55,6 +55,14 @@ def make_leaderboard(
     page = shorten(place / "leaderboard.html")
     Console(soft_wrap=True, highlight=False).print(f"written: {page}, .md, .csv", markup=False)
     return standings
+
+
+def _importance(folders: Sequence[Path]) -> dict[str, float]:
+    if len(folders) != 1 or not (folders[0] / STUDY_FILE).exists():
+        return {}
+    from vitlab.sweeps.search import parameter_importance  # importing Optuna takes half a second
+
+    return parameter_importance(folders[0])
 
 
 def _print(standings: Ranking, title: str, top: int) -> None:

@@ -1,4 +1,4 @@
-"""The answer that runs give together: who is best, and by more than chance?"""
+"""Make the leaderboard of runs: print it, and write it as CSV, Markdown and a web page."""
 
 import sys
 from collections.abc import Sequence
@@ -11,50 +11,45 @@ from rich.table import Table
 
 from vitlab.errors import UserError
 from vitlab.files import shorten, write_text
-from vitlab.leaderboard.ranking import Ranking, stand
+from vitlab.leaderboard.ranking import Ranking, rank
 from vitlab.leaderboard.results import read_results
-from vitlab.leaderboard.summary import commands, findings
-from vitlab.leaderboard.table import Cell, as_csv, table_of
-from vitlab.leaderboard.web_page import as_page, as_text, summary, unfinished_of
+from vitlab.leaderboard.summary import headline, reproduce_commands, summarise_ranking
+from vitlab.leaderboard.table import Cell, as_csv, make_table
+from vitlab.leaderboard.web_page import as_page, as_text, unfinished_table
 from vitlab.sweeps.sweep_record import STUDY_FILE
 
-SETTINGS = 6  # that vary, shown on the terminal
+MAX_SETTINGS = 6  # settings that vary, on the terminal
 
 
-def make_leaderboard(
-    folders: Sequence[Path],
-    out: Path | None = None,
-    *,
-    top: int = 20,
-) -> Ranking:
-    """Reads runs, prints who is best, and writes `leaderboard.csv`, `.md` and `.html`, over older ones.
+def make_leaderboard(folders: Sequence[Path], out: Path | None = None, *, top: int = 20) -> Ranking:
+    """Read runs, print their ranking, and write `leaderboard.csv`, `.md` and `.html`, replacing older ones.
 
     Args:
-        folders: Each a sweep's, a run's, or one with runs below it.
-        out: Where the files go; None: to the one folder.
-        top: Rows on the terminal at most.
+        folders: Directories of sweeps or runs, or directories above them.
+        out: Directory for the files; None: `folders`, if that is one directory.
+        top: Maximum number of rows on the terminal.
 
     Raises:
-        UserError: there is no run, or no place for the files.
+        UserError: There is no run, `out` is needed, or the files cannot be written.
     """
     if out is None and len(folders) != 1:
-        raise UserError("several directories: say where the leaderboard goes, with out=<folder>")
+        raise UserError("several directories: choose one for the leaderboard with out=<folder>")
     results = read_results(folders)
-    place = out or folders[0]
+    target = out or folders[0]
     title = ", ".join(shorten(folder) for folder in folders)
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        standings = stand(results, _importance(folders))
-        write_text(place / "leaderboard.csv", as_csv(standings))
-        write_text(place / "leaderboard.md", as_text(standings, title))
-        write_text(place / "leaderboard.html", as_page(standings, title))
+        target.mkdir(parents=True, exist_ok=True)
+        ranking = rank(results, _importance(folders))
+        write_text(target / "leaderboard.csv", as_csv(ranking))
+        write_text(target / "leaderboard.md", as_text(ranking, title))
+        write_text(target / "leaderboard.html", as_page(ranking, title))
     except OSError as error:
-        reason = f"can't write the leaderboard to {place} ({error.strerror})"
-        raise UserError(f"{reason}: name another folder with out=...") from error
-    _print(standings, title, top)
-    page = shorten(place / "leaderboard.html")
-    Console(soft_wrap=True, highlight=False).print(f"written: {page}, .md, .csv", markup=False)
-    return standings
+        reason = f"cannot write the leaderboard to {target} ({error.strerror})"
+        raise UserError(f"{reason}: choose another directory with out=...") from error
+    _print(ranking, title, top)
+    html = shorten(target / "leaderboard.html")
+    Console(soft_wrap=True, highlight=False).print(f"written: {html}, .md, .csv", markup=False)
+    return ranking
 
 
 def _importance(folders: Sequence[Path]) -> dict[str, float]:
@@ -65,32 +60,31 @@ def _importance(folders: Sequence[Path]) -> dict[str, float]:
     return parameter_importance(folders[0])
 
 
-def _print(standings: Ranking, title: str, top: int) -> None:
-    # What goes to a file has the width that it needs.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    console.print(f"leaderboard of {title}: {summary(standings)}", markup=False)
-    if standings.rows:
-        heads, rows = table_of(standings, SETTINGS)
-        console.print(_table(heads, rows[:top]))
-        if len(rows) > top:
-            console.print(f"... and {len(rows) - top} more rows in the files", markup=False)
-        if len(standings.names) > SETTINGS:
-            console.print(f"... and {len(standings.names) - SETTINGS} more settings in the files", markup=False)
-    for sentence in findings(standings):
+def _print(ranking: Ranking, title: str, top: int) -> None:
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # wide enough in a file
+    console.print(f"leaderboard of {title}: {headline(ranking)}", markup=False)
+    if ranking.rows:
+        heads, rows = make_table(ranking, MAX_SETTINGS)
+        console.print(_rich_table(heads, rows[:top]))
+        more_rows, more_settings = len(rows) - top, len(ranking.names) - MAX_SETTINGS
+        for count, what in ((more_rows, "rows"), (more_settings, "settings")):
+            if count > 0:
+                console.print(f"... and {count} more {what} in the files", markup=False)
+    for sentence in summarise_ranking(ranking):
         console.print(sentence, markup=False)
-    if standings.unfinished:
-        console.print(_table(*unfinished_of(standings)), "")
-    if standings.ranked:
-        console.print("the best again:", markup=False)
-        for line in commands(standings):
+    if ranking.unfinished:
+        console.print(_rich_table(*unfinished_table(ranking)), "")
+    if ranking.ranked:
+        console.print("reproduce the best:", markup=False)
+        for line in reproduce_commands(ranking):
             console.print(f"  {line}", markup=False, soft_wrap=True)
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
+def _rich_table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for place, head in enumerate(heads):
-        numeric = all(isinstance(row[place], tuple) for row in rows)
-        # Figures stay whole; where there is little room, words are folded.
+    for column, head in enumerate(heads):
+        numeric = all(isinstance(row[column], tuple) for row in rows)
+        # Numbers are never wrapped; in a narrow terminal, words are, and the heads of numbers have two lines.
         shown = _in_two_lines(head) if numeric else head
         table.add_column(escape(shown), justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in rows:
@@ -99,8 +93,6 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
 
 
 def _in_two_lines(head: str) -> str:
-    spaces = [place for place, letter in enumerate(head) if letter == " "]
-    if not spaces:
-        return head
-    middle = min(spaces, key=lambda place: abs(place - len(head) / 2))
-    return f"{head[:middle]}\n{head[middle + 1 :]}"
+    spaces = [index for index, character in enumerate(head) if character == " "]
+    middle = min(spaces, key=lambda index: abs(index - len(head) / 2), default=None)
+    return head if middle is None else f"{head[:middle]}\n{head[middle + 1 :]}"

@@ -6,9 +6,10 @@ from pathlib import Path
 from statistics import fmean
 
 from vitlab.claims.record import Run
-from vitlab.leaderboard.format import duration, spread
 from vitlab.leaderboard.statistics import summarise
 from vitlab.leaderboard.table import as_markdown
+from vitlab.leaderboard.table import format_duration as duration
+from vitlab.leaderboard.table import format_spread as spread
 
 HEADS = ("what", "test accuracy, %", "epochs", "time", "how to check it")
 

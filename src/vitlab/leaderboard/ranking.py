@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import isfinite, nan
 from statistics import fmean
 from typing import Any
 
@@ -24,9 +24,6 @@ class Row:
         results: One per seed, in the order of the seeds.
         values: The settings that vary between rows.
         score: Summary of the metric that ranks the rows; None if a run was not validated.
-        accuracy: Summary of the validation accuracy; None as above.
-        test: Summary of the test accuracy; None if a run was not tested.
-        seconds: Mean duration of a run.
         comparison: With the best row, its p-value corrected; None for the best row and for rows without a rank.
         verdict: The comparison in words.
     """
@@ -34,15 +31,13 @@ class Row:
     results: Sequence[Result]
     values: Mapping[str, Any]
     score: Summary | None
-    accuracy: Summary | None
-    test: Summary | None
-    seconds: float
     comparison: Comparison | None = None
     verdict: str = ""
 
     @property
-    def seeds(self) -> list[int]:
-        return [result.seed for result in self.results]
+    def seconds(self) -> float:
+        """Mean duration of a run."""
+        return fmean(result.seconds for result in self.results)
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,8 @@ def rank(results: Sequence[Result], importance: Mapping[str, float] | None = Non
         group[result.seed] = result
     kept = [result for group in groups.values() for result in group.values()]
     keys = varied_settings(kept)
-    rows = [_make_row([group[seed] for seed in sorted(group)], keys, metric) for group in groups.values()]
+    grouped = [[group[seed] for seed in sorted(group)] for group in groups.values()]
+    rows = [Row(g, {key: value_of(g[0], key) for key in keys}, summarise_metric(g, metric)) for g in grouped]
     sign = -1 if mode == "max" else 1
     ranked = sorted((row for row in rows if row.score), key=lambda row: sign * row.score.mean if row.score else 0)
     return Ranking(
@@ -99,6 +95,12 @@ def rank(results: Sequence[Result], importance: Mapping[str, float] | None = Non
         unfinished=[result for result in results if not result.finished],
         importance=importance or {},
     )
+
+
+def summarise_metric(results: Sequence[Result], metric: str) -> Summary | None:
+    """Summarise a metric over runs; None if a run does not have it, or not a finite value."""
+    values = [result.metrics.get(metric, nan) for result in results]
+    return summarise(values) if all(map(isfinite, values)) else None
 
 
 def test_metric(metric: str) -> str:
@@ -170,21 +172,6 @@ def _common_metric(results: Sequence[Result]) -> tuple[str, str]:
     chosen = {(r.settings.get("checkpoint.monitor"), r.settings.get("checkpoint.mode")) for r in results}
     metric, mode = chosen.pop() if len(chosen) == 1 else DEFAULT
     return (str(metric), str(mode)) if str(metric).startswith("val/") else DEFAULT
-
-
-def _make_row(results: Sequence[Result], keys: Sequence[str], metric: str) -> Row:
-    def summary(name: str) -> Summary | None:
-        values = [result.metrics.get(name, float("nan")) for result in results]
-        return summarise(values) if all(map(isfinite, values)) else None
-
-    return Row(
-        results=results,
-        values={key: value_of(results[0], key) for key in keys},
-        score=summary(metric),
-        accuracy=summary("val/acc"),
-        test=summary(test_metric(metric)),
-        seconds=fmean(result.seconds for result in results),
-    )
 
 
 def _compare_with_best(ranked: Sequence[Row], metric: str) -> list[Row]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vitlab.files import shorten
-from vitlab.leaderboard.ranking import Ranking, Row, test_metric
+from vitlab.leaderboard.ranking import Ranking, Row, summarise_metric, test_metric
 from vitlab.leaderboard.statistics import ALPHA
 from vitlab.leaderboard.table import format_amount, format_interval, metric_name, row_label
 
@@ -50,7 +50,8 @@ def _best(ranking: Ranking) -> Iterator[str]:
         if best.score.n > 1:
             std, interval = format_amount(metric, best.score.std), format_interval(metric, best.score)
             how = f"mean of {best.score.n} seeds, standard deviation {std}, 95 % interval {interval}"
-        test = f"; on the test images {format_amount(test_metric(metric), best.test.mean)}" if best.test else ""
+        on_test = summarise_metric(best.results, test_metric(metric))
+        test = f"; on the test images {format_amount(test_metric(metric), on_test.mean)}" if on_test else ""
         score = f"{format_amount(metric, best.score.mean)} ({how})"
         yield f"Best by {metric_name(metric)}: {row_label(best, ranking)}, with {score}{test}."
 

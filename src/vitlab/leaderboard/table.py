@@ -8,7 +8,7 @@ from math import isnan, nan
 from typing import Any
 
 from vitlab.files import shorten
-from vitlab.leaderboard.ranking import UNSET, Ranking, Row, format_value, is_number, test_metric
+from vitlab.leaderboard.ranking import UNSET, Ranking, Row, format_value, is_number, summarise_metric, test_metric
 from vitlab.leaderboard.statistics import Summary
 
 Cell = str | tuple[str, float]  # a text, or a text with the number to sort it by
@@ -47,14 +47,15 @@ def format_amount(metric: str, value: float) -> str:
     return f"{format_number(metric, value)} {metric_label(metric).split(', ')[1]}"
 
 
-def format_spread(metric: str, summary: Summary | None) -> str:
-    """Format mean and standard deviation."""
-    if summary is None:
-        return ""
+def format_spread(metric: str, summary: Summary) -> str:
+    """Format mean and standard deviation; empty without values."""
     return format_number(metric, summary.mean) + (f" ± {format_number(metric, summary.std)}" if summary.n > 1 else "")
 
 
 def format_interval(metric: str, summary: Summary) -> str:
+    """Format the 95 % interval; empty without values."""
+    if summary.n < 2:
+        return "one seed: none" if summary.n else ""
     return f"{format_number(metric, summary.low)} to {format_number(metric, summary.high)}"
 
 
@@ -90,25 +91,19 @@ def _score_columns(ranking: Ranking) -> Iterator[Column]:
     several = any(len(row.results) > 1 for row in rows)
     if several:
         yield "runs", [(str(len(row.results)), len(row.results)) for row in rows]
-    yield metric_label(metric), [_spread_cell(metric, row.score) for row in rows]
-    if several:
-        yield "95 % interval", [_interval_cell(metric, row.score) for row in rows]
-    if metric != "val/acc":
-        yield metric_label("val/acc"), [_spread_cell("val/acc", row.accuracy) for row in rows]
-    yield metric_label(test_metric(metric)), [_spread_cell("test/acc", row.test) for row in rows]
+    for name in _shown_metrics(metric):
+        summaries = [summarise_metric(row.results, name) or NO_SUMMARY for row in rows]
+        yield metric_label(name), [(format_spread(name, s) or UNSET, s.mean) for s in summaries]
+        if several and name == metric:
+            yield "95 % interval", [(format_interval(metric, s) or UNSET, s.low) for s in summaries]
     yield "time per run", [(format_duration(row.seconds), row.seconds) for row in rows]
     if several:
         yield "compared with the best", [row.verdict for row in rows]
 
 
-def _spread_cell(metric: str, summary: Summary | None) -> Cell:
-    return format_spread(metric, summary) or UNSET, (summary or NO_SUMMARY).mean
-
-
-def _interval_cell(metric: str, summary: Summary | None) -> Cell:
-    if summary is None:
-        return UNSET, nan
-    return "one seed: none" if summary.n < 2 else format_interval(metric, summary), summary.low
+def _shown_metrics(metric: str) -> list[str]:
+    """Return the metric that ranks the rows, and the validation and test accuracy."""
+    return list(dict.fromkeys([metric, "val/acc", test_metric(metric)]))
 
 
 def as_markdown(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
@@ -132,10 +127,8 @@ def _csv_line(place: int, row: Row, metric: str) -> dict[str, Any]:
         "place": place if row.score else "",
         **{key: format_value(value) if isinstance(value, list | bool) else value for key, value in row.values.items()},
         "runs": len(row.results),
-        "seeds": " ".join(map(str, row.seeds)),
-        **_csv_scores(metric, row.score),
-        **(_csv_scores("val/acc", row.accuracy) if metric != "val/acc" else {}),
-        **_csv_scores(test_metric(metric), row.test),
+        "seeds": " ".join(str(result.seed) for result in row.results),
+        **{key: value for name in _shown_metrics(metric) for key, value in _csv_scores(name, row).items()},
         "seconds": round(row.seconds, 1),
         "test": row.comparison.test if row.comparison else "",
         "p (Holm)": _empty_if_nan(row.comparison.p) if row.comparison else "",
@@ -144,8 +137,8 @@ def _csv_line(place: int, row: Row, metric: str) -> dict[str, Any]:
     }
 
 
-def _csv_scores(metric: str, summary: Summary | None) -> Mapping[str, Any]:
-    s = summary or NO_SUMMARY
+def _csv_scores(metric: str, row: Row) -> Mapping[str, Any]:
+    s = summarise_metric(row.results, metric) or NO_SUMMARY
     values = {"mean": s.mean, "std": s.std, "95 % low": s.low, "95 % high": s.high}
     return {f"{metric} {name}": _empty_if_nan(value) for name, value in values.items()}
 

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -75,3 +76,15 @@ def silence_libraries() -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()  # a handler of their own, which writes to the terminal
         logger.propagate = True
+
+
+def add_summary(writer: Any, summary: Any, step: int | None = None) -> None:
+    """Add a Summary to the TensorBoard file of a SummaryWriter; torch 2.14 reopens a closed one only privately."""
+    writer._get_file_writer().add_summary(summary, step)
+
+
+def validation_follows(trainer: pl.Trainer) -> bool:
+    """Whether Lightning 2.6 validates after the current training batch; only its loop knows."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)

@@ -23,8 +23,8 @@ from vitlab.files import folder_for, shorten
 from vitlab.loaded_model import LoadedModel, open_model
 from vitlab.models.attention_maps import attention_gradients, record_attention
 from vitlab.models.interpretation import gradient_rollout, last_layer, rollout, seen_by_head
-from vitlab.plots import render, save
 from vitlab.plots.explanation import CAPTION, Explanation, draw_explanation
+from vitlab.plots.io import FigureText, render, save
 from vitlab.predict import check_all_read, find_images, read_batches
 
 SIDE = 448  # px of a picture as it is drawn, at most
@@ -63,7 +63,7 @@ def explain(command: DictConfig, overrides: Sequence[Override], conf: Path) -> l
         written.append(folder / names[path])
         title = f"What the network looks at in {path.name}"
         image = render(partial(draw_explanation, explanation), title)
-        save(image, written[-1], tag="explain", title=title, caption=CAPTION)
+        save(image, written[-1], FigureText("explain", title, CAPTION))
         console.print(f"{path}  {explanation.summary}  written: {shorten(written[-1])}", markup=False)
     check_all_read(failures, len(written), command.images)
     return written
@@ -101,7 +101,7 @@ def _explain(
     attention, gradients = found
     picture = read_image(path)
     return Explanation(
-        picture=torch.from_numpy(to_square(picture, min(*picture.size, SIDE))),
+        image=torch.from_numpy(to_square(picture, min(*picture.size, SIDE))),
         probabilities={model.classes[label]: float(probabilities[label]) for label in shown},
         explained=model.classes[explained],
         rollout=seen_by_head(rollout(attention.weights), attention)[0].cpu(),

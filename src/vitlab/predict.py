@@ -22,7 +22,7 @@ from vitlab.data.decoding import describe_failure, picture_suffixes, read_image,
 from vitlab.errors import UserError
 from vitlab.files import folder_for, replacing, shorten, write_text
 from vitlab.loaded_model import open_model
-from vitlab.plots.prediction_grid import draw_grid
+from vitlab.plots.image_grid import draw_predictions
 from vitlab.runs.directory import RunDirectory
 
 
@@ -63,7 +63,8 @@ def predict(command: DictConfig, overrides: Sequence[Override], conf: Path) -> N
         console.print(f"written: {shorten(folder / 'predictions.csv')}", markup=False)
         if command.grid > 0:
             with replacing(folder / "grid.png") as temporary:
-                draw_grid([(path, names[0], values[0]) for path, names, values in rows[: command.grid]], temporary)
+                best = [(path, names[0], values[0]) for path, names, values in rows[: command.grid]]
+                draw_predictions(best, temporary)
             console.print(f"written: {shorten(folder / 'grid.png')}", markup=False)
     check_all_read(failures, len(rows), command.images)
 

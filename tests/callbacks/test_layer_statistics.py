@@ -9,7 +9,7 @@ from test_classifier import make, trainer
 from torch.utils.data import DataLoader
 
 from vitlab.callbacks import LayerStatistics, layer_statistics
-from vitlab.callbacks.layer_statistics import by_layer
+from vitlab.callbacks.layer_statistics import group_by_layer
 from vitlab.data import Batch
 from vitlab.models import VisionTransformer, head_names
 from vitlab.optim import Finetuning
@@ -98,6 +98,6 @@ def test_frozen_layers_have_no_gradient_to_look_at(tmp_path: Any) -> None:
 
 def test_any_network_has_layers() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    assert list(by_layer(network, head_names(network))) == ["0", "1"]
+    assert list(group_by_layer(network, head_names(network))) == ["0", "1"]
     network = VisionTransformer(**SMALL)
-    assert set(by_layer(network, head_names(network))) == set(LAYERS)
+    assert set(group_by_layer(network, head_names(network))) == set(LAYERS)

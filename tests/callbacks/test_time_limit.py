@@ -42,7 +42,6 @@ class Turn(pl.Callback):
 def patched(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock(1.0)
     monkeypatch.setattr("pytorch_lightning.callbacks.timer.time", clock)
-    monkeypatch.setattr("vitlab.callbacks.time_limit.time", clock)
     return clock
 
 
@@ -98,7 +97,7 @@ def test_validation_counts_and_the_first_step_does_not(patched: Clock) -> None:
 def test_a_clock_goes_on_where_a_checkpoint_s_stood(patched: Clock) -> None:
     clock = TimeLimit({"seconds": 100})
     clock.load_state_dict({"time_elapsed": {"train": 70.0}})
-    trainer: Any = SimpleNamespace(world_size=1, should_stop=False)
+    trainer: Any = SimpleNamespace(world_size=1, should_stop=False, lightning_module=None)
     clock.on_train_start(trainer, None)  # type: ignore[arg-type]
     assert clock.progress() == pytest.approx(0.7)
     for _ in range(11):
@@ -115,7 +114,8 @@ def test_several_ranks_go_by_the_first_one_s_clock_and_look_at_it_now_and_then(p
         asked.append(own)
         return own + 30.0  # the first rank is ahead
 
-    trainer: Any = SimpleNamespace(world_size=2, should_stop=False, strategy=SimpleNamespace(broadcast=broadcast))
+    strategy = SimpleNamespace(broadcast=broadcast)
+    trainer: Any = SimpleNamespace(world_size=2, should_stop=False, strategy=strategy, lightning_module=None)
     clock = TimeLimit({"seconds": 100})
     clock.on_train_start(trainer, None)  # type: ignore[arg-type]
     seen = []
@@ -123,9 +123,9 @@ def test_several_ranks_go_by_the_first_one_s_clock_and_look_at_it_now_and_then(p
         patched.now += 1.0
         clock.on_train_batch_end(trainer)
         seen.append(clock.progress())
-    assert len(asked) == len(seen) / TimeLimit.LOOK_EVERY
+    assert len(asked) == len(seen) / TimeLimit.SYNC_EVERY
     assert seen == sorted(seen)
-    assert set(seen[TimeLimit.LOOK_EVERY - 1 :]) == {min((a + 30) / 100, 1.0) for a in asked}
+    assert set(seen[TimeLimit.SYNC_EVERY - 1 :]) == {min((a + 30) / 100, 1.0) for a in asked}
 
 
 def test_without_a_time_there_is_nothing_to_lay_it_over() -> None:

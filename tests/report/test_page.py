@@ -10,7 +10,7 @@ import pytest
 from conftest import SMALL_RUN, Command
 from omegaconf import OmegaConf
 
-from vitlab.plots import published
+from vitlab.plots.io import read_figures
 from vitlab.report.headline import key_table, what_was_run
 from vitlab.report.page import write_report
 from vitlab.report.run_summary import read_run_summary
@@ -40,7 +40,7 @@ def test_the_report_says_what_was_trained_how_well_and_how_to_do_it_again(small_
     assert "guessing among 10 classes 10.00% ln(10) = 2.3026" in said
     for what in (manifest["versions"]["torch"], manifest["hardware"]["cpu"], "train.py reproduce="):
         assert what in said
-    for figure in published(small_run):
+    for figure in read_figures(small_run):
         assert " ".join(figure.caption.split()) in said
 
 
@@ -57,14 +57,14 @@ def test_settings_beside_the_key_ones_are_told_where_they_act(small_run: Path) -
 
 
 def test_captions_say_what_is_seen_in_this_run(small_run: Path) -> None:
-    said = {figure.tag: figure.caption for figure in published(small_run)}
+    said = {figure.tag: figure.caption for figure in read_figures(small_run)}
     details = json.loads((small_run / "test_details.json").read_text())
     pair = details["most_confused"][0]
-    taken = f"{pair['class']} is taken for {pair['taken_for']} most often: {pair['images']} of "
+    taken = f"{pair['class']} predicted as {pair['taken_for']}: {pair['images']} of "
     assert f"{taken}{details['per_class'][pair['class']]['images']} images." in said["test/confusion_matrix"]
     wrong = round(103 * (1 - details["accuracy"]))
-    assert f"{wrong} of 103 answers are wrong" in said["test/surest_mistakes"]
-    assert f"{details['accuracy']:.1%} of the answers are right" in said["test/reliability"]
+    assert f"{wrong} of 103 predictions are wrong" in said["test/most_confident_errors"]
+    assert f"the accuracy {details['accuracy']:.1%}" in said["test/reliability"]
     known = [of["acc"] for of in details["per_class"].values()]
     assert f"({min(known):.1%}) to " in said["test/accuracy_by_class"]
     assert said["curves/loss_and_accuracy"].startswith("Guessing has a loss of ln(10) = 2.303 nats.")

@@ -55,7 +55,7 @@ def test_texts_say_what_was_run(events: EventAccumulator, small_run: Path) -> No
 def test_images_and_curves_of_the_test_pass(events: EventAccumulator, small_run: Path) -> None:
     images = set(events.Tags()["images"])
     assert {"plan/learning_rate", "data/first_batch"} <= images
-    last = {"confusion_matrix", "accuracy_by_class", "reliability", "surest_mistakes", "hardest_and_most_typical"}
+    last = {"confusion_matrix", "accuracy_by_class", "reliability", "most_confident_errors", "hardest_and_most_typical"}
     assert {f"test/{name}" for name in last} <= images
     curves = [tag for tag in events.Tags()["tensors"] if tag.startswith("precision_recall/")]
     assert len(curves) == 10

@@ -15,8 +15,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.config.instantiate import trust
 from vitlab.files import write_text
-from vitlab.plots import captions, never_failing, published, render, save
-from vitlab.plots.curves import draw_curves
+from vitlab.plots.curves import CURVES, draw_curves
+from vitlab.plots.io import never_failing, read_figures, render, save
 from vitlab.report.headline import headline, key_table, outcome, results, what_was_run
 from vitlab.report.html import code, in_columns, page, paragraph, png, section, table
 from vitlab.report.recommendations import advice
@@ -51,10 +51,9 @@ def write_report(run: RunDirectory) -> None:
 def _draw_curves(facts: RunSummary, file: Path) -> None:
     best = facts.best
     passed, kept = [facts.passed(row) for row in facts.epochs], facts.passed(best) if best else None
-    image = render(lambda: draw_curves(facts.epochs, passed, kept, len(facts.classes)), captions.CURVES["title"])
+    image = render(lambda: draw_curves(facts.epochs, passed, kept, len(facts.classes)), CURVES.title)
     said = f"Guessing has a loss of ln({len(facts.classes)}) = {log(len(facts.classes)):.3f} nats. {_two_kinds(facts)}"
-    about = {**captions.CURVES, "caption": f"{said} {captions.CURVES['caption']}"}
-    save(image, file, **about)  # type: ignore[arg-type]
+    save(image, file, CURVES.add(said))
 
 
 def _two_kinds(facts: RunSummary) -> str:
@@ -91,7 +90,7 @@ def _advice(facts: RunSummary) -> str:
 
 def _figures(facts: RunSummary, run: Path) -> Iterator[str]:
     groups: dict[str, list[str]] = {}
-    for figure in published(run):
+    for figure in read_figures(run):
         image = png(figure.file.read_bytes(), figure.caption, width=round(figure.width / SHARPNESS))
         group = figure.tag.partition("/")[0]
         if group != "test" or facts.final:  # else they are of an earlier end, behind which the run went on

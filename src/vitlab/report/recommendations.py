@@ -152,7 +152,7 @@ def _confused(facts: RunSummary) -> Said | None:
     return (
         f"Of the classes, {easiest} is recognised most often ({known[easiest]:.1%}) and {worst} least "
         f"({known[worst]:.1%}). What is mistaken most: {'; '.join(said)}.",
-        "Look at the surest mistakes below: are their labels right, and could you tell them apart at this size?"
+        "Look at the most confident errors below: are their labels right, and could you tell them apart at this size?"
         if facts.details["accuracy"] > 0.5
         else "",
     )

@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
-from vitlab.callbacks.best_checkpoint import best_metrics
+from vitlab.callbacks.checkpointing import best_metrics
 from vitlab.config.instantiate import trust
 from vitlab.distributed.slurm import this_command
-from vitlab.plots import never_failing, writers
+from vitlab.plots.io import never_failing, writers
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import KEY_SETTINGS, all_settings
 from vitlab.runs.manifest import entry_point

@@ -106,7 +106,7 @@ def run_search(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with sweep_lock(sweep.folder):
-        config = sweep.compose([*space.fixed, *space.first()])
+        config = sweep.compose(space.suggest(optuna.create_study().ask()))  # any trial's
         monitor, mode = config.checkpoint.monitor, config.checkpoint.mode
         if config.data.val_size == 0 or config.trainer.limit_val_batches == 0:
             raise UserError(

@@ -6,49 +6,62 @@ from dataclasses import dataclass
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import BaseTrial, FixedTrial
+from optuna.trial import BaseTrial
 
 from vitlab.errors import UserError
 
-Distributions = dict[str, BaseDistribution]
+
+@dataclass(frozen=True)
+class Parameter:
+    """A key whose value each trial chooses.
+
+    Args:
+        key: In the config.
+        values: Distribution of its values.
+        condition: Override that a trial must have to choose it; "": always.
+    """
+
+    key: str
+    values: BaseDistribution
+    condition: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name in the study, where a key can have other values under another condition."""
+        return f"{self.key} with {self.condition}" if self.condition else self.key
+
+    def suggest(self, trial: BaseTrial) -> str:
+        """Return the override with the value that a trial chooses."""
+        value: object
+        if isinstance(self.values, FloatDistribution):
+            value = repr(trial.suggest_float(self.name, self.values.low, self.values.high, log=self.values.log))
+        elif isinstance(self.values, IntDistribution):
+            low, high, step = self.values.low, self.values.high, self.values.step
+            value = trial.suggest_int(self.name, low, high, step=step, log=self.values.log)
+        else:
+            assert isinstance(self.values, CategoricalDistribution)
+            value = trial.suggest_categorical(self.name, self.values.choices)
+        return f"{self.key}={value}"
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The overrides that all trials share, and the values that they choose from.
-
-    Args:
-        fixed: Overrides of every trial.
-        chosen: Key -> distribution of its values.
-        when: Override -> keys that are chosen only in trials with this override.
-    """
+    """The overrides that all trials share, and the parameters that each trial chooses."""
 
     fixed: Sequence[str]
-    chosen: Distributions
-    when: Mapping[str, Distributions]
+    parameters: Sequence[Parameter]
 
     def suggest(self, trial: BaseTrial) -> list[str]:
         """Return the overrides of a trial; values that it chose before a restart stay."""
-        overrides = [*self.fixed, *(f"{key}={_suggest(trial, key, d)}" for key, d in self.chosen.items())]
-        for condition, distributions in self.when.items():
-            if condition in overrides:
-                overrides += [
-                    f"{key}={_suggest(trial, f'{key} with {condition}', d)}" for key, d in distributions.items()
-                ]
+        overrides = list(self.fixed)
+        for parameter in self.parameters:
+            if not parameter.condition or parameter.condition in overrides:
+                overrides.append(parameter.suggest(trial))
         return overrides
-
-    def first(self) -> list[str]:
-        """Return the overrides of an arbitrary trial."""
-        return self.suggest(FixedTrial({name: _first_value(d) for name, d in self._by_parameter().items()}))
 
     def describe(self) -> list[str]:
         """Return a line for each parameter, to compare search spaces with."""
-        return sorted(f"{name} {distribution}" for name, distribution in self._by_parameter().items())
-
-    def _by_parameter(self) -> Distributions:
-        """Name the distributions as in the study, where a key can have one for each condition."""
-        conditional = {f"{key} with {c}": d for c, keys in self.when.items() for key, d in keys.items()}
-        return {**self.chosen, **conditional}
+        return sorted(f"{parameter.name} {parameter.values}" for parameter in self.parameters)
 
 
 def read_space(
@@ -67,15 +80,14 @@ def read_space(
     """
     parse = OverridesParser.create().parse_overrides
     found = {o.get_key_element(): o for o in parse([*(f"{key}={value}" for key, value in params.items()), *given])}
-    conditional = {c: parse([f"{key}={value}" for key, value in keys.items()]) for c, keys in when.items()}
-    space = SearchSpace(
-        fixed=[f"{key}={o.get_value_element_as_str()}" for key, o in found.items() if not o.is_sweep_override()],
-        chosen={key: read_distribution(o) for key, o in found.items() if o.is_sweep_override()},
-        when={c: {o.get_key_element(): read_distribution(o) for o in keys} for c, keys in conditional.items()},
-    )
-    if not space.chosen:
+    fixed = [f"{key}={o.get_value_element_as_str()}" for key, o in found.items() if not o.is_sweep_override()]
+    parameters = [Parameter(key, read_distribution(o)) for key, o in found.items() if o.is_sweep_override()]
+    if not parameters:
         raise UserError("a search needs a key with several values, e.g. optimizer.lr='tag(log,interval(1e-4,1e-2))'")
-    return space
+    for condition, keys in when.items():
+        for override in parse([f"{key}={value}" for key, value in keys.items()]):
+            parameters.append(Parameter(override.get_key_element(), read_distribution(override), condition))
+    return SearchSpace(fixed, parameters)
 
 
 def read_distribution(override: Override) -> BaseDistribution:
@@ -94,20 +106,3 @@ def read_distribution(override: Override) -> BaseDistribution:
         numbers = sorted(int(value) for value in values)
         return IntDistribution(numbers[0], numbers[-1], step=abs(sweep.step))
     return CategoricalDistribution(values)
-
-
-def _first_value(distribution: BaseDistribution) -> object:
-    if isinstance(distribution, FloatDistribution | IntDistribution):
-        return distribution.low
-    assert isinstance(distribution, CategoricalDistribution)
-    return distribution.choices[0]
-
-
-def _suggest(trial: BaseTrial, name: str, distribution: BaseDistribution) -> str:
-    if isinstance(distribution, FloatDistribution):
-        return repr(trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log))
-    if isinstance(distribution, IntDistribution):
-        low, high, step = distribution.low, distribution.high, distribution.step
-        return str(trial.suggest_int(name, low, high, step=step, log=distribution.log))
-    assert isinstance(distribution, CategoricalDistribution)
-    return str(trial.suggest_categorical(name, distribution.choices))

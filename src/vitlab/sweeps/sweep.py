@@ -125,7 +125,7 @@ def check_job_folder(sweep: Path, jobs: Sequence[Job]) -> None:
     """
     *others, job = jobs
     for other in others:
-        if job.folder == other.folder or job.folder in other.folder.parents or other.folder in job.folder.parents:
+        if job.folder.is_relative_to(other.folder) or other.folder.is_relative_to(job.folder):
             raise UserError(
                 f"jobs {other.number} and {job.number} would share {shorten(job.folder)}: hydra.sweep.subdir must "
                 "differ between jobs, as ${hydra.job.num} does"

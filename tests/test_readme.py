@@ -72,13 +72,13 @@ SWEEPS = [line for line in COMMANDS if re.match(r"python train.py (-m|sweep=)", 
 
 @pytest.mark.parametrize("line", SWEEPS)
 def test_sweep(line: str, folder: Path, in_process: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    plans: list[Any] = []
-    monkeypatch.setattr("vitlab.sweeps.sweep.conduct", lambda *arguments: plans.append(arguments[2]))
-    monkeypatch.setattr("vitlab.sweeps.search.conduct", lambda *arguments: plans.append(arguments[2]))
+    sources: list[Any] = []
+    monkeypatch.setattr("vitlab.sweeps.runner.run_jobs", lambda *arguments: sources.append(arguments[2]))
+    monkeypatch.setattr("vitlab.sweeps.search.run_jobs", lambda *arguments: sources.append(arguments[2]))
     result = in_process(*shlex.split(line)[1:], cwd=folder)
     assert result.returncode == 0, result.stderr
-    (plan,) = plans
-    first = plan.next()
+    (source,) = sources
+    first = source.next()
     assert first.number == 0
     assert first.overrides
 

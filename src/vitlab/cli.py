@@ -61,9 +61,9 @@ def launch(main: Callable[[], Any]) -> NoReturn:
         if any(argument.startswith(f"{verb}=") for argument in sys.argv[1:]):
             _run(function)
     if any(argument.startswith("sweep=resume:") for argument in sys.argv[1:]):
-        from vitlab.sweeps.retyping import with_earlier_arguments
+        from vitlab.sweeps.sweep_record import restore_arguments
 
-        sys.argv[1:] = _guarded(lambda: with_earlier_arguments(sys.argv[1:]), lambda error: [explain(error)])
+        sys.argv[1:] = _guarded(lambda: restore_arguments(sys.argv[1:]), lambda error: [explain(error)])
     for argument in sys.argv[1:]:
         group, _, option = argument.partition("=")
         if group in (*GROUPS, *FILLING) and re.fullmatch(r"null|true|false|-?[\d.]+", option):  # Hydra fails at it

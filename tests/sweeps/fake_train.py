@@ -1,6 +1,6 @@
-"""Stands in for train.py in the tests of sweeps: a run's files in a run's order, without the seconds of training.
+"""Fake train.py for tests of sweeps: writes the files of a run in the right order, without training.
 
-`act=` says what becomes of it: raise, exit, kill (itself), error (of the user's). `pace=` is seconds an epoch.
+`act=` selects how it ends: raise, exit, kill (itself), error (of the user). `pace=` is the seconds per epoch.
 """
 
 import json

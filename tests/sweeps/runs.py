@@ -1,4 +1,4 @@
-"""Run directories as runs leave them, without training."""
+"""Write run directories as runs do, without training."""
 
 import csv
 import json

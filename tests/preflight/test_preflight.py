@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from config.test_composition import composed
+from config.test_compose import composed
 from conftest import ROOT, SMALL_RUN, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from vitlab.benchmarks import BENCHMARKS, Benchmark, attention, gpu, measure
 from vitlab.benchmarks.input import input_paths
 from vitlab.benchmarks.variant import Work
-from vitlab.config.command import CONF
+from vitlab.config.compose import CONF
 from vitlab.config.instantiate import build_network
 from vitlab.models.flops import forward_flops
 

@@ -3,7 +3,7 @@
 import sys
 
 from vitlab.cli import run
-from vitlab.config.command import CONF, read_command
+from vitlab.config.compose import CONF, read_command
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.config.command import apply_overrides
+from vitlab.config.compose import apply_overrides
 from vitlab.config.instantiate import check_trusted
 from vitlab.distributed.broadcast import broadcast_from_rank0
 from vitlab.errors import UserError

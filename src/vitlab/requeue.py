@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from vitlab.config.command import CONF, read_command
+from vitlab.config.compose import CONF, read_command
 from vitlab.config.instantiate import targets
 from vitlab.distributed.broadcast import broadcast_from_rank0
 from vitlab.distributed.process import this_process

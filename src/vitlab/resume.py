@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.config.check import find_mistakes
-from vitlab.config.command import apply_overrides
+from vitlab.config.compose import apply_overrides
 from vitlab.config.instantiate import build_network, check_trusted
 from vitlab.config.resolve import resolve_processes
 from vitlab.data import ImageDataModule

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from vitlab.benchmarks.variant import Variant, endless, timed
-from vitlab.config.command import CONF, compose_training
+from vitlab.config.compose import CONF, compose_training
 from vitlab.config.instantiate import build
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import ImageDataModule

@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from vitlab.benchmarks.variant import Sections, Variant, Work
-from vitlab.config.command import CONF
+from vitlab.config.compose import CONF
 from vitlab.errors import UserError
 
 TRAIN = str(CONF.parent / "train.py")

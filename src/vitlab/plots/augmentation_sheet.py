@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitlab.cli import run
 from vitlab.compat import silence_libraries
-from vitlab.config.command import CONF, compose_training, read_command
+from vitlab.config.compose import CONF, compose_training, read_command
 from vitlab.data import ImageDataModule, Mixing, RandomCrop, RandomErasing, RandomHorizontalFlip
 from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.random_augment import BINS, OPERATIONS, SIGNED, apply, wide_magnitudes

@@ -21,6 +21,7 @@ from vitlab.classifier import ImageClassifier
 from vitlab.compat import silence_libraries, translate_lightning_exits
 from vitlab.config.compose import typed_overrides
 from vitlab.config.instantiate import build, build_network, keep_accepted_model_keys, weight_keys
+from vitlab.config.ranges import mode_of
 from vitlab.config.resolve import choose_attention, resolve_machine
 from vitlab.data import ImageDataModule
 from vitlab.distributed.broadcast import broadcast_from_rank0
@@ -319,7 +320,7 @@ def best_checkpoint(run: RunDirectory, choice: DictConfig) -> ModelCheckpoint:
         dirpath=run.checkpoints,
         filename="best",
         monitor=choice.monitor,
-        mode=choice.mode,
+        mode=mode_of(choice.monitor, choice.get("mode")),
         enable_version_counter=False,
     )
 

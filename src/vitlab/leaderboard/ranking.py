@@ -6,6 +6,7 @@ from math import isfinite
 from statistics import fmean
 from typing import Any
 
+from vitlab.config.ranges import mode_of
 from vitlab.leaderboard.results import Result
 from vitlab.leaderboard.statistics import Comparison, Summary, compare, holm, in_words, summarise
 from vitlab.leaderboard.varied_settings import experiment_of, short_names, value_of, varied_settings
@@ -102,7 +103,7 @@ def _metric(results: Sequence[Result]) -> tuple[str, str]:
     """What the runs chose their checkpoints by, where that is one validation metric for all."""
     chosen = {(r.settings.get("checkpoint.monitor"), r.settings.get("checkpoint.mode")) for r in results}
     metric, mode = chosen.pop() if len(chosen) == 1 else DEFAULT
-    return (str(metric), str(mode)) if str(metric).startswith("val/") else DEFAULT
+    return (metric, mode_of(metric, mode)) if str(metric).startswith("val/") else DEFAULT
 
 
 def test_metric(metric: str) -> str:

@@ -62,7 +62,7 @@ class VisionTransformer(nn.Module):
         *,
         image_size: int | Sequence[int],
         patch_size: int | Sequence[int],
-        in_channels: int,
+        in_channels: int = 3,
         num_classes: int,
         embed_dim: int,
         depth: int,

@@ -7,6 +7,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from vitlab.config.ranges import mode_of
 from vitlab.errors import UserError
 from vitlab.files import shorten
 from vitlab.sweeps.executors import Executor
@@ -106,15 +107,16 @@ def run_search(
             raise UserError(
                 "a search needs validation images: data.val_size and trainer.limit_val_batches must not be 0"
             )
+        mode = mode_of(config.checkpoint.monitor, config.checkpoint.get("mode"))
         study = optuna.create_study(
             storage=address(sweep.folder),
             study_name=STUDY,
-            direction="maximize" if config.checkpoint.mode == "max" else "minimize",
+            direction=f"{mode}imize",
             sampler=sampler,
             pruner=pruner,
             load_if_exists=True,
         )
-        _settle_what_is_searched(sweep, study, space, f"{config.checkpoint.monitor} {config.checkpoint.mode}")
+        _settle_what_is_searched(sweep, study, space, f"{config.checkpoint.monitor} {mode}")
         if study.get_trials(deepcopy=False):
             sampler.reseed_rng()  # or it would draw the first trials again
         search = Search(sweep, study, space, n_trials)

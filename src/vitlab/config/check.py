@@ -86,8 +86,9 @@ class _Check:
         for path, kind in {**RANGES, **OPTIONAL}.items():
             self._check_range(path, kind)
         wrong = {mistake.path for mistake in self.found}
-        # A value that is derived from a wrong one is not wrong itself.
-        self.found = [mistake for mistake in self.found if _source(self.derived.get(mistake.path)) not in wrong]
+        # A value that refers to a wrong one is not wrong itself.
+        sources = {path: set(re.findall(r"[\w.]+", reference)) for path, reference in self.derived.items()}
+        self.found = [mistake for mistake in self.found if not sources.get(mistake.path, set()) & wrong]
         for path, sentence in cross_field_mistakes(_without(self.values, "", wrong)):
             self._add(path, f": {sentence}")
         return list({(mistake.path, mistake.rest): mistake for mistake in self.found}.values())
@@ -214,12 +215,6 @@ def _keys_hint(path: str) -> str:
         kind = parameter_range(node["_target_"], key)
         keys.append(f"{path}.{key}={'|'.join(kind.names) if kind and kind.names else '...'}")
     return f": {path} takes keys: {', '.join(sorted(keys)) or f'{path}.<key>=...'}; null removes it"
-
-
-def _source(interpolation: str | None) -> str | None:
-    """`data.image_size` of `${data.image_size}` and of `${oc.select:data.image_size,32}`."""
-    match = re.fullmatch(r"\$\{\s*(?:oc\.select:)?([\w.]+)\s*(?:,[^}]*)?\}", interpolation or "")
-    return match[1] if match else None
 
 
 def _without(node: Mapping[str, Any], path: str, wrong: set[str]) -> dict[str, Any]:

@@ -156,13 +156,16 @@ def _monitors(config: Config) -> Found:
     no_validation = [f"{key}=0" for key, node in sizes.items() if node.get(key.partition(".")[2]) == 0]
     averaged = any(node and node["_target_"] == "vitlab.callbacks.EMA" for node in config["callbacks"].values())
     unknown = set()
-    for path, monitor, mode_path, mode in _followers(config):
+    for path, monitor, place, node in _followers(config):
+        mode = node.get("mode")
         if monitor not in METRICS and mode is None and monitor not in unknown:
             unknown.add(monitor)
             sentence = f"vitlab itself logs {', '.join(METRICS)}, not {monitor}{nearest(monitor, METRICS)}"
-            yield f"{path}.monitor", f"{sentence} (for a metric of your own add +{mode_path}=max or min)"
+            add = f"{'' if 'mode' in node else '+'}{place}.mode=max or min"
+            yield f"{path}.monitor", f"{sentence} (for a metric of your own add {add})"
         if monitor in METRICS and mode not in (None, METRICS[monitor]):
-            yield mode_path, f"mode={mode} of {monitor} would take the worst epoch: take mode={METRICS[monitor]}"
+            right = METRICS[monitor]
+            yield f"{place}.mode", f"mode={mode} of {monitor} would take the worst epoch: take mode={right}"
         if monitor in ("val/loss_ema", "val/acc_ema") and not averaged:
             yield f"{path}.monitor", f"{path} follows {monitor}, which callbacks=ema measures: add that"
         if path != "checkpoint" and monitor.startswith("val/") and no_validation:  # without one, the last epoch is kept
@@ -184,18 +187,18 @@ CHECKS: tuple[Callable[[Config], Found], ...] = (
 )
 
 
-def _followers(config: Config) -> Iterator[tuple[str, str, str, str | None]]:
-    """What follows a metric: its path, the metric, and path and value of the metric's mode."""
+def _followers(config: Config) -> Iterator[tuple[str, str, str, Config]]:
+    """What follows a metric: its path, the metric, and the path and content of the node that may hold the `mode`."""
     checkpoint, scheduler = config["checkpoint"], config["scheduler"]
     if "monitor" in checkpoint:
-        yield "checkpoint", checkpoint["monitor"], "checkpoint.mode", checkpoint.get("mode")
+        yield "checkpoint", checkpoint["monitor"], "checkpoint", checkpoint
     schedule = scheduler["schedule"]
     if scheduler.get("monitor") is not None and schedule["_target_"].endswith(".ReduceLROnPlateau"):
-        yield "scheduler", scheduler["monitor"], "scheduler.schedule.mode", schedule.get("mode")
+        yield "scheduler", scheduler["monitor"], "scheduler.schedule", schedule
     for name, node in config["callbacks"].items():
         is_lightnings = isinstance(node, dict) and node["_target_"].startswith("pytorch_lightning.callbacks.")
         if is_lightnings and isinstance(node.get("monitor"), str):
-            yield f"callbacks.{name}", node["monitor"], f"callbacks.{name}.mode", node.get("mode")
+            yield f"callbacks.{name}", node["monitor"], f"callbacks.{name}", node
 
 
 def _available_images(data: Mapping[str, Any]) -> int | None:

@@ -3,7 +3,7 @@
 import ast
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -126,7 +126,7 @@ def _generic(head: str, parts: list[ast.expr], module: Module | None) -> Kind:
         return _any_of(parts, module)
     if head == "Literal":
         values = [part.value for part in parts if isinstance(part, ast.Constant)]
-        return Kind(f"one of {', '.join(map(str, values))}", lambda v: v in values, tuple(map(str, values)))
+        return replace(choice(*map(str, values)), fits=lambda v: v in values)
     if BY_NAME.get(head) is not LIST:
         return BY_NAME.get(head, ANYTHING)
     element = _any_of([part for part in parts if ast.unparse(part) != "..."], module)

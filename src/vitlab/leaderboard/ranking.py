@@ -101,9 +101,10 @@ def stand(results: Sequence[Result], importance: Mapping[str, float] | None = No
 
 def _metric(results: Sequence[Result]) -> tuple[str, str]:
     """What the runs chose their checkpoints by, where that is one validation metric for all."""
-    chosen = {(r.settings.get("checkpoint.monitor"), r.settings.get("checkpoint.mode")) for r in results}
-    metric, mode = chosen.pop() if len(chosen) == 1 else DEFAULT
-    return (metric, mode_of(metric, mode)) if str(metric).startswith("val/") else DEFAULT
+    chosen = {str(result.settings.get("checkpoint.monitor")) for result in results}
+    metric = chosen.pop() if len(chosen) == 1 else ""
+    modes = [result.settings.get("checkpoint.mode") for result in results]
+    return (metric, mode_of(metric, modes[0])) if metric.startswith("val/") else DEFAULT
 
 
 def test_metric(metric: str) -> str:

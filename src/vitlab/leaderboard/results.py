@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from vitlab.config.instantiate import update_old_config
 from vitlab.errors import UserError
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.rebase import moved
@@ -98,7 +99,7 @@ def read_result(path: Path, job: Mapping[str, Any] | None = None) -> Result:
         manifest = run.manifest()
         metrics = json.loads(run.metrics_file.read_text(encoding="utf-8")) if run.metrics_file.exists() else {}
         status = _status(manifest, job, bool(metrics))
-        config = _yaml(path / "config.yaml", {})
+        config = update_old_config(_yaml(path / "config.yaml", {}))
         if status == "finished" and "seed" not in config:
             raise ValueError(f"{path / 'config.yaml'} has no seed")
         choices = _yaml(hydra / "hydra.yaml", {}).get("hydra", {}).get("runtime", {}).get("choices", {})

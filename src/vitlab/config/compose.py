@@ -41,15 +41,11 @@ def compose_training(overrides: Sequence[str], conf: Path) -> DictConfig:
 
 
 def read_command(conf: Path, name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[Override]]:
-    """Parse `key=value` arguments in Hydra's grammar; `--help` prints the command's keys and exits.
-
-    Args:
-        conf: The folder of YAML files.
-        name: `<name>.yaml` there declares the command's own keys.
-        arguments: As given on the command line.
+    """Parse the `key=value` arguments of a command, in Hydra's grammar; `--help` prints its keys and exits.
 
     Returns:
-        The command's own values, and the overrides for the run's config.
+        The values of the command's own keys, which `<name>.yaml` in `conf` declares, and the overrides for the run's
+        config.
 
     Raises:
         UserError: an argument is no override.
@@ -84,14 +80,12 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Pat
 
     Args:
         config: The run's.
-        overrides: As `read_command` gives them.
+        overrides, command: As `read_command` gives them.
         conf: The folder of YAML files.
-        command: The command's own values: an unknown key may be one of its keys misspelt.
 
     Raises:
         UserError: a key is unknown, or a value is out of its range.
-        omegaconf.errors.OmegaConfBaseException: a key below the first level is unknown.
-        hydra.errors.MissingConfigException: a group has no such option.
+        omegaconf.errors.OmegaConfBaseException, hydra.errors.MissingConfigException: a deeper key or option is unknown.
     """
     data = config.get("data")
     if isinstance(data, DictConfig) and "cache_dir" in data:

@@ -15,7 +15,6 @@ from vitlab.config.ranges import METRICS
 from vitlab.config.signatures import read_signature
 from vitlab.errors import UserError
 
-TIMM_TARGET = "vitlab.models.timm_model"
 LIBRARIES = ("vitlab.", "torch.", "timm.", "torchvision.", "pytorch_lightning.")
 # Targets in the configs of runs that earlier versions wrote -> their names today.
 RENAMED_TARGETS = {
@@ -29,16 +28,10 @@ RENAMED_VALUES = {
     "precision": {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"},
     "accelerator": {"cuda": "gpu"},
 }
-REFUSALS = ("MisconfigurationException",)  # Lightning's
 
 
 def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
-    """Instantiate a node of the user's own config.
-
-    Args:
-        node: With `_target_`.
-        where: The node's place in the config, for messages.
-        **kwargs: Added to the node's own.
+    """Instantiate a node of the user's own config, with further arguments.
 
     Raises:
         UserError: the target can't be imported, or refuses its arguments.
@@ -57,9 +50,8 @@ def update_old_config(config: Any) -> Any:
     config = _rename_targets(config)
     if not isinstance(config, dict):
         return config
-    model, checkpoint, trainer = (
-        node if isinstance(node := config.get(group), dict) else {} for group in ("model", "checkpoint", "trainer")
-    )
+    groups = (config.get(name) for name in ("model", "checkpoint", "trainer"))
+    model, checkpoint, trainer = (group if isinstance(group, dict) else {} for group in groups)
     if model.get("_target_") == "vitlab.models.VisionTransformer" and model.get("in_channels") == 3:
         del model["in_channels"]
     if str(checkpoint.get("monitor")) in METRICS:  # which tells the mode
@@ -72,12 +64,9 @@ def update_old_config(config: Any) -> Any:
 
 def _rename_targets(node: Any) -> Any:
     if isinstance(node, dict):
-        return {
-            key: RENAMED_TARGETS.get(value, value)
-            if key == "_target_" and isinstance(value, str)
-            else _rename_targets(value)
-            for key, value in node.items()
-        }
+        target = str(node.get("_target_"))
+        renamed = {"_target_": RENAMED_TARGETS[target]} if target in RENAMED_TARGETS else {}
+        return {key: _rename_targets(value) for key, value in node.items()} | renamed
     return [_rename_targets(value) for value in node] if isinstance(node, list) else node
 
 
@@ -85,7 +74,7 @@ def weight_keys(node: Mapping[str, Any]) -> set[str]:
     """The keys of the `model` group that name weights to load: `weights`, unless the target takes an argument of that
     name itself, and `pretrained` of timm's networks."""
     target = node["_target_"]
-    if target == TIMM_TARGET:
+    if target == "vitlab.models.timm_model":
         return {"pretrained", "weights"}
     return {"weights"} - set(read_signature(target, "model").parameters)
 
@@ -205,7 +194,9 @@ def _explain(error: InstantiationException, where: str) -> str | None:
     if isinstance(cause, UserError):
         return str(cause)
     # By name: importing Lightning for the class would take seconds.
-    at_fault = isinstance(cause, ImportError | ValueError | TypeError) or type(cause).__name__ in REFUSALS
+    at_fault = (
+        isinstance(cause, ImportError | ValueError | TypeError) or type(cause).__name__ == "MisconfigurationException"
+    )
     if cause is not None and not at_fault:
         return None
     lines = [line.strip() for line in str(cause or error).splitlines() if line.strip()]

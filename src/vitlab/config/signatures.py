@@ -13,6 +13,7 @@ from pathlib import Path
 from vitlab.errors import UserError, nearest
 
 Definition = ast.ClassDef | ast.FunctionDef
+Import = ast.Import | ast.ImportFrom
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ class Signature:
 
 
 def read_signature(target: str, where: str) -> Signature:
-    """Read the signature of a class or function from its source; import the target only if the source does not tell.
+    """Read a target's signature from its source; import the target only if the source does not tell.
 
     Args:
         target: A dotted name.
-        where: The target's path in the config, for messages.
+        where: Its path in the config, for messages.
 
     Raises:
         UserError: there is no such target.
@@ -61,25 +62,19 @@ def read_signature(target: str, where: str) -> Signature:
     if signature is not None:
         return signature
     parent, _, name = target.rpartition(".")
-    known = _names(parent)
+    known = _names_of(parent)
     if known and name not in known:
         raise UserError(f"{where}._target_={target}: {parent} has no {name}{nearest(name, known)}")
-    return _import_and_ask(target, where)
-
-
-def _import_and_ask(target: str, where: str) -> Signature:
     try:
-        parameters = inspect.signature(pkgutil.resolve_name(target)).parameters
+        parameters = inspect.signature(pkgutil.resolve_name(target)).parameters.values()
     except ValueError:  # a class of Python's own, written in C
         return Signature(is_open=True)
     except Exception as error:  # importing runs the user's module: anything may come out of it
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{where}._target_={target} can't be imported ({reason})") from error
-    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return Signature(
-        {name: Parameter(p.default is p.empty) for name, p in parameters.items() if p.kind in by_name},
-        any(p.kind is p.VAR_KEYWORD for p in parameters.values()),
-    )
+    by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    is_open = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return Signature({p.name: Parameter(p.default is p.empty) for p in by_name}, is_open)
 
 
 def find_definition(target: str) -> tuple[Module, Definition] | None:
@@ -97,7 +92,6 @@ def find_name(
     if (module.name, name) in seen:
         return None
     seen |= {(module.name, name)}
-    stars = []
     for statement in reversed(_statements(module)):
         match statement:
             case ast.ClassDef() | ast.FunctionDef() if statement.name == name:
@@ -108,37 +102,34 @@ def find_name(
             case ast.AnnAssign(target=ast.Name(id=own)) if own == name:
                 return module, statement
             case ast.ImportFrom(names=aliases):
-                source = _imported_from(module, statement)
-                for alias in aliases:
-                    if alias.name == "*":
-                        stars.append(source)
-                    elif (alias.asname or alias.name) == name:
-                        return find_name(source, alias.name, seen) if source else None
-    found = (find_name(source, name, seen) for source in stars if source)
-    return next(filter(None, found), None)
+                imported = next((alias.name for alias in aliases if name == (alias.asname or alias.name)), None)
+                is_star = aliases[0].name == "*"
+                source = _source_of(module, statement) if imported or is_star else None
+                found = find_name(source, imported or name, seen) if source else None
+                if found or imported:
+                    return found
+    return None
 
 
 @cache
 def _find_module(name: str) -> Module | None:
     """Find a module that has source, without importing it or its parents."""
-    parent = name.rpartition(".")[0]
-    if parent:
-        above = _find_module(parent)
-        spec = PathFinder.find_spec(name, [str(above.file.parent)]) if above and above.is_package else None
-    else:
-        try:
+    above = _find_module(name.rpartition(".")[0]) if "." in name else None
+    try:
+        if "." in name:
+            spec = PathFinder.find_spec(name, [str(above.file.parent)]) if above and above.is_package else None
+        else:
             spec = importlib.util.find_spec(name)
-        except (ImportError, ValueError):
-            return None
+    except (ImportError, ValueError):
+        return None
     return Module(name, Path(spec.origin)) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
-def _imported_from(module: Module, statement: ast.ImportFrom) -> Module | None:
-    if not statement.level:
-        return _find_module(statement.module or "")
+def _source_of(module: Module, statement: ast.ImportFrom) -> Module | None:
+    """The module that `from ... import` names."""
     parts = module.name.split(".")
-    kept = len(parts) - statement.level + module.is_package
-    return _find_module(".".join([*parts[:kept], *([statement.module] if statement.module else [])]))
+    above = parts[: len(parts) - statement.level + module.is_package] if statement.level else []
+    return _find_module(".".join([*above, *([statement.module] if statement.module else [])]))
 
 
 @cache
@@ -153,15 +144,13 @@ def _statements(module: Module) -> list[ast.stmt]:
 def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     for statement in body:
         if isinstance(statement, ast.If | ast.Try):
-            yield from _flat(statement.body)
-            for handler in getattr(statement, "handlers", []):
-                yield from _flat(handler.body)
-            yield from _flat(statement.orelse)
+            handlers = getattr(statement, "handlers", [])
+            yield from _flat([*statement.body, *(s for handler in handlers for s in handler.body), *statement.orelse])
         else:
             yield statement
 
 
-def _names(module_name: str) -> set[str]:
+def _names_of(module_name: str) -> set[str]:
     """All names of a module; empty if its source does not tell them all."""
     module = _find_module(module_name)
     names: set[str] = set()
@@ -186,15 +175,15 @@ def signature_of(module: Module, definition: Definition) -> Signature | None:
     if "__new__" in methods or definition.keywords:  # a constructor or metaclass of its own may take anything
         return None
     if any("dataclass" in ast.unparse(decorator) for decorator in definition.decorator_list):
-        fields = [s for s in definition.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)]
-        own = {s.target.id: _parameter(s.value, s.annotation, module) for s in fields}  # type: ignore[union-attr]
+        fields = [s for s in definition.body if isinstance(s, ast.AnnAssign)]
+        own = {ast.unparse(s.target): _parameter(s.value, s.annotation, module) for s in fields}
         return None if definition.bases else Signature(own)
     if "__init__" not in methods:
         return _base_signature(module, definition)
     signature = _parameters(module, methods["__init__"], skip=1)
     given = _given_to_super(methods["__init__"])
-    base = _base_signature(module, definition) if given is not None else None
-    if base is None or given is None:
+    base = None if given is None else _base_signature(module, definition)
+    if given is None or base is None:
         return signature
     inherited = {name: p for name, p in base.parameters.items() if name not in given}
     return Signature({**inherited, **signature.parameters}, base.is_open)
@@ -228,17 +217,15 @@ def _base_signature(module: Module, definition: ast.ClassDef) -> Signature | Non
 def _full_name(module: Module, head: str) -> str:
     """The dotted name of what `import` bound to a name: `nn` of `from torch import nn` is `torch.nn`."""
     for statement in _statements(module):
-        if isinstance(statement, ast.Import | ast.ImportFrom):
-            for alias in statement.names:
-                if (alias.asname or alias.name) == head:
-                    prefix = f"{statement.module}." if isinstance(statement, ast.ImportFrom) else ""
-                    return prefix + alias.name
+        for alias in statement.names if isinstance(statement, Import) else ():
+            if (alias.asname or alias.name) == head:
+                return alias.name if isinstance(statement, ast.Import) else f"{statement.module}.{alias.name}"
     return head
 
 
 def _given_to_super(init: ast.FunctionDef) -> set[str] | None:
     """The names that `super().__init__(name=..., **kwargs)` gives itself; None if the kwargs are not passed on."""
-    passed_on = f"**{init.args.kwarg.arg}" if init.args.kwarg else None
+    passed_on = f"**{init.args.kwarg.arg}" if init.args.kwarg else ""
     for node in ast.walk(init):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__":
             given = {keyword.arg or f"**{ast.unparse(keyword.value)}" for keyword in node.keywords}

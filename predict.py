@@ -3,9 +3,8 @@
 import sys
 from pathlib import Path
 
-from vitlab.cli import run
-from vitlab.config.command import read_command
-from vitlab.config.importing import no_gc_imports
+from vitlab.cli import no_gc_imports, run
+from vitlab.config.compose import read_command
 
 CONF = Path(__file__).parent / "conf"
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import Command
 from omegaconf import OmegaConf
 
-from vitlab.config.command import CONF
+from vitlab.config.compose import CONF
 from vitlab.config.instantiate import build
 from vitlab.loaded_model import open_model
 from vitlab.runs.directory import RunDirectory

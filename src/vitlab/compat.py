@@ -19,6 +19,12 @@ from torch.distributed import DistError
 
 from vitlab.errors import TerminatedError, UserError
 
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16. torch 2.11 to 2.14 says so in private functions alone."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 

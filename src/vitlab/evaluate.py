@@ -15,7 +15,7 @@ from torch import Tensor
 from vitlab.callbacks import CollectLogits, FlipTTA, RunProgressBar
 from vitlab.classifier import ImageClassifier, rank_classes
 from vitlab.compat import silence_libraries, translate_lightning_exits
-from vitlab.config.command import apply_overrides
+from vitlab.config.compose import apply_overrides
 from vitlab.config.instantiate import build
 from vitlab.config.resolve import choose_attention, resolve_machine
 from vitlab.data import ImageDataModule

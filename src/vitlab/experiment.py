@@ -27,6 +27,7 @@ from vitlab.compat import silence_libraries, translate_lightning_exits
 from vitlab.config.compose import typed_overrides
 from vitlab.config.instantiate import build as build_node
 from vitlab.config.instantiate import build_network, keep_accepted_model_keys, weight_keys
+from vitlab.config.ranges import mode_of
 from vitlab.config.resolve import choose_attention, resolve_machine
 from vitlab.data import DataSpec, ImageDataModule
 from vitlab.distributed.broadcast import broadcast_from_rank0
@@ -286,8 +287,11 @@ def build_trainer(config: DictConfig, run: RunDirectory, logger: Any) -> pl.Trai
     callbacks += [FailureReporter(run.path), *time_limit(config), FinalValidation()]
     callbacks += [ConfigInCheckpoint(as_plain_data(config)), MetricsCSV(run.epochs_file)]
     if validates:
-        choice = {"monitor": config.checkpoint.monitor, "mode": config.checkpoint.mode}
-        callbacks.append(BestCheckpoint(run.checkpoints, "best", enable_version_counter=False, **choice))
+        monitor = config.checkpoint.monitor
+        mode = mode_of(monitor, config.checkpoint.get("mode"))
+        callbacks.append(
+            BestCheckpoint(run.checkpoints, "best", monitor=monitor, mode=mode, enable_version_counter=False)
+        )
     epochs, minutes = config.checkpoint.last_every_n_epochs, config.checkpoint.every_minutes
     callbacks.append(LastCheckpoint(run.checkpoints / "last.ckpt", every_n_epochs=epochs, every_minutes=minutes))
 

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from vitlab.classifier import rank_classes
 from vitlab.cli import run
-from vitlab.config.command import CONF, read_command
-from vitlab.config.suggest import did_you_mean
+from vitlab.config.compose import CONF, read_command
 from vitlab.data.decoding import read_image, to_square
-from vitlab.errors import UserError
+from vitlab.errors import UserError, did_you_mean
 from vitlab.files import folder_for, shorten
 from vitlab.loaded_model import LoadedModel, open_model
 from vitlab.models.attention_maps import attention_gradients, record_attention

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitlab.cli import run
 from vitlab.compat import silence_libraries
-from vitlab.config.command import CONF, FACTS, apply_overrides, read_command
+from vitlab.config.compose import CONF, FACTS, apply_overrides, read_command
 from vitlab.config.instantiate import build
 from vitlab.data import ImageDataModule
 from vitlab.data.loader import epoch_order

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from vitlab.compat import silence_libraries
-from vitlab.config.command import apply_overrides
+from vitlab.config.compose import apply_overrides
 from vitlab.config.instantiate import build_network, check_trusted
 from vitlab.config.resolve import choose_attention, resolve_machine
 from vitlab.data import BatchTransform

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.config.check import find_mistakes
-from vitlab.config.command import CONF, apply_overrides, read_command
+from vitlab.config.compose import CONF, apply_overrides, read_command
 from vitlab.config.instantiate import check_trusted, targets
 from vitlab.config.resolve import resolve_processes
 from vitlab.config.run_guard import log_to

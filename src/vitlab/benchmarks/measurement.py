@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig
 
-from vitlab.config.command import CONF, compose_training
+from vitlab.config.compose import CONF, compose_training
 from vitlab.config.resolve import resolve_machine
 from vitlab.errors import UserError
 

@@ -4,10 +4,9 @@ import sys
 from pathlib import Path
 
 from vitlab.cli import run
-from vitlab.config.command import CONF, read_command
-from vitlab.config.suggest import did_you_mean
+from vitlab.config.compose import CONF, read_command
 from vitlab.config.types import whole
-from vitlab.errors import UserError
+from vitlab.errors import UserError, did_you_mean
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from vitlab.config.check import FILLING
+from vitlab.config.ranges import mode_of
 from vitlab.leaderboard.results import Result
 from vitlab.leaderboard.statistics import Comparison, Summary, compare, describe_comparison, holm, summarise
 
@@ -169,9 +170,10 @@ def is_number(value: Any) -> bool:
 
 def _common_metric(results: Sequence[Result]) -> tuple[str, str]:
     """Return the validation metric that selected the checkpoints of all runs, or else the accuracy."""
-    chosen = {(r.settings.get("checkpoint.monitor"), r.settings.get("checkpoint.mode")) for r in results}
-    metric, mode = chosen.pop() if len(chosen) == 1 else DEFAULT
-    return (str(metric), str(mode)) if str(metric).startswith("val/") else DEFAULT
+    chosen = {str(result.settings.get("checkpoint.monitor")) for result in results}
+    metric = chosen.pop() if len(chosen) == 1 else ""
+    given = [result.settings.get("checkpoint.mode") for result in results]
+    return (metric, mode_of(metric, given[0])) if metric.startswith("val/") else DEFAULT
 
 
 def _compare_with_best(ranked: Sequence[Row], metric: str) -> list[Row]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from vitlab.config.instantiate import update_old_config
 from vitlab.errors import UserError
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.rebase import rebase_paths
@@ -97,7 +98,7 @@ def read_result(path: Path, job: Job | None = None) -> Result:
         manifest = run.manifest()
         metrics = run.final_metrics()
         status = _status(manifest, job, bool(metrics))
-        config = _read_yaml(path / "config.yaml", {})
+        config = update_old_config(_read_yaml(path / "config.yaml", {}))
         if status == "finished" and "seed" not in config:
             raise ValueError(f"{path / 'config.yaml'} has no seed")
         composed = flatten(_read_yaml(hydra / "config.yaml", {}))

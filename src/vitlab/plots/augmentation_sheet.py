@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.cli import run
-from vitlab.config.command import CONF, compose_training, read_command
+from vitlab.config.compose import CONF, compose_training, read_command
 
 if TYPE_CHECKING:  # --help does not import torch
     from hydra.core.override_parser.types import Override

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from vitlab.config.ranges import mode_of
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import Setting, data_set, hparams_of
 
@@ -36,7 +37,8 @@ class RunSummary:
             return None
         if "epoch" in self.final:
             return next((row for row in self.epochs if row["epoch"] == self.final["epoch"]), self.epochs[-1])
-        metric, mode = self.config.checkpoint.monitor, self.config.checkpoint.mode
+        metric = self.config.checkpoint.monitor
+        mode = mode_of(metric, self.config.checkpoint.get("mode"))
         rows = [row for row in self.epochs if metric in row]
         if not rows:
             return self.epochs[-1]

@@ -10,6 +10,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
 
+from vitlab.config.ranges import mode_of
 from vitlab.errors import UserError
 from vitlab.files import shorten
 from vitlab.sweeps.executors import Executor
@@ -112,10 +113,11 @@ def run_search(
             raise UserError(
                 "a search needs validation images: data.val_size and trainer.limit_val_batches must not be 0"
             )
+        mode = mode_of(config.checkpoint.monitor, config.checkpoint.get("mode"))
         study = optuna.create_study(
             storage=open_storage(sweep.folder),
             study_name=STUDY,
-            direction="maximize" if mode == "max" else "minimize",
+            direction=f"{mode}imize",
             sampler=sampler,
             pruner=pruner,
             load_if_exists=True,

@@ -23,7 +23,6 @@ from vitlab.data import (
     RandomErasing,
     RandomHorizontalFlip,
     TrivialAugment,
-    autoaugment,
     random_augment,
 )
 from vitlab.data.counter_rng import CounterRNG
@@ -55,7 +54,7 @@ class Transfers(TorchDispatchMode):
 
 @pytest.fixture
 def gpu() -> Iterator[FakeTensorMode]:
-    caches = (random_augment.magnitudes, random_augment._signed_operations, autoaugment._policies)
+    caches = (random_augment.magnitudes, random_augment._signed_operations, random_augment._policies)
     with FakeTensorMode() as mode:
         yield mode
     for cached in caches:

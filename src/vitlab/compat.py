@@ -66,11 +66,6 @@ def translate_lightning_exits(trainer: pl.Trainer) -> Iterator[None]:
         threading.excepthook = show
 
 
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16 by its own instructions; torch 2.11 tells so only privately."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-
-
 # Each is said by a library about itself or about a choice that the config makes on purpose.
 _HARMLESS_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning's, of torch's pytree

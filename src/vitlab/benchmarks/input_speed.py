@@ -13,7 +13,6 @@ from vitlab.benchmarks.training_loop import training_batches
 from vitlab.data import ImageDataModule, RandAugment, RandomCrop, RandomHorizontalFlip, TrivialAugment
 from vitlab.data.arrays import ImageArrays
 from vitlab.data.transforms import BatchTransform
-from vitlab.experiment import load_data
 
 LARGE = 224  # px, the input of most pretrained models
 PAUSE = 2.0  # seconds
@@ -21,7 +20,7 @@ PAUSE = 2.0  # seconds
 
 def sections(setup: Setup) -> Sections:
     """Compare crop and flip, these with RandAugment or TrivialAugment, and flip with a resize to 224 px."""
-    data = load_data(setup.config)
+    _, data = load(setup.config)
     size = data.splits["train"].image_shape[-1]
     flip, pil_flip = RandomHorizontalFlip(0.5), transforms.RandomHorizontalFlip()
     crop, pil_crop = RandomCrop(size // 8), transforms.RandomCrop(size, padding=size // 8)

@@ -17,15 +17,12 @@ from vitlab.benchmarks.training_loop import training_steps
 from vitlab.config.instantiate import build_network
 from vitlab.data import ImageDataModule
 from vitlab.errors import UserError
-from vitlab.experiment import load_data, resolve, weights_to_start_from
 from vitlab.weights.timm_export import ARCHITECTURE, timm_arguments
 
 
 def sections(setup: Setup) -> Sections:
     """Measure training in the precision that `train.py` would use."""
-    config = setup.config
-    config = resolve(config, weights_to_start_from(config))
-    data = load_data(config)
+    config, data = load(setup.config)
     variants = {"bare loop": training_steps(config, data), "train.py": train_speed(setup.overrides)}
     if setup.command.timm_train:
         variants["timm's train.py"] = timm_speed(setup.command.timm_train, config, data)

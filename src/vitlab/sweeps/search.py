@@ -108,12 +108,12 @@ def run_search(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with sweep_lock(sweep.folder):
         config = sweep.compose(space.suggest(optuna.create_study().ask()))  # any trial's
-        monitor, mode = config.checkpoint.monitor, config.checkpoint.mode
+        monitor = config.checkpoint.monitor
         if config.data.val_size == 0 or config.trainer.limit_val_batches == 0:
             raise UserError(
                 "a search needs validation images: data.val_size and trainer.limit_val_batches must not be 0"
             )
-        mode = mode_of(config.checkpoint.monitor, config.checkpoint.get("mode"))
+        mode = mode_of(monitor, config.checkpoint.get("mode"))
         study = optuna.create_study(
             storage=open_storage(sweep.folder),
             study_name=STUDY,

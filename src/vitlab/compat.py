@@ -55,6 +55,11 @@ def translate_lightning_exits(trainer: pl.Trainer) -> Iterator[None]:
         threading.excepthook = show
 
 
+def logged_step(trainer: pl.Trainer) -> int:
+    """The step at which Lightning's loggers log next: it also counts steps whose update was skipped (Lightning 2.6)."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
 # Each is said by a library about itself or about a choice that the config makes on purpose.
 _HARMLESS_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning's, of torch's pytree

@@ -76,7 +76,7 @@ def train(
     begin_run(run, resolved, data, network, weights, report)
     if beside is not None:
         warn_of_differences(beside, run)
-    print_header(config, data, network, run.path)
+    print_header(config, data, network, trainer, run.path)
     if weights and report:
         print_weights(weights, report)
     with run_lock(run), record_final_status(run, config):
@@ -367,7 +367,7 @@ def check_before_training(subject: CheckContext, run: RunDirectory, mode: str) -
     preflight = run_preflight(subject, run.checkpoints)
     write_json(run.path / "preflight.json", preflight.as_data())
     log_text(subject.trainer, "preflight", preflight.as_markdown())
-    print_preflight(preflight)
+    print_preflight(preflight, every_check=mode == "only")
     if preflight.failures and mode != "warn":
         names = ", ".join(finding.check for finding in preflight.failures)
         raise UserError(f"preflight: {names} failed: see above; preflight=warn trains all the same")

@@ -34,6 +34,7 @@ class LoadedModel:
         config: The run's.
         run: None where a bare checkpoint was named.
         device: Of the network.
+        checkpoint, weights: The file, and which of its weights: `raw` or `ema`.
     """
 
     network: nn.Module
@@ -42,6 +43,8 @@ class LoadedModel:
     config: DictConfig
     run: RunDirectory | None
     device: torch.device
+    checkpoint: Path
+    weights: str
 
     @property
     def classes(self) -> list[str]:
@@ -95,7 +98,7 @@ def open_model(command: DictConfig, overrides: Sequence[Override], conf: Path) -
         mean=list(config.data.mean),
         std=list(config.data.std),
     ).to(fabric.device)
-    return LoadedModel(network, forward, transform, config, run, fabric.device)
+    return LoadedModel(network, forward, transform, config, run, fabric.device, file, weights)
 
 
 def _find_checkpoint(command: DictConfig) -> tuple[Path, RunDirectory | None]:

@@ -16,6 +16,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity
 
 from vitlab.files import write_json, write_text
+from vitlab.runs.run_log import show
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ class StepProfiler(Profiler):
             console.print(*tables)
         write_text(self.folder / "step.txt", text.get())
         write_json(self.folder / "step.json", figures)
-        Console(soft_wrap=True).print(*tables)
+        show(*tables)
         self.steps = []
 
 

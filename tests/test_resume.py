@@ -125,7 +125,7 @@ def test_a_run_that_was_told_to_stop_goes_on_as_if_nothing_had_happened(
     assert manifest["status"] == "interrupted"
     resumed = in_process("train.py", "resume=run", "callbacks.stop=null")
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on from epoch" in resumed.stdout
+    assert "Resuming demo at epoch" in resumed.stdout
     assert_same_run(tmp_path / "run", whole)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["status"] == "finished"
@@ -417,7 +417,7 @@ def test_a_job_that_slurm_puts_back_goes_on_with_the_run_that_it_began(
     torch.save(state, run / "checkpoints" / "last.ckpt")
     resumed = in_process("train.py", *arguments)
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on from epoch 2, step 8" in resumed.stdout
+    assert "Resuming demo at epoch 2, step 8" in resumed.stdout
     assert_same_run(run, whole)
     assert len(json.loads((run / "manifest.json").read_text())["resumed"]) == 1
     assert "83 min" in resumed.stdout  # of the whole run

@@ -31,7 +31,7 @@ def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
     @functools.wraps(function)
     def wrapped(config: DictConfig) -> Any:
-        return _guarded(lambda: function(config), _in_the_log)
+        return _guarded(lambda: function(config), lambda error: [explain(error)])
 
     return wrapped
 
@@ -94,11 +94,6 @@ def _reproduce() -> None:
     reproduce(command, overrides, CONF)
 
 
-def _in_the_log(error: Exception) -> list[str]:
-    logging.getLogger(__name__).info("where the error arose:", exc_info=error)  # in run.log alone
-    return [explain(error)]
-
-
 def _guarded(function: Callable[[], Any], describe: Callable[[Exception], Sequence[str]]) -> Any:
     try:
         return function()
@@ -108,7 +103,10 @@ def _guarded(function: Callable[[], Any], describe: Callable[[Exception], Sequen
         sys.exit(TERMINATED)
     except PeerError:
         sys.exit(1)
-    except (UserError, *NOT_COMPOSED) as error:
+    except Exception as error:
+        logging.getLogger(__name__).info("traceback:", exc_info=error)  # in run.log only
+        if not isinstance(error, (UserError, *NOT_COMPOSED)):
+            raise
         for line in describe(error):
             print(f"error: {line}", file=sys.stderr)
         sys.exit(2)

@@ -71,7 +71,7 @@ _HARMLESS_WARNINGS = (
 
 
 def silence_libraries() -> None:
-    """Sends the libraries' chatter to the run's log alone; warnings, but for the harmless, still reach the terminal."""
+    """Drop the libraries' messages below warnings, and harmless warnings; others reach the terminal and run.log."""
     for message in _HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     logging.captureWarnings(True)
@@ -80,3 +80,4 @@ def silence_libraries() -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()  # a handler of their own, which writes to the terminal
         logger.propagate = True
+        logger.setLevel(logging.WARNING)

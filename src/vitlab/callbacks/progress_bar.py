@@ -12,7 +12,6 @@ from vitlab.callbacks.time_limit import TimeLimit
 from vitlab.data import Batch
 from vitlab.runs.run_log import show, terminal
 
-
 # Heading, width, metric and format of the columns, the most important first: the last ones are left out if the terminal
 # is too narrow.
 COLUMNS = (

@@ -41,7 +41,7 @@ def write_report(run: RunDirectory) -> None:
     with never_failing("report.html"):
         summary = read_run_summary(run)
         if summary.epochs:
-            if summary.has_figures:
+            if OmegaConf.select(summary.config, "callbacks.figures.level") in ("light", "full"):
                 with never_failing("the curves"):
                     _draw_curves(summary, run.path / "figures" / "20_curves.png")
             write_text(run.path / "report.html", _page(summary, run.path))
@@ -190,7 +190,7 @@ def _details(summary: RunSummary, run: Path) -> Iterator[str]:
     for resumed in manifest.get("resumed", []):
         at = f"{resumed['time'][:16].replace('T', ' ')}, from epoch {resumed['epoch'] + 1}, step {resumed['step']:,}"
         rows.append(("resumed", at))
-    yield table(("", ""), rows)
+    yield table(("item", "value"), rows)
     for group, heading in (("model", "Model"), ("optimizer", "Optimizer"), ("augment", "Augmentation")):
         yield f"<details><summary>{heading}</summary>{code(OmegaConf.to_yaml(config[group]))}</details>"
     yield f"<details><summary>Full config</summary>{code(OmegaConf.to_yaml(config))}</details>"

@@ -87,10 +87,6 @@ class RunSummary:
         return "_ema" if self.config.checkpoint.monitor.endswith("_ema") else ""
 
     @property
-    def has_figures(self) -> bool:
-        return OmegaConf.select(self.config, "callbacks.figures.level") in ("light", "full")
-
-    @property
     def classes(self) -> list[str]:
         return list(self.config.data.classes)
 

@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from vitlab.config.instantiate import trust
@@ -36,7 +38,7 @@ def print_header(config: DictConfig, data: ImageDataModule, network: nn.Module, 
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items() if len(split))
     show(
         f"{config.name}: {type(network).__name__}, {parameters:,} parameters, on {_device(trainer)}",
-        f"data: {data_set(config)}, {config.data.num_classes} classes, {sizes} images",
+        f"data: {data_set(config)}, {config.data.num_classes} classes; {sizes} images",
     )
     if not len(data.splits["val"]):
         show("data.val_size=0: no validation, so no epoch is selected; the weights of the last epoch are tested")
@@ -44,11 +46,11 @@ def print_header(config: DictConfig, data: ImageDataModule, network: nn.Module, 
 
 
 def _device(trainer: pl.Trainer) -> str:
-    """`2 x NVIDIA H200 (bf16-mixed)`."""
+    """`2 x NVIDIA H200, precision bf16-mixed`."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     several = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
-    return f"{several}{name} ({trainer.precision})"
+    return f"{several}{name}, precision {trainer.precision}"
 
 
 @rank_zero_only
@@ -77,14 +79,14 @@ def print_preflight(preflight: Preflight, every_check: bool) -> None:
     """One line if all is well; else also the checks that warn or fail. `every_check` lists all of them."""
     for result in preflight.findings:
         if every_check or result.status in (Status.WARNING, Status.FAILED):
-            show(f"{result.status.value:<8} {result.check:<23} {result.figure}", style=STYLES[result.status])
+            status = f"{result.status.value:<8}", STYLES[result.status]
+            show(Text.assemble(status, f" {result.check:<23} {result.figure}"))
             if result.meaning:
-                show(f"{'':<9}{result.meaning}", style=STYLES[result.status])
-    counts = {status: sum(result.status is status for result in preflight.findings) for status in Status}
-    passed, warnings, failures, skipped = counts.values()
-    others = [f"{warnings} warnings"] * (warnings > 0) + [f"{failures} failed"] * (failures > 0)
-    others += [f"{skipped} skipped"] * (skipped > 0)
-    show(f"preflight: {', '.join([f'{passed} checks passed', *others])} in {preflight.seconds:.1f} s")
+                show(f"{'':<9}{result.meaning}")
+    counts = Counter(result.status for result in preflight.findings)
+    others = [f"{counts[status]} {status.value}" for status in Status if status is not Status.OK and counts[status]]
+    said = ", ".join([f"{counts[Status.OK]} checks passed", *others])
+    show(f"preflight: {said} in {preflight.seconds:.1f} s")
 
 
 @rank_zero_only
@@ -132,7 +134,7 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
         show(table)
     selected = f"the best by {config.checkpoint.monitor}" if "val/loss" in metrics else "the last one"
     minutes, seconds = divmod(round(metrics["seconds"]), 60)
-    show(f"tested: epoch {int(metrics['epoch']) + 1} of {len(summary.epochs)}, {selected}")
+    show(f"weights kept: epoch {int(metrics['epoch']) + 1} of {len(summary.epochs)}, {selected}")
     show(f"total time: {minutes} min {seconds:02d} s", f"run directory: {shorten(run)}")
     for name, contents in (("report.html", "all results on one page"), ("figures/", "the figures of the report")):
         if (run / name).exists():
@@ -154,14 +156,12 @@ def _command(script: str, argument: str, config: DictConfig) -> str:
 
 def print_evaluation(metrics: dict[str, Any], split: str, files: list[Path]) -> None:
     """Loss, accuracy, and the accuracy of each class."""
-    images = metrics["images"]
-    said = []
-    for suffix, views in (("", f"{images:,} images"), ("_flip", "averaged with the mirror images")):
+    for suffix, images in (("", split), ("_flip", "averaged with the mirror images")):
         if f"{split}/acc{suffix}" in metrics:
             loss, accuracy = (metrics[f"{split}/{name}{suffix}"] for name in ("loss", "acc"))
-            within = accuracy_interval(accuracy, images)
-            said.append(f"{split}: loss {loss:.4f}  accuracy {accuracy:.2%}  95% interval {within}  ({views})")
-    table = _table("\n".join(said), "class", "images", "accuracy")
+            interval = accuracy_interval(accuracy, metrics["images"])
+            show(f"{images}: loss {loss:.4f}  accuracy {accuracy:.2%} (95% interval {interval})")
+    table = _table("", "class", "images", "accuracy")
     for name, row in metrics["per_class"].items():
         table.add_row(name, f"{row['images']:,}", "-" if row["acc"] is None else f"{row['acc']:.2%}")
     show(table)

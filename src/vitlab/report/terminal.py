@@ -136,9 +136,12 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
     minutes, seconds = divmod(round(metrics["seconds"]), 60)
     show(f"weights kept: epoch {int(metrics['epoch']) + 1} of {len(summary.epochs)}, {selected}")
     show(f"total time: {minutes} min {seconds:02d} s", f"run directory: {shorten(run)}")
-    for name, contents in (("report.html", "all results on one page"), ("figures/", "the figures of the report")):
-        if (run / name).exists():
-            show(f"  {name:<13}{contents}")
+    for pattern, line in (
+        ("report.html", "report.html  all results on one page"),
+        ("figures/*.png", "figures/     its figures"),
+    ):
+        if any(run.glob(pattern)):
+            show(f"  {line}")
     show("next:", *(f"  {command}" for command in _next_commands(config, run)))
 
 

@@ -26,18 +26,17 @@ COLUMNS = (
     ("memory", 9, "memory_gib", "{:.1f} GiB"),
     ("MFU", 4, "mfu", "{:.0%}"),
 )
-TIME = 7  # characters: 1:02:03
-MARK = "  best"
+TIME, MARK = 8, "  best"  # the last two columns
 
 
 class RunProgressBar(ProgressBar):
     """Shows loss, accuracy, images per second and the time left of the whole run.
 
     If `trainer.max_time` ends the run, the time left is that of the limit. Loss and accuracy are those of the epoch so
-    far. Reading them waits for the device, so they are read at most once every `refresh_seconds`.
+    far; reading them waits for the device.
 
     Args:
-        refresh_seconds: Seconds between two readings of the metrics.
+        refresh_seconds: Least time between two readings of loss and accuracy.
     """
 
     def __init__(self, refresh_seconds: float) -> None:
@@ -83,7 +82,7 @@ class RunProgressBar(ProgressBar):
             refresh_per_second=4,
             disable=not self.console.is_terminal,
         )
-        self._task: TaskID = self._progress.add_task(what, total=total, completed=done, metrics="")
+        self._task: TaskID = self._progress.add_task(what, total=total, completed=int(done), metrics="")
         self._progress.start()
 
     def on_train_batch_end(
@@ -99,9 +98,9 @@ class RunProgressBar(ProgressBar):
             speed = self._images / (now - self._last_reading)
             self._images, self._last_reading = 0, now
             metrics = {"metrics": f"loss {loss:.3f}  acc {accuracy:.1%}  {speed:,.0f} img/s"}
-        description = f"epoch {_position(trainer, trainer.current_epoch + 1)[1].strip()}"
         moved = {"completed": self._limit.time_elapsed()} if self._limit else {"advance": 1.0}
-        self._progress.update(self._task, description=description, **moved, **metrics)  # type: ignore[arg-type]
+        position = f"epoch {_position(trainer, trainer.current_epoch + 1)[1].strip()}"
+        self._progress.update(self._task, description=position, **moved, **metrics)  # type: ignore[arg-type]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "validate":
@@ -119,7 +118,7 @@ class RunProgressBar(ProgressBar):
         if self._enabled:
             self._begin("testing", sum(trainer.num_test_batches))
 
-    def _advance(self, trainer: pl.Trainer, *_: Any) -> None:
+    def _advance(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         if trainer.state.fn != "fit" and self._progress is not None:
             self._progress.advance(self._task)
 
@@ -134,7 +133,7 @@ class RunProgressBar(ProgressBar):
         self._print_epoch(trainer, trainer.current_epoch)
         self._stop()
 
-    def _stop(self, *_: Any) -> None:
+    def _stop(self, *_: Any, **__: Any) -> None:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -159,7 +158,7 @@ class RunProgressBar(ProgressBar):
             self._heading = heading
             show(Text(f"{heading}  {'time':>{TIME}}", "bold"), console=self.console)
         seconds = round(time.perf_counter() - self._started)
-        line += f"  {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+        line += f"  {seconds // 3600:>2}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
         before, self._best = self._best, _best_score(trainer)
         show(Text.assemble(line, (MARK if self._best != before else "", "green")), console=self.console)
 

@@ -135,7 +135,7 @@ def test_an_interrupted_run_says_so_and_keeps_its_last_state(sent: signal.Signal
     process.send_signal(sent)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == status
-    assert "interrupted; the last state is in run/checkpoints/last.ckpt" in output
+    assert "Interrupted. The state is saved in run/checkpoints/last.ckpt." in output
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["status"] == "interrupted"
     assert not (tmp_path / "run" / "metrics.json").exists()

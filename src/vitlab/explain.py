@@ -56,7 +56,7 @@ def explain(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
         from vitlab.models.attention_maps import record_attention
         from vitlab.plots import render, save
         from vitlab.plots.explanation import CAPTION, draw_explanation
-        from vitlab.runs.run_log import show
+        from vitlab.runs.console import show
 
     model = open_model(command, overrides, CONF)
     target = None if command.target is None else _label(str(command.target), model.classes)

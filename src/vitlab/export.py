@@ -52,7 +52,7 @@ def export(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
     with no_gc_imports():  # torch is imported once the command is known to be right
         from vitlab.loaded_model import open_model
         from vitlab.report.terminal import print_written
-        from vitlab.runs.run_log import show
+        from vitlab.runs.console import show
         from vitlab.weights.onnx_export import save_onnx
         from vitlab.weights.timm_export import save_timm
 

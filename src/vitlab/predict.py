@@ -46,7 +46,7 @@ def predict(command: DictConfig, overrides: Sequence[Override]) -> None:
         from vitlab.loaded_model import open_model
         from vitlab.plots.prediction_grid import draw_grid
         from vitlab.report.terminal import print_written
-        from vitlab.runs.run_log import show
+        from vitlab.runs.console import show
 
     model = open_model(command, overrides, CONF)
     files, failures = find_images(command.images)

@@ -8,10 +8,10 @@ from conftest import SMALL_RUN, Command
 
 from vitlab.preflight import CheckResult, Preflight, Status
 from vitlab.report.terminal import print_preflight
-from vitlab.runs.run_log import show
+from vitlab.runs.console import show
 
-OK = CheckResult("labels", Status.OK, "10 classes [a]")
-FAILED = CheckResult("head", Status.FAILED, "11 logits", "the model has too many classes")
+OK = CheckResult(check="labels", status=Status.OK, figure="10 classes [a]")
+FAILED = CheckResult(check="head", status=Status.FAILED, figure="11 logits", meaning="too many classes")
 
 
 def test_preflight_is_one_line_if_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,7 +23,7 @@ def test_preflight_lists_failed_checks_and_all_on_request(capsys: pytest.Capture
     preflight = Preflight([OK, FAILED], "cpu", "32-true", 0.41)
     print_preflight(preflight, every_check=False)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["failed", "the", "preflight:"]
+    assert [line.split()[0] for line in lines] == ["failed", "too", "preflight:"]
     assert lines[-1] == "preflight: 1 checks passed, 1 failed in 0.4 s"
     print_preflight(preflight, every_check=True)
     assert capsys.readouterr().out.splitlines()[0].split() == ["ok", "labels", "10", "classes", "[a]"]

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from vitlab.callbacks.time_limit import TimeLimit
 from vitlab.data import Batch
-from vitlab.runs.run_log import show, terminal
+from vitlab.runs.console import show, terminal
 
 # Heading, width, metric and format of the columns, the most important first: the last ones are left out if the terminal
 # is too narrow.

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity
 
 from vitlab.files import write_json, write_text
-from vitlab.runs.run_log import show
+from vitlab.runs.console import show
 
 log = logging.getLogger(__name__)
 

@@ -22,10 +22,10 @@ from vitlab.files import shorten
 from vitlab.preflight import Preflight, Status
 from vitlab.report.run_summary import accuracy_interval, read_run_summary
 from vitlab.runs.checkpoint import EMA_KEY
+from vitlab.runs.console import show
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import data_set
 from vitlab.runs.manifest import entry_point
-from vitlab.runs.run_log import show
 from vitlab.weights import LoadReport, Weights
 
 log = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ from torch import nn
 
 from vitlab.data import BatchTransform
 from vitlab.errors import UserError
+from vitlab.loaded_model import rebuild_network
 from vitlab.models import timm_model
 from vitlab.runs.checkpoint import read_checkpoint
-from vitlab.runs.rebuild import rebuild_network
 from vitlab.weights.formats import read_file
 from vitlab.weights.onnx_export import save_onnx
 from vitlab.weights.timm_export import save_timm

@@ -22,7 +22,6 @@ from vitlab.distributed.orphans import die_with_parent
 from vitlab.distributed.process import check_start, this_process
 from vitlab.distributed.slurm import is_requeued
 from vitlab.errors import INTERRUPTED, TERMINATED, PeerError, TerminatedError, UserError
-from vitlab.requeue import resume_requeued
 
 
 def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -57,7 +56,7 @@ def launch(main: Callable[[], Any]) -> NoReturn:
     if this_process().started_by == "Lightning":  # a rank that waits for the first one in vain is of no use
         die_with_parent(signal.SIGKILL)
     repeated = is_requeued() and not any(argument.startswith(("resume=", "-")) for argument in sys.argv[1:])
-    if repeated and _guarded(lambda: resume_requeued(sys.argv[1:]), lambda error: [explain(error)]):
+    if repeated and _guarded(_resume_requeued, lambda error: [explain(error)]):
         sys.exit(0)
     for verb, function in (("resume", _resume), ("reproduce", _reproduce)):
         if any(argument.startswith(f"{verb}=") for argument in sys.argv[1:]):
@@ -86,10 +85,17 @@ def _resume() -> None:
     resume(command, overrides, CONF)
 
 
+def _resume_requeued() -> bool:
+    with no_gc_imports():
+        from vitlab.resume import resume_requeued
+
+    return resume_requeued(sys.argv[1:])
+
+
 def _reproduce() -> None:
     command, overrides = read_command(CONF, "reproduce", sys.argv[1:])
     with no_gc_imports():
-        from vitlab.reproduce import reproduce
+        from vitlab.resume import reproduce
 
     reproduce(command, overrides, CONF)
 

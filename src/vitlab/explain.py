@@ -62,7 +62,7 @@ def explain(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
     target = None if command.target is None else _label(str(command.target), model.classes)
     network = copy.deepcopy(model.network).float().eval()
     side = model.config.data.stored_size
-    if record_attention(network, model.inputs(torch.zeros(1, 3, side, side, dtype=torch.uint8))) is None:
+    if record_attention(network, model.preprocess(torch.zeros(1, 3, side, side, dtype=torch.uint8))) is None:
         raise UserError(
             f"the run's {type(network).__name__} has no attention among all patches of an image: explain works for "
             "plain ViTs, like model=vit_scratch and most of timm's vit_*, deit* and eva*"
@@ -108,7 +108,7 @@ def _explanation(
     shown = ranked[:top_k] if explained in ranked[:top_k] else [*ranked[:top_k], explained]
     probabilities = logits.softmax(dim=1)[0]
 
-    found = attention_gradients(network, model.inputs(image), torch.tensor([explained], device=model.device))
+    found = attention_gradients(network, model.preprocess(image), torch.tensor([explained], device=model.device))
     assert found is not None
     attention, gradients = found
     whole = read_image(path)

@@ -110,7 +110,7 @@ def _test_images(model: LoadedModel, count: int) -> Tensor:
     except UserError as error:
         raise UserError(f"{error} (check_images=0 leaves the images out)") from error
     arrays = data.splits["test"]
-    return model.inputs(arrays.pick(epoch_order(len(arrays), 0, 0)[:count]))
+    return model.preprocess(arrays.pick(epoch_order(len(arrays), 0, 0)[:count]))
 
 
 if __name__ == "__main__":

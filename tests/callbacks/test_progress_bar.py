@@ -15,9 +15,10 @@ METRICS = {
 }
 
 
-def run(metrics: list[dict[str, float]], scores: list[float], **length: int) -> Any:
-    """A bar and a trainer that ended as many epochs as there are metrics; a score of the best epoch for each."""
+def run(metrics: list[dict[str, float]], scores: list[float], max_steps: int = -1, **length: int) -> None:
+    """Train as many epochs as there are metrics; after each, the best epoch so far has the score."""
     selector = ModelCheckpoint()
+    module: Any = SimpleNamespace(max_steps=max_steps)
     trainer = SimpleNamespace(
         callbacks=[selector],
         current_epoch=0,
@@ -29,10 +30,10 @@ def run(metrics: list[dict[str, float]], scores: list[float], **length: int) -> 
         ),
         state=SimpleNamespace(fn="fit"),
         callback_metrics={},
-        **{"max_epochs": len(metrics), "max_steps": -1, **length},
+        lightning_module=module,
+        **{"max_epochs": len(metrics), **length},
     )
     bar = RunProgressBar(refresh_seconds=1.0)
-    module: Any = None
     bar.on_train_start(trainer, module)  # type: ignore[arg-type]
     for epoch, (row, score) in enumerate(zip(metrics, scores, strict=True)):
         bar.on_train_epoch_start(trainer, module)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from config.test_composition import CHOICES, CONF
+from config.test_compose import CHOICES, CONF
 from conftest import ROOT, Command
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig

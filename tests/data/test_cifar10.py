@@ -44,7 +44,7 @@ def md5_of(file: Path) -> str:
 
 def check(data: CIFAR10DataModule) -> None:
     data.setup()
-    assert data.facts["classes"] == CLASSES
+    assert data.spec.classes == CLASSES
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 75, "val": 25, "test": 20}
     for split in data.splits.values():
         assert split.pick(slice(None)).shape[1:] == (3, 32, 32)

@@ -27,11 +27,11 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pixels_labels_and_names_are_those_of_the_files(image_root: Path) -> None:
     data = make(image_root)
-    assert data.facts["classes"] == ["ant", "bee", "cow"]
+    assert data.spec.classes == ["ant", "bee", "cow"]
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 27, "val": 9, "test": 12}
     for split in data.splits.values():
         for image, label, name in zip(split.pick(slice(None)), split.labels.tolist(), split.names, strict=True):
-            assert Path(name).parts[1] == data.facts["classes"][label]
+            assert Path(name).parts[1] == data.spec.classes[label]
             file = np.asarray(Image.open(image_root / name)).transpose(2, 0, 1)
             assert np.array_equal(image.numpy(), file)
     assert all(name.startswith("test/") for name in data.splits["test"].names)
@@ -40,8 +40,8 @@ def test_pixels_labels_and_names_are_those_of_the_files(image_root: Path) -> Non
 def test_mean_and_std_are_measured_on_the_training_images(image_root: Path) -> None:
     data = make(image_root)
     pixels = data.splits["train"].pick(slice(None)).double() / 255
-    assert data.facts["mean"] == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist(), abs=1e-4)
-    assert data.facts["std"] == pytest.approx(pixels.std(dim=(0, 2, 3)).tolist(), abs=1e-3)
+    assert data.spec.mean == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist(), abs=1e-4)
+    assert data.spec.std == pytest.approx(pixels.std(dim=(0, 2, 3)).tolist(), abs=1e-3)
 
 
 def test_the_second_start_decodes_nothing(image_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,14 +99,14 @@ def test_damaged_decoded_images_are_decoded_again(
     suffix: str, damage: Any, image_root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = make(image_root)
-    before, facts = {name: split.fingerprint() for name, split in data.splits.items()}, data.facts
+    before, spec = {name: split.fingerprint() for name, split in data.splits.items()}, data.spec
     del data  # its memory is the file's
     (file,) = (image_root / ".vitlab_cache").glob(f"*-{suffix}")
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
     after = make(image_root)
     assert before == {name: split.fingerprint() for name, split in after.splits.items()}
-    assert facts == after.facts
+    assert spec == after.spec
     if suffix != "auto32.json":  # the note alone costs no decoding
         assert "are damaged" in caplog.text
         assert file.read_bytes() == whole
@@ -149,7 +149,7 @@ def test_images_of_many_sizes_are_stored_at_the_network_s_size(image_root: Path)
 
 def test_small_images_of_one_size_stay_small(image_root: Path) -> None:
     data = make(image_root, image_size=224)
-    assert data.facts["stored_size"] == 32
+    assert data.spec.stored_size == 32
     batch = data.splits["train"].pick(slice(None))[:2]
     assert data.transform(batch).shape == (2, 3, 224, 224)
 

@@ -32,7 +32,7 @@ def test_no_test_image_is_among_the_training_images() -> None:
 def test_classes_are_even() -> None:
     data = make(100)
     assert torch.bincount(data.splits["train"].labels).tolist() == [10] * 10
-    assert len(data.facts["classes"]) == 10
+    assert len(data.spec.classes) == 10
 
 
 def test_too_few_images_are_refused() -> None:

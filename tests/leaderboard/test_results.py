@@ -15,7 +15,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     result = read_result(run)
     assert (result.status, result.seed, result.settings["optimizer.lr"]) == ("finished", 4, 0.5)
     assert (result.metrics["val/acc"], result.metrics["test/acc"], result.seconds) == (0.7, 0.6, 60.0)
-    assert [row["epoch"] for row in result.epochs] == [0, 1, 2, 3]
+    assert [row["epoch"] for row in result.epochs] == [1, 2, 3, 4]
     assert "mfu" not in result.epochs[0]  # an empty cell
     assert str(tmp_path) not in str(result.settings)
 

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from config.test_composition import composed
+from config.test_compose import composed
 from conftest import ROOT, SMALL_RUN, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vitlab.config.instantiate import build, build_network, keep_accepted_model_keys
-from vitlab.config.resolve import resolve_machine
+from vitlab.config.instantiate import build, build_network
 from vitlab.data.arrays import ImageArrays
-from vitlab.experiment import adopt_facts, build_classifier, build_data, weights_to_start_from
+from vitlab.experiment import add_data_spec, build_classifier, load_data, resolve, weights_to_start_from
 from vitlab.preflight import CheckContext, Preflight, Status, run_preflight
 from vitlab.runs.checkpoint import read_checkpoint
 
@@ -33,13 +32,10 @@ def subject_of(
     arguments = [*DATA, "trainer.precision=32-true", *overrides]
     config = composed(folder, *arguments)
     torch.manual_seed(0)
-    resolve_machine(config)
-    keep_accepted_model_keys(config, arguments)
     weights = weights_to_start_from(config)
-    data = build_data(config)
-    data.prepare_data()
-    data.setup()
-    adopt_facts(config, data)
+    config = resolve(config, weights, arguments)
+    data = load_data(config)
+    config = add_data_spec(config, data.spec, {})
     network = build_network(config.model)
     if config.compile:
         network.compile()

@@ -24,13 +24,13 @@ def facts(
     train: list[float], val: list[float], details: dict[str, Any] | None = None, images: int = 1000, **row: float
 ) -> RunSummary:
     epochs = [
-        {"epoch": float(e), "step": 5.0 * (e + 1), "train/acc": t, "val/acc": v, "seconds": 1.0, **row}
-        for e, (t, v) in enumerate(zip(train, val, strict=True))
+        {"epoch": float(e), "step": 5.0 * e, "train/acc": t, "val/acc": v, "seconds": 1.0, **row}
+        for e, (t, v) in enumerate(zip(train, val, strict=True), start=1)
     ]
     counts = {"train": 105, "val": images, "test": 1000}  # of training images 10 batches, 5 steps
     manifest = {"status": "finished", "data": {split: {"images": count} for split, count in counts.items()}}
     best = max(range(len(val)), key=val.__getitem__)
-    return RunSummary(CONFIG, manifest, epochs, {"epoch": best, "test/acc": 0.9}, details or {})
+    return RunSummary(CONFIG, manifest, epochs, {"epoch": best + 1, "test/acc": 0.9}, details or {})
 
 
 def details(confidence: float, accuracy: float, ece: float = 0.04) -> dict[str, Any]:

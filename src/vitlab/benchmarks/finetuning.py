@@ -17,13 +17,13 @@ from vitlab.benchmarks.variant import Sections, Variant, Work, endless, timed
 from vitlab.compat import silence_libraries
 from vitlab.config.instantiate import build, build_network
 from vitlab.data import ImageDataModule
-from vitlab.experiment import load_data, weights_to_start_from
+from vitlab.experiment import load_data, resolve, weights_to_start_from
 
 
 def finetuning(work: Work) -> Sections:
     """The notebook's loop, and vitlab's path in float32 and bfloat16, each with both kinds of attention."""
     config, device = work.config, this_device()
-    weights_to_start_from(config)
+    config = resolve(config, weights_to_start_from(config))
     data = load_data(config)
     variants: dict[str, Variant] = {"notebook, float32": InItsOwnProcess(_notebook_of, list(work.overrides))}
     for dtype in (torch.float32, torch.bfloat16):
@@ -40,7 +40,7 @@ def finetuning(work: Work) -> Sections:
 def _notebook_of(overrides: Sequence[str]) -> Variant:
     silence_libraries()
     config = composed(overrides)
-    weights_to_start_from(config)
+    config = resolve(config, weights_to_start_from(config))
     return _notebook(config, load_data(config), this_device())
 
 

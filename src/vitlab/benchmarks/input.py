@@ -50,7 +50,7 @@ def input_paths(work: Work) -> Sections:
 
 
 def _pillow(data: ImageDataModule, steps: list[Any]) -> Variant:
-    normalize = transforms.Normalize(data.facts["mean"], data.facts["std"])
+    normalize = transforms.Normalize(data.spec.mean, data.spec.std)
     images = PILImages(data.splits["train"], transforms.Compose([*steps, transforms.ToTensor(), normalize]))
     loader: DataLoader[Any] = DataLoader(
         images, data.batch_size, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True
@@ -66,9 +66,9 @@ def _pillow(data: ImageDataModule, steps: list[Any]) -> Variant:
 def _vitlab(
     data: ImageDataModule, augmentations: Sequence[nn.Module], size: int, interpolation: str = "bicubic"
 ) -> Variant:
-    device, facts = this_device(), data.facts
+    device, spec = this_device(), data.spec
     transform = BatchTransform(
-        augmentations, image_size=size, interpolation=interpolation, mean=facts["mean"], std=facts["std"]
+        augmentations, image_size=size, interpolation=interpolation, mean=spec.mean, std=spec.std
     )
     batches = augmented(data, device, transform)
 

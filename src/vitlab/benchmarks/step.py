@@ -18,14 +18,14 @@ from vitlab.benchmarks.variant import Sections, Variant, Work
 from vitlab.config.instantiate import build_network
 from vitlab.data import ImageDataModule
 from vitlab.errors import UserError
-from vitlab.experiment import load_data, weights_to_start_from
+from vitlab.experiment import load_data, resolve, weights_to_start_from
 from vitlab.weights.timm_export import ARCHITECTURE, timm_arguments
 
 
 def step_speeds(work: Work) -> Sections:
     """Each in the precision that `train.py` would choose."""
     config, device = work.config, this_device()
-    weights_to_start_from(config)
+    config = resolve(config, weights_to_start_from(config))
     data = load_data(config)
     precision = str(config.trainer.precision)
     network = build_network(config.model).to(device)
@@ -60,14 +60,14 @@ def timm_speed(script: str, config: DictConfig, data: ImageDataModule, precision
 
     The median of its steps but the first, in which its workers start.
     """
-    shape, facts = timm_arguments(build_network(config.model)), data.facts
+    shape, spec = timm_arguments(build_network(config.model)), data.spec
     del shape["in_chans"]  # follows from --input-size
     side = str(config.data.image_size)
     options = ["--model", ARCHITECTURE, "--gp", shape.pop("global_pool")]
     options += ["--model-kwargs", *(f"{key}={value}" for key, value in shape.items())]
     options += ["--input-size", "3", side, side]
-    options += ["--num-classes", str(len(facts["classes"])), "--batch-size", str(data.batch_size)]
-    options += ["--mean", *map(str, facts["mean"]), "--std", *map(str, facts["std"])]
+    options += ["--num-classes", str(len(spec.classes)), "--batch-size", str(data.batch_size)]
+    options += ["--mean", *map(str, spec.mean), "--std", *map(str, spec.std)]
     options += ["--device", this_device().type, "--epochs", "2", "--warmup-epochs", "0", "--log-interval", "1"]
     if precision != "32-true":
         options += ["--amp", "--amp-dtype", "bfloat16" if precision.startswith("bf16") else "float16"]
@@ -75,7 +75,7 @@ def timm_speed(script: str, config: DictConfig, data: ImageDataModule, precision
     def run(steps: int) -> float:
         with tempfile.TemporaryDirectory() as folder:
             _write_images(data, Path(folder) / "train", steps * data.batch_size)
-            _write_images(data, Path(folder) / "validation", len(facts["classes"]))
+            _write_images(data, Path(folder) / "validation", len(spec.classes))
             output = _run([sys.executable, script, folder, *options, "--output", f"{folder}/output"])
         # Train: 1 [   9/10 (100%)]  Loss: ...  Time: 0.123s, 1040.60/s  (0.125s, 1020.30/s)  LR: ...
         speeds = [
@@ -90,7 +90,7 @@ def timm_speed(script: str, config: DictConfig, data: ImageDataModule, precision
 
 def _write_images(data: ImageDataModule, folder: Path, count: int) -> None:
     arrays = data.splits["train"]
-    for label in range(len(data.facts["classes"])):
+    for label in range(len(data.spec.classes)):
         (folder / f"{label:04d}").mkdir(parents=True)
     for row in range(count):
         place = row % len(arrays)

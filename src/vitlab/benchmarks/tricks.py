@@ -16,7 +16,7 @@ from vitlab.compat import silence_libraries
 from vitlab.config.instantiate import build_network
 from vitlab.data import ImageDataModule
 from vitlab.data.transforms import Normalize, Resize
-from vitlab.experiment import load_data, weights_to_start_from
+from vitlab.experiment import load_data, resolve, weights_to_start_from
 from vitlab.memory import keep_freed_memory
 from vitlab.models.last_block import shortened
 
@@ -25,12 +25,12 @@ LARGE = 224  # px, as pretrained networks take them
 
 def tricks(work: Work) -> Sections:
     """As the config has the steps."""
-    weights_to_start_from(work.config)
-    data = load_data(work.config)  # what can't be had is said here, not by another process
-    normalize, size = Normalize([0.5] * 3, [0.25] * 3).to(this_device()), work.config.data.batch_size
+    config = resolve(work.config, weights_to_start_from(work.config))
+    data = load_data(config)  # what can't be had is said here, not by another process
+    normalize, size = Normalize([0.5] * 3, [0.25] * 3).to(this_device()), config.data.batch_size
     return {
         "training steps, freed memory, images/s": _memory(_steps, work),
-        **_last_block(work.config, data),
+        **_last_block(config, data),
         f"resizing from 32 to {LARGE} px, freed memory, images/s": _memory(_resizing, work),
         f"normalising, {LARGE} px, images/s": {
             "one operation after another": _repeated(lambda x: (x / 255 - normalize.mean) / normalize.std, LARGE, size),
@@ -52,7 +52,7 @@ def _begin(make: Callable[[DictConfig], Variant], overrides: Sequence[str], keep
 
 
 def _steps(config: DictConfig) -> Variant:
-    weights_to_start_from(config)
+    config = resolve(config, weights_to_start_from(config))
     data = load_data(config)  # says how many classes there are
     return _training(config, build_network(config.model), data)
 

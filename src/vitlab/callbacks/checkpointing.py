@@ -132,9 +132,4 @@ def _validation_follows(trainer: pl.Trainer) -> bool:
 
 
 def _run_ends(trainer: pl.Trainer) -> bool:
-    epochs, steps = trainer.max_epochs or -1, trainer.max_steps
-    return (
-        trainer.should_stop
-        or (epochs > 0 and trainer.current_epoch + 1 >= epochs)
-        or (steps > 0 and trainer.global_step >= steps)
-    )
+    return trainer.should_stop or 0 < (trainer.max_epochs or -1) <= trainer.current_epoch + 1

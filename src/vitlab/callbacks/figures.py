@@ -17,7 +17,7 @@ from vitlab.callbacks.collect_logits import CollectLogits
 from vitlab.callbacks.ema import EMA
 from vitlab.callbacks.time_limit import TimeLimit
 from vitlab.classifier import rank_classes
-from vitlab.data import Batch
+from vitlab.data import Batch, DataSpec
 from vitlab.files import set_aside, write_json
 from vitlab.plots import captions, never_failing, publish, takeaways, writers
 from vitlab.plots.classification import (
@@ -74,7 +74,7 @@ class Figures(pl.Callback):
             self.batch_is_due = False
             data = trainer.datamodule  # type: ignore[attr-defined]
             said = _with(captions.FIRST_BATCH, takeaways.of_first_batch(_patch_dropout(pl_module)))
-            publish(trainer, "12_first_batch", partial(_draw_batch, batch, data.facts), **said, step=0)
+            publish(trainer, "12_first_batch", partial(_draw_batch, batch, data.spec), **said, step=0)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.collected = CollectLogits() if self.level == "full" and not trainer.sanity_checking else None
@@ -111,7 +111,7 @@ class Figures(pl.Callback):
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             whole = data.splits[split]
             arrays = whole if len(places) == len(whole) else whole.take(places)  # no copy of all images
-            outcome = Outcome(logits.softmax(dim=1), rank_classes(logits)[:, 0], arrays.labels, data.facts["classes"])
+            outcome = Outcome(logits.softmax(dim=1), rank_classes(logits)[:, 0], arrays.labels, data.spec.classes)
             show = partial(publish, trainer, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
             first = 80 if split == "test" else 70
             for number, about, draw, finding in OUTCOME_FIGURES:
@@ -136,10 +136,10 @@ def _patch_dropout(module: nn.Module) -> float:
     return next((part.prob for part in module.modules() if isinstance(part, PatchDropout)), 0.0)
 
 
-def _draw_batch(batch: Batch, facts: dict[str, Any]) -> Figure:
-    mean, std = (torch.tensor(facts[name]).view(-1, 1, 1) for name in ("mean", "std"))
+def _draw_batch(batch: Batch, spec: DataSpec) -> Figure:
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
     shown = batch.images[:SHOWN].float().cpu()
-    return draw_batch(shown * std + mean, batch.labels[:SHOWN].cpu(), facts["classes"])
+    return draw_batch(shown * std + mean, batch.labels[:SHOWN].cpu(), spec.classes)
 
 
 def _of_all_ranks(trainer: pl.Trainer, collected: CollectLogits) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,5 @@
 """metrics.csv: a row an epoch."""
 
-import csv
-import io
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
-from vitlab.files import write_text
+from vitlab.runs.metrics_files import count_from_one, write_epochs
 
 COLUMNS = (
     *("train/loss", "train/acc", "val/loss", "val/acc", "val/loss_ema", "val/acc_ema", "lr"),
@@ -39,7 +37,7 @@ class MetricsCSV(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Rows that were written after the checkpoint go: their epochs come again.
-        self.rows = state_dict["rows"]
+        self.rows = count_from_one(state_dict["rows"])
         self.validated = state_dict["validated"]
         self.seconds = state_dict["seconds"]
 
@@ -57,11 +55,7 @@ class MetricsCSV(Checkpoint):
         # Lightning keeps an earlier epoch's validation where this one had none.
         columns = [name for name in COLUMNS if name in metrics and (self.validated or not name.startswith("val/"))]
         seconds = round(time.perf_counter() - self.started, 3)
-        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "seconds": seconds}
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "seconds": seconds}
         self.rows.append({**row, **{name: float(metrics[name]) for name in columns}})
         if trainer.is_global_zero:
-            text = io.StringIO()
-            writer = csv.DictWriter(text, ("epoch", "step", "seconds", *COLUMNS), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-            write_text(self.file, text.getvalue())
+            write_epochs(self.file, self.rows, COLUMNS)

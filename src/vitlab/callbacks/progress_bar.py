@@ -52,7 +52,7 @@ class RunProgressBar(ProgressBar):
     def disable(self) -> None:  # Lightning calls it on all ranks but 0
         self._enabled = False
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not self._enabled:
             return
         self._last_reading = self._started = time.perf_counter()
@@ -60,6 +60,8 @@ class RunProgressBar(ProgressBar):
         self._best = _best_score(trainer)
         self._limit: TimeLimit | None = None
         steps = trainer.estimated_stepping_batches
+        if pl_module.max_steps > 0:
+            steps = min(steps, pl_module.max_steps)
         if steps < float("inf"):
             done = trainer.fit_loop.epoch_loop.batch_progress.total.completed
             self._begin("training", steps * trainer.accumulate_grad_batches, done)
@@ -168,8 +170,9 @@ def _position(trainer: pl.Trainer, epoch: int) -> tuple[str, str]:
     if (trainer.max_epochs or -1) > 0:
         text = f"{epoch:>{len(str(trainer.max_epochs))}}/{trainer.max_epochs}".rjust(5)
         return f"{'epoch':>{len(text)}}", text
-    step = f"{trainer.global_step:,}" + (f"/{trainer.max_steps:,}" if trainer.max_steps > 0 else "")
-    width = max(7, 2 * len(f"{trainer.max_steps:,}") + 1)
+    module: Any = trainer.lightning_module
+    step = f"{trainer.global_step:,}" + (f"/{module.max_steps:,}" if module.max_steps > 0 else "")
+    width = max(7, 2 * len(f"{module.max_steps:,}") + 1)
     return f"epoch  {'step':>{width}}", f"{epoch:>5}  {step:>{width}}"
 
 

@@ -131,7 +131,7 @@ class ViTFigures(pl.Callback):
             self._draw_moment(trainer, data, split.take(places[:fewest]))
 
     def _draw_moment(self, trainer: pl.Trainer, data: Any, shown: ImageArrays) -> None:
-        images, names = shown.pick(slice(None)), [data.facts["classes"][label] for label in shown.labels.tolist()]
+        images, names = shown.pick(slice(None)), [data.spec.classes[label] for label in shown.labels.tolist()]
         show = partial(publish, trainer, step=trainer.global_step)
         rollouts = {_name(moment): moment["rollout"] for moment in self._drawable()}
         last = {_name(moment): moment["heads"].mean(dim=1) for moment in self._drawable()}

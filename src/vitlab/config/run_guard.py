@@ -1,5 +1,6 @@
 """What must be in order before Hydra writes anything: the config, and a run directory that nobody else has."""
 
+import logging.config
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,6 @@ from vitlab.config.compose import (
 from vitlab.distributed.broadcast import broadcast_from_rank0
 from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
-from vitlab.runs.run_log import log_settings
 
 
 class RunGuard(Callback):
@@ -117,3 +117,22 @@ def _claim_folder(config: DictConfig) -> str:
 
 def _typed(overrides: Sequence[str], key: str) -> bool:
     return any(override.lstrip("+").startswith(f"{key}=") for override in overrides)
+
+
+def log_to(run: Path, conf: Path) -> None:
+    """Starts logging to a run's `run.log` in a process without Hydra, with the settings that Hydra would use."""
+    file = this_process().log_file(run)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    logging.config.dictConfig(log_settings(OmegaConf.load(conf / "hydra" / "job_logging" / "run_log.yaml"), file))
+
+
+def log_settings(settings: Any, file: Path) -> dict[str, Any]:
+    """The logging settings of `conf/hydra/job_logging` with this log file; only rank 0 writes to the terminal."""
+    assert isinstance(settings, DictConfig)
+    handlers = settings.get("handlers", {})  # the user's own settings may lack these
+    if "file" in handlers:
+        handlers.file.filename = str(file)
+    if "console" in handlers and not this_process().is_rank_zero:
+        handlers.console.level = "CRITICAL"
+    plain: Any = OmegaConf.to_container(settings, resolve=True)
+    return dict(plain)

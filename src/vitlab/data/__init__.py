@@ -2,7 +2,7 @@
 
 from vitlab.data.autoaugment import AutoAugment
 from vitlab.data.cifar10 import CIFAR10DataModule
-from vitlab.data.datamodule import Batch, ImageDataModule
+from vitlab.data.datamodule import Batch, DataSpec, ImageDataModule
 from vitlab.data.erasing import RandomErasing
 from vitlab.data.image_folder import ImageFolderDataModule
 from vitlab.data.loader import StoredBatch
@@ -16,6 +16,7 @@ __all__ = [
     "Batch",
     "BatchTransform",
     "CIFAR10DataModule",
+    "DataSpec",
     "ImageDataModule",
     "ImageFolderDataModule",
     "Mixing",

@@ -1,6 +1,7 @@
 """ImageDataModule: what every source of images shares."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -26,12 +27,36 @@ class Batch(NamedTuple):
     places: Tensor
 
 
+@dataclass(frozen=True)
+class DataSpec:
+    """What a loaded data set knows about itself, also where the config left it open.
+
+    Attributes:
+        stored_size: Side of the images in memory, in pixels.
+        classes: Their names, by label.
+        mean, std: Of each channel on the scale [0, 1], as the images are normalised.
+    """
+
+    stored_size: int
+    classes: list[str]
+    mean: list[float]
+    std: list[float]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def as_config(self) -> dict[str, Any]:
+        """The same as keys of the config's `data` group."""
+        return {**asdict(self), "num_classes": self.num_classes}
+
+
 class ImageDataModule(LightningDataModule):
     """Loads a data set into memory, splits it, and serves batches that are augmented on the device.
 
     A source is a subclass with `load`, and with `fetch` where there is something to bring here first. The test images
     are never trained or selected on. What a config leaves null of `stored_size`, `num_classes`, `classes`, `mean` and
-    `std` is known after `setup`: see `facts`.
+    `std` is known after `setup`: see `spec`.
 
     Args:
         image_size: Side of the images given to the network, in pixels.
@@ -126,13 +151,13 @@ class ImageDataModule(LightningDataModule):
                 f"data.batch_size={self.batch_size} is more than the {len(kept)} training images: no batch is full"
             )
         self.splits = {"train": train.take(kept), "val": train.take(val), "test": dataset.test}
-        self._complete_facts(dataset)
+        self._describe(dataset)
         self.transform = BatchTransform(
             self.augmentations,
             image_size=self.image_size,
             interpolation=self.interpolation,
-            mean=self.facts["mean"],
-            std=self.facts["std"],
+            mean=self.spec.mean,
+            std=self.spec.std,
         )
 
     def _check(self, dataset: Dataset) -> None:
@@ -145,18 +170,21 @@ class ImageDataModule(LightningDataModule):
         if self.stored_size is not None and self.stored_size != size:
             raise UserError(f"data.stored_size={self.stored_size}, but the images have {size} pixels a side")
 
-    def _complete_facts(self, dataset: Dataset) -> None:
+    def _describe(self, dataset: Dataset) -> None:
         mean, std = self.mean, self.std
         if mean is None or std is None:
             measured_mean, measured_std = channel_statistics(self.splits["train"])
             mean, std = mean or measured_mean, std or measured_std
-        self.facts: dict[str, Any] = {
-            "stored_size": dataset.train.image_shape[-1],
-            "num_classes": len(dataset.classes),
-            "classes": list(dataset.classes),
-            "mean": [float(m) for m in mean],
-            "std": [float(s) for s in std],
-        }
+        self.spec = DataSpec(
+            stored_size=dataset.train.image_shape[-1],
+            classes=list(dataset.classes),
+            mean=[float(m) for m in mean],
+            std=[float(s) for s in std],
+        )
+
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Number and SHA-256 of each split's images and labels, after `setup`."""
+        return {name: {"images": len(split), "sha256": split.fingerprint()} for name, split in self.splits.items()}
 
     def _loader(self, split: str, *, training: bool) -> ResidentLoader:
         trainer = self.trainer
@@ -228,7 +256,7 @@ class ImageDataModule(LightningDataModule):
         if epoch is None or self.mixing is None:
             return Batch(images, labels, places)
         if self.mixing.is_on(self._progress(epoch)):
-            classes = self.facts["num_classes"]
+            classes = self.spec.num_classes
             images, labels = self.mixing(images, labels, classes=classes, seed=self.seed, epoch=epoch, number=number)
         return Batch(images[1:], labels[1:], places[1:])
 

@@ -10,12 +10,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
-
-from vitlab.errors import UserError
-from vitlab.runs.directory import RunDirectory
 
 
 def job() -> str | None:
@@ -43,18 +38,6 @@ def requeue() -> None:
 
 def this_command() -> str:
     return shlex.join(["python", *sys.argv])
-
-
-def find_begun_run(places: Iterable[Path]) -> RunDirectory | None:
-    """The newest run at or below these folders that this command began in this job."""
-    found = []
-    for file in {file for place in places for file in place.rglob("manifest.json")}:
-        with suppress(UserError):  # a manifest that can't be read is not this run's
-            manifest = RunDirectory(file.parent).manifest()
-            mine = job(), this_command(), str(Path.cwd())
-            if (manifest.get("job"), manifest.get("command"), manifest.get("folder")) == mine:
-                found.append((str(manifest.get("started")), file.parent))
-    return RunDirectory(max(found)[1]) if found else None
 
 
 def _slurm_job() -> str | None:

@@ -24,8 +24,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
+from vitlab.distributed import sharded_checkpoint
 from vitlab.distributed.process import this_process
-from vitlab.runs import sharded_checkpoint
 
 
 class DataParallel(DDPStrategy):

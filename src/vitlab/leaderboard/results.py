@@ -1,7 +1,5 @@
 """What run directories and sweeps on disk say of the runs in them."""
 
-import csv
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +10,7 @@ import yaml
 
 from vitlab.errors import UserError
 from vitlab.runs.directory import RunDirectory
-from vitlab.runs.rebase import moved
+from vitlab.runs.rebase import rebase_paths
 from vitlab.sweeps.job import SET_ASIDE
 from vitlab.sweeps.sweep_file import FILE, read_record
 
@@ -96,7 +94,7 @@ def read_result(path: Path, job: Mapping[str, Any] | None = None) -> Result:
     hydra = path / ".hydra"
     try:
         manifest = run.manifest()
-        metrics = json.loads(run.metrics_file.read_text(encoding="utf-8")) if run.metrics_file.exists() else {}
+        metrics = run.final_metrics()
         status = _status(manifest, job, bool(metrics))
         config = _yaml(path / "config.yaml", {})
         if status == "finished" and "seed" not in config:
@@ -107,13 +105,13 @@ def read_result(path: Path, job: Mapping[str, Any] | None = None) -> Result:
             status=status,
             reason="" if status == "finished" else str(job.get("reason") or _last_error(path)),
             overrides=_yaml(hydra / "overrides.yaml", job.get("overrides", [])),
-            settings=flat(moved(config, str(config.get("run_dir")), "")),
+            settings=flat(rebase_paths(config, str(config.get("run_dir")), "")),
             choices={group: option for group, option in choices.items() if "/" not in group},
             derived=frozenset(
                 k for k, v in flat(_yaml(hydra / "config.yaml", {})).items() if v is None or "${" in str(v)
             ),
             metrics={name: float(value) for name, value in metrics.items()} if status == "finished" else {},
-            epochs=_epochs(run.epochs_file),
+            epochs=run.epoch_rows(),
             manifest=manifest,
         )
     except (UserError, OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
@@ -149,14 +147,6 @@ def _last_error(path: Path) -> str:
     log = Result(path, "").log
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log else []
     return next((match[0] for line in reversed(lines) if (match := FAILED.match(line))), "")
-
-
-def _epochs(file: Path) -> list[dict[str, float]]:
-    if not file.exists():
-        return []
-    with file.open(newline="", encoding="utf-8") as rows:
-        lines = [row for row in csv.DictReader(rows) if row.get("epoch")]
-        return [{key: float(value) for key, value in row.items() if value} for row in lines]
 
 
 def _yaml(file: Path, default: Any) -> Any:

@@ -42,9 +42,7 @@ def draw_augmentations(command: DictConfig, overrides: Sequence[Override], conf:
     config = compose_training(["name=augmentations", "run_dir=outputs", *typed], conf)
     data = load_data(config)
     labels = data.splits["train"].labels
-    places = torch.stack(
-        [(labels == label).nonzero()[0, 0] for label in range(min(EXAMPLES, len(data.facts["classes"])))]
-    )
+    places = torch.stack([(labels == label).nonzero()[0, 0] for label in range(min(EXAMPLES, len(data.spec.classes)))])
     images = data.splits["train"].pick(places)
     file.parent.mkdir(parents=True, exist_ok=True)
     _draw(images, [*_each(images, places), _together(data, images, places)], file)

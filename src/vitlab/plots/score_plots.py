@@ -95,7 +95,7 @@ def _columns(names: Sequence[str]) -> int:
 
 def _curve(axes: Axes, runs: Sequence[Sequence[Mapping[str, float]]], metric: str, look: Mapping[str, Any]) -> None:
     """The mean of runs over the epochs that all of them have."""
-    values = [{row["epoch"] + 1: row[metric] for row in epochs if metric in row} for epochs in runs]
+    values = [{row["epoch"]: row[metric] for row in epochs if metric in row} for epochs in runs]
     common = sorted(set.intersection(*map(set, values)))
     means = [factor(metric) * fmean(value[epoch] for value in values) for epoch in common]
     axes.plot(common, means, marker="o" if len(common) < 4 else "", markersize=3.5, **look)

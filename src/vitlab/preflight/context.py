@@ -48,7 +48,7 @@ class CheckContext:
 
     @property
     def num_classes(self) -> int:
-        return int(self.data.facts["num_classes"])
+        return int(self.data.spec.num_classes)
 
     def copy(self) -> ImageClassifier:
         """The classifier as it starts, on the device, in the precision and the mode that it trains in."""

@@ -80,8 +80,8 @@ def _duration(subject: CheckContext, speed: float) -> str:
     lengths = []
     if trainer.max_epochs and trainer.max_epochs > 0:
         lengths.append(trainer.max_epochs * batches)
-    if trainer.max_steps > 0:
-        lengths.append(trainer.max_steps * trainer.accumulate_grad_batches)
+    if subject.classifier.max_steps > 0:
+        lengths.append(subject.classifier.max_steps * trainer.accumulate_grad_batches)
     compiled = getattr(subject.classifier.network, "_compiled_call_impl", None) is not None
     figure = f"{speed:,.0f} images a second in training steps{', before torch.compile' if compiled else ''}"
     # A forward pass is about a third of a training step.

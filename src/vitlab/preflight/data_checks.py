@@ -30,7 +30,7 @@ def normalised_input(subject: CheckContext) -> Iterator[CheckResult]:
         return
     mean, std = images.mean(dim=(0, 2, 3)).tolist(), images.std(dim=(0, 2, 3)).tolist()
     figure = f"mean {_list(mean)}, standard deviation {_list(std)}, values {images.min():.2f} to {images.max():.2f}"
-    chosen = {key: subject.data.facts[key] for key in SAID_TOGETHER}
+    chosen = {key: getattr(subject.data.spec, key) for key in SAID_TOGETHER}
     expected = {key: list(subject.expected_input[key]) for key in SAID_TOGETHER if subject.expected_input.get(key)}
     if images.abs().max() > 20:
         yield failed(
@@ -91,7 +91,7 @@ def augmented_range(subject: CheckContext) -> Iterator[CheckResult]:
 def labels(subject: CheckContext) -> Iterator[CheckResult]:
     """Every class is there, and no label beyond them."""
     check, classes = "labels", subject.num_classes
-    names = subject.data.facts["classes"]
+    names = subject.data.spec.classes
     missing = []
     for split, arrays in subject.data.splits.items():
         if not len(arrays):

@@ -188,7 +188,7 @@ def _details(summary: RunSummary, run: Path) -> Iterator[str]:
         checks = Counter(check["status"] for check in json.loads(preflight.read_text(encoding="utf-8"))["checks"])
         rows.append(("preflight checks", ", ".join(f"{count} {status}" for status, count in checks.items())))
     for resumed in manifest.get("resumed", []):
-        at = f"{resumed['time'][:16].replace('T', ' ')}, from epoch {resumed['epoch'] + 1}, step {resumed['step']:,}"
+        at = f"{resumed['time'][:16].replace('T', ' ')}, from epoch {resumed['epoch']}, step {resumed['step']:,}"
         rows.append(("resumed", at))
     yield table(("item", "value"), rows)
     for group, heading in (("model", "Model"), ("optimizer", "Optimizer"), ("augment", "Augmentation")):

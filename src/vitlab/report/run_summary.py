@@ -1,6 +1,5 @@
 """Read the files of a run directory for its report."""
 
-import csv
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -48,12 +47,12 @@ class RunSummary:
     def epochs_at(self, row: Row) -> float:
         """Epochs of training at a row's end; not a whole number if a time or step limit ended the last epoch early."""
         if row is not self.epochs[-1]:
-            return row["epoch"] + 1
+            return row["epoch"]
         before = self.epochs[-2]["step"] if len(self.epochs) > 1 else 0.0
         steps = row["step"] - before + row.get("skipped_steps", 0)
         batches = self.used("train") // int(self.config.data.batch_size)
         whole = max(1, -(-batches // int(self.config.trainer.accumulate_grad_batches)))
-        return round(row["epoch"] + min(1.0, steps / whole), 2)
+        return round(row["epoch"] - 1 + min(1.0, steps / whole), 2)
 
     @property
     def length(self) -> str:
@@ -125,17 +124,10 @@ def read_run_summary(run: RunDirectory) -> RunSummary:
     return RunSummary(
         config=run.config(),
         manifest=manifest,
-        epochs=_rows(run),
-        final=_json(run, "metrics.json") if finished else {},
+        epochs=run.epoch_rows(),
+        final=run.final_metrics() if finished else {},
         details=_json(run, "test_details.json") if finished else {},
     )
-
-
-def _rows(run: RunDirectory) -> list[Row]:
-    if not run.epochs_file.exists():
-        return []
-    with run.epochs_file.open(newline="", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def _json(run: RunDirectory, name: str) -> dict[str, Any]:

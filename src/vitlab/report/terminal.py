@@ -38,7 +38,7 @@ def print_header(config: DictConfig, data: ImageDataModule, network: nn.Module, 
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items() if len(split))
     show(
         f"{config.name}: {type(network).__name__}, {parameters:,} parameters, on {_device(trainer)}",
-        f"data: {data_set(config)}, {config.data.num_classes} classes; {sizes} images",
+        f"data: {data_set(config)}, {data.spec.num_classes} classes; {sizes} images",
     )
     if not len(data.splits["val"]):
         show("data.val_size=0: no validation, so no epoch is selected; the weights of the last epoch are tested")
@@ -103,7 +103,7 @@ def print_interrupted(config: DictConfig, run: RunDirectory) -> None:
 @rank_zero_only
 def print_resumed(config: DictConfig, run: Path, epoch: int, step: int, changed: dict[str, str | None]) -> None:
     """The point at which the run resumes, and the effects of changed keys."""
-    show(f"Resuming {config.name} at epoch {epoch + 1}, step {step:,} ({config.trainer.precision})")
+    show(f"Resuming {config.name} at epoch {epoch}, step {step:,} ({config.trainer.precision})")
     show(f"run directory: {shorten(run)}")
     for key, effect in changed.items():
         if effect:
@@ -134,7 +134,7 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
         show(table)
     selected = f"the best by {config.checkpoint.monitor}" if "val/loss" in metrics else "the last one"
     minutes, seconds = divmod(round(metrics["seconds"]), 60)
-    show(f"weights kept: epoch {int(metrics['epoch']) + 1} of {len(summary.epochs)}, {selected}")
+    show(f"weights kept: epoch {int(metrics['epoch'])} of {len(summary.epochs)}, {selected}")
     show(f"total time: {minutes} min {seconds:02d} s", f"run directory: {shorten(run)}")
     for pattern, line in (
         ("report.html", "report.html  all results on one page"),

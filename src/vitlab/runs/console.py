@@ -2,22 +2,19 @@
 
 import io
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # rich takes a tenth of a second to import
-    from rich.console import Console, RenderableType
+from rich.console import Console, RenderableType
 
 log = logging.getLogger(__name__)
 
 
-def terminal(**options: Any) -> "Console":
+def terminal(**options: Any) -> Console:
     """A console that prints text as it is: no markup, no wrapping of paths and commands, no coloured numbers."""
-    from rich.console import Console
-
     return Console(soft_wrap=True, highlight=False, markup=False, emoji=False, **options)
 
 
-def show(*lines: "RenderableType", style: str = "", console: "Console | None" = None) -> None:
+def show(*lines: RenderableType, style: str = "", console: Console | None = None) -> None:
     """Print on the terminal, and write the same as plain text to run.log.
 
     Args:

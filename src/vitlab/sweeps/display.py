@@ -86,7 +86,7 @@ def position(job: Job) -> tuple[str, str, str]:
     rows = job.epoch_rows()
     if not rows:
         return (f"0/{job.epochs}" if job.epochs else "0"), "", ""
-    row, done = rows[-1], int(rows[-1]["epoch"]) + 1
+    row, done = rows[-1], int(rows[-1]["epoch"])
     value = next((f"{r[job.monitor]:.4f}" for r in reversed(rows) if job.monitor in r), "")
     if job.epochs is None:
         return str(done), value, ""

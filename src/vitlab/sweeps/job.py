@@ -1,7 +1,5 @@
 """A job of a sweep, and what is on disk of it."""
 
-import csv
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -106,15 +104,13 @@ class Job:
     def epoch_rows(self) -> list[dict[str, float]]:
         """The rows of `metrics.csv` so far."""
         try:
-            with self.run.epochs_file.open(newline="") as file:
-                return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+            return self.run.epoch_rows()
         except (OSError, ValueError):
             return []
 
     def final_metrics(self) -> dict[str, float]:
         """What `metrics.json` holds; nothing of a run that only checked."""
-        file = self.run.metrics_file
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return self.run.final_metrics()
 
     def last_lines(self, count: int) -> list[str]:
         """The end of what it printed, without the progress bar's control characters."""

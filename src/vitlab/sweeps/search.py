@@ -71,8 +71,9 @@ class Search:
         trial = self.trials[job.number]
         known = self.study._storage.get_trial(trial._trial_id).intermediate_values
         for row in job.epoch_rows():
-            if job.monitor in row and int(row["epoch"]) not in known:
-                trial.report(row[job.monitor], int(row["epoch"]))
+            step = int(row["epoch"]) - 1  # Optuna counts from 0
+            if job.monitor in row and step not in known:
+                trial.report(row[job.monitor], step)
         return trial.should_prune()
 
     def ended(self, job: Job) -> None:

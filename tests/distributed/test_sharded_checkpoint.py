@@ -9,9 +9,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
+from vitlab.distributed.sharded_checkpoint import GROUPS, consolidated, put_in_place, write_shards
 from vitlab.errors import UserError
 from vitlab.runs.checkpoint import read_checkpoint
-from vitlab.runs.sharded_checkpoint import GROUPS, consolidated, put_in_place, write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 NAMES = ["network.weight", "network.bias"]

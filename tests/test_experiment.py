@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -86,7 +87,11 @@ def test_the_terminal_shows_results_and_next_commands_and_nothing_else(command: 
     ):
         assert line in result.stdout
     assert "warn" not in result.stdout.lower()
-    assert "epoch   2/2  train loss" in result.stdout
+    epochs = [line.split() for line in result.stdout.splitlines() if re.match(r" +[12]/2 ", line)]
+    assert [line[0] for line in epochs] == ["1/2", "2/2"]
+    assert max(map(len, result.stdout.splitlines()[:8])) <= 80
+    log = [line[28:] for line in (tmp_path / run / "run.log").read_text().splitlines()]
+    assert log == [line.rstrip() for line in result.stdout.splitlines()]  # what the terminal showed, and nothing else
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
@@ -131,7 +136,7 @@ def test_an_interrupted_run_keeps_its_last_state(sent: signal.Signals, status: i
     process.send_signal(sent)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == status
-    assert "interrupted; the last state is in run/checkpoints/last.ckpt" in output
+    assert "Interrupted. The state is saved in run/checkpoints/last.ckpt." in output
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["status"] == "interrupted"
     assert not (tmp_path / "run" / "metrics.json").exists()
@@ -144,7 +149,7 @@ def test_without_validation_the_last_epoch_is_tested(in_process: Command, tmp_pa
     result = in_process("train.py", *SMALL_RUN, "data.val_size=0")
     assert result.returncode == 0
     assert result.stderr == ""
-    assert "all images are trained on, no epoch is selected" in result.stdout
+    assert "data.val_size=0: no validation, so no epoch is selected" in result.stdout
     run = only_run(tmp_path)
     assert json.loads((run / "manifest.json").read_text())["data"]["train"]["images"] == 400
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["last.ckpt"]

@@ -208,7 +208,7 @@ def test_a_user_model_starts_from_a_file(in_process: Command, tmp_path: Path, mo
     result = in_process("train.py", *SHORT, *arguments)
     assert result.returncode == 0, result.stderr
     assert "weights: 2 of 2 tensors (100.0% of the values) from own.pth" in result.stdout
-    assert "does not say how its images were normalised: here by data.mean and data.std" in result.stdout
+    assert "does not say how its images were normalised: using data.mean and data.std" in result.stdout
 
 
 @pytest.mark.parametrize(

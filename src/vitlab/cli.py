@@ -114,9 +114,11 @@ def _statuses(log: logging.Logger | None = None) -> Iterator[None]:
         sys.exit(TERMINATED)
     except PeerError:
         sys.exit(1)
-    except (UserError, *NOT_COMPOSED) as error:
+    except Exception as error:
         if log:
-            log.info("where the error arose:", exc_info=error)  # in run.log alone
+            log.info("traceback:", exc_info=error)  # in run.log only
+        if not isinstance(error, (UserError, *NOT_COMPOSED)):
+            raise
         refuse([explain(error)])
 
 

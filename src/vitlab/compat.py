@@ -66,6 +66,11 @@ def translate_lightning_exits(trainer: pl.Trainer) -> Iterator[None]:
         threading.excepthook = show
 
 
+def logged_step(trainer: pl.Trainer) -> int:
+    """The step at which Lightning's loggers log next: it also counts steps whose update was skipped (Lightning 2.6)."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
 # Each is said by a library about itself or about a choice that the config makes on purpose.
 _HARMLESS_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning's, of torch's pytree
@@ -77,7 +82,7 @@ _HARMLESS_WARNINGS = (
 
 
 def silence_libraries() -> None:
-    """Sends the libraries' chatter to the run's log alone; warnings, but for the harmless, still reach the terminal."""
+    """Drop the libraries' messages below warnings, and harmless warnings; others reach the terminal and run.log."""
     for message in _HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     logging.captureWarnings(True)
@@ -86,6 +91,7 @@ def silence_libraries() -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()  # a handler of their own, which writes to the terminal
         logger.propagate = True
+        logger.setLevel(logging.WARNING)
 
 
 class _WatchedLauncher(_SubprocessScriptLauncher):

@@ -334,7 +334,7 @@ def begin_run(experiment: Experiment, compare_with: Mapping[str, Any] | None) ->
     run.create(as_plain_data(config), manifest)
     if compare_with is not None and (different := differences(compare_with, run.manifest())):
         log.warning(f"Results may differ from those of the other run: {', '.join(different)}")
-    print_header(config, experiment.data, model, run.path)
+    print_header(config, experiment.data, model, experiment.trainer, run.path)
     if weights and report:
         print_weights(weights, report)
 
@@ -379,7 +379,7 @@ def check_before_training(experiment: Experiment) -> None:
     preflight = run_preflight(context, experiment.run.checkpoints)
     write_json(experiment.run.path / "preflight.json", preflight.as_data())
     log_text(trainer, "preflight", preflight.as_markdown())
-    print_preflight(preflight)
+    print_preflight(preflight, every_check=mode == "only")
     if preflight.failures and mode != "warn":
         names = ", ".join(finding.check for finding in preflight.failures)
         raise UserError(f"preflight: {names} failed: see above; preflight=warn trains all the same")

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from vitlab.benchmarks.input_speed import PILImages
-from vitlab.benchmarks.measurement import DEVICE, Sections, Setup, Variant, compose_config, endless, timed
+from vitlab.benchmarks.measurement import DEVICE, Sections, Setup, Variant, compose_config, endless, load, timed
 from vitlab.benchmarks.training_loop import training_steps
 from vitlab.compat import silence_libraries
 

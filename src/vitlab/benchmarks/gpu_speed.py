@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from vitlab.benchmarks.measurement import DEVICE, Sections, Setup, Variant, compose_config, timed
+from vitlab.benchmarks.measurement import DEVICE, Sections, Setup, Variant, compose_config, load, timed
 from vitlab.benchmarks.step_speed import timm_speed, train_speed
 from vitlab.benchmarks.training_loop import HALF, training_steps
 from vitlab.config.instantiate import build_network

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 
-from vitlab.benchmarks.measurement import Sections, Setup, Variant, endless, timed
+from vitlab.benchmarks.measurement import Sections, Setup, Variant, endless, load, timed
 from vitlab.benchmarks.training_loop import training_batches
 from vitlab.data import ImageDataModule, RandAugment, RandomCrop, RandomHorizontalFlip, TrivialAugment
 from vitlab.data.arrays import ImageArrays

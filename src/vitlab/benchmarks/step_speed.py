@@ -11,7 +11,7 @@ from statistics import median
 from omegaconf import DictConfig
 from torchvision.transforms.functional import to_pil_image
 
-from vitlab.benchmarks.measurement import DEVICE, Sections, Setup, Variant, run_process
+from vitlab.benchmarks.measurement import DEVICE, Sections, Setup, Variant, load, run_process
 from vitlab.benchmarks.start_time import TRAIN
 from vitlab.benchmarks.training_loop import training_steps
 from vitlab.config.instantiate import build_network

@@ -141,7 +141,7 @@ class LastCheckpoint(Checkpoint):
         if self.received == number:
             raise KeyboardInterrupt
         self.received = self.received or number
-        os.write(2, b"\nstopping after this step; once more stops at once\n")
+        os.write(2, b"\nStopping after this step. Interrupt again to stop at once.\n")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

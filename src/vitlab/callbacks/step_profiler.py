@@ -16,6 +16,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity
 
 from vitlab.files import write_json, write_text
+from vitlab.runs.console import show
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ class StepProfiler(Profiler):
             console.print(*tables)
         write_text(self.folder / "step.txt", text.get())
         write_json(self.folder / "step.json", result)
-        Console(soft_wrap=True).print(*tables)
+        show(*tables)
         self.steps = []
 
 

@@ -66,7 +66,7 @@ def new_file(out: str | None, default: str) -> Path:
     """
     file = Path(out or default.format(time=time.strftime("%Y-%m-%d_%H-%M-%S")))
     if file.exists():
-        raise UserError(f"out={file} exists, and nothing is overwritten: choose another name")
+        raise UserError(f"out={file} is there already: nothing is overwritten, choose another name")
     return file
 
 

@@ -209,7 +209,7 @@ def test_a_finished_run_can_be_extended(in_process: Command, tmp_path: Path) -> 
     refused = in_process("train.py", "resume=run")
     assert refused.returncode == 2
     assert (
-        "run is finished, after 2 epochs and 10 steps: give a larger trainer.max_epochs=... to extend it"
+        "finished, after 2 epochs and 10 steps: give a larger trainer.max_epochs=... to extend it"
         in refused.stderr
     )
     longer = in_process("train.py", "resume=run", "trainer.max_epochs=3")
@@ -431,7 +431,7 @@ def test_a_requeued_slurm_job_resumes_its_run(
     monkeypatch.setenv("SLURM_JOB_ID", "78")
     assert (
         "holds a run already" in in_process("train.py", *arguments).stderr
-    )  # the command of another job is another run
+    )  # another job is another run
 
 
 def test_a_hostile_run_can_not_write_elsewhere(interrupted: Path, in_process: Command, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Continue an interrupted or requeued run in its directory, and repeat a run in a new one."""
+"""Resume interrupted and requeued runs; reproduce a run in a new directory."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""Read and write a run's metrics: `metrics.csv`, one row per epoch, and `metrics.json`.
+"""Read and write `metrics.csv`, one row per epoch, and `metrics.json`.
 
 Epochs count from 1. Versions before manifest format 2 counted them from 0; their files are converted on reading.
 """

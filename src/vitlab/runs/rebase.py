@@ -1,4 +1,4 @@
-"""Rebase the paths of a moved run, and refuse paths and links that lead out of a run."""
+"""Rebase the paths of a moved run; refuse paths and links that leave a run."""
 
 from pathlib import Path
 from typing import Any

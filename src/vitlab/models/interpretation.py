@@ -1,4 +1,4 @@
-"""Interpret a ViT's attention and weights: rollout, relevance, distances, filters, positions."""
+"""Interpret a ViT by attention rollout, distances, filters and positions."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,7 @@
-"""The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words")."""
+"""The Vision Transformer, its blocks, pooling and fixed positions.
+
+Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words".
+"""
 
 from collections.abc import Sequence
 from typing import Any

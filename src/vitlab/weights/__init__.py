@@ -1,4 +1,4 @@
-"""Load weights from files and the hub, fit them into a model, and export models to timm and ONNX."""
+"""Load weights, fit them into a model, and export models to timm and ONNX."""
 
 from vitlab.weights.fitting import LoadReport, fit_weights
 from vitlab.weights.loading import Weights, find_weights

@@ -25,7 +25,7 @@ from vitlab.callbacks import FinalValidation
         ({"max_epochs": -1, "max_steps": 5}, {"limit_val_batches": 0}, []),
     ],
 )
-def test_a_run_s_last_state_is_validated_once(
+def test_the_final_weights_are_validated_once(
     length: dict[str, Any], every: dict[str, Any], validated: list[int]
 ) -> None:
     model = make(Constant(), optimizer=partial(torch.optim.SGD, lr=0.1), max_steps=length.get("max_steps", -1))

@@ -14,7 +14,7 @@ DATA = ["data=synthetic", "data.train_images=60", "data.test_images=20", "data.v
 SCRIPT = "src/vitlab/plots/augmentation_sheet.py"
 
 
-def test_a_sheet_is_drawn_and_never_overwritten(in_process: Command, tmp_path: Path) -> None:
+def test_a_sheet_is_written_and_never_overwritten(in_process: Command, tmp_path: Path) -> None:
     result = in_process(SCRIPT, *DATA, "augment=strong", "augment.mixing.p=1", "out=sheet.png")
     assert result.returncode == 0, result.stderr
     assert result.stdout == "written: sheet.png\n"
@@ -26,7 +26,7 @@ def test_a_sheet_is_drawn_and_never_overwritten(in_process: Command, tmp_path: P
     assert "out=sheet.png is there already" in again.stderr
 
 
-def test_every_operation_has_a_row_that_grows_stronger() -> None:
+def test_every_operation_has_a_row_of_rising_strength() -> None:
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     rows = dict(apply_each(images, torch.arange(3)))
     flips = ["RandomHorizontalFlip", "RandomHorizontalFlip, alternating"]

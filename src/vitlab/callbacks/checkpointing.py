@@ -143,9 +143,7 @@ class LastCheckpoint(Checkpoint):
         self.received = self.received or number
         os.write(2, b"\nStopping after this step. Interrupt again to stop at once.\n")
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         # The end of an epoch is saved later, when all of its metrics are logged.
         if not (trainer.is_last_batch or validation_follows(trainer)):
             self._save_after_step(trainer)

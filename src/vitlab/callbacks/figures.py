@@ -65,14 +65,14 @@ class CollectLogits(pl.Callback):
 
     @property
     def logits(self) -> Tensor:
-        return torch.cat([logits for logits, _ in self._batches])[self._indices().argsort()]
+        return torch.cat([logits for logits, _ in self._batches])[self._order()]
 
     @property
     def index(self) -> Tensor:
-        return self._indices().sort().values
+        return torch.cat([indices for _, indices in self._batches])[self._order()]
 
-    def _indices(self) -> Tensor:
-        return torch.cat([indices for _, indices in self._batches])
+    def _order(self) -> Tensor:
+        return torch.cat([indices for _, indices in self._batches]).argsort()
 
 
 class Figures(pl.Callback):

@@ -10,8 +10,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
-from vitlab.data import Batch
-
 
 class LayerStatistics(pl.Callback):
     """Logs every `log_every_n_steps` steps, for each layer (patch embedding, each block, head ...) and for `all`:
@@ -47,9 +45,7 @@ class LayerStatistics(pl.Callback):
                 self.before[name] = [(p, p.detach().clone()) for p in moved]
                 self.gradients[name] = _norm([p.grad for p in moved if p.grad is not None])
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if not self.before:
             return
         weights = [_norm([old for _, old in pairs]) for pairs in self.before.values()]

@@ -28,6 +28,9 @@ class Throughput(pl.Callback):
     position = -1  # stops the clocks before all other callbacks
 
     def __init__(self) -> None:
+        self.images = 0
+        self.seconds = self.waited = 0.0  # of the epoch, up to the clocks' last stop
+        self.resumed = self.stepped = perf_counter()  # when they started again
         self.resume = _Resume(self)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -74,7 +77,8 @@ class _Resume(pl.Callback):
         self.clocks.images, self.clocks.seconds, self.clocks.waited = 0, 0.0, 0.0
         self.on_validation_end()
 
-    on_train_epoch_start = on_train_start
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.on_train_start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
         self.clocks.images += len(batch.labels) * trainer.world_size

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -115,7 +116,8 @@ def draw_predictions(predictions: Sequence[tuple[Path, str, float]]) -> Figure:
     for path, name, probability in predictions:
         image = read_image(path)
         resampling = Image.Resampling.NEAREST if max(image.size) < 100 else Image.Resampling.BICUBIC
-        pixels = np.asarray(ImageOps.pad(image, (250, 250), resampling, "white"), np.float32) / 255
+        square = ImageOps.pad(image, (250, 250), resampling, "white")
+        pixels = stretch_image(torch.from_numpy(np.array(square)).permute(2, 0, 1), 250)
         tiles.append(Tile(pixels, f"{shorten_name(name, 18)} {probability:.0%}", shorten_name(path.name, 22)))
     rows = split_into_rows(tiles, min(6, len(tiles)))
     return draw_sheet(rows, font_size=9, colors=("black", "0.4"))

@@ -113,6 +113,6 @@ def read_figures(run: Path) -> list[FigureFile]:
     for file in sorted((run / "figures").glob("*.png")):
         with Image.open(file) as image:
             info = {"Source": "", "Title": file.stem, "Description": "", **image.info}
-            texts = [str(info[key]) for key in ("Source", "Title", "Description")]
-            found.append(FigureFile(*texts, file, image.width))
+            tag, title, caption = (str(info[key]) for key in ("Source", "Title", "Description"))
+            found.append(FigureFile(tag, title, caption, file, image.width))
     return found

@@ -35,7 +35,7 @@ class Scale:
         self.numeric = len(numbers) == len(distinct) and not zero_beside_decades
         self._names = [_format(value) for value in distinct]
         self._low, self._high = (self._size(distinct[0]), self._size(distinct[-1])) if self.numeric else (0.0, 0.0)
-        ticks = distinct if self.few or not self.numeric else self._round_numbers(distinct)
+        ticks = distinct if self.few or not self.numeric else self._round_numbers(numbers)
         self.ticks = [(_format(value), self(value)) for value in ticks]
 
     def __call__(self, value: Any) -> float:
@@ -139,7 +139,7 @@ def _draw_effect(axes: Axes, scale: Scale, values: Sequence[Any], scores: list[f
         at.setdefault(_format(value), []).append(score)
     if scale.few and max(map(len, at.values())) > 1:
         means = [fmean(at[name]) for name, _ in scale.ticks]
-        line = {"linestyle": "-" if scale.numeric else "", "color": LINE_COLORS[1]}
+        line: dict[str, Any] = {"linestyle": "-" if scale.numeric else "", "color": LINE_COLORS[1]}
         places = [place for _, place in scale.ticks]
         axes.plot(places, means, marker="_", markersize=22, markeredgewidth=2, **line)
     ticks = _keep_apart(scale.ticks, CHARACTER) if scale.numeric else scale.ticks

@@ -1,6 +1,8 @@
 """Test `python train.py -m` from end to end, and `sweep=resume:`."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,7 +111,7 @@ def test_failing_jobs_do_not_stop_the_others(command: Command, tmp_path: Path) -
     result = command(
         *("train.py", "-m", "data=synthetic", "data.train_images=200", "data.test_images=100", "preflight=off"),
         *("trainer.max_epochs=1", "hydra.sweep.dir=sweep", "seed=0", f"model._target_={','.join(names)}"),
-        env={"PYTHONPATH": str(tmp_path)},
+        env={"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
         timeout=600,
     )
     assert result.returncode == 1, result.stdout + result.stderr

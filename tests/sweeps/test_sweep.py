@@ -164,7 +164,7 @@ def fake_processes(folder: Path) -> list[int]:
     ],
 )
 def test_a_stopped_sweep_resumes_to_the_same_results(how: Any, run: Callable[..., int], tmp_path: Path) -> None:
-    jobs = grid("+pace=0.15", seeds=[0])
+    jobs = grid("+pace=0.8", seeds=[0])
     assert run(tmp_path / "whole", grid(seeds=[0])) == 0
     folder = tmp_path / "broken"
     process = subprocess.Popen(script(folder, jobs), stdout=subprocess.PIPE, text=True)

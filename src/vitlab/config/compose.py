@@ -236,8 +236,9 @@ def _mistakes_of_job(overrides: Sequence[str]) -> list[str]:
                 config = compose("train", left, return_hydra_config=True)
                 break
             except NOT_COMPOSED as error:
-                lines.append(explain(error))
-                culprit = _culprit(error, left)
+                sentence, subject = _diagnose(error)
+                lines.append(sentence)
+                culprit = next((o for o in left if subject and subject in (o, o.lstrip("+"), _key(o))), None)
                 if culprit is None:
                     return lines
                 left.remove(culprit)
@@ -245,45 +246,37 @@ def _mistakes_of_job(overrides: Sequence[str]) -> list[str]:
         return lines + describe_mistakes(config)
 
 
-def _culprit(error: Exception, overrides: Sequence[str]) -> str | None:
-    """The override that an error of Hydra's is about."""
-    if isinstance(error, OverrideParseException):
-        return str(error.override)
-    if str(error).startswith("Ambiguous value for argument"):
-        return str(error).split("'")[1]
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        choice = "=".join(error.missing_cfg_file.rsplit("/", 1))
-        return next((o for o in overrides if o.lstrip("+") == choice), None)
-    return next((o for o in overrides if _key(o) == str(getattr(_cause(error), "full_key", None))), None)
-
-
-def _cause(error: Exception) -> BaseException:
-    return error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-
-
 def explain(error: Exception) -> str:
     """Explain an error in the user's input in one sentence, with the nearest right word if there is one."""
-    cause = _cause(error)
+    return _diagnose(error)[0]
+
+
+def _diagnose(error: Exception) -> tuple[str, str]:
+    """The sentence for an error, and the override, or the key of the override, that it is about."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    key = str(getattr(cause, "full_key", None) or "")
     if isinstance(error, UserError):
-        return str(error)
+        return str(error), ""
+    if isinstance(error, OverrideParseException):
+        reason = next(iter(str(error.message).splitlines()), "")
+        return f"'{error.override}' is not of the form key=value ({reason})", str(error.override)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = list(error.options or [])
         known = f"{nearest(option, options)} ({group}: {', '.join(options)})"
-        return f"there is no {group}={option}{known}" if group else f"there is no config file '{option}'"
+        sentence = f"there is no {group}={option}{known}" if group else f"there is no config file '{option}'"
+        return sentence, f"{group}={option}"
     if isinstance(cause, MissingMandatoryValue):
-        return f"{cause.full_key} must be given: add {cause.full_key}=..."
+        return f"{key} must be given: add {key}=...", key
     if isinstance(cause, OmegaConfBaseException) and "is not in struct" in str(cause):
         siblings = list(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else []
-        return f"unknown key '{cause.full_key}'{did_you_mean(str(cause.key), siblings)}"
+        return f"unknown key '{key}'{did_you_mean(str(cause.key), siblings)}", key
     if str(error).startswith("Ambiguous value for argument"):
         argument = str(error).split("'")[1]
-        return f"{argument} has several values: add -m to sweep over them, or write key=[a,b] for a list"
+        return f"{argument} has several values: add -m to sweep over them, or write key=[a,b] for a list", argument
     if isinstance(error, YAMLError):
         mark: Any = getattr(error, "problem_mark", None)
         where = f"{mark.name}, line {mark.line + 1}" if mark else "a config file"
-        return f"{where} is no YAML: {getattr(error, 'problem', None) or error}"
-    if isinstance(error, OverrideParseException):
-        return f"'{error.override}' is not of the form key=value ({next(iter(str(error.message).splitlines()), '')})"
+        return f"{where} is no YAML: {getattr(error, 'problem', None) or error}", ""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) if lines else type(error).__name__
+    return " ".join(lines[:2]) if lines else type(error).__name__, key

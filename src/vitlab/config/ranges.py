@@ -53,6 +53,7 @@ OmegaConf.register_new_resolver("mode_of", METRICS.get, replace=True)
 FRACTION = number(0, 1)
 BELOW_ONE = number(0, 1, below=True)
 POSITIVE = number(0, above=True)
+RATIO = number(0, 1, above=True)
 SIDE = whole(1) | Kind("a list of two", lambda v: isinstance(v, list) and len(v) == 2 and all(map(whole(1).fits, v)))
 LIMIT = Kind(
     "a whole number of batches, or a fraction from 0.0 to 1.0",
@@ -104,19 +105,14 @@ SETTINGS: Mapping[str, Kind] = {
 }
 OPTIONAL = {"checkpoint.mode": MODE}  # for a metric that vitlab does not know
 
-# Parameters by target (* stands for any characters) and name. Such a rule replaces the annotation; parameters without
-# one are checked by their annotation alone.
+# By target (* stands for any characters): the names of parameters, and their range. It replaces the annotation, which
+# checks all other parameters.
 PARAMETERS: Mapping[str, Mapping[str, Kind]] = {
     "vitlab.models.VisionTransformer": {
         "patch_size": SIDE,
-        "embed_dim": whole(1),
-        "depth": whole(1),
-        "num_heads": whole(1),
+        "embed_dim depth num_heads": whole(1),
         "mlp_ratio": POSITIVE,
-        "dropout": BELOW_ONE,
-        "attention_dropout": BELOW_ONE,
-        "drop_path": BELOW_ONE,
-        "patch_dropout": BELOW_ONE,
+        "dropout attention_dropout drop_path patch_dropout": BELOW_ONE,
         "stem": choice("patch", "shifted", "conv"),
         "pool": choice("cls", "mean", "attention"),
         "pos_embed": choice("learned", "sincos2d", "none"),
@@ -126,36 +122,37 @@ PARAMETERS: Mapping[str, Mapping[str, Kind]] = {
         "layer_scale": POSITIVE | NULL,
         "head_hidden_dim": whole(1) | NULL,
     },
-    "vitlab.models.timm_model": {"dropout": BELOW_ONE | NULL, "drop_path": BELOW_ONE | NULL},
+    "vitlab.models.timm_model": {"dropout drop_path": BELOW_ONE | NULL},
     "vitlab.data.ImageFolderDataModule": {"test_size": number(0)},
     "vitlab.data.SyntheticDataModule": {
-        **{"train_images": whole(1), "test_images": whole(1), "noise": number(0), "data_seed": whole(0)}
+        "train_images test_images": whole(1),
+        "noise": number(0),
+        "data_seed": whole(0),
     },
     "vitlab.data.RandomCrop": {"padding": whole(0)},
     "vitlab.data.RandomHorizontalFlip": {"p": FRACTION},
     "vitlab.data.RandomErasing": {"p": FRACTION, "area": each(2, FRACTION), "aspect": each(2, POSITIVE)},
     "vitlab.data.RandAugment": {"num_ops": whole(1), "magnitude": whole(0, 30)},
-    "vitlab.data.Mixing": {
-        **{"p": FRACTION, "mixup_alpha": POSITIVE, "cutmix_alpha": POSITIVE},
-        **{"cutmix_share": FRACTION, "off_share": FRACTION},
-    },
-    "torch.optim.*Adam*": {"lr": POSITIVE, "betas": each(2, BELOW_ONE), "eps": number(0), "weight_decay": number(0)},
+    "vitlab.data.Mixing": {"p cutmix_share off_share": FRACTION, "mixup_alpha cutmix_alpha": POSITIVE},
+    "torch.optim.*Adam*": {"lr": POSITIVE, "betas": each(2, BELOW_ONE), "eps weight_decay": number(0)},
     "torch.optim.SGD": {"lr": POSITIVE, "momentum": BELOW_ONE, "weight_decay": number(0)},
     "vitlab.optim.Muon": {
-        **{"lr": POSITIVE, "weight_decay": number(0), "momentum": BELOW_ONE, "betas": each(2, BELOW_ONE)},
-        **{"ns_steps": whole(1), "adjust_lr_fn": choice("match_rms_adamw", "original", "rms_to_rms")},
+        "lr": POSITIVE,
+        "weight_decay": number(0),
+        "momentum": BELOW_ONE,
+        "betas": each(2, BELOW_ONE),
+        "ns_steps": whole(1),
+        "adjust_lr_fn": choice("match_rms_adamw", "original", "rms_to_rms"),
     },
     "vitlab.optim.Finetuning": {
-        "layer_decay": number(0, 1, above=True),
+        "layer_decay": RATIO,
         "head_lr_multiplier": POSITIVE,
-        "freeze_epochs": whole(0) | Kind("all", lambda v: v == "all"),
+        "freeze_epochs": whole(0) | choice("all"),
     },
     "vitlab.optim.cosine_*": {"warmup": number(0), "min_lr_ratio": FRACTION},
-    "torch.optim.lr_scheduler.StepLR": {"step_size": whole(1), "gamma": number(0, 1, above=True)},
-    "torch.optim.lr_scheduler.ConstantLR": {"factor": number(0, 1, above=True)},
-    "torch.optim.lr_scheduler.ReduceLROnPlateau": {
-        **{"factor": number(0, 1, above=True, below=True), "patience": whole(0), "mode": MODE}
-    },
+    "torch.optim.lr_scheduler.StepLR": {"step_size": whole(1), "gamma": RATIO},
+    "torch.optim.lr_scheduler.ConstantLR": {"factor": RATIO},
+    "torch.optim.lr_scheduler.ReduceLROnPlateau": {"factor": BELOW_ONE, "patience": whole(0), "mode": MODE},
     "pytorch_lightning.Trainer": {
         "max_epochs": LENGTH | NULL,
         "max_steps": LENGTH,
@@ -165,15 +162,12 @@ PARAMETERS: Mapping[str, Mapping[str, Kind]] = {
         "num_nodes": whole(1) | choice("auto"),
         "strategy": choice("auto", "ddp", "ddp_find_unused_parameters_true") | OBJECT,
         "precision": choice("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"),
-        "accumulate_grad_batches": whole(1),
+        "accumulate_grad_batches log_every_n_steps": whole(1),
         "gradient_clip_val": number(0) | NULL,
         "gradient_clip_algorithm": choice("norm", "value") | NULL,
-        "limit_train_batches": INTERVAL | NULL,
-        "limit_val_batches": LIMIT | NULL,
-        "limit_test_batches": LIMIT | NULL,
-        "val_check_interval": INTERVAL | NULL,
+        "limit_train_batches val_check_interval": INTERVAL | NULL,
+        "limit_val_batches limit_test_batches": LIMIT | NULL,
         "check_val_every_n_epoch": whole(1) | NULL,
-        "log_every_n_steps": whole(1),
         "sync_batchnorm": SWITCH | choice("auto"),
         "profiler": choice("simple", "advanced", "pytorch") | OBJECT | NULL,
     },
@@ -193,5 +187,5 @@ PARAMETERS: Mapping[str, Mapping[str, Kind]] = {
 
 def parameter_range(target: str, name: str) -> Kind | None:
     """The range of a target's parameter, if it has one."""
-    matching = (rules for pattern, rules in PARAMETERS.items() if fnmatchcase(target, pattern) and name in rules)
-    return next((rules[name] for rules in matching), None)
+    ranges = (ranges for pattern, ranges in PARAMETERS.items() if fnmatchcase(target, pattern))
+    return next((kind for names in ranges for key, kind in names.items() if name in key.split()), None)

@@ -13,7 +13,6 @@ from pathlib import Path
 from vitlab.errors import UserError, nearest
 
 Definition = ast.ClassDef | ast.FunctionDef
-Import = ast.Import | ast.ImportFrom
 
 
 @dataclass(frozen=True)
@@ -217,9 +216,10 @@ def _base_signature(module: Module, definition: ast.ClassDef) -> Signature | Non
 def _full_name(module: Module, head: str) -> str:
     """The dotted name of what `import` bound to a name: `nn` of `from torch import nn` is `torch.nn`."""
     for statement in _statements(module):
-        for alias in statement.names if isinstance(statement, Import) else ():
-            if (alias.asname or alias.name) == head:
-                return alias.name if isinstance(statement, ast.Import) else f"{statement.module}.{alias.name}"
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            for alias in statement.names:
+                if (alias.asname or alias.name) == head:
+                    return alias.name if isinstance(statement, ast.Import) else f"{statement.module}.{alias.name}"
     return head
 
 

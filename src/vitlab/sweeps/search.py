@@ -117,7 +117,7 @@ def run_search(
         study = optuna.create_study(
             storage=open_storage(sweep.folder),
             study_name=STUDY,
-            direction=f"{mode}imize",
+            direction="maximize" if mode == "max" else "minimize",
             sampler=sampler,
             pruner=pruner,
             load_if_exists=True,

@@ -111,7 +111,7 @@ def _explanation(
     attention, gradients = found
     whole = read_image(path)
     return Explanation(
-        picture=torch.from_numpy(to_square(whole, min(*whole.size, SIDE))),
+        image=torch.from_numpy(to_square(whole, min(*whole.size, SIDE))),
         probabilities={model.classes[label]: float(probabilities[label]) for label in shown},
         explained=model.classes[explained],
         rollout=seen_by_head(rollout(attention.weights), attention)[0].cpu(),

@@ -58,7 +58,7 @@ class CollectLogits(pl.Callback):
     def keep(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._batches.append((outputs.cpu(), batch.places.cpu()))
+        self._batches.append((outputs.cpu(), batch.indices.cpu()))
 
     on_validation_batch_end = keep
     on_test_batch_end = keep

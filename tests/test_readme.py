@@ -103,7 +103,7 @@ def test_command(
             arguments.append("callbacks.figures.level=off")  # saves a second each
         if "data=image_folder" not in arguments:
             arguments += download
-    if script == "-m" and "vitlab.plots.augmentation_sheet" in arguments:
+    if script == "-m" and "vitlab.augmentations" in arguments:
         arguments += [*download, "data.batch_size=10", "data.val_size=10"]
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "huggingface"))
     monkeypatch.setattr(constants, "ENDPOINT", hub)

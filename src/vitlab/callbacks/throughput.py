@@ -7,8 +7,8 @@ import pytorch_lightning as pl
 from torch.distributed.fsdp import FSDPModule
 
 from vitlab.callbacks.checkpointing import sort_callbacks
+from vitlab.compat import peak_memory, reset_peak_memory
 from vitlab.data import Batch
-from vitlab.memory import peak_memory, reset_peak_memory
 from vitlab.models.flops import forward_flops, peak_flops
 
 

@@ -163,7 +163,7 @@ def contents(run: Path) -> dict[Path, bytes]:
 REFUSED = [
     (["resume=run", "optimizer.lr=0.5"], "optimizer.lr=0.5 (the run has 0.002); init_from=<run> starts a new run"),
     (["resume=run", "optimizer.lrr=0.5"], "unknown key 'optimizer.lrr'. Did you mean 'lr'?"),
-    (["resume=run", "model.depth=3", "seed=1"], "model.depth=3 (the run has 2), seed=1 (the run has 0)"),
+    (["resume=run", "model.depth=3", "seed=1"], "seed=1 (the run has 0), model.depth=3 (the run has 2)"),
     (["resume=run"], "the run's config would run stoppers.SendSignal"),
     (["resume=elsewhere"], "resume=elsewhere does not exist"),
     (["resume=latest"], "resume=latest: there is no run to resume below"),

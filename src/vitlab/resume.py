@@ -136,7 +136,7 @@ def _with_changes(saved: DictConfig, command: DictConfig, overrides: Sequence[Ov
     """The run's config with overrides, on as many machines and processes as were started."""
     config = copy.deepcopy(saved)
     config.trainer.num_nodes = "auto"
-    if this_process().has_peers:
+    if this_process().launched_together:
         config.trainer.devices = "auto"
     apply_overrides(config, overrides, conf, command)
     resolve_processes(config)

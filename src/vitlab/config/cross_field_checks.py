@@ -117,8 +117,8 @@ def _images(config: Config) -> Found:
 def _devices(config: Config) -> Found:
     trainer, batch, me = config["trainer"], config["data"]["batch_size"], this_process()
     devices = len(trainer["devices"]) if isinstance(trainer["devices"], list) else trainer["devices"]
-    if me.has_peers:
-        per_node = me.ranks // me.nodes
+    if me.launched_together:
+        per_node = me.world_size // me.nodes
         if devices not in ("auto", -1, per_node):
             sentence = f"devices={trainer['devices']}, but {me.started_by} started {per_node} processes on each machine"
             yield "trainer.devices", f"{sentence}: leave it out, or take {per_node}"
@@ -127,7 +127,7 @@ def _devices(config: Config) -> Found:
             sentence = f"num_nodes={trainer['num_nodes']}, but {me.started_by} started processes on {me.nodes} machines"
             yield "trainer.num_nodes", f"{sentence}: leave it out, or take {me.nodes}"
             return
-    ranks = me.ranks if me.has_peers else devices
+    ranks = me.world_size if me.launched_together else devices
     if isinstance(ranks, int) and ranks > 0 and batch % ranks:
         near = max(round(batch / ranks), 1) * ranks
         yield "data.batch_size", f"batch_size={batch} does not divide among {ranks} devices: take {near}"

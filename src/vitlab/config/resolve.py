@@ -53,8 +53,8 @@ def resolve_processes(config: DictConfig) -> None:
             f"trainer.num_nodes={trainer.num_nodes}, but this was started on one machine alone: start it on each with "
             "torchrun or srun"
         )
-    if me.has_peers and trainer.devices in ("auto", -1):
-        trainer.devices = me.ranks // me.nodes
+    if me.launched_together and trainer.devices in ("auto", -1):
+        trainer.devices = me.world_size // me.nodes
 
 
 def best_precision(accelerator: str) -> str:

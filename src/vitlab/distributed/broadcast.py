@@ -27,13 +27,13 @@ def broadcast_from_rank0(what: str, decide: Callable[[], str], wait: timedelta =
     me = this_process()
     if me.started_by == "Lightning":  # rank 0 had decided before it started this process
         return _from_environment(what)
-    if me.has_peers and not me.is_rank_zero:
+    if me.launched_together and not me.is_rank_zero:
         return _receive(me, what, wait)
     answer = os.environ[ANSWER + what] = decide()
-    if me.has_peers:
+    if me.launched_together:
         store = _store(me)
         store.set(what, answer)
-        store.wait([f"{what} received by {rank}" for rank in range(1, me.ranks)], wait)
+        store.wait([f"{what} received by {rank}" for rank in range(1, me.world_size)], wait)
     return answer
 
 
@@ -52,7 +52,7 @@ def _receive(me: Process, what: str, wait: timedelta) -> str:
         store.set(f"{what} received by {me.rank}", "yes")
     except RuntimeError as error:  # the errors of torch.distributed are subclasses
         raise UserError(
-            f"process {me.rank} of {me.ranks} cannot reach process 0 at {os.environ['MASTER_ADDR']}: see the output of "
+            f"process {me.rank} of {me.world_size} cannot reach process 0 at {os.environ['MASTER_ADDR']}: see the output of "
             "process 0"
         ) from error
     return answer

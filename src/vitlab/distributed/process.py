@@ -17,13 +17,13 @@ class Process:
 
     Attributes:
         rank: Global rank, from 0.
-        ranks: Number of processes (world size).
+        world_size: Number of processes.
         nodes: Number of machines.
         started_by: "torchrun", "srun", "Lightning" (a rank that rank 0 started) or "user".
     """
 
     rank: int = 0
-    ranks: int = 1
+    world_size: int = 1
     nodes: int = 1
     started_by: str = "user"
 
@@ -32,9 +32,9 @@ class Process:
         return self.rank == 0
 
     @property
-    def has_peers(self) -> bool:
+    def launched_together(self) -> bool:
         """Whether torchrun or srun started this process together with others."""
-        return self.ranks > 1 and self.started_by in ("torchrun", "srun")
+        return self.world_size > 1 and self.started_by in ("torchrun", "srun")
 
     def log_file(self, run: Path) -> Path:
         """The log of this process: `run.log` for rank 0, `ranks/rank_<n>.log` for the others."""
@@ -69,11 +69,13 @@ def check_start(*, several: bool) -> None:
     """
     me, known = this_process(), os.environ
     started = me.started_by == "torchrun" or "SLURM_STEP_ID" in known  # set by srun, not by the job around it
-    if me.has_peers and started and not several:
-        raise UserError(f"this command runs as one process, but {me.started_by} started {me.ranks}")
-    if me.has_peers and me.started_by == "srun" and several:
+    if me.launched_together and started and not several:
+        raise UserError(f"this command runs as one process, but {me.started_by} started {me.world_size}")
+    if me.launched_together and me.started_by == "srun" and several:
         if not started:
-            raise UserError(f"this job has {me.ranks} tasks, but nothing starts them: use srun python train.py ...")
+            raise UserError(
+                f"this job has {me.world_size} tasks, but nothing starts them: use srun python train.py ..."
+            )
         if "SLURM_NTASKS_PER_NODE" not in known:
             raise UserError("the number of processes per machine is unknown: use sbatch --ntasks-per-node=...")
     if "NODE_RANK" in known and "LOCAL_RANK" not in known:

@@ -85,12 +85,11 @@ def _train(main: Callable[[], Any]) -> None:
 
 
 def job(function: Job) -> Job:
-    """Decorate the function that Hydra calls: an error in the user's input ends the process inside Hydra's job, so that
-    Hydra prints nothing of its own, and run.log gets the traceback."""
+    """Decorate the function that Hydra calls: the process ends inside Hydra's job, so that Hydra prints no errors."""
 
     @functools.wraps(function)
     def wrapped(config: DictConfig) -> Any:
-        with _statuses(logging.getLogger(__name__)):
+        with _statuses():
             return function(config)
 
     return wrapped
@@ -103,8 +102,8 @@ def _exit_with_status(main: Callable[[], Any]) -> NoReturn:
 
 
 @contextmanager
-def _statuses(log: logging.Logger | None = None) -> Iterator[None]:
-    """Turn exceptions that are no bugs into exit statuses."""
+def _statuses() -> Iterator[None]:
+    """Turn exceptions that are no bugs into exit statuses; the traceback goes to run.log, if there is a run."""
     try:
         yield
     except KeyboardInterrupt:
@@ -113,10 +112,11 @@ def _statuses(log: logging.Logger | None = None) -> Iterator[None]:
         sys.exit(TERMINATED)
     except PeerError:
         sys.exit(1)
-    except (UserError, *NOT_COMPOSED) as error:
-        if log:
-            log.info("where the error arose:", exc_info=error)  # in run.log alone
-        refuse([explain(error)])
+    except Exception as error:
+        logging.getLogger(__name__).info("traceback:", exc_info=error)
+        if isinstance(error, (UserError, *NOT_COMPOSED)):
+            refuse([explain(error)])
+        raise
 
 
 @contextmanager

@@ -86,12 +86,11 @@ def _train(main: Callable[[], Any]) -> None:
 
 
 def job(function: Job) -> Job:
-    """Decorate the function that Hydra calls: an error in the user's input ends the process inside Hydra's job, so that
-    Hydra prints nothing of its own, and run.log gets the traceback."""
+    """Decorate the function that Hydra calls: the process ends inside Hydra's job, so that Hydra prints no errors."""
 
     @functools.wraps(function)
     def wrapped(config: DictConfig) -> Any:
-        with _statuses(logging.getLogger(__name__)):
+        with _statuses():
             return function(config)
 
     return wrapped
@@ -104,8 +103,8 @@ def _exit_with_status(main: Callable[[], Any]) -> NoReturn:
 
 
 @contextmanager
-def _statuses(log: logging.Logger | None = None) -> Iterator[None]:
-    """Turn exceptions that are no bugs into exit statuses."""
+def _statuses() -> Iterator[None]:
+    """Turn exceptions that are no bugs into exit statuses; the traceback goes to run.log, if there is a run."""
     try:
         yield
     except KeyboardInterrupt:
@@ -115,11 +114,10 @@ def _statuses(log: logging.Logger | None = None) -> Iterator[None]:
     except PeerError:
         sys.exit(1)
     except Exception as error:
-        if log:
-            log.info("traceback:", exc_info=error)  # in run.log only
-        if not isinstance(error, (UserError, *NOT_COMPOSED)):
-            raise
-        refuse([explain(error)])
+        logging.getLogger(__name__).info("traceback:", exc_info=error)
+        if isinstance(error, (UserError, *NOT_COMPOSED)):
+            refuse([explain(error)])
+        raise
 
 
 @contextmanager

@@ -417,7 +417,7 @@ def test_only_shows_the_table_and_ends(in_process: Command, tmp_path: Path) -> N
         "images a second in training steps: about",
         "M parameters",
         "GB free",
-        " ok, 1 skipped",
+        " checks passed, 1 skipped",
     ):
         assert line in result.stdout
     run = tmp_path / "run"

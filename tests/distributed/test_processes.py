@@ -175,7 +175,7 @@ def test_torchrun_s_second_attempt_goes_on_with_the_run_of_the_first(alone: Path
     status, output = by_torchrun(tmp_path, 2, arguments, restarts=1)
     assert status == 0, output
     assert "ValueError: the fifth wheel came off" in output
-    assert "step 10" in output.split("going on from")[1]
+    assert "step 10" in output.split("Resuming")[1]
     run = only_run(tmp_path)
     assert json.loads((run / "manifest.json").read_text())["status"] == "finished"
     assert_same_experiment(run, alone)

@@ -434,7 +434,7 @@ def test_only_prints_the_table_and_exits(in_process: Command, tmp_path: Path) ->
         "training images per second: about",
         "M parameters",
         "GB free",
-        " ok, 1 skipped",
+        " checks passed, 1 skipped",
     ):
         assert line in result.stdout
     run = tmp_path / "run"

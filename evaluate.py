@@ -1,22 +1,7 @@
-"""Evaluates a run: `python evaluate.py run=latest`. All keys: `python evaluate.py --help`."""
-
-import sys
-from pathlib import Path
+"""Evaluate a run: `python evaluate.py run=latest`. All keys: `python evaluate.py --help`."""
 
 from vitlab.cli import run
-from vitlab.config.command import read_command
-from vitlab.config.importing import no_gc_imports
-
-CONF = Path(__file__).parent / "conf"
-
-
-def main() -> None:
-    command, overrides = read_command(CONF, "evaluate", sys.argv[1:])
-    with no_gc_imports():
-        from vitlab.evaluate import evaluate
-
-    evaluate(command, overrides, CONF)
-
+from vitlab.evaluate import main
 
 if __name__ == "__main__":
     run(main)

@@ -1,22 +1,7 @@
-"""Says what is on pictures: `python predict.py run=latest images=photos/`. All keys: `python predict.py --help`."""
-
-import sys
-from pathlib import Path
+"""Classify images: `python predict.py run=latest images=photos/`. All keys: `python predict.py --help`."""
 
 from vitlab.cli import run
-from vitlab.config.command import read_command
-from vitlab.config.importing import no_gc_imports
-
-CONF = Path(__file__).parent / "conf"
-
-
-def main() -> None:
-    command, overrides = read_command(CONF, "predict", sys.argv[1:])
-    with no_gc_imports():
-        from vitlab.predict import predict
-
-    predict(command, overrides, CONF)
-
+from vitlab.predict import main
 
 if __name__ == "__main__":
     run(main)

@@ -3,8 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from vitlab.cli import job, launch
-from vitlab.config.importing import no_gc_imports
+from vitlab.cli import job, launch, no_gc_imports
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

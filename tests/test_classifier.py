@@ -1,3 +1,5 @@
+"""The LightningModule: loss, metrics, parameter groups, schedules, random numbers."""
+
 import math
 from functools import partial
 from typing import Any
@@ -16,7 +18,7 @@ from vitlab.models import VisionTransformer
 
 
 class Constant(nn.Module):
-    """Gives the same logits for every image."""
+    """Returns the same logits for every image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +29,7 @@ class Constant(nn.Module):
 
 
 class Noise(nn.Module):
-    """Notes what it draws."""
+    """Records the random numbers that it draws."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +73,7 @@ def test_training_loss_is_smoothed_and_accuracy_counts_images() -> None:
     assert run.callback_metrics["train/acc"].item() == pytest.approx(3 / 4)
 
 
-def test_mixed_labels_are_learned_in_their_shares_and_counted_by_the_larger() -> None:
+def test_mixed_labels_enter_the_loss_by_weight_and_the_accuracy_by_the_larger() -> None:
     shares = torch.tensor([[0.7, 0.0, 0.3], [0.1, 0.9, 0.0], [0.0, 0.0, 1.0], [0.6, 0.4, 0.0]])
     run, classifier = trainer(), make(Constant(), optimizer=partial(torch.optim.SGD, lr=0.0))
     run.fit(classifier, DataLoader([Batch(torch.zeros(4, 3, 2, 2), shares, torch.arange(4))], batch_size=None))
@@ -82,14 +84,14 @@ def test_mixed_labels_are_learned_in_their_shares_and_counted_by_the_larger() ->
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_mixed_labels_are_learned_in_half_precision(precision: Any) -> None:
+def test_mixed_labels_work_in_half_precision(precision: Any) -> None:
     run, classifier = trainer(precision=precision), make(Constant(), optimizer=partial(torch.optim.SGD, lr=0.0))
     images, shares = torch.zeros(4, 3, 2, 2), torch.full((4, 3), 1 / 3)
     run.fit(classifier, DataLoader([Batch(images, shares, torch.arange(4))], batch_size=None))
     assert run.callback_metrics["train/loss"].item() == pytest.approx(1.4076, abs=0.02)
 
 
-def test_decay_reaches_weights_alone() -> None:
+def test_only_weights_have_weight_decay() -> None:
     network = VisionTransformer(**{**SMALL, "pool": "cls", "qk_norm": True, "depth": 1, "head_hidden_dim": 8})
     classifier = make(network, num_classes=10, optimizer=partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.05))
     optimizer: Any = classifier.configure_optimizers()
@@ -129,7 +131,7 @@ def test_decay_reaches_weights_alone() -> None:
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
 
 
-def test_the_schedule_counts_the_run_s_real_steps() -> None:
+def test_the_schedule_gets_the_number_of_optimizer_steps() -> None:
     seen = []
 
     def schedule(optimizer: torch.optim.Optimizer, total_steps: int | None) -> Any:
@@ -161,7 +163,7 @@ def test_the_schedule_moves_at_its_interval(interval: str, rates: list[float]) -
     assert seen == rates
 
 
-def test_dropout_of_a_step_does_not_hang_on_what_was_drawn_before() -> None:
+def test_dropout_of_a_step_does_not_depend_on_earlier_random_numbers() -> None:
     def draws(disturb: bool, seed: int) -> list[float]:
         class Disturb(pl.Callback):
             def on_train_batch_end(self, *_: Any) -> None:
@@ -217,7 +219,7 @@ def test_equal_logits_are_ranked_as_accuracy_counts_them() -> None:
     assert torch.equal(ranked.sort(dim=1).values, torch.arange(10).expand(1000, -1))
 
 
-def test_a_rank_without_images_of_a_batch_does_not_spoil_the_loss() -> None:
+def test_a_rank_without_images_does_not_make_the_loss_nan() -> None:
     loss = MeanLoss()
     loss.update(torch.tensor(2.0), 3)
     loss.update(F.cross_entropy(torch.zeros(0, 10), torch.zeros(0, dtype=torch.int64)), 0)  # NaN
@@ -228,7 +230,7 @@ def test_a_rank_without_images_of_a_batch_does_not_spoil_the_loss() -> None:
     ("max_epochs", "time", "progress"),
     [(4, None, 0.75), (-1, 0.4, 0.4), (4, 0.9, 0.9), (4, 0.1, 0.75), (-1, None, 0.0)],
 )
-def test_a_run_is_as_far_as_its_epochs_or_its_time(max_epochs: int, time: float | None, progress: float) -> None:
+def test_progress_is_that_of_epochs_or_time(max_epochs: int, time: float | None, progress: float) -> None:
     model = make(Constant(), optimizer=partial(torch.optim.SGD, lr=0.1))
     model.time_progress = None if time is None else lambda: time
     trainer(max_epochs=max_epochs, max_steps=1).fit(model, batches([0, 1, 2], [3]))

@@ -1,7 +1,8 @@
-"""A training run from the command line to its directory."""
+"""Training runs, from the command line to the run directory."""
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def metrics_of(run: Path) -> dict[str, float]:
     return json.loads((run / "metrics.json").read_text())
 
 
-def test_the_run_directory_holds_what_the_contract_says(small_run: Path) -> None:
+def test_the_run_directory_has_its_files(small_run: Path) -> None:
     there = {p.name for p in small_run.iterdir()}
     files = "config.yaml manifest.json metrics.csv metrics.json run.log checkpoints tensorboard figures .hydra"
     assert set(files.split()) <= there
@@ -50,7 +51,7 @@ def test_the_run_directory_holds_what_the_contract_says(small_run: Path) -> None
 
 def test_metrics_of_epochs_and_of_the_run(small_run: Path) -> None:
     rows = list(csv.DictReader((small_run / "metrics.csv").open()))
-    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert [row["epoch"] for row in rows] == ["1", "2"]
     assert [row["step"] for row in rows] == ["5", "10"]  # 360 training images, 64 a batch
     columns = ["train/loss", "train/acc", "val/loss", "val/acc", "lr", "images_per_second", "data_wait", "memory_gib"]
     assert all(float(row[column]) > 0 for row in rows for column in columns)
@@ -61,6 +62,7 @@ def test_metrics_of_epochs_and_of_the_run(small_run: Path) -> None:
     assert final["epoch"] == int(best["epoch"])
     assert 0 <= final["test/acc"] <= 1
     assert round(final["test/acc"] * 103) == pytest.approx(final["test/acc"] * 103, abs=1e-4)
+    assert all(len(cell) <= 12 for row in rows for cell in row.values())  # 0.956, not 0.9559999704360962
 
 
 def test_tensorboard_has_curves_and_config(small_run: Path) -> None:
@@ -85,7 +87,11 @@ def test_the_terminal_shows_results_and_next_commands_and_nothing_else(command: 
     ):
         assert line in result.stdout
     assert "warn" not in result.stdout.lower()
-    assert "epoch   2/2  train loss" in result.stdout
+    epochs = [line.split() for line in result.stdout.splitlines() if re.match(r" +[12]/2 ", line)]
+    assert [line[0] for line in epochs] == ["1/2", "2/2"]
+    assert max(map(len, result.stdout.splitlines()[:8])) <= 80
+    log = [line[28:] for line in (tmp_path / run / "run.log").read_text().splitlines()]
+    assert log == [line.rstrip() for line in result.stdout.splitlines()]  # what the terminal showed, and nothing else
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
@@ -118,7 +124,7 @@ def test_a_second_run_in_the_same_directory_is_refused(in_process: Command, tmp_
 @pytest.mark.parametrize(
     ("sent", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
 )
-def test_an_interrupted_run_says_so_and_keeps_its_last_state(sent: signal.Signals, status: int, tmp_path: Path) -> None:
+def test_an_interrupted_run_keeps_its_last_state(sent: signal.Signals, status: int, tmp_path: Path) -> None:
     arguments = [*SMALL_RUN, "trainer.max_epochs=10000", "hydra.run.dir=run"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *arguments], cwd=tmp_path, stdout=subprocess.PIPE, text=True
@@ -130,7 +136,7 @@ def test_an_interrupted_run_says_so_and_keeps_its_last_state(sent: signal.Signal
     process.send_signal(sent)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == status
-    assert "interrupted; the last state is in run/checkpoints/last.ckpt" in output
+    assert "Interrupted. The state is saved in run/checkpoints/last.ckpt." in output
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["status"] == "interrupted"
     assert not (tmp_path / "run" / "metrics.json").exists()
@@ -139,18 +145,16 @@ def test_an_interrupted_run_says_so_and_keeps_its_last_state(sent: signal.Signal
     assert last["global_step"] >= int(rows[-1]["step"]) > 0
 
 
-def test_without_validation_everything_is_trained_on_and_the_last_epoch_tested(
-    in_process: Command, tmp_path: Path
-) -> None:
+def test_without_validation_the_last_epoch_is_tested(in_process: Command, tmp_path: Path) -> None:
     result = in_process("train.py", *SMALL_RUN, "data.val_size=0")
     assert result.returncode == 0
     assert result.stderr == ""
-    assert "all images are trained on, no epoch is selected" in result.stdout
+    assert "data.val_size=0: no validation, so no epoch is selected" in result.stdout
     run = only_run(tmp_path)
     assert json.loads((run / "manifest.json").read_text())["data"]["train"]["images"] == 400
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["last.ckpt"]
     assert "val/acc" not in metrics_of(run)
-    assert metrics_of(run)["epoch"] == 1
+    assert metrics_of(run)["epoch"] == 2
     assert in_process("evaluate.py", "run=latest").returncode == 0
     refusal = in_process("evaluate.py", "run=latest", "split=val")
     assert refusal.returncode == 2
@@ -171,7 +175,7 @@ class MyNet(torch.nn.Module):
 """
 
 
-def test_a_network_of_one_s_own_trains_evaluates_and_predicts(
+def test_a_model_of_the_user_trains_evaluates_and_predicts(
     in_process: Command, tmp_path: Path, image_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mypackage.py").write_text(MY_NET)
@@ -216,7 +220,7 @@ def test_a_compiled_run_leaves_an_ordinary_checkpoint(command: Command, in_proce
     assert loss == pytest.approx(metrics_of(run)["test/loss"], rel=1e-2)  # other kernels, in bfloat16
 
 
-def test_knobs_that_seldom_meet(in_process: Command, tmp_path: Path) -> None:
+def test_rare_options_work_together(in_process: Command, tmp_path: Path) -> None:
     knobs = (
         "trainer.enable_progress_bar=false trainer.check_val_every_n_epoch=2 trainer.precision=bf16-true callbacks=ema "
         "gradient_checkpointing=true"
@@ -230,7 +234,7 @@ def test_knobs_that_seldom_meet(in_process: Command, tmp_path: Path) -> None:
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     assert [bool(row["val/acc"]) for row in rows] == [False, True, True]  # every second epoch, and the last
     assert [row["step"] for row in rows] == ["3", "6", "9"]
-    assert metrics_of(run)["epoch"] == 1
+    assert metrics_of(run)["epoch"] == 2
     assert "epoch" not in result.stdout.split("run directory")[1].splitlines()[1]
     evaluated = in_process("evaluate.py", "run=latest")
     assert evaluated.returncode == 0, evaluated.stderr
@@ -246,14 +250,14 @@ def test_knobs_that_seldom_meet(in_process: Command, tmp_path: Path) -> None:
         (["data.batch_size=401"], "batch_size=401 is more than the 360 training images"),
     ],
 )
-def test_choices_that_do_not_go_together(choices: list[str], sentence: str, in_process: Command) -> None:
+def test_contradictory_choices_are_refused(choices: list[str], sentence: str, in_process: Command) -> None:
     result = in_process("train.py", *SMALL_RUN, *choices)
     assert result.returncode == 2
     assert sentence in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_a_bug_in_one_s_own_network_is_shown_with_its_traceback(command: Command, tmp_path: Path) -> None:
+def test_a_bug_in_the_user_s_model_is_shown_with_its_traceback(command: Command, tmp_path: Path) -> None:
     (tmp_path / "buggy.py").write_text(MY_NET.replace("Flatten()", "Flattne()"))
     result = command("train.py", *SMALL_RUN[:3], "model._target_=buggy.MyNet", env={"PYTHONPATH": str(tmp_path)})
     assert result.returncode == 1
@@ -261,7 +265,7 @@ def test_a_bug_in_one_s_own_network_is_shown_with_its_traceback(command: Command
     assert "Flattne" in result.stderr
 
 
-def test_debug_fast_goes_the_whole_way(in_process: Command, tmp_path: Path) -> None:
+def test_debug_fast_runs_every_stage(in_process: Command, tmp_path: Path) -> None:
     result = in_process("train.py", *SMALL_RUN, "debug=fast", "trainer.max_epochs=1")
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path, "debug_fast")
@@ -280,7 +284,7 @@ def test_debug_overfit_brings_the_loss_of_one_batch_near_zero(in_process: Comman
     assert evaluated.returncode == 0, evaluated.stderr
 
 
-def test_debug_profile_says_where_the_time_went(in_process: Command, tmp_path: Path) -> None:
+def test_debug_profile_reports_the_time_of_each_stage(in_process: Command, tmp_path: Path) -> None:
     short = ["trainer.profiler.warmup_steps=1", "trainer.profiler.operation_steps=1"]
     result = in_process("train.py", *SMALL_RUN, "debug=profile", *short)
     assert result.returncode == 0, result.stderr
@@ -288,7 +292,7 @@ def test_debug_profile_says_where_the_time_went(in_process: Command, tmp_path: P
     figures = json.loads((folder / "step.json").read_text())
     assert figures["steps"] == 8  # of 10
     stages = figures["milliseconds"]
-    # What is inside another counts for itself alone: the backward pass runs inside the optimizer's step.
+    # Nested stages are not counted twice: the backward pass runs inside the optimizer's step.
     assert stages["backward pass"] > stages["optimizer"] > 0
     assert stages["forward pass, loss, metrics"] > stages["fetch the batch"] > 0
     assert all(milliseconds >= 0 for milliseconds in stages.values())

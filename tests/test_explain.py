@@ -20,7 +20,7 @@ def picture(file: Path, size: tuple[int, int] = (60, 40)) -> Path:
     return file
 
 
-def test_each_picture_gets_its_figure(run: Path, in_process: Command, tmp_path: Path) -> None:
+def test_each_image_gets_a_figure(run: Path, in_process: Command, tmp_path: Path) -> None:
     for name in ("x$^$y.jpg", "x$^$y.png", "tiny.bmp"):
         picture(tmp_path / "photos" / name, (3, 5) if name == "tiny.bmp" else (60, 40))
     result = in_process("-m", "vitlab.explain", "run=latest", "images=photos", "target=ring")
@@ -36,7 +36,7 @@ def test_each_picture_gets_its_figure(run: Path, in_process: Command, tmp_path: 
     assert len(re.findall(r"ring [\d.]+%", result.stdout)) == 3
 
 
-def test_probabilities_are_those_of_predict_and_nothing_is_overwritten(
+def test_probabilities_equal_those_of_predict_and_nothing_is_overwritten(
     run: Path, in_process: Command, tmp_path: Path
 ) -> None:
     picture(tmp_path / "one.png")
@@ -47,7 +47,7 @@ def test_probabilities_are_those_of_predict_and_nothing_is_overwritten(
         assert result.stdout == f"{predicted}  written: {folder}/one.png\n"
 
 
-def test_a_network_without_attention_is_told(in_process: Command, tmp_path: Path, image_root: Path) -> None:
+def test_a_model_without_attention_is_refused(in_process: Command, tmp_path: Path, image_root: Path) -> None:
     choices = ["data=image_folder", f"data.root={image_root}", "data.batch_size=8", "trainer.max_epochs=1"]
     network = ["model=vit_pretrained", "model.name=test_resnet", "model.pretrained=false", "preflight=off"]
     facts = ["data.image_size=32", "data.interpolation=bicubic"]
@@ -64,16 +64,18 @@ def test_a_network_without_attention_is_told(in_process: Command, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["run=latest", "images=one.png", "target=rink"], "target=rink is no class of the run's, which are disc, "),
+        (["run=latest", "images=one.png", "target=rink"], "target=rink is none of the run's classes, which are disc, "),
         (["run=latest", "images=one.png", "target=rink"], "Did you mean 'ring'?"),
-        (["run=latest", "images=[one.png,nothing.png]"], "1 of 2 pictures could not be read:\n  nothing.png: no such"),
+        (["run=latest", "images=[one.png,nothing.png]"], "1 of 2 images could not be read:\n  nothing.png: no such"),
         (["run=latest"], "images must be given"),
         (["images=one.png"], "which model? give run=<run directory>, run=latest, or checkpoint=<file>"),
         (["run=latest", "images=one.png", "top_k=0"], "top_k=0 must be at least 1"),
         (["run=latest", "images=one.png", "tarket=ring"], "unknown key 'tarket'. Did you mean 'target'?"),
     ],
 )
-def test_mistakes_are_told(run: Path, arguments: list[str], sentence: str, in_process: Command, tmp_path: Path) -> None:
+def test_wrong_input_gets_a_sentence(
+    run: Path, arguments: list[str], sentence: str, in_process: Command, tmp_path: Path
+) -> None:
     picture(tmp_path / "one.png")
     result = in_process("-m", "vitlab.explain", *arguments)
     assert result.returncode == 2

@@ -1,4 +1,4 @@
-"""What leaves a run: read back without vitlab."""
+"""Exports are read back without vitlab."""
 
 import json
 import re
@@ -20,10 +20,10 @@ from torch import nn
 
 from vitlab.data import BatchTransform
 from vitlab.errors import UserError
+from vitlab.loaded_model import rebuild_network
 from vitlab.models import timm_model
 from vitlab.runs.checkpoint import read_checkpoint
-from vitlab.runs.rebuild import rebuild_network
-from vitlab.weights.formats import read_file
+from vitlab.weights.loading import read_file
 from vitlab.weights.onnx_export import save_onnx
 from vitlab.weights.timm_export import save_timm
 
@@ -49,7 +49,7 @@ def exported(small_run: Path) -> Path:
     assert result.stderr == ""
     for name in ("model.safetensors", "config.json", "model.onnx"):
         assert f"export/{name}" in result.stdout
-    assert "onnxruntime's logits of 64 test images are torch's to within" in result.stdout
+    assert "logits of 64 test images differ from torch's by at most" in result.stdout
     return small_run / "export"
 
 
@@ -64,13 +64,13 @@ def batch(count: int) -> torch.Tensor:
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_scratch_vit_loads_into_timm(exported: Path, network: nn.Module) -> None:
+def test_a_vit_trained_from_scratch_loads_into_timm(exported: Path, network: nn.Module) -> None:
     theirs = timm.create_model(f"local-dir:{exported}", pretrained=True).eval()
     assert isinstance(theirs, timm.models.VisionTransformer)
     torch.testing.assert_close(theirs(batch(5)), network(batch(5)), atol=1e-5, rtol=0)
 
 
-def test_the_images_that_timm_gives_it_are_those_of_the_run(exported: Path, small_run: Path) -> None:
+def test_timm_preprocesses_images_as_the_run_did(exported: Path, small_run: Path) -> None:
     theirs = timm.create_model(f"local-dir:{exported}", pretrained=True)
     facts = timm.data.resolve_model_data_config(theirs)
     config = OmegaConf.load(small_run / "config.yaml")
@@ -86,7 +86,9 @@ def test_vitlab_reads_its_own_export(exported: Path, small_run: Path) -> None:
     assert (again.input, again.classes) == (checkpoint.input, checkpoint.classes)
 
 
-def test_onnx_gives_torch_s_logits_for_batches_of_any_size(exported: Path, network: nn.Module, small_run: Path) -> None:
+def test_onnx_gives_the_logits_of_torch_for_batches_of_any_size(
+    exported: Path, network: nn.Module, small_run: Path
+) -> None:
     session = onnxruntime.InferenceSession(exported / "model.onnx", providers=["CPUExecutionProvider"])
     for count in (1, 2, 7):
         (logits,) = session.run(None, {"images": batch(count).numpy()})
@@ -119,7 +121,7 @@ def test_onnx_gives_torch_s_logits_for_batches_of_any_size(exported: Path, netwo
     ],
     ids=str,
 )
-def test_onnx_has_all_that_our_vit_has(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_onnx_has_every_option_of_our_vit(changes: dict[str, Any], tmp_path: Path) -> None:
     model = make(**changes, depth=1)
     difference = save_onnx(model, DATA, images_for(model, 5), tmp_path / "model.onnx")  # of 5 images, then of one
     assert difference is not None
@@ -147,7 +149,7 @@ def test_nothing_exported_is_overwritten(exported: Path, small_run: Path, in_pro
     ],
     ids=str,
 )
-def test_every_kind_of_our_vit_loads_into_timm(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_our_vit_loads_into_timm_with_every_option_that_timm_has(changes: dict[str, Any], tmp_path: Path) -> None:
     model = make(**changes)
     save_timm(model, {"_target_": "vitlab.models.VisionTransformer"}, DATA, tmp_path)
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -156,7 +158,7 @@ def test_every_kind_of_our_vit_loads_into_timm(changes: dict[str, Any], tmp_path
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext"])
-def test_a_fine_tuned_network_of_timm_s_loads_with_plain_timm(name: str, tmp_path: Path) -> None:
+def test_a_fine_tuned_timm_model_loads_with_plain_timm(name: str, tmp_path: Path) -> None:
     model = timm_model(name, num_classes=10, image_size=160).eval()
     save_timm(model, {"name": name, "kwargs": None}, {**DATA, "image_size": 160}, tmp_path)
     images = torch.randn(2, 3, 160, 160)
@@ -168,7 +170,7 @@ def test_a_fine_tuned_network_of_timm_s_loads_with_plain_timm(name: str, tmp_pat
         torch.testing.assert_close(theirs.eval()(images), model(images), atol=1e-5, rtol=0)
 
 
-def test_another_image_and_patch_size_come_back(tmp_path: Path) -> None:
+def test_image_and_patch_size_are_restored(tmp_path: Path) -> None:
     kwargs = {"patch_size": 8}
     model = timm_model("test_vit", num_classes=10, image_size=32, kwargs=kwargs).eval()
     save_timm(model, {"name": "test_vit", "kwargs": kwargs}, DATA, tmp_path)
@@ -187,19 +189,19 @@ def test_another_image_and_patch_size_come_back(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_timm_s_vit_does_not_have_is_refused(changes: dict[str, Any], what: str, tmp_path: Path) -> None:
+def test_options_that_timm_s_vit_lacks_are_refused(changes: dict[str, Any], what: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape(f"timm's ViT has no {what}: formats=[onnx] writes it")):
         save_timm(make(**changes), {}, DATA, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_timm_does_not_have_is_refused(tmp_path: Path) -> None:
+def test_models_that_timm_lacks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="timm has no Flatten"):
         save_timm(nn.Flatten(), {}, DATA, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_network_that_onnx_gets_wrong_is_not_written(tmp_path: Path) -> None:
+def test_a_model_with_wrong_onnx_logits_is_not_written(tmp_path: Path) -> None:
     class Fickle(nn.Module):
         """Gives other logits when traced than when run."""
 
@@ -225,14 +227,14 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: 
         (["formats=[]"], "formats=[] must be a list"),
         (["check_images=2.5"], "check_images=2.5 must be a number of images"),
         (["check_images=-1"], "check_images=-1 must be a number of images"),
-        (["data.image_size=64"], "data.image_size=64: an export is of the model as it was trained"),
+        (["data.image_size=64"], "data.image_size=64: a model is exported as it was trained"),
         (["formats=[onnx]", "data.train_images=5"], "(check_images=0 leaves the images out)"),
         (["chekpoint=last"], "Did you mean 'checkpoint'?"),
         (["checkpoint=nowhere.ckpt"], "there is no file nowhere.ckpt"),
     ],
     ids=str,
 )
-def test_mistakes(arguments: list[str], message: str, small_run: Path, in_process: Command) -> None:
+def test_wrong_input_gets_a_sentence(arguments: list[str], message: str, small_run: Path, in_process: Command) -> None:
     result = in_process("src/vitlab/export.py", f"run={small_run}", "out=here", *arguments)
     assert result.returncode == 2
     assert message in result.stderr

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
-from vitlab.config.command import CONF, apply_overrides
+from vitlab.config.compose import CONF, apply_overrides
 from vitlab.data.decoding import describe_failure, read_image
 from vitlab.errors import UserError
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment loses nothing that a checkpoint had."""
+"""A run killed at any moment loses nothing that a checkpoint had saved."""
 
 import os
 import random
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, SMALL_RUN, run_script
-from test_resuming import assert_same_run
+from test_resume import assert_same_run
 
 from vitlab.runs.checkpoint import CONFIG_KEY, WholeCheckpointIO, read_checkpoint
 
@@ -81,7 +81,7 @@ def checkpoint(step: int) -> dict[str, object]:
 
 
 def write_traced(content: dict[str, object], file: Path, log: Path, *options: str) -> bool:
-    """Writes a checkpoint in a process of its own, under strace; whether it got to the end."""
+    """Writes a checkpoint in another process, under strace; returns whether it finished."""
     child = os.fork()
     if child == 0:
         os.kill(os.getpid(), signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""A training step on a GPU never makes the host wait, seen with tensors that only say that they lie on one."""
+"""Training steps on a GPU never make the host wait; tested with fake CUDA tensors."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -23,7 +23,6 @@ from vitlab.data import (
     RandomErasing,
     RandomHorizontalFlip,
     TrivialAugment,
-    autoaugment,
     random_augment,
 )
 from vitlab.data.counter_rng import CounterRNG
@@ -36,7 +35,7 @@ MIXINGS = [
 
 
 class Transfers(TorchDispatchMode):
-    """Notes operations that bring a tensor from one device to another."""
+    """Record operations that move a tensor from one device to another."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +44,7 @@ class Transfers(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
-            # A number in a tensor on the CPU goes to a kernel as its argument, unless it is copied.
+            # A number in a CPU tensor is passed to a kernel as an argument, unless it is copied.
             copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
             devices = {a.device.type for a in args if isinstance(a, Tensor) and (a.dim() or copies)}
             if devices - {result.device.type}:
@@ -55,7 +54,7 @@ class Transfers(TorchDispatchMode):
 
 @pytest.fixture
 def gpu() -> Iterator[FakeTensorMode]:
-    caches = (random_augment.magnitudes, random_augment._signed_operations, autoaugment._policies)
+    caches = (random_augment.magnitudes, random_augment._signed_operations, random_augment._policies)
     with FakeTensorMode() as mode:
         yield mode
     for cached in caches:
@@ -63,7 +62,7 @@ def gpu() -> Iterator[FakeTensorMode]:
 
 
 def pretend(module: nn.Module) -> None:
-    """Puts a module's tensors on a GPU that is not there."""
+    """Move a module's tensors to a fake GPU."""
 
     def moved(tensor: Tensor) -> Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
@@ -110,25 +109,25 @@ def step(transform: BatchTransform, classifier: ImageClassifier) -> None:
         classifier._update("train", loss, logits, shares)
 
 
-def test_neither_augmentation_nor_forward_pass_nor_metrics_wait(
+def test_augmentation_forward_pass_and_metrics_do_not_wait(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transform, classifier = make()
-    # What is drawn on the CPU for a whole batch, which may be looked at there.
-    monkeypatch.setattr("vitlab.data.mixing.draws_of_batch", lambda *_: nullcontext())
+    # Drawn on the CPU for a whole batch, where reading it is free.
+    monkeypatch.setattr("vitlab.data.mixing.fork_batch_rng", lambda *_: nullcontext())
     monkeypatch.setattr(Mixing, "_draw_kind", lambda mixing: mixing.cutmix if mixing.cutmix_share else mixing.mixup)
     monkeypatch.setattr(v2.MixUp, "make_params", lambda *_: {"lam": 0.3})
     monkeypatch.setattr(v2.CutMix, "make_params", lambda *_: {"box": (8, 8, 24, 40), "lam_adjusted": 0.7})
     request.getfixturevalue("gpu")
     pretend(transform)
     pretend(classifier)
-    step(transform, classifier)  # the first fills tables
+    step(transform, classifier)  # the first call fills tables
     with Transfers() as transfers:
         step(transform, classifier)
     assert transfers.found == []
 
 
-def test_averaging_the_weights_does_not_wait(request: pytest.FixtureRequest) -> None:
+def test_weight_averaging_does_not_wait(request: pytest.FixtureRequest) -> None:
     _, classifier = make()
     average = EMA(decay=0.999, warmup=9)
     average.setup(SimpleNamespace(), classifier, "fit")  # type: ignore[arg-type]
@@ -141,7 +140,7 @@ def test_averaging_the_weights_does_not_wait(request: pytest.FixtureRequest) -> 
         assert transfers.found == []
 
 
-def test_what_waits_is_noticed(gpu: FakeTensorMode) -> None:
+def test_the_recorder_notices_waits(gpu: FakeTensorMode) -> None:
     images = torch.empty(8, device="cuda")
     with pytest.raises(DataDependentOutputException):
         images.sum().item()

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from conftest import Command
 
+from vitlab.config.instantiate import update_old_config
+
 FIXTURE = Path(__file__).parent / "fixtures" / "old_run"
 
 
@@ -52,6 +54,8 @@ def test_resume_goes_on_with_epochs_clock_and_names_of_today(in_process: Command
     assert len((old_run / "metrics.csv").read_text().splitlines()) == 4  # header, two old epochs, a new one
     config = yaml.safe_load((old_run / "config.yaml").read_text())
     assert config["trainer"]["strategy"]["_target_"] == "vitlab.distributed.strategies.DataParallel"
+    assert "in_channels" not in config["model"]
+    assert "mode" not in config["checkpoint"]
     assert json.loads((old_run / "manifest.json").read_text())["status"] == "finished"
 
 
@@ -62,3 +66,27 @@ def test_reproduce_trains_it_again(in_process: Command, old_run: Path) -> None:
     assert len(runs) == 2
     then, now = (json.loads((run / "metrics.json").read_text()) for run in (old_run, runs[-1]))
     assert now["val/loss"] == pytest.approx(then["val/loss"], abs=1e-4)
+
+
+def test_keys_and_values_that_are_gone_are_dropped_or_renamed() -> None:
+    config = {
+        "model": {"_target_": "vitlab.models.VisionTransformer", "in_channels": 3, "depth": 2},
+        "checkpoint": {"monitor": "val/loss", "mode": "min"},
+        "trainer": {"precision": 32, "accelerator": "cuda", "max_epochs": 2},
+    }
+    assert update_old_config(config) == {
+        "model": {"_target_": "vitlab.models.VisionTransformer", "depth": 2},
+        "checkpoint": {"monitor": "val/loss"},
+        "trainer": {"precision": "32-true", "accelerator": "gpu", "max_epochs": 2},
+    }
+    own = {
+        "model": {"_target_": "mine.Net", "in_channels": 3},
+        "checkpoint": {"monitor": "val/f1", "mode": "max"},
+        "trainer": {"precision": "bf16-mixed"},
+    }
+    assert update_old_config(own) == own
+
+
+@pytest.mark.parametrize("damaged", [None, 3, [], {"model": [1], "checkpoint": "x", "trainer": None}, {"_target_": []}])
+def test_a_damaged_config_stays_as_it_is(damaged: object) -> None:
+    assert update_old_config(damaged) == damaged

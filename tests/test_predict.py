@@ -21,7 +21,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(file.open()))
 
 
-def test_pictures_of_any_kind_get_a_class(run: Path, in_process: Command, tmp_path: Path) -> None:
+def test_images_of_any_format_are_classified(run: Path, in_process: Command, tmp_path: Path) -> None:
     photos = tmp_path / "2026"  # a name that reads as a number
     (photos / "deep er").mkdir(parents=True)
     draw = np.random.default_rng(0)
@@ -50,12 +50,12 @@ def test_pictures_of_any_kind_get_a_class(run: Path, in_process: Command, tmp_pa
     assert len(np.unique(np.asarray(grid.convert("L")))) > 50
 
 
-def test_unreadable_pictures_are_named_and_the_rest_goes_on(run: Path, in_process: Command, tmp_path: Path) -> None:
+def test_unreadable_images_are_named_and_the_others_classified(run: Path, in_process: Command, tmp_path: Path) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_text("no picture")
     result = in_process("predict.py", "run=latest", "images=[bad.png,good.png,missing.png,'*.jpg']", "top_k=1")
     assert result.returncode == 2
-    assert "3 of 4 pictures could not be read" in result.stderr
+    assert "3 of 4 images could not be read" in result.stderr
     for line in ("bad.png: not an image that Pillow can read", "missing.png: no such file", "*.jpg: no such file"):
         assert line in result.stderr
     assert [row["image"] for row in rows_of(run / "predictions")] == ["good.png"]
@@ -74,7 +74,7 @@ def test_a_bare_checkpoint_is_enough(run: Path, in_process: Command, tmp_path: P
     assert (tmp_path / "here_2" / "predictions.csv").exists()
 
 
-def test_patterns_and_lists_take_each_picture_once(run: Path, in_process: Command, tmp_path: Path) -> None:
+def test_patterns_and_lists_take_each_image_once(run: Path, in_process: Command, tmp_path: Path) -> None:
     for name in ("a1.png", "a2.png", "b.png"):
         Image.new("RGB", (32, 32)).save(tmp_path / name)
     result = in_process("predict.py", "run=latest", "images=[b.png,'a*.png',a1.png]", "grid=0")
@@ -83,7 +83,7 @@ def test_patterns_and_lists_take_each_picture_once(run: Path, in_process: Comman
     assert [row["image"] for row in rows_of(run / "predictions")] == ["b.png", "a1.png", "a2.png"]
 
 
-def test_predictions_equal_those_of_the_evaluation(in_process: Command, tmp_path: Path, image_root: Path) -> None:
+def test_predict_and_evaluate_agree(in_process: Command, tmp_path: Path, image_root: Path) -> None:
     choices = ["data=image_folder", f"data.root={image_root}", "data.batch_size=8", "trainer.max_epochs=3", *TINY_MODEL]
     assert run_script("train.py", *choices, cwd=tmp_path).returncode == 0
     assert in_process("evaluate.py", "run=latest").returncode == 0
@@ -105,12 +105,12 @@ def test_predictions_equal_those_of_the_evaluation(in_process: Command, tmp_path
     [
         (["images=x.png"], "which model? give run=<run directory>, run=latest, or checkpoint=<file>"),
         (["run=latest"], "images must be given"),
-        (["run=latest", "images=nothing"], "1 of 1 pictures could not be read"),
+        (["run=latest", "images=nothing"], "1 of 1 images could not be read"),
         (["checkpoint=none.ckpt", "images=x.png"], "there is no checkpoint none.ckpt"),
         (["run=latest", "images=x.png", "top_k=0"], "top_k=0 must be at least 1"),
     ],
 )
-def test_mistakes_are_told(run: Path, arguments: list[str], sentence: str, in_process: Command) -> None:
+def test_wrong_input_gets_a_sentence(run: Path, arguments: list[str], sentence: str, in_process: Command) -> None:
     result = in_process("predict.py", *arguments)
     assert result.returncode == 2
     assert sentence in result.stderr

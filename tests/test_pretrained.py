@@ -1,4 +1,4 @@
-"""Fine-tuning from files of weights, as a person does it; every run without a hub."""
+"""Fine-tuning from weight files on the command line; no run reaches a hub."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def run(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next((folder / "outputs" / "vit_pretrained").iterdir())
 
 
-def test_the_images_are_those_of_the_weights(run: Path) -> None:
+def test_the_data_settings_follow_the_weights(run: Path) -> None:
     config = OmegaConf.load(run / "config.yaml")
     facts = timm.data.resolve_model_data_config(timm.create_model("test_vit", pretrained=False))
     assert config.data.image_size == facts["input_size"][1] == 160
@@ -53,7 +53,7 @@ def test_the_images_are_those_of_the_weights(run: Path) -> None:
     assert config.data.interpolation == facts["interpolation"]
 
 
-def test_the_manifest_names_the_weights_and_what_became_of_them(run: Path, weights: Path) -> None:
+def test_the_manifest_records_the_weights_and_the_load_report(run: Path, weights: Path) -> None:
     told = json.loads((run / "manifest.json").read_text())["weights"]
     assert told["from"] == "here.safetensors"
     assert len(told["sha256"]) == 64
@@ -75,7 +75,7 @@ def test_evaluation_and_prediction_need_neither_hub_nor_file(run: Path, tmp_path
     assert "red.png" in result.stdout
 
 
-def test_another_choice_than_the_weights_is_told_with_both_values(weights: Path, in_process: Command) -> None:
+def test_data_settings_that_differ_from_the_weights_are_warned_about(weights: Path, in_process: Command) -> None:
     choice = ["data.mean=[0.485,0.456,0.406]", "data.image_size=32", "trainer.max_steps=1"]
     result = in_process("train.py", *PRETRAINED, f"model.weights={weights}", *choice)
     assert result.returncode == 0, result.stderr
@@ -95,13 +95,13 @@ def test_another_choice_than_the_weights_is_told_with_both_values(weights: Path,
     [
         (
             ["model.name=vit_base_patch16_224"],
-            "error: the weights of vit_base_patch16_224.augreg2_in21k_ft_in1k could not be had",
+            "error: Could not download the weights of vit_base_patch16_224.augreg2_in21k_ft_in1k",
         ),
         (["model.name=vit_bse_patch16_224"], "Did you mean 'vit_base_patch16_224'?"),
         (["model.name=test_vit.nope"], "timm has no weights 'nope' of test_vit; it has r160_in1k"),
         (["model.weights=nowhere.pth"], "model.weights=nowhere.pth does not exist"),
         (["model.name=null"], "model.name=null must be text"),
-        (["model.name=hf-hub:timm/test_vit"], "weights from elsewhere: model.weights=<file>"),
+        (["model.name=hf-hub:timm/test_vit"], "use model.weights=<file>"),
         (["model.pretrained=false", "data.image_size=100"], "takes no images of image_size=100 px"),
         (["model.pretrained=false", "finetune.layer_decay=2"], "layer_decay=2"),
         (
@@ -122,7 +122,7 @@ def test_mistakes_end_in_one_sentence(
     arguments: list[str], message: str, in_process: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NO_HUB["HF_ENDPOINT"])
-    monkeypatch.setattr("vitlab.weights.hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("vitlab.weights.loading.try_to_load_from_cache", lambda *_: None)
     result = in_process("train.py", *PRETRAINED, *arguments)
     assert result.returncode == 2
     *warnings, line = result.stderr.strip().splitlines()
@@ -130,16 +130,16 @@ def test_mistakes_end_in_one_sentence(
     assert all("was trained with" in warning for warning in warnings)
 
 
-def test_an_unreachable_hub_says_where_the_file_is_and_where_to_name_it(command: Command, tmp_path: Path) -> None:
+def test_an_unreachable_hub_names_the_file_and_the_option(command: Command, tmp_path: Path) -> None:
     environment = {**NO_HUB, "HF_HOME": str(tmp_path / "home")}
     result = command("train.py", "model=vit_pretrained", env=environment, timeout=60)
     assert result.returncode == 2
     (line,) = result.stderr.strip().splitlines()
     assert "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k/resolve/main/model.safetensors" in line
-    assert line.endswith("name it: model.weights=<file>")
+    assert line.endswith("model.weights=<file>")
 
 
-def test_weights_in_which_nothing_fits(weights: Path, in_process: Command) -> None:
+def test_weights_in_which_nothing_fits_are_refused(weights: Path, in_process: Command) -> None:
     result = in_process("train.py", "model=vit_scratch", *SMALL_MODEL, *SHORT, f"model.weights={weights}")
     assert result.returncode == 2
     assert "nothing in" in result.stderr
@@ -147,7 +147,7 @@ def test_weights_in_which_nothing_fits(weights: Path, in_process: Command) -> No
     assert "Traceback" not in result.stderr
 
 
-def test_a_run_of_vitlab_s_starts_another_one(small_run: Path, in_process: Command) -> None:
+def test_a_vitlab_checkpoint_initialises_another_run(small_run: Path, in_process: Command) -> None:
     checkpoint = small_run / "checkpoints" / "best.ckpt"
     sizes = [*SMALL_MODEL, "model.mlp_ratio=2.0"]
     result = in_process(
@@ -158,7 +158,7 @@ def test_a_run_of_vitlab_s_starts_another_one(small_run: Path, in_process: Comma
     assert "does not say" not in result.stdout
 
 
-def test_weights_that_leave_layers_random_are_warned_of(small_run: Path, in_process: Command) -> None:
+def test_layers_that_stay_random_are_warned_about(small_run: Path, in_process: Command) -> None:
     checkpoint = small_run / "checkpoints" / "best.ckpt"
     sizes = [*SMALL_MODEL, "model.mlp_ratio=2.0", "model.depth=3"]
     result = in_process("train.py", "model=vit_scratch", *sizes, *SHORT, f"model.weights={checkpoint}", "debug=fast")
@@ -189,7 +189,7 @@ class Plain(torch.nn.Module):
 """
 
 
-def test_a_network_s_own_arguments_of_these_names_are_its_own(
+def test_models_may_have_their_own_weights_and_pretrained_arguments(
     in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own_weights.py").write_text(OWN)
@@ -199,9 +199,7 @@ def test_a_network_s_own_arguments_of_these_names_are_its_own(
     assert result.returncode == 0, result.stderr
 
 
-def test_a_network_of_one_s_own_starts_from_a_file(
-    in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_user_model_starts_from_a_file(in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_weights.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     state = {"head.weight": torch.zeros(10, 3072), "head.bias": torch.arange(10.0) / 10}
@@ -210,16 +208,14 @@ def test_a_network_of_one_s_own_starts_from_a_file(
     result = in_process("train.py", *SHORT, *arguments)
     assert result.returncode == 0, result.stderr
     assert "weights: 2 of 2 tensors (100.0% of the values) from own.pth" in result.stdout
-    assert "does not say how its images were normalised: here by data.mean and data.std" in result.stdout
+    assert "does not say how its images were normalised: using data.mean and data.std" in result.stdout
 
 
 @pytest.mark.parametrize(
     ("precision", "choice", "fused"),
     [("bf16-mixed", None, False), ("bf16-true", None, False), ("32-true", None, True), ("bf16-mixed", True, True)],
 )
-def test_attention_of_timm_trains_on_a_cpu_by_the_faster_kernel(
-    precision: str, choice: bool | None, fused: bool
-) -> None:
+def test_timm_attention_uses_the_faster_kernel_on_a_cpu(precision: str, choice: bool | None, fused: bool) -> None:
     network = timm.create_model("test_vit", pretrained=False)
     config = OmegaConf.create(
         {
@@ -236,7 +232,7 @@ def test_attention_of_timm_trains_on_a_cpu_by_the_faster_kernel(
     torch.testing.assert_close(network(images), before, atol=1e-4, rtol=1e-4)
 
 
-def test_what_only_bears_the_name_of_timm_s_switch_is_left_alone() -> None:
+def test_attributes_named_like_timms_switch_stay_unchanged() -> None:
     class Own(torch.nn.Module):
         def fused_attn(self) -> str:
             return "mine"

@@ -1,4 +1,4 @@
-"""A run that was interrupted becomes what it would have been."""
+"""Interrupted runs are resumed bit for bit; finished runs are extended and reproduced."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 
 def same(one: Any, other: Any, path: str = "") -> None:
-    """Asserts that two checkpoints' contents are equal to the last bit."""
+    """Asserts that the contents of two checkpoints are equal to the last bit."""
     assert type(one) is type(other), path
     if isinstance(one, Mapping):
         assert one.keys() == other.keys(), path
@@ -53,7 +53,7 @@ def same(one: Any, other: Any, path: str = "") -> None:
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
-    # TensorBoard reads the files by their names' order, which is that of seconds; here several fall into one.
+    # TensorBoard orders files by name, which has the second; here several files are of one second.
     files = sorted((run / "tensorboard").glob("events.*"), key=lambda file: file.stat().st_mtime_ns)
     with TemporaryDirectory() as folder:
         for number, file in enumerate(files):
@@ -73,9 +73,9 @@ def assert_same_run(run: Path, whole: Path) -> None:
             torch.load(r / "checkpoints" / f"{name}.ckpt", map_location="cpu", weights_only=True) for r in (run, whole)
         )
         for checkpoint in (one, other):
-            del checkpoint["vitlab_config"]  # where the run lies, what interrupted it
+            del checkpoint["vitlab_config"]  # names the run directory and what interrupted the run
             for state in checkpoint["callbacks"].values():
-                state.pop("current_score", None)  # Lightning does not bring it back; nothing hangs on it
+                state.pop("current_score", None)  # Lightning does not restore it; nothing depends on it
                 for key in ("dirpath", "best_model_path", "kth_best_model_path", "best_k_models", "last_model_path"):
                     state.pop(key, None)
         same(one, other, name)
@@ -87,7 +87,7 @@ def assert_same_run(run: Path, whole: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupts."""
+    """A run that is not interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     result = run_script("train.py", *RUN, "hydra.run.dir=run", cwd=folder)
     assert result.returncode == 0, result.stderr
@@ -107,14 +107,14 @@ def stop(hook: str, epoch: int, batch: int | None = None, number: int = signal.S
         (stop("on_train_batch_start", 1, 2), 143),
         (stop("on_train_batch_start", 1, 2, signal.SIGINT), 130),
         (stop("on_train_batch_start", 0, 0, signal.SIGUSR1), 143),
-        (stop("on_train_batch_start", 2, 4), 143),  # an epoch's last: validation follows
+        (stop("on_train_batch_start", 2, 4), 143),  # the last of an epoch: validation follows
         (stop("on_validation_start", 1), 143),
         (stop("on_train_epoch_start", 2), 143),
         (stop("on_validation_start", 3), 143),  # of the last epoch
     ],
     ids=lambda value: "-".join(part.split("=")[-1] for part in value[1:]) if isinstance(value, list) else None,
 )
-def test_a_run_that_was_told_to_stop_goes_on_as_if_nothing_had_happened(
+def test_a_stopped_run_is_resumed_bit_for_bit(
     place: list[str], status: int, whole: Path, in_process: Command, tmp_path: Path
 ) -> None:
     stopped = in_process("train.py", *RUN, "hydra.run.dir=run", *place)
@@ -125,14 +125,14 @@ def test_a_run_that_was_told_to_stop_goes_on_as_if_nothing_had_happened(
     assert manifest["status"] == "interrupted"
     resumed = in_process("train.py", "resume=run", "callbacks.stop=null")
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on from epoch" in resumed.stdout
+    assert "Resuming demo at epoch" in resumed.stdout
     assert_same_run(tmp_path / "run", whole)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["status"] == "finished"
     assert len(manifest["resumed"]) == 1
 
 
-def test_a_run_that_was_killed_again_and_again_ends_as_if_nothing_had_happened(whole: Path, tmp_path: Path) -> None:
+def test_a_run_killed_twice_is_resumed_bit_for_bit(whole: Path, tmp_path: Path) -> None:
     kills = [("on_validation_end", 1, None), ("on_train_batch_end", 2, 1)]
     arguments = [*RUN, "hydra.run.dir=run", "checkpoint.every_minutes=0"]
     for number, (hook, epoch, batch) in enumerate(kills):
@@ -163,16 +163,16 @@ def contents(run: Path) -> dict[Path, bytes]:
 REFUSED = [
     (["resume=run", "optimizer.lr=0.5"], "optimizer.lr=0.5 (the run has 0.002); init_from=<run> starts a new run"),
     (["resume=run", "optimizer.lrr=0.5"], "unknown key 'optimizer.lrr'. Did you mean 'lr'?"),
-    (["resume=run", "model.depth=3", "seed=1"], "differs in"),
+    (["resume=run", "model.depth=3", "seed=1"], "model.depth=3 (the run has 2), seed=1 (the run has 0)"),
     (["resume=run"], "the run's config would run stoppers.SendSignal"),
     (["resume=elsewhere"], "resume=elsewhere does not exist"),
-    (["resume=latest"], "resume=latest: there is no run to go on with below"),
+    (["resume=latest"], "resume=latest: there is no run to resume below"),
     (["resume=run", "callbacks.stop=null", "checkpoint=nope.ckpt"], "there is no checkpoint nope.ckpt"),
     (["resume=run", "callbacks.stop=null", "data.train_images=300"], "data.train_images=300 (the run has 400)"),
 ]
 
 
-def test_what_can_t_go_on_is_refused_and_nothing_is_touched(interrupted: Path, in_process: Command) -> None:
+def test_wrong_ways_to_resume_are_refused_and_change_nothing(interrupted: Path, in_process: Command) -> None:
     before = contents(interrupted)
     for arguments, message in REFUSED:
         result = in_process("train.py", *arguments)
@@ -186,7 +186,7 @@ def test_what_can_t_go_on_is_refused_and_nothing_is_touched(interrupted: Path, i
     assert contents(interrupted) == before
 
 
-def test_a_damaged_checkpoint_is_recognised_and_an_older_one_offered(interrupted: Path, in_process: Command) -> None:
+def test_a_damaged_checkpoint_is_refused_and_an_older_one_offered(interrupted: Path, in_process: Command) -> None:
     last = interrupted / "checkpoints" / "last.ckpt"
     whole = last.read_bytes()
     altered = bytearray(whole)
@@ -200,24 +200,27 @@ def test_a_damaged_checkpoint_is_recognised_and_an_older_one_offered(interrupted
         assert last.read_bytes() == damaged
     result = in_process("train.py", "resume=run", "callbacks.stop=null", "checkpoint=best")
     assert result.returncode == 0, result.stderr
-    assert [row["epoch"] for row in rows(interrupted)] == ["0", "1", "2", "3"]
+    assert [row["epoch"] for row in rows(interrupted)] == ["1", "2", "3", "4"]
 
 
-def test_a_finished_run_can_be_made_longer(in_process: Command, tmp_path: Path) -> None:
+def test_a_finished_run_can_be_extended(in_process: Command, tmp_path: Path) -> None:
     assert in_process("train.py", *RUN, "trainer.max_epochs=2", "hydra.run.dir=run").returncode == 0
     first = (tmp_path / "run" / "metrics.json").read_bytes()
     refused = in_process("train.py", "resume=run")
     assert refused.returncode == 2
-    assert "run is finished, after 2 epochs and 10 steps: a larger trainer.max_epochs=... goes on" in refused.stderr
+    assert (
+        "finished, after 2 epochs and 10 steps: give a larger trainer.max_epochs=... to extend it"
+        in refused.stderr
+    )
     longer = in_process("train.py", "resume=run", "trainer.max_epochs=3")
     assert longer.returncode == 0, longer.stderr
-    assert "trainer.max_epochs changed: a schedule that knows the length of the run" in longer.stdout
-    assert [row["epoch"] for row in rows(tmp_path / "run")] == ["0", "1", "2"]
+    assert "trainer.max_epochs changed: " in longer.stdout
+    assert [row["epoch"] for row in rows(tmp_path / "run")] == ["1", "2", "3"]
     (aside,) = (tmp_path / "run").glob("metrics_*.json")
     assert aside.read_bytes() == first
 
 
-def test_a_new_run_starts_from_another_s_weights(interrupted: Path, in_process: Command, tmp_path: Path) -> None:
+def test_a_new_run_starts_from_the_weights_of_another(interrupted: Path, in_process: Command, tmp_path: Path) -> None:
     short = [*RUN, "trainer.max_epochs=1", "optimizer.lr=1e-30", "optimizer.weight_decay=0"]
     for source in ("run", "run/checkpoints/last.ckpt"):
         result = in_process("train.py", *short, f"init_from={source}", f"hydra.run.dir=new_{source[-4:]}")
@@ -252,16 +255,16 @@ def test_a_run_is_reproduced_and_compared(whole: Path, in_process: Command, tmp_
     (elsewhere / "manifest.json").write_text(json.dumps(manifest))
     other = in_process("train.py", "reproduce=elsewhere", "outputs=again", "seed=1", "trainer.max_epochs=1")
     assert "differs" in other.stdout
-    assert "the numbers may differ from the other run's, as there differ" in other.stderr
-    assert "torch 1.0 -> " in other.stderr
-    (text,) = (t for file in (tmp_path / "again").rglob("run.log") if "torch 1.0" in (t := file.read_text()))
-    assert text.index("torch 1.0") < text.index("`Trainer.fit` stopped")
+    assert "Results may differ from those of the other run" in other.stderr
+    assert "torch changed from 1.0 to " in other.stderr
+    (text,) = (
+        t for file in (tmp_path / "again").rglob("run.log") if "torch changed from 1.0" in (t := file.read_text())
+    )
+    assert text.index("torch changed from 1.0") < text.index("`Trainer.fit` stopped")
 
 
 @pytest.mark.parametrize("action", ["stop", "skip"])
-def test_a_loss_that_is_no_number_stops_the_run_or_its_step_is_left_out(
-    action: str, in_process: Command, tmp_path: Path
-) -> None:
+def test_a_nan_loss_stops_the_run_or_skips_the_step(action: str, in_process: Command, tmp_path: Path) -> None:
     poison = [
         "+callbacks.poison._target_=stoppers.PoisonBatch",
         "+callbacks.poison.epoch=1",
@@ -283,7 +286,7 @@ def test_a_loss_that_is_no_number_stops_the_run_or_its_step_is_left_out(
     assert all(tensor.isfinite().all() for tensor in state["state_dict"].values())
 
 
-def test_a_stranger_s_run_can_t_run_code(interrupted: Path, in_process: Command, tmp_path: Path) -> None:
+def test_a_hostile_run_can_not_run_code(interrupted: Path, in_process: Command, tmp_path: Path) -> None:
     config = (interrupted / "config.yaml").read_text()
     canary = tmp_path / "canary"
     targets = [
@@ -316,7 +319,7 @@ def test_a_stranger_s_run_can_t_run_code(interrupted: Path, in_process: Command,
     assert not canary.exists()
 
 
-def test_a_run_whose_directory_was_moved_goes_on_there(whole: Path, interrupted: Path, in_process: Command) -> None:
+def test_a_moved_run_is_resumed_in_its_new_directory(whole: Path, interrupted: Path, in_process: Command) -> None:
     folder = interrupted.parent / "elsewhere"
     interrupted.rename(folder)
     result = in_process("train.py", "resume=elsewhere", "callbacks.stop=null")
@@ -337,13 +340,13 @@ def test_a_run_whose_directory_was_moved_goes_on_there(whole: Path, interrupted:
         ],
     ],
 )
-def test_other_ways_to_count_go_on_too(length: list[str], in_process: Command, tmp_path: Path) -> None:
+def test_runs_of_other_lengths_are_resumed_bit_for_bit(length: list[str], in_process: Command, tmp_path: Path) -> None:
     assert in_process("train.py", *RUN, *length, "hydra.run.dir=whole").returncode == 0
     for number, (hook, epoch, batch) in enumerate([("on_validation_start", 0, None), ("on_train_batch_start", 1, 1)]):
         place = stop(hook, epoch, batch)
         arguments = [*RUN, *length, f"hydra.run.dir=run{number}"]
         assert in_process("train.py", *arguments, *place).returncode == 143
-        if "trainer.val_check_interval=1" in length:  # behind the validation that follows each step
+        if "trainer.val_check_interval=1" in length:  # saved after the validation of each step
             state = torch.load(tmp_path / f"run{number}" / "checkpoints" / "last.ckpt", weights_only=True)
             assert state["global_step"] == (1, 7)[number]
         result = in_process("train.py", f"resume=run{number}", "callbacks.stop=null")
@@ -351,7 +354,7 @@ def test_other_ways_to_count_go_on_too(length: list[str], in_process: Command, t
         assert_same_run(tmp_path / f"run{number}", tmp_path / "whole")
 
 
-def test_an_average_and_muon_s_momentum_go_on_too(in_process: Command, tmp_path: Path) -> None:
+def test_ema_weights_and_muon_s_momentum_are_resumed(in_process: Command, tmp_path: Path) -> None:
     recipe = [*RUN, "callbacks=ema", "checkpoint.monitor=val/acc_ema", "optimizer=muon", "trainer.max_epochs=2"]
     assert in_process("train.py", *recipe, "hydra.run.dir=whole").returncode == 0
     stopped = in_process("train.py", *recipe, "hydra.run.dir=run", *stop("on_train_batch_start", 1, 2))
@@ -363,7 +366,7 @@ def test_an_average_and_muon_s_momentum_go_on_too(in_process: Command, tmp_path:
     assert not torch.equal(state["vitlab_ema"]["head.weight"], state["state_dict"]["network.head.weight"])
 
 
-def test_a_run_by_the_clock_goes_on_with_the_time_that_it_has_left(in_process: Command, tmp_path: Path) -> None:
+def test_a_run_with_a_time_limit_resumes_with_its_remaining_time(in_process: Command, tmp_path: Path) -> None:
     budget = ["scheduler=time_budget", "trainer.max_time=00:00:10:00", "trainer.max_epochs=-1", "logger=none"]
     run, file = tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"
     stopped = in_process("train.py", *RUN, *budget, "hydra.run.dir=run", *stop("on_train_batch_start", 1, 2))
@@ -372,7 +375,7 @@ def test_a_run_by_the_clock_goes_on_with_the_time_that_it_has_left(in_process: C
     assert 0 < state["callbacks"]["TimeLimit"]["time_elapsed"]["train"] < 500
     state["callbacks"]["TimeLimit"]["time_elapsed"]["train"] = 599.999
     torch.save(state, file)
-    # Told to stop in the validation with which the time ends.
+    # Stopped in the validation after the time limit.
     again = ["callbacks.stop.hook=on_validation_start", "callbacks.stop.batch=null", "trusted_targets=[stoppers.]"]
     assert in_process("train.py", "resume=run", *again).returncode == 143
     resumed = in_process("train.py", "resume=run", "callbacks.stop=null")
@@ -380,14 +383,14 @@ def test_a_run_by_the_clock_goes_on_with_the_time_that_it_has_left(in_process: C
     state = torch.load(file, weights_only=True)
     assert 600 <= state["callbacks"]["TimeLimit"]["time_elapsed"]["train"] < 700
     assert state["optimizer_states"][0]["param_groups"][0]["lr"] < 1e-9
-    assert [row["epoch"] for row in rows(run)] == ["0", "1"]
+    assert [row["epoch"] for row in rows(run)] == ["1", "2"]
     assert rows(run)[-1]["val/acc"]
     over = in_process("train.py", "resume=run")
     assert over.returncode == 2
-    assert "a larger trainer.max_time=... goes on" in over.stderr
+    assert "give a larger trainer.max_time=... to extend it" in over.stderr
 
 
-def test_a_job_that_slurm_puts_back_goes_on_with_the_run_that_it_began(
+def test_a_requeued_slurm_job_resumes_its_run(
     whole: Path, in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scontrol = tmp_path / "bin" / "scontrol"
@@ -401,7 +404,7 @@ def test_a_job_that_slurm_puts_back_goes_on_with_the_run_that_it_began(
     arguments = [*RUN, *place, "hydra.run.dir=runs/it"]
     run = tmp_path / "runs" / "it"
 
-    # Ended before anything was saved, by a node that failed, say.
+    # Ended before anything was saved, for example by a node failure.
     RunDirectory(run).create({}, {"job": "77", "command": shlex.join(["python", str(ROOT / "train.py"), *arguments])})
     manifest = json.loads((run / "manifest.json").read_text())
     (run / "manifest.json").write_text(json.dumps({**manifest, "folder": str(tmp_path)}))
@@ -409,7 +412,7 @@ def test_a_job_that_slurm_puts_back_goes_on_with_the_run_that_it_began(
     warned = in_process("train.py", *arguments)
     assert warned.returncode == 143, warned.stderr
     assert (tmp_path / "requeued").read_text() == "requeue 77\n"
-    assert len(list((tmp_path / "runs").iterdir())) == 2  # what nothing came of has stepped aside
+    assert len(list((tmp_path / "runs").iterdir())) == 2  # the run without a checkpoint was renamed
     assert not list(run.glob("hpc_ckpt*"))  # Lightning's own
 
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
@@ -417,19 +420,21 @@ def test_a_job_that_slurm_puts_back_goes_on_with_the_run_that_it_began(
     torch.save(state, run / "checkpoints" / "last.ckpt")
     resumed = in_process("train.py", *arguments)
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on from epoch 2, step 8" in resumed.stdout
+    assert "Resuming demo at epoch 2, step 8" in resumed.stdout
     assert_same_run(run, whole)
     assert len(json.loads((run / "manifest.json").read_text())["resumed"]) == 1
-    assert "83 min" in resumed.stdout  # of the whole run
+    assert "83 min" in resumed.stdout  # of both processes
 
-    again = in_process("train.py", *arguments)  # the script has other commands behind it
+    again = in_process("train.py", *arguments)  # the job script goes on with other commands
     assert again.returncode == 0
     assert again.stdout == "runs/it is finished: nothing is left to do for this job\n"
     monkeypatch.setenv("SLURM_JOB_ID", "78")
-    assert "holds a run already" in in_process("train.py", *arguments).stderr  # another job's command is another run
+    assert (
+        "holds a run already" in in_process("train.py", *arguments).stderr
+    )  # another job is another run
 
 
-def test_a_stranger_s_run_can_t_write_elsewhere(interrupted: Path, in_process: Command, tmp_path: Path) -> None:
+def test_a_hostile_run_can_not_write_elsewhere(interrupted: Path, in_process: Command, tmp_path: Path) -> None:
     config = (interrupted / "config.yaml").read_text()
     for hostile in (
         config.replace(f"save_dir: {interrupted}", f"save_dir: {tmp_path / 'out'}"),

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitlab.cli import run
-from vitlab.config.command import CONF, read_command
+from vitlab.config.compose import CONF, read_command
 from vitlab.errors import UserError
 from vitlab.files import new_file, shorten, write_json
 

@@ -1,4 +1,4 @@
-"""ImageClassifier, the LightningModule: loss, metrics, optimizer wiring."""
+"""ImageClassifier, the LightningModule: loss, metrics, optimizer and schedule."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -7,11 +7,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -23,9 +23,9 @@ from vitlab.optim import Finetuning, adamw_param_names
 
 
 class MeanLoss(Metric):
-    """Mean over images of a loss that comes as means over batches.
+    """The mean over images of a loss that is given as means over batches.
 
-    torchmetrics' MeanMetric leaves NaNs out, or looks for them on the host in every step.
+    Unlike torchmetrics' MeanMetric it keeps NaNs, and never waits for the device to look for them.
     """
 
     total: Tensor
@@ -37,7 +37,7 @@ class MeanLoss(Metric):
         self.add_state("images", torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, images: int) -> None:
-        if not images:  # a rank's share of a small last batch: its mean is NaN
+        if not images:  # a rank may have no image of a small last batch, and its mean is NaN
             return
         self.total += loss.float() * images
         self.images += images
@@ -47,28 +47,29 @@ class MeanLoss(Metric):
 
 
 class ImageClassifier(pl.LightningModule):
-    """Trains a network, images `[B, 3, H, W]` -> logits `[B, classes]`, by cross-entropy.
+    """Trains a model, images `[B, 3, H, W]` -> logits `[B, classes]`, with cross-entropy.
 
-    Logged, as means over the images of an epoch: `train/loss` (nats, with label smoothing: what is minimised),
-    `train/acc` (of the augmented images; of mixed ones, by the class with the larger share), and `val/loss val/acc
-    test/loss test/acc` (nats without label smoothing; fractions). Every `log_every_n_steps` steps, in a shorter epoch
-    at its last one: `train/loss_step`, and `lr`, which is logged at an epoch's end too.
+    Logged as means over the images of an epoch: `train/loss` (nats, with label smoothing: the loss that is minimised),
+    `train/acc` (of augmented images; of mixed images, for the class with the larger weight), and `val/loss`, `val/acc`,
+    `test/loss`, `test/acc` (nats without label smoothing; fractions). Logged every `log_every_n_steps` steps, at least
+    once per epoch: `train/loss_step` and `lr`; `lr` also at the end of an epoch.
 
     Args:
-        network: What is trained.
+        network: The model to train.
         num_classes: Width of the logits.
-        label_smoothing: Share of the target spread over all classes (Szegedy et al. 2016, section 7).
-        seed: Dropout and stochastic depth of a batch are a function of (seed, number of the batch in the run, rank).
-        optimizer: Called with parameter groups; biases, norms and what the network's `no_weight_decay()` names have
-            no weight decay.
-        finetuning: Which parameters learn, how fast, and from when on.
-        scheduler: Called with the optimizer, and with `total_steps` of the run, or the `progress` of its time, where it
-            has that keyword.
-        interval: The scheduler moves every "step" or "epoch".
+        label_smoothing: Fraction of the target spread over all classes (Szegedy et al. 2016, section 7).
+        seed: Dropout and stochastic depth of a batch depend on (seed, number of the batch in the run, rank).
+        optimizer: Called with parameter groups; biases, norms and the parameters that the model's `no_weight_decay()`
+            names have no weight decay.
+        finetuning: Which parameters learn, how fast, and from which epoch.
+        scheduler: Called with the optimizer, and with the run's `total_steps` or the `progress` of its time if it has
+            that keyword.
+        interval: "step" or "epoch": when the scheduler moves.
         monitor: Metric for a scheduler that needs one.
+        max_steps: Optimizer steps after which `FinalValidation` ends the run; -1 for no limit.
 
     Raises:
-        UserError: the strategy treats the head apart, and the network does not say what its head is.
+        UserError: `finetuning` treats the head separately, and the model does not say what its head is.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class ImageClassifier(pl.LightningModule):
         scheduler: partial[Any] | None = None,
         interval: str = "step",
         monitor: str | None = None,
+        max_steps: int = -1,
     ) -> None:
         super().__init__()
         self.network = network
@@ -93,10 +95,11 @@ class ImageClassifier(pl.LightningModule):
         self.scheduler = scheduler
         self.interval = interval
         self.monitor = monitor
-        self.time_progress: Callable[[], float] | None = None  # share of the run's time that is over, by its clock
+        self.max_steps = max_steps
+        self.time_progress: Callable[[], float] | None = None  # set by TimeLimit: fraction of the time that has passed
         self.skips_non_finite = False
-        self.skipped_steps = 0  # of the epoch
-        self._rate_logged_at = -1  # step
+        self.skipped_steps = 0  # in this epoch
+        self._lr_logged_at = -1  # step
         self.head = head_names(network)
         if self.finetuning.needs_head and not self.head:
             raise UserError(
@@ -105,7 +108,7 @@ class ImageClassifier(pl.LightningModule):
             )
         named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
         self.backbone = [name for name, _ in named if name not in self.head]
-        if self.finetuning.freeze_epochs == "all":  # before DDP looks for the parameters that learn
+        if self.finetuning.freeze_epochs == "all":  # before DDP collects the parameters that learn
             self._let_backbone_learn(False)
         stages = ("train", "val", "test")
         self.losses = nn.ModuleDict({f"{s}_loss": MeanLoss() for s in stages})
@@ -113,7 +116,7 @@ class ImageClassifier(pl.LightningModule):
             {f"{s}_acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False) for s in stages}
         )
         for metric in (self.losses["train_loss"], self.accuracies["train_acc"]):
-            metric.persistent(True)  # type: ignore[operator]  # for a run that goes on in the middle of an epoch
+            metric.persistent(True)  # type: ignore[operator]  # to resume in the middle of an epoch
 
     def configure_model(self) -> None:
         mesh = self.device_mesh
@@ -129,10 +132,10 @@ class ImageClassifier(pl.LightningModule):
             self.network.get_parameter(name).requires_grad_(learns)
 
     def on_fit_start(self) -> None:
-        # DDP expects gradients from all that learned when it was set up, unless it is told to look each time.
-        strategy = self.trainer.strategy
-        looks = strategy._ddp_kwargs.get("find_unused_parameters") if isinstance(strategy, DDPStrategy) else True
-        if self.finetuning.freeze_epochs not in (0, "all") and not looks:
+        # DDP expects gradients for all parameters that required them at first, unless it looks in each step.
+        wrapped = self.trainer.strategy.model
+        is_fixed = isinstance(wrapped, DistributedDataParallel) and not wrapped.find_unused_parameters
+        if self.finetuning.freeze_epochs not in (0, "all") and is_fixed:
             raise UserError(
                 f"finetune.freeze_epochs={self.finetuning.freeze_epochs} on several devices needs "
                 "trainer.strategy=ddp_find_unused_parameters_true, or with trainer=ddp "
@@ -142,39 +145,39 @@ class ImageClassifier(pl.LightningModule):
         last = self.trainer.max_epochs or -1
         if isinstance(self.finetuning.freeze_epochs, int) and 0 < last <= self.finetuning.freeze_epochs:
             rank_zero_warn(
-                f"finetune.freeze_epochs={self.finetuning.freeze_epochs} is the whole run: only the head will learn"
+                f"finetune.freeze_epochs={self.finetuning.freeze_epochs} covers the whole run: only the head learns"
             )
 
     def on_train_start(self) -> None:
-        if self.global_rank:  # of an epoch that is gone on with, one rank has the sums
-            self._forget_training()
-        # Or a short run would have no step's values at all; callbacks that look at steps follow the trainer too.
+        if self.global_rank:  # of an epoch that is resumed, rank 0 has the sums over all ranks
+            self._reset_train_metrics()
+        # At least one logged step per epoch; callbacks that log steps follow the trainer's value too.
         trainer: Any = self.trainer
         steps = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, steps)
-        # Of an epoch that is gone on with, Lightning does not announce the start.
+        # Lightning does not call on_train_epoch_start for an epoch that is resumed.
         if self.finetuning.freeze_epochs != 0:
             self.freeze_backbone(self.finetuning.frozen(self.current_epoch))
 
     def on_train_epoch_start(self) -> None:
-        self._forget_training()  # a checkpoint of an epoch's end still has its sums
+        self._reset_train_metrics()  # the checkpoint of an epoch's end still has its sums
         if self.finetuning.freeze_epochs != 0:
             self.freeze_backbone(self.finetuning.frozen(self.current_epoch))
 
-    def _forget_training(self) -> None:
+    def _reset_train_metrics(self) -> None:
         for metric in (self.losses["train_loss"], self.accuracies["train_acc"]):
             metric.reset()  # type: ignore[operator]
 
     def freeze_backbone(self, frozen: bool) -> None:
-        """Lets the head alone learn, with the rest in eval mode, or everything, in training mode."""
+        """Trains the head alone, with the rest in eval mode, or everything, in training mode."""
         self._let_backbone_learn(not frozen)
         self.network.train(not frozen)  # in eval mode dropout is off and batch norms keep their statistics
         for module in head_modules(self.network):
             module.train()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Batches, not steps: accumulated batches of one step must not share their masks. The strides keep seed, batch
-        # and rank apart: seed 0, batch 1 is not seed 1, batch 0.
+        # By batch, not by step: the accumulated batches of one step must not share their masks. The factors keep seed,
+        # batch and rank apart: seed 0, batch 1 is not seed 1, batch 0.
         batch_number = self.trainer.fit_loop.total_batch_idx
         torch.manual_seed(((self.seed * 1_000_003 + batch_number) * 65_537 + self.global_rank) % 2**63)
         group = self.trainer.optimizers[0].param_groups[0]
@@ -187,18 +190,25 @@ class ImageClassifier(pl.LightningModule):
             self.skipped_steps += 1
             return None
         self._update("train", loss, logits, batch.labels)
-        due = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        if self.trainer.loggers and due and not self.trainer.fit_loop._should_accumulate():
-            # Not self.log, which costs 0.3 ms in each step, and hands on values only after a checkpoint of the step.
-            mean = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")  # of the ranks' equal shares
-            values = {"train/loss_step": float(mean), "lr": self._learning_rate, "epoch": self.current_epoch}
-            self._rate_logged_at = self.trainer.fit_loop.epoch_loop._batches_that_stepped
-            for logger in self.trainer.loggers:
-                logger.log_metrics(values, step=self._rate_logged_at)
+        if self.trainer.loggers and self._is_logged_step(batch_idx):
+            # Not self.log: it costs 0.3 ms in every step, and passes values on only after a checkpoint of the step.
+            mean = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")  # ranks have equally many images
+            self._log_at(self.global_step, {"train/loss_step": float(mean)})
         return loss
 
+    def _is_logged_step(self, batch_idx: int) -> bool:
+        trainer: Any = self.trainer
+        batches = batch_idx + 1
+        steps = batches % trainer.accumulate_grad_batches == 0 or batches == trainer.num_training_batches
+        return steps and (self.global_step + 1) % trainer.log_every_n_steps == 0
+
+    def _log_at(self, step: int, values: dict[str, float]) -> None:
+        self._lr_logged_at = step
+        for logger in self.trainer.loggers:
+            logger.log_metrics({**values, "lr": self._learning_rate, "epoch": self.current_epoch}, step=step)
+
     def training_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """What is minimised, in nats, a scalar; for labels int64 `[B]` or, mixed, float32 `[B, classes]`."""
+        """The scalar to minimise, in nats; labels are int64 `[B]` or, after mixing, float32 `[B, classes]`."""
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -217,13 +227,13 @@ class ImageClassifier(pl.LightningModule):
         self.accuracies[f"{stage}_acc"].update(logits.detach(), main_class(labels))  # type: ignore[operator]
 
     def train_metrics_so_far(self) -> tuple[float, float]:
-        """Loss (nats) and accuracy of this rank's images of the epoch so far; waits for the device, not for ranks."""
+        """Loss (nats) and accuracy of this rank's images in this epoch; waits for the device, not for other ranks."""
         loss: Any = self.losses["train_loss"]
         accuracy: Any = self.accuracies["train_acc"]
         seen = (accuracy.tp + accuracy.fn).item()
         return (loss.total / loss.images).item(), accuracy.tp.item() / max(seen, 1)
 
-    # A checkpoint in the middle of an epoch holds the sums over all ranks' images; one rank goes on with them.
+    # A checkpoint inside an epoch holds the sums over all ranks' images; rank 0 continues from them.
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for key, metric, name in self._train_sums():
             total = self.trainer.strategy.reduce(getattr(metric, name).clone(), reduce_op="sum")
@@ -231,19 +241,17 @@ class ImageClassifier(pl.LightningModule):
                 checkpoint["state_dict"][key] = total
 
     def _train_sums(self) -> Iterator[tuple[str, Metric, str]]:
-        """Key in the state_dict, metric and name of each sum of the training metrics."""
+        """Key in the state_dict, metric, and name of each sum of the training metrics."""
         for path in ("losses.train_loss", "accuracies.train_acc"):
             metric: Any = self.get_submodule(path)
-            for name in metric._defaults:
+            for name in metric.metric_state:
                 yield f"{path}.{name}", metric, name
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train")
         self.log("lr", self._learning_rate, logger=False, sync_dist=True)
-        step = self.trainer.fit_loop.epoch_loop._batches_that_stepped - 1  # the last one
-        if step != self._rate_logged_at:
-            for logger in self.trainer.loggers:
-                logger.log_metrics({"lr": self._learning_rate, "epoch": self.current_epoch}, step=step)
+        if self._lr_logged_at != self.global_step - 1:
+            self._log_at(self.global_step - 1, {})  # the step that Lightning logs the epoch's metrics at
 
     def on_validation_epoch_end(self) -> None:
         self._log_epoch("val")
@@ -252,21 +260,23 @@ class ImageClassifier(pl.LightningModule):
         self._log_epoch("test")
 
     def _log_epoch(self, stage: str) -> None:
-        # Given the metrics themselves, Lightning computes them over all ranks and resets them.
+        # Lightning computes metric objects over all ranks, and resets them.
         loss: Any = self.losses[f"{stage}_loss"]
         accuracy: Any = self.accuracies[f"{stage}_acc"]
         self.log_dict({f"{stage}/loss": loss, f"{stage}/acc": accuracy})
 
     def progress(self, epoch: int) -> float:
-        """Share of the run that is over in an epoch, of its epochs or of its time; 0 where neither has an end."""
+        """Fraction of the run that has passed at an epoch (from 0), by epochs or time; 0 if neither is limited."""
         epochs = self.trainer.max_epochs
         return max(
             epoch / epochs if epochs and epochs > 0 else 0.0, self.time_progress() if self.time_progress else 0.0
         )
 
     def total_steps(self) -> int:
-        """How often the schedule moves in the whole run."""
+        """The number of times the schedule moves in the whole run."""
         steps = self.trainer.estimated_stepping_batches
+        if self.max_steps > 0:
+            steps = min(steps, self.max_steps)
         if steps == float("inf"):
             raise UserError(
                 "this scheduler must know the length of the run: set trainer.max_epochs or trainer.max_steps"
@@ -290,7 +300,7 @@ class ImageClassifier(pl.LightningModule):
         for group in groups:
             if group["lr_scale"] != 1:
                 if "lr" not in settings:
-                    raise UserError("finetune: learning rates of its own for a layer need optimizer.lr")
+                    raise UserError("finetune: learning rates per layer need optimizer.lr")
                 group["lr"] = settings["lr"] * group["lr_scale"]
         return groups
 
@@ -302,15 +312,15 @@ class ImageClassifier(pl.LightningModule):
         optimizer = self.make_optimizer()
         if self.scheduler is None:
             return optimizer
-        facts: dict[str, Any] = {}
+        length: dict[str, Any] = {}
         if "total_steps" in self.scheduler.keywords:
-            facts["total_steps"] = self.total_steps()
+            length["total_steps"] = self.total_steps()
         if "progress" in self.scheduler.keywords:
             if self.time_progress is None:
-                raise UserError("this scheduler is laid over the run's time: set trainer.max_time=DD:HH:MM:SS")
-            facts["progress"] = self.time_progress
+                raise UserError("this scheduler follows the run's time: set trainer.max_time=DD:HH:MM:SS")
+            length["progress"] = self.time_progress
         try:
-            scheduler = self.scheduler(optimizer, **facts)
+            scheduler = self.scheduler(optimizer, **length)
         except ValueError as error:
             raise UserError(str(error)) from error
         wiring = {"scheduler": scheduler, "interval": self.interval, "monitor": self.monitor}
@@ -318,8 +328,9 @@ class ImageClassifier(pl.LightningModule):
 
 
 def rank_classes(logits: Tensor) -> Tensor:
-    """Classes by falling logit, int64 `[B, classes]` of float `[B, classes]`.
+    """Classes in order of falling logits, int64 `[B, classes]` from float `[B, classes]`.
 
-    Equal logits, not rare in bfloat16, keep the classes' order: the first column is what accuracy counts.
+    Equal logits, which are common in bfloat16, keep the order of the classes: so the first column is the prediction
+    that accuracy counts.
     """
     return logits.argsort(dim=1, descending=True, stable=True)

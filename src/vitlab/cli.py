@@ -1,113 +1,139 @@
-"""What an entry point owes a person: exit statuses, and one sentence instead of a traceback for wrong input.
+"""The command line: one readable sentence and an exit status instead of a traceback for wrong input.
 
 Status 0: finished. 2: the user's input is wrong. 130 and 143: interrupted by Ctrl-C and SIGTERM. 1: anything else.
 """
 
 import functools
+import gc
 import logging
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from omegaconf import DictConfig
 
 from vitlab.config.check import FILLING, GROUPS
-from vitlab.config.command import CONF, read_command
-from vitlab.config.compose import NOT_COMPOSED, composition_mistakes, explain
-from vitlab.config.importing import no_gc_imports
+from vitlab.config.compose import CONF, NOT_COMPOSED, composition_mistakes, explain, read_command, refuse
 from vitlab.distributed.process import check_start, die_with_parent, this_process
 from vitlab.distributed.slurm import is_requeued
 from vitlab.errors import INTERRUPTED, TERMINATED, PeerError, TerminatedError, UserError
-from vitlab.requeue import resume_requeued
 
-
-def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Ends the process in the middle of Hydra's job where `function` fails by the user's hand, so that Hydra adds no
-    lines of its own."""
-
-    @functools.wraps(function)
-    def wrapped(config: DictConfig) -> Any:
-        return _guarded(lambda: function(config), _in_the_log)
-
-    return wrapped
+Job = Callable[[DictConfig], Any]
 
 
 def run(main: Callable[[], Any]) -> NoReturn:
-    """Calls an entry point's main function and ends the process with the status that its outcome has."""
-    _guarded(lambda: check_start(several=False), lambda error: [explain(error)])
-    _run(main)
+    """Call the main function of a command that is one process, and exit with the status of its outcome."""
 
+    def alone() -> None:
+        check_start(several=False)
+        main()
 
-def _run(main: Callable[[], Any]) -> NoReturn:
-    _guarded(main, lambda error: [explain(error)])
-    sys.exit(0)
+    _exit_with_status(alone)
 
 
 def launch(main: Callable[[], Any]) -> NoReturn:
-    """As `run`, for a main function whose config Hydra composes: what does not compose is said all at once.
+    """As `run`, for `train.py`, whose `main` composes a config by Hydra: trains, resumes, reproduces or sweeps."""
+    _exit_with_status(lambda: _train(main))
 
-    A command that SLURM or torchrun gives again goes on with the run that it began.
-    """
-    many = any(argument in ("-m", "--multirun") or argument.startswith("sweep=") for argument in sys.argv[1:])
-    _guarded(lambda: check_start(several=not many), lambda error: [explain(error)])
-    if this_process().started_by == "Lightning":  # a rank that waits for the first one in vain is of no use
+
+def _train(main: Callable[[], Any]) -> None:
+    arguments = sys.argv[1:]
+    given = {argument.partition("=")[0] for argument in arguments}
+    is_sweep = bool(given & {"-m", "--multirun", "sweep"})
+    check_start(several=not is_sweep)
+    if this_process().started_by == "Lightning":  # a rank is of no use without rank 0
         die_with_parent(signal.SIGKILL)
-    repeated = is_requeued() and not any(argument.startswith(("resume=", "-")) for argument in sys.argv[1:])
-    if repeated and _guarded(lambda: resume_requeued(sys.argv[1:]), lambda error: [explain(error)]):
-        sys.exit(0)
-    for verb, function in (("resume", _resume), ("reproduce", _reproduce)):
-        if any(argument.startswith(f"{verb}=") for argument in sys.argv[1:]):
-            _run(function)
-    if any(argument.startswith("sweep=resume:") for argument in sys.argv[1:]):
-        from vitlab.sweeps.retyping import with_earlier_arguments
 
-        sys.argv[1:] = _guarded(lambda: with_earlier_arguments(sys.argv[1:]), lambda error: [explain(error)])
+    # A command that SLURM or torchrun repeats resumes the run that it began.
+    is_new = "resume" not in given and not any(argument.startswith("-") for argument in given)
+    if is_requeued() and is_new:
+        with no_gc_imports():
+            from vitlab.resume import resume_requeued
+        if resume_requeued(arguments):
+            return
+    if "resume" in given:
+        command, overrides = read_command(CONF, "resume", arguments)
+        with no_gc_imports():
+            from vitlab.resume import resume
+        resume(command, overrides, CONF)
+        return
+    if "reproduce" in given:
+        command, overrides = read_command(CONF, "reproduce", arguments)
+        with no_gc_imports():
+            from vitlab.resume import reproduce
+        reproduce(command, overrides, CONF)
+        return
+
+    if any(argument.startswith("sweep=resume:") for argument in arguments):
+        from vitlab.sweeps.sweep_record import restore_arguments
+
+        sys.argv[1:] = restore_arguments(arguments)
     for argument in sys.argv[1:]:
         group, _, option = argument.partition("=")
         if group in (*GROUPS, *FILLING) and re.fullmatch(r"null|true|false|-?[\d.]+", option):  # Hydra fails at it
             options = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
-            print(f"error: {argument}: no such choice; choose of {options}", file=sys.stderr)
-            sys.exit(2)
-    # Hydra would print the errors in its own way and exit with 1; with this set it raises them.
+            raise UserError(f"{argument}: no such choice; choose of {options}")
+    # Hydra would print errors in its own way and exit with 1; with this set it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    _guarded(main, lambda error: composition_mistakes(sys.argv[1:]) or [explain(error)])
+    try:
+        main()
+    except NOT_COMPOSED as error:
+        refuse(composition_mistakes(sys.argv[1:]) or [explain(error)])
+
+
+def job(function: Job) -> Job:
+    """Decorate the function that Hydra calls: an error in the user's input ends the process inside Hydra's job, so that
+    Hydra prints nothing of its own, and run.log gets the traceback."""
+
+    @functools.wraps(function)
+    def wrapped(config: DictConfig) -> Any:
+        with _statuses(logging.getLogger(__name__)):
+            return function(config)
+
+    return wrapped
+
+
+def _exit_with_status(main: Callable[[], Any]) -> NoReturn:
+    with _statuses():
+        main()
     sys.exit(0)
 
 
-def _resume() -> None:
-    command, overrides = read_command(CONF, "resume", sys.argv[1:])
-    with no_gc_imports():
-        from vitlab.resume import resume
-
-    resume(command, overrides, CONF)
-
-
-def _reproduce() -> None:
-    command, overrides = read_command(CONF, "reproduce", sys.argv[1:])
-    with no_gc_imports():
-        from vitlab.reproduce import reproduce
-
-    reproduce(command, overrides, CONF)
-
-
-def _in_the_log(error: Exception) -> list[str]:
-    logging.getLogger(__name__).info("where the error arose:", exc_info=error)  # in run.log alone
-    return [explain(error)]
-
-
-def _guarded(function: Callable[[], Any], describe: Callable[[Exception], Sequence[str]]) -> Any:
+@contextmanager
+def _statuses(log: logging.Logger | None = None) -> Iterator[None]:
+    """Turn exceptions that are no bugs into exit statuses."""
     try:
-        return function()
+        yield
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except TerminatedError:
         sys.exit(TERMINATED)
     except PeerError:
         sys.exit(1)
-    except (UserError, *NOT_COMPOSED) as error:
-        for line in describe(error):
-            print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        if log:
+            log.info("traceback:", exc_info=error)  # in run.log only
+        if not isinstance(error, (UserError, *NOT_COMPOSED)):
+            raise
+        refuse([explain(error)])
+
+
+@contextmanager
+def no_gc_imports() -> Iterator[None]:
+    """Import libraries without garbage collection, and keep it out of them later: they are a million live objects.
+
+    Imports are most of the time before the first step.
+    """
+    if "torch" in sys.modules:  # the process holds more than what is imported now
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

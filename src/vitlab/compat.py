@@ -10,12 +10,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from torch import nn
 from torch.distributed import DistError
 
 from vitlab.errors import TerminatedError, UserError
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16. torch 2.11 to 2.14 says so in private functions alone."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
@@ -58,6 +66,11 @@ def translate_lightning_exits(trainer: pl.Trainer) -> Iterator[None]:
         threading.excepthook = show
 
 
+def logged_step(trainer: pl.Trainer) -> int:
+    """The step at which Lightning's loggers log next: it also counts steps whose update was skipped (Lightning 2.6)."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
 # Each is said by a library about itself or about a choice that the config makes on purpose.
 _HARMLESS_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning's, of torch's pytree
@@ -69,7 +82,7 @@ _HARMLESS_WARNINGS = (
 
 
 def silence_libraries() -> None:
-    """Sends the libraries' chatter to the run's log alone; warnings, but for the harmless, still reach the terminal."""
+    """Drop the libraries' messages below warnings, and harmless warnings; others reach the terminal and run.log."""
     for message in _HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     logging.captureWarnings(True)
@@ -78,6 +91,7 @@ def silence_libraries() -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()  # a handler of their own, which writes to the terminal
         logger.propagate = True
+        logger.setLevel(logging.WARNING)
 
 
 class _WatchedLauncher(_SubprocessScriptLauncher):
@@ -112,3 +126,20 @@ def shard_over_all_processes(strategy: ModelParallelStrategy) -> None:
     means one shard per machine.
     """
     strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes
+
+
+def is_compiled(network: nn.Module) -> bool:
+    """Whether `network.compile()` was called, which no public attribute tells (torch 2.14)."""
+    return network._compiled_call_impl is not None
+
+
+def add_summary(writer: Any, summary: Any, step: int | None = None) -> None:
+    """Add a Summary to the TensorBoard file of a SummaryWriter; torch 2.14 reopens a closed one only privately."""
+    writer._get_file_writer().add_summary(summary, step)
+
+
+def validation_follows(trainer: pl.Trainer) -> bool:
+    """Whether Lightning 2.6 validates after the current training batch; only its loop knows."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)

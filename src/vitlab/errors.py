@@ -1,4 +1,8 @@
-"""What ends a run in a way that has an exit status of its own."""
+"""Exceptions with an exit status of their own, and suggestions for their messages."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
 
 INTERRUPTED, TERMINATED = 130, 143  # exit statuses by Ctrl-C and SIGTERM
 
@@ -13,3 +17,15 @@ class TerminatedError(Exception):
 
 class PeerError(Exception):
     """Another of the run's processes failed, or is gone, which was said already; exit status 1."""
+
+
+def nearest(word: str, known: Iterable[Any]) -> str:
+    """ ". Did you mean 'x'?" for the nearest of the known words, or nothing if none is near."""
+    near = get_close_matches(word, sorted(map(str, known)), n=1)
+    return f". Did you mean '{near[0]}'?" if near else ""
+
+
+def did_you_mean(word: str, known: Iterable[Any]) -> str:
+    """As `nearest`, or a list of the known words if none is near."""
+    known = sorted(map(str, known))
+    return nearest(word, known) or (f"; it has {', '.join(known)}" if known else "")

@@ -1,10 +1,15 @@
-"""A training run on one page: config -> objects -> fit -> test -> run directory."""
+"""Train and test a model: resolve the config, build its objects, fit, test.
 
+`train` is the whole story. A resumed run (`vitlab.resume`) takes its config from its directory, and then uses the same
+`resolve`, `build` and `fit_and_test`.
+"""
+
+import copy
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,21 +18,23 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.callbacks import BestCheckpoint, FinalValidation, LastCheckpoint, MetricsCSV, TimeLimit
 from vitlab.classifier import ImageClassifier
 from vitlab.compat import silence_libraries, translate_lightning_exits
 from vitlab.config.compose import typed_overrides
-from vitlab.config.instantiate import build, build_network, keep_accepted_model_keys, weight_keys
+from vitlab.config.instantiate import build as build_node
+from vitlab.config.instantiate import build_network, keep_accepted_model_keys, weight_keys
+from vitlab.config.ranges import mode_of
 from vitlab.config.resolve import choose_attention, resolve_machine
-from vitlab.data import ImageDataModule
+from vitlab.data import DataSpec, ImageDataModule
 from vitlab.distributed.broadcast import broadcast_from_rank0
 from vitlab.distributed.failure_report import FailureReporter, fail_together
 from vitlab.distributed.strategies import cluster
 from vitlab.errors import PeerError, TerminatedError, UserError
-from vitlab.files import set_aside, write_json
+from vitlab.files import write_json
 from vitlab.memory import keep_freed_memory
 from vitlab.preflight import CheckContext, run_preflight
 from vitlab.report.page import write_report
@@ -35,22 +42,36 @@ from vitlab.report.tensorboard import finish_tensorboard, log_text, start_tensor
 from vitlab.report.terminal import print_header, print_interrupted, print_preflight, print_results, print_weights
 from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
 from vitlab.runs.directory import RunDirectory
-from vitlab.runs.loggers import resume_kwargs, save_logger_run_id
+from vitlab.runs.loggers import logger_run_id, resume_kwargs
 from vitlab.runs.manifest import describe_origin, differences
+from vitlab.runs.metrics_files import shorten_values
 from vitlab.weights import LoadReport, Weights, find_weights, fit_weights
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """What `build` makes of a config: `config` is complete and read-only, and is what the run saves."""
+
+    config: DictConfig
+    run: RunDirectory
+    data: ImageDataModule
+    classifier: ImageClassifier
+    trainer: pl.Trainer
+    weights: Weights | None  # that the model starts from
+    load_report: LoadReport | None  # which of them fit the model
+
+
 def train(
-    config: DictConfig, overrides: Sequence[str] | None = None, beside: Mapping[str, Any] | None = None
+    config: DictConfig, overrides: Sequence[str] | None = None, compare_with: Mapping[str, Any] | None = None
 ) -> dict[str, float]:
-    """Trains and tests what a composed config describes, and leaves the run directory.
+    """Trains and tests what a composed config describes, and writes the run directory.
 
     Args:
-        config: Composed.
-        overrides: What of it the user typed; None asks Hydra.
-        beside: The manifest of the run that this one is to repeat; what differs is said before training.
+        config: Composed by Hydra; it is not changed.
+        overrides: The part of it that the user gave on the command line; None asks Hydra.
+        compare_with: Manifest of a run that this one repeats; differences in code, versions and machine are logged.
 
     Returns:
         The final metrics, as in `metrics.json`.
@@ -60,336 +81,354 @@ def train(
         KeyboardInterrupt, TerminatedError: the run was interrupted; `checkpoints/last.ckpt` is written.
     """
     started = time.perf_counter()
-    configure_process(config)
-    keep_accepted_model_keys(config, typed_overrides(HydraConfig.get()) if overrides is None else overrides)
+
+    # Resolve: decide what the config leaves open. From here on it is read-only.
+    prepare_process(config)
     weights = weights_to_start_from(config)
-    data = load_data(config)
-    network = build_network(config.model)
-    report = fit_weights(network, weights, data.facts["classes"]) if weights and weights.state else None
-    choose_execution(config, network)
-    classifier = build_classifier(config, network)
+    config = resolve(config, weights, typed_overrides(HydraConfig.get()) if overrides is None else overrides)
 
-    resolved = as_plain_data(config)
-    run = RunDirectory(Path(config.run_dir))
-    trainer = build_trainer(config, resolved, run)
-    save_logger_run_id(trainer, resolved)
-    begin_run(run, resolved, data, network, weights, report)
-    if beside is not None:
-        warn_of_differences(beside, run)
-    print_header(config, data, network, run.path)
-    if weights and report:
-        print_weights(weights, report)
-    with run_lock(run), record_final_status(run, config):
-        mode = config.preflight or "off"  # YAML reads an unquoted off as false
-        if mode != "off" and trainer.is_global_zero:
-            subject = CheckContext(
-                classifier,
-                data,
-                trainer,
-                expected_input=weights.input if weights else {},
-                head_is_loaded=report is not None and not report.new_head,
-                positions=config.model.get("pos_embed") != "none",
-                batch=data.first_batch(trainer.strategy.root_device),
-            )
-            check_before_training(subject, run, mode)
-        if mode == "only":
-            end_run(run, "checked")
+    # Build: the data in memory, the model with its first weights, the trainer.
+    experiment = build(config, weights)
+
+    # Open the run directory: config.yaml and manifest.json.
+    begin_run(experiment, compare_with)
+    with experiment.run.locked(), record_final_status(experiment):
+        # Preflight: check a copy of the model on the first batch. preflight=only ends here.
+        check_before_training(experiment)
+        if config.preflight == "only":
+            experiment.run.end("checked")
             return {}
-        start_tensorboard(trainer, resolved, run)
-        return fit_and_test(config, trainer, classifier, data, run, started)
+
+        # Fit, test, report.
+        start_tensorboard(experiment.trainer, as_plain_data(experiment.config), experiment.run)
+        return fit_and_test(experiment, started)
 
 
-def configure_process(config: DictConfig) -> None:
-    """What holds for the whole process: messages, precision, seeds."""
+# Resolve
+
+
+def prepare_process(config: DictConfig) -> None:
+    """Sets what holds for the whole process: messages, memory, precision of matrix products, seeds."""
     silence_libraries()
     keep_freed_memory()
-    resolve_machine(config)
     torch.set_float32_matmul_precision(config.matmul_precision)
     pl.seed_everything(config.seed, verbose=False)
 
 
-def as_plain_data(config: DictConfig) -> dict[str, Any]:
-    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+def weights_to_start_from(config: DictConfig) -> Weights | None:
+    """Reads or downloads the weights that `init_from`, `model.weights` or `model.pretrained` names; None without.
+
+    They come first: they may decide image size and normalisation, and a mistake here shows within seconds.
+
+    Raises:
+        UserError: there are no such weights, or they can't be read.
+    """
+    choice = {key: config.model.get(key) for key in weight_keys(config.model)}
+    if config.init_from is not None:
+        if config.model.get("weights") is not None:
+            raise UserError("init_from and model.weights both name weights to start from: give only one")
+        path = Path(config.init_from)
+        if not path.exists():
+            raise UserError(f"init_from={path} does not exist; give a run directory or a checkpoint")
+        if path.is_dir():
+            path = RunDirectory.open(str(path), "outputs", key="init_from").checkpoint("best")
+        choice["weights"] = str(path)
+    return find_weights(choice, config.model.get("name"), config.init_weights)
+
+
+def resolve(config: DictConfig, weights: Weights | None = None, overrides: Sequence[str] = ()) -> DictConfig:
+    """Returns a read-only copy of a config in which everything is decided that does not need the loaded data.
+
+    Replaces each `auto` by what this machine has; takes image size, mean, std and interpolation from pretrained weights
+    where the config has null; drops the keys of `model` that a model class of the user's does not take.
+
+    Args:
+        config: Composed, or of a run.
+        weights: As `weights_to_start_from` returns them.
+        overrides: What the user gave on the command line.
+
+    Raises:
+        UserError: this machine can't train so, or nothing says how large the images are.
+    """
+    resolved = _editable_copy(config)
+    keep_accepted_model_keys(resolved, overrides)
+    resolve_machine(resolved)
+    for key, value in (weights.input if weights else {}).items():
+        chosen = resolved.data[key]
+        if chosen is None:
+            resolved.data[key] = value
+        elif chosen != value and weights:  # a ListConfig equals its list
+            rank_zero_only(log.warning)(
+                f"data.{key}={chosen}, but {weights.input_origin} was trained with {value}; data.{key}=null takes that"
+            )
+    for key in ("image_size", "interpolation"):
+        if resolved.data[key] is None:
+            raise UserError(f"data.{key} must be given: there are no pretrained weights to take it from")
+    OmegaConf.set_readonly(resolved, True)
     return resolved
 
 
-@contextmanager
-def run_lock(run: RunDirectory) -> Iterator[None]:
-    """Keeps other runs' processes out of a run's directory; the first process does it for those beside it."""
-    with run.locked() if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
-        yield
+def add_data_spec(config: DictConfig, spec: DataSpec, logger: Mapping[str, Any]) -> DictConfig:
+    """Completes a resolved config. This is the one place that makes what `config.yaml` and checkpoints hold.
+
+    Classes, mean and std may be known only once the data is loaded, and `model.num_classes` refers to them: so the
+    model is built from this complete config.
+
+    Args:
+        config: As `resolve` returns it.
+        spec: Of the loaded data; it goes into the `data` group.
+        logger: Keys to set in the `logger` group.
+
+    Returns:
+        A read-only copy without interpolations.
+    """
+    complete = _editable_copy(config)
+    complete.merge_with({"data": spec.as_config(), **({"logger": dict(logger)} if logger else {})})
+    complete = OmegaConf.create(as_plain_data(complete))
+    OmegaConf.set_readonly(complete, True)
+    return complete
 
 
-@contextmanager
-def record_final_status(run: RunDirectory, config: DictConfig) -> Iterator[None]:
-    """Writes into the manifest how a run ended that did not get to its end."""
-    try:
-        yield
-    except (KeyboardInterrupt, TerminatedError):
-        with suppress(OSError):  # the disk may be full
-            end_run(run, "interrupted")
-        print_interrupted(config, run)
-        write_report(run)
-        raise
-    except BaseException as error:
-        with suppress(OSError):
-            end_run(run, "failed")
-        if isinstance(error, PeerError):
-            print_interrupted(config, run)
-        write_report(run)
-        raise
+def _editable_copy(config: DictConfig) -> DictConfig:
+    twin = copy.deepcopy(config)
+    OmegaConf.set_readonly(twin, False)
+    OmegaConf.set_struct(twin, False)
+    return twin
 
 
-def fit_and_test(
-    config: DictConfig,
-    trainer: pl.Trainer,
-    classifier: ImageClassifier,
-    data: ImageDataModule,
-    run: RunDirectory,
-    started: float,
-    checkpoint: Path | None = None,
-) -> dict[str, float]:
-    """Trains, from a checkpoint on where there is one, tests, and writes and prints the final metrics."""
-    broadcast_from_rank0(
-        "start", lambda: "", wait=timedelta(days=1)
-    )  # the first process has looked at images and network alone
-    with translate_lightning_exits(trainer):
-        with fail_together(trainer, lambda: end_run(run, "failed")):
-            trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-            rows = next(c for c in trainer.callbacks if isinstance(c, MetricsCSV))  # type: ignore[attr-defined]
-            before = rows.seconds  # of earlier processes; the test loads the checkpoint's, which has this one's too
-            metrics = test_selected(trainer, classifier, data, run)
-        if trainer.is_global_zero:
-            metrics["seconds"] = round(before + time.perf_counter() - started, 1)
-            set_aside(run.metrics_file)  # of a run that was finished, and was made longer
-            write_json(run.metrics_file, metrics)
-            end_run(run, "finished")
-            finish_tensorboard(trainer, as_plain_data(config), metrics, run)
-            write_report(run)
-            print_results(config, metrics, run.path)
-    return metrics
+def as_plain_data(config: DictConfig) -> dict[str, Any]:
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    return plain
 
 
-def build_data(config: DictConfig) -> ImageDataModule:
-    augmentations = [build(node, f"augment.{name}") for name, node in config.augment.items() if node is not None]
-    data: ImageDataModule = build(config.data, "data", augmentations=augmentations, seed=config.seed)
-    return data
+# Build
+
+
+def build(config: DictConfig, weights: Weights | None = None, step: int | None = None) -> Experiment:
+    """Loads the data, then builds model, classifier and trainer.
+
+    Args:
+        config: As `resolve` returns it.
+        weights: What the model starts from.
+        step: Step at which a run is resumed; None for a new run.
+
+    Raises:
+        UserError: the data can't be loaded, or a class refuses its arguments.
+    """
+    data = load_data(config)
+    logger = build_node(config.logger, "logger", **resume_kwargs(config.logger, step)) if config.logger else None
+    config = add_data_spec(config, data.spec, logger_run_id(logger) if step is None else {})
+    model = build_network(config.model)
+    load_report = fit_weights(model, weights, data.spec.classes) if weights and weights.state else None
+    choose_execution(config, model)
+    run = RunDirectory(Path(config.run_dir))
+    trainer = build_trainer(config, run, logger)
+    return Experiment(config, run, data, build_classifier(config, model), trainer, weights, load_report)
 
 
 def load_data(config: DictConfig) -> ImageDataModule:
-    """The images in memory; what they say of themselves is in the config then."""
+    """The data module of a config, with its images in memory."""
     data = build_data(config)
     data.prepare_data()
     data.setup()
-    adopt_facts(config, data)
     return data
 
 
-def adopt_facts(config: DictConfig, data: ImageDataModule) -> None:
-    """Writes what the data knows of itself (classes, mean ...) into the config, where the config left it open."""
-    for key, value in data.facts.items():
-        config.data[key] = value
+def build_data(config: DictConfig) -> ImageDataModule:
+    augmentations = [build_node(node, f"augment.{name}") for name, node in config.augment.items() if node is not None]
+    data: ImageDataModule = build_node(config.data, "data", augmentations=augmentations, seed=config.seed)
+    return data
 
 
-def weights_to_start_from(config: DictConfig) -> Weights | None:
-    """Finds the weights that the config asks for, and writes what they were trained on (image size, mean, std,
-    interpolation) into it where it left that open; says so where it chose something else.
-
-    Raises:
-        UserError: the weights can't be had, or nothing says how the images come to the network.
-    """
-    if config.init_from is not None:
-        if config.model.get("weights") is not None:
-            raise UserError("init_from and model.weights both name weights to start from: take one")
-        config.model.weights = str(checkpoint_of(config.init_from))
-    choice = {key: config.model.get(key) for key in weight_keys(config.model)}
-    weights = find_weights(choice, config.model.get("name"), config.init_weights)
-    known, origin = (weights.input, weights.input_origin) if weights else ({}, "")
-    for key, value in known.items():
-        chosen = config.data[key]
-        if chosen is None:
-            config.data[key] = value
-        elif chosen != value:  # a ListConfig equals the list
-            rank_zero_only(log.warning)(
-                f"data.{key}={chosen}, but {origin} was trained with {value}; data.{key}=null takes that"
-            )
-    for key in ("image_size", "interpolation"):
-        if config.data[key] is None:
-            raise UserError(f"data.{key} must be given: there are no pretrained weights that it could be taken from")
-    return weights
-
-
-def checkpoint_of(place: str) -> Path:
-    """The file behind a run directory (its best checkpoint) or a path to a checkpoint.
+def choose_execution(config: DictConfig, model: torch.nn.Module) -> None:
+    """Applies gradient checkpointing, the choice of attention kernel and torch.compile to a model, in place.
 
     Raises:
-        UserError: there is none.
-    """
-    path = Path(place)
-    if path.is_dir():
-        return RunDirectory.open(place, "outputs", key="init_from").checkpoint("best")
-    if not path.exists():
-        raise UserError(f"init_from={place} does not exist; it names a run directory or a checkpoint")
-    return path
-
-
-def choose_execution(config: DictConfig, network: torch.nn.Module) -> None:
-    """How the network is computed when it trains.
-
-    Raises:
-        UserError: it can't be computed so.
+        UserError: the model does not support gradient checkpointing.
     """
     if config.gradient_checkpointing:
-        recompute: Any = getattr(network, "set_grad_checkpointing", None)
+        enable: Any = getattr(model, "set_grad_checkpointing", None)
         try:
-            recompute(True)
-        except (TypeError, AssertionError):  # there is no such method, or as timm says it
+            enable(True)
+        except (TypeError, AssertionError):  # no such method, or timm's way to refuse
             raise UserError(
-                f"gradient_checkpointing=true: {type(network).__name__} has no such thing; timm's name for it is a "
-                "method set_grad_checkpointing(enable)"
+                f"gradient_checkpointing=true: {type(model).__name__} does not support it; give it timm's method "
+                "set_grad_checkpointing(enable)"
             ) from None
-    choose_attention(config, network)
+    choose_attention(config, model)
     if config.compile:
-        network.compile()  # in place: unlike torch.compile(network), it leaves the names of the weights alone
+        model.compile()  # in place: unlike torch.compile(model), it does not rename the weights
 
 
-def build_classifier(config: DictConfig, network: torch.nn.Module) -> ImageClassifier:
+def build_classifier(config: DictConfig, model: torch.nn.Module) -> ImageClassifier:
     return ImageClassifier(
-        network,
+        model,
         num_classes=config.data.num_classes,
         label_smoothing=config.label_smoothing,
         seed=config.seed,
-        optimizer=build(config.optimizer, "optimizer"),
-        finetuning=build(config.finetune, "finetune"),
-        scheduler=build(config.scheduler.schedule, "scheduler.schedule"),
+        optimizer=build_node(config.optimizer, "optimizer"),
+        finetuning=build_node(config.finetune, "finetune"),
+        scheduler=build_node(config.scheduler.schedule, "scheduler.schedule"),
         interval=config.scheduler.interval,
         monitor=config.scheduler.monitor,
+        max_steps=config.trainer.max_steps,
     )
 
 
-def build_trainer(
-    config: DictConfig, resolved: dict[str, Any], run: RunDirectory, step: int | None = None
-) -> pl.Trainer:
-    """The trainer of a run; of one that goes on from a `step` on, with the dashboard that it had."""
-    callbacks = [build(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node is not None]
+def build_trainer(config: DictConfig, run: RunDirectory, logger: Any) -> pl.Trainer:
+    """The trainer, with the config's callbacks and those that end the run and write its directory."""
+    callbacks = [build_node(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node is not None]
     if not config.trainer.enable_progress_bar:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
-    clock = time_limit(config)
-    selects = config.data.val_size > 0 and config.trainer.limit_val_batches != 0
-    trainer: pl.Trainer = build(
+    shows_progress = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    validates = config.data.val_size > 0 and config.trainer.limit_val_batches != 0
+
+    # In this order: what ends the run, what then validates its last state, and what saves that.
+    callbacks += [FailureReporter(run.path), *time_limit(config), FinalValidation()]
+    callbacks += [ConfigInCheckpoint(as_plain_data(config)), MetricsCSV(run.epochs_file)]
+    if validates:
+        monitor = config.checkpoint.monitor
+        mode = mode_of(monitor, config.checkpoint.get("mode"))
+        callbacks.append(
+            BestCheckpoint(run.checkpoints, "best", monitor=monitor, mode=mode, enable_version_counter=False)
+        )
+    epochs, minutes = config.checkpoint.last_every_n_epochs, config.checkpoint.every_minutes
+    callbacks.append(LastCheckpoint(run.checkpoints / "last.ckpt", every_n_epochs=epochs, every_minutes=minutes))
+
+    trainer: pl.Trainer = build_node(
         config.trainer,
         "trainer",
-        callbacks=[
-            *callbacks,
-            FailureReporter(run.path),
-            *([clock] if clock is not None else []),
-            FinalValidation(),
-            ConfigInCheckpoint(resolved),
-            MetricsCSV(run.epochs_file),
-            *([best_checkpoint(run, config.checkpoint)] if selects else []),
-            LastCheckpoint(
-                run.checkpoints / "last.ckpt",
-                every_n_epochs=config.checkpoint.last_every_n_epochs,
-                every_minutes=config.checkpoint.every_minutes,
-            ),
-        ],
-        max_time=None,  # the clock's affair
-        limit_val_batches=config.trainer.limit_val_batches if selects else 0,
-        logger=build(config.logger, "logger", **resume_kwargs(config.logger, step)) if config.logger else False,
-        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+        callbacks=callbacks,
+        max_epochs=-1 if config.trainer.max_epochs is None else config.trainer.max_epochs,
+        max_time=None,  # TimeLimit ends the run
+        max_steps=-1,  # FinalValidation ends it: with max_steps Lightning resumes the end of an epoch as its middle
+        limit_val_batches=config.trainer.limit_val_batches if validates else 0,
+        logger=logger or False,
+        enable_progress_bar=shows_progress,
         plugins=[WholeCheckpointIO(), *cluster()],
         default_root_dir=str(run.path),
     )
-    # Where the run's length is given in steps, Lightning takes an epoch's end, at which we save, for its middle.
-    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     return trainer
 
 
-def time_limit(config: DictConfig) -> TimeLimit | None:
-    """What ends the run by `trainer.max_time`."""
+def time_limit(config: DictConfig) -> list[TimeLimit]:
+    """The callback that ends the run after `trainer.max_time`; empty without that."""
     duration = config.trainer.max_time
     if isinstance(duration, DictConfig):
-        duration = build(duration, "trainer.max_time")
-    return None if duration is None else TimeLimit(duration)
+        duration = build_node(duration, "trainer.max_time")
+    return [] if duration is None else [TimeLimit(duration)]
 
 
-def best_checkpoint(run: RunDirectory, choice: DictConfig) -> ModelCheckpoint:
-    """`best.ckpt` by the monitored metric."""
-    return BestCheckpoint(
-        dirpath=run.checkpoints,
-        filename="best",
-        monitor=choice.monitor,
-        mode=choice.mode,
-        enable_version_counter=False,
-    )
+# Open and close the run directory
 
 
 @rank_zero_only
-def end_run(run: RunDirectory, status: str) -> None:
-    run.end(status)
-
-
-def fingerprints(data: ImageDataModule) -> dict[str, dict[str, Any]]:
-    """Number and SHA-256 of each split's images and labels."""
-    return {name: {"images": len(split), "sha256": split.fingerprint()} for name, split in data.splits.items()}
-
-
-@rank_zero_only
-def begin_run(
-    run: RunDirectory,
-    resolved: dict[str, Any],
-    data: ImageDataModule,
-    network: torch.nn.Module,
-    weights: Weights | None,
-    report: LoadReport | None,
-) -> None:
-    """Writes what is known before training."""
-    manifest = {**describe_origin(), "seed": resolved["seed"], "data": fingerprints(data), "weights": None}
-    manifest["parameters"] = sum(parameter.numel() for parameter in network.parameters())
+def begin_run(experiment: Experiment, compare_with: Mapping[str, Any] | None) -> None:
+    """Writes and prints what is known before training."""
+    config, run, weights, report = experiment.config, experiment.run, experiment.weights, experiment.load_report
+    model = experiment.classifier.network
+    manifest = {**describe_origin(), "seed": config.seed, "data": experiment.data.fingerprints(), "weights": None}
+    manifest["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     if weights and report:
         manifest["weights"] = {"from": weights.origin, "sha256": weights.fingerprint(), **asdict(report)}
-    run.create(resolved, manifest)
+    run.create(as_plain_data(config), manifest)
+    if compare_with is not None and (different := differences(compare_with, run.manifest())):
+        log.warning(f"Results may differ from those of the other run: {', '.join(different)}")
+    print_header(config, experiment.data, model, experiment.trainer, run.path)
+    if weights and report:
+        print_weights(weights, report)
 
 
-@rank_zero_only
-def warn_of_differences(then: Mapping[str, Any], run: RunDirectory) -> None:
-    different = differences(then, run.manifest())
-    if different:
-        log.warning(f"the numbers may differ from the other run's, as there differ {', '.join(different)}")
+@contextmanager
+def record_final_status(experiment: Experiment) -> Iterator[None]:
+    """Records in the manifest that a run was interrupted or failed, and prints how to resume it."""
+    try:
+        yield
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt | TerminatedError)
+        with suppress(OSError):  # the disk may be full
+            experiment.run.end("interrupted" if interrupted else "failed")
+        if interrupted or isinstance(error, PeerError):
+            print_interrupted(experiment.config, experiment.run)
+        write_report(experiment.run)
+        raise
 
 
-def check_before_training(subject: CheckContext, run: RunDirectory, mode: str) -> None:
-    """Looks at the run's objects, prints what was found, and keeps it in `preflight.json` and the dashboard.
+# Check, fit, test
+
+
+def check_before_training(experiment: Experiment) -> None:
+    """Runs the preflight checks on rank 0, prints them, and writes `preflight.json`.
 
     Raises:
-        UserError: a check failed, and the mode is not "warn".
+        UserError: a check failed, and `preflight` is not "warn".
     """
-    preflight = run_preflight(subject, run.checkpoints)
-    write_json(run.path / "preflight.json", preflight.as_data())
-    log_text(subject.trainer, "preflight", preflight.as_markdown())
-    print_preflight(preflight)
+    trainer, weights, report = experiment.trainer, experiment.weights, experiment.load_report
+    mode = experiment.config.preflight or "off"  # YAML reads an unquoted off as false
+    if mode == "off" or not trainer.is_global_zero:
+        return
+    context = CheckContext(
+        experiment.classifier,
+        experiment.data,
+        trainer,
+        expected_input=weights.input if weights else {},
+        head_is_loaded=report is not None and not report.new_head,
+        positions=experiment.config.model.get("pos_embed") != "none",
+        batch=experiment.data.first_batch(trainer.strategy.root_device),
+    )
+    preflight = run_preflight(context, experiment.run.checkpoints)
+    write_json(experiment.run.path / "preflight.json", preflight.as_data())
+    log_text(trainer, "preflight", preflight.as_markdown())
+    print_preflight(preflight, every_check=mode == "only")
     if preflight.failures and mode != "warn":
         names = ", ".join(finding.check for finding in preflight.failures)
         raise UserError(f"preflight: {names} failed: see above; preflight=warn trains all the same")
 
 
-def test_selected(
-    trainer: pl.Trainer, classifier: ImageClassifier, data: ImageDataModule, run: RunDirectory
-) -> dict[str, float]:
-    """Tests the best checkpoint (the last one where nothing was selected): metrics of its epoch and of the test."""
-    # The first process looks for all: another machine's view of the file system may lag behind.
-    selected: Any = trainer.strategy.broadcast(_selected(run) if trainer.is_global_zero else None)
-    file, metrics = selected
-    if trainer.limit_test_batches != 0:
-        results = trainer.test(classifier, datamodule=data, ckpt_path=file, verbose=False, weights_only=True)
-        metrics = {**metrics, **results[0]}
+def fit_and_test(experiment: Experiment, started: float, checkpoint: Path | None = None) -> dict[str, float]:
+    """Trains, tests the selected checkpoint, and writes and prints the final metrics.
+
+    Args:
+        experiment: As `build` returns it.
+        started: `time.perf_counter()` when this process began with the run.
+        checkpoint: Where to resume; None trains from the start.
+    """
+    trainer, run = experiment.trainer, experiment.run
+    # Rank 0 alone ran the checks; the others wait for it here.
+    broadcast_from_rank0("start", lambda: "", wait=timedelta(days=1))
+    with translate_lightning_exits(trainer):
+        with fail_together(trainer, lambda: run.end("failed")):
+            trainer.fit(experiment.classifier, datamodule=experiment.data, ckpt_path=checkpoint, weights_only=True)
+            rows = next(c for c in trainer.callbacks if isinstance(c, MetricsCSV))  # type: ignore[attr-defined]
+            earlier = rows.seconds  # of earlier processes; the test will load a checkpoint's value over it
+            metrics = test_selected(experiment)
+        if trainer.is_global_zero:
+            metrics["seconds"] = round(earlier + time.perf_counter() - started, 1)
+            write_json(run.metrics_file, metrics)
+            run.end("finished")
+            finish_tensorboard(trainer, as_plain_data(experiment.config), metrics, run)
+            write_report(run)
+            print_results(experiment.config, metrics, run.path)
     return metrics
 
 
+def test_selected(experiment: Experiment) -> dict[str, Any]:
+    """Tests the best checkpoint, without validation the last one; returns the metrics of its epoch and of the test."""
+    trainer, run = experiment.trainer, experiment.run
+    # Rank 0 reads for all: other machines may see new files late.
+    selected: Any = trainer.strategy.broadcast(_selected(run) if trainer.is_global_zero else None)
+    file, metrics = selected
+    if trainer.limit_test_batches != 0:
+        data: Any = {"datamodule": experiment.data, "ckpt_path": file, "weights_only": True}
+        metrics |= trainer.test(experiment.classifier, verbose=False, **data)[0]
+    return shorten_values(metrics)
+
+
 def _selected(run: RunDirectory) -> tuple[str, dict[str, float]]:
-    """The checkpoint that is tested, and the metrics of its epoch."""
+    """The checkpoint to test, and the metrics of its epoch."""
     file = run.checkpoint("best")
     checkpoint = read_checkpoint(file, tensors=False)
-    # The checkpoint's own validation: with val_check_interval it may have come in the middle of its epoch.
-    metrics = {**run.epoch_row(checkpoint["epoch"]), **checkpoint[METRICS_KEY]}
-    return str(file), {**metrics, "epoch": checkpoint["epoch"], "step": checkpoint["global_step"]}
+    epoch = checkpoint["epoch"] + 1
+    row = next((row for row in run.epoch_rows() if row["epoch"] == epoch), {})
+    # The checkpoint's own validation: with val_check_interval it may be from the middle of its epoch.
+    return str(file), {**row, **checkpoint[METRICS_KEY], "epoch": epoch, "step": checkpoint["global_step"]}

@@ -1,4 +1,6 @@
-"""Draws what a run's ViT looks at in pictures."""
+"""Draw what a ViT attends to in images."""
+
+from __future__ import annotations
 
 import copy
 import sys
@@ -6,102 +8,110 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
-from rich.console import Console
-from torch import Tensor, nn
 
-from vitlab.classifier import rank_classes
-from vitlab.cli import run
-from vitlab.config.command import CONF, read_command
-from vitlab.config.suggest import did_you_mean
-from vitlab.data.decoding import read_image, to_square
-from vitlab.errors import UserError
+from vitlab.cli import no_gc_imports, run
+from vitlab.config.compose import CONF, read_command
+from vitlab.errors import UserError, did_you_mean
 from vitlab.files import folder_for, shorten
-from vitlab.loaded_model import LoadedModel, open_model
-from vitlab.models.attention_maps import attention_gradients, record_attention
-from vitlab.models.interpretation import gradient_rollout, last_layer, rollout, seen_by_head
-from vitlab.plots import render, save
-from vitlab.plots.explanation import CAPTION, Explanation, draw_explanation
-from vitlab.predict import check_all_read, find_images, read_batches
+from vitlab.predict import check_all_read, check_top_k, find_images, read_batches
 
-SIDE = 448  # px of a picture as it is drawn, at most
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from vitlab.loaded_model import LoadedModel
+    from vitlab.plots.explanation import Explanation
+
+SIDE = 448  # largest side of the drawn image, in pixels
 
 
-def explain(command: DictConfig, overrides: Sequence[Override], conf: Path) -> list[Path]:
-    """Writes a figure for each picture into a folder that has none of them.
+def main() -> None:
+    explain(*read_command(CONF, "explain", sys.argv[1:]))
+
+
+def explain(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
+    """Write a figure for each image into a folder that has none of them.
 
     Args:
         command: The values of `conf/explain.yaml`.
         overrides: Of the run's config.
-        conf: The folder of YAML files.
 
     Returns:
-        The figures' files.
+        The files of the figures.
 
     Raises:
-        UserError: run, checkpoint, class or an override is wrong, or the network has no attention to draw; or, when all
-            else is done, pictures could not be read.
+        UserError: run, checkpoint, class or an override is wrong, or the model has no attention to draw; or, after all
+            others are done, images could not be read.
     """
-    if command.top_k < 1:
-        raise UserError(f"top_k={command.top_k} must be at least 1")
-    model = open_model(command, overrides, conf)
-    target = _label(command.target, model.classes)
-    network = copy.deepcopy(model.network).float().eval()
-    _check_has_attention(network, model)
+    check_top_k(command.top_k)
+    with no_gc_imports():  # torch is imported once the command is known to be right
+        import torch
 
-    console = Console(soft_wrap=True, highlight=False)
+        from vitlab.loaded_model import open_model
+        from vitlab.models.attention_maps import record_attention
+        from vitlab.plots.explanation import CAPTION, draw_explanation
+        from vitlab.plots.io import FigureText, render, save
+        from vitlab.runs.console import show
+
+    model = open_model(command, overrides, CONF)
+    target = None if command.target is None else _label(str(command.target), model.classes)
+    network = copy.deepcopy(model.network).float().eval()
+    side = model.config.data.stored_size
+    if record_attention(network, model.preprocess(torch.zeros(1, 3, side, side, dtype=torch.uint8))) is None:
+        raise UserError(
+            f"the run's {type(network).__name__} has no attention among all patches of an image: explain works for "
+            "plain ViTs, like model=vit_scratch and most of timm's vit_*, deit* and eva*"
+        )
     files, failures = find_images(command.images)
-    names = _names(files)
+    names = _figure_names(files)
+    base = command.out or f"outputs/figures/explain_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     folder: Path | None = None
     written: list[Path] = []
-    for (path,), images in read_batches(files, model.config.data.stored_size, 1, failures):
-        folder = folder or _folder(command.out, list(names.values()))
-        explanation = _explain(model, network, path, images, target, command.top_k)
+    for (path,), image in read_batches(files, model.config.data, failures, batch_size=1):
+        folder = folder or folder_for(Path(str(base)), *names.values())
+        explanation = _explanation(model, network, path, image, target, command.top_k)
         written.append(folder / names[path])
-        title = f"What the network looks at in {path.name}"
-        image = render(partial(draw_explanation, explanation), title)
-        save(image, written[-1], tag="explain", title=title, caption=CAPTION)
-        console.print(f"{path}  {explanation.summary}  written: {shorten(written[-1])}", markup=False)
+        title = f"Attention of the model to {path.name}"
+        figure = render(partial(draw_explanation, explanation), title)
+        save(figure, written[-1], FigureText("explain", title, CAPTION))
+        show(f"{path}  {explanation.summary}  written: {shorten(written[-1])}")
     check_all_read(failures, len(written), command.images)
     return written
 
 
-def _label(target: object, classes: list[str]) -> int | None:
-    if target is None:
-        return None
-    if str(target) not in classes:
-        hint = did_you_mean(str(target), set(classes))
-        raise UserError(f"target={target} is no class of the run's, which are {', '.join(classes)}{hint}")
-    return classes.index(str(target))
+def _label(target: str, classes: list[str]) -> int:
+    if target not in classes:
+        hint = did_you_mean(target, set(classes))
+        raise UserError(f"target={target} is none of the run's classes, which are {', '.join(classes)}{hint}")
+    return classes.index(target)
 
 
-def _check_has_attention(network: nn.Module, model: LoadedModel) -> None:
-    side = model.config.data.stored_size
-    if record_attention(network, model.inputs(torch.zeros(1, 3, side, side, dtype=torch.uint8))) is None:
-        raise UserError(
-            f"the run's {type(network).__name__} has no attention among all patches of an image: explain draws that of "
-            "plain ViTs, as model=vit_scratch and most of timm's vit_*, deit* and eva*"
-        )
-
-
-def _explain(
-    model: LoadedModel, network: nn.Module, path: Path, images: Tensor, target: int | None, top_k: int
+def _explanation(
+    model: LoadedModel, network: nn.Module, path: Path, image: Tensor, target: int | None, top_k: int
 ) -> Explanation:
-    logits = model.logits(images)
+    import torch
+
+    from vitlab.classifier import rank_classes
+    from vitlab.data.decoding import read_image, to_square
+    from vitlab.models.attention_maps import attention_gradients
+    from vitlab.models.interpretation import gradient_rollout, last_layer, rollout, seen_by_head
+    from vitlab.plots.explanation import Explanation
+
+    logits = model.logits(image)
     ranked = rank_classes(logits)[0].tolist()
     explained = ranked[0] if target is None else target
     shown = ranked[:top_k] if explained in ranked[:top_k] else [*ranked[:top_k], explained]
     probabilities = logits.softmax(dim=1)[0]
 
-    found = attention_gradients(network, model.inputs(images), torch.tensor([explained], device=model.device))
+    found = attention_gradients(network, model.preprocess(image), torch.tensor([explained], device=model.device))
     assert found is not None
     attention, gradients = found
-    picture = read_image(path)
+    whole = read_image(path)
     return Explanation(
-        picture=torch.from_numpy(to_square(picture, min(*picture.size, SIDE))),
+        image=torch.from_numpy(to_square(whole, min(*whole.size, SIDE))),
         probabilities={model.classes[label]: float(probabilities[label]) for label in shown},
         explained=model.classes[explained],
         rollout=seen_by_head(rollout(attention.weights), attention)[0].cpu(),
@@ -110,8 +120,8 @@ def _explain(
     )
 
 
-def _names(files: Sequence[Path]) -> dict[Path, str]:
-    """A file name for each picture's figure, none twice."""
+def _figure_names(files: Sequence[Path]) -> dict[Path, str]:
+    """A different file name for each image's figure."""
     names: dict[Path, str] = {}
     for path in files:
         name, count = f"{path.stem}.png", 1
@@ -120,16 +130,6 @@ def _names(files: Sequence[Path]) -> dict[Path, str]:
             name = f"{path.stem}_{count}.png"
         names[path] = name
     return names
-
-
-def _folder(out: object, names: Sequence[str]) -> Path:
-    base = f"outputs/figures/explain_{time.strftime('%Y-%m-%d_%H-%M-%S')}" if out is None else str(out)
-    return folder_for(Path(base), *names)
-
-
-def main() -> None:
-    command, overrides = read_command(CONF, "explain", sys.argv[1:])
-    explain(command, overrides, CONF)
 
 
 if __name__ == "__main__":

@@ -1,117 +1,115 @@
-"""Writes a run's model in formats that need no vitlab."""
+"""Export a run's model to timm's format and to ONNX."""
+
+from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from torch import Tensor
 
-from vitlab.cli import run
-from vitlab.compat import silence_libraries
-from vitlab.config.command import CONF, FACTS, apply_overrides, read_command
-from vitlab.config.instantiate import build
-from vitlab.data import ImageDataModule
-from vitlab.data.loader import epoch_order
+from vitlab.cli import no_gc_imports, run
+from vitlab.config.compose import CONF, FACTS, read_command
 from vitlab.errors import UserError
 from vitlab.files import folder_for
-from vitlab.report.terminal import print_choice, print_export
-from vitlab.runs.checkpoint import choose_weights, read_checkpoint
-from vitlab.runs.directory import RunDirectory
-from vitlab.runs.rebuild import rebuild_network
-from vitlab.weights.onnx_export import onnx_packages, save_onnx
-from vitlab.weights.timm_export import save_timm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitlab.loaded_model import LoadedModel
 
 FORMATS = ("timm", "onnx")
 FILES = ("model.safetensors", "config.json", "model.onnx")
+PLAIN = ("trainer=cpu", "trainer.precision=32-true", "compile=false")  # an export does not depend on the machine
 
 
-def export(command: DictConfig, overrides: Sequence[Override], conf: Path) -> list[Path]:
-    """Writes `model.safetensors` and `config.json` (timm's layout) and `model.onnx` into a folder that has none.
+def main() -> None:
+    export(*read_command(CONF, "export", sys.argv[1:]))
+
+
+def export(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
+    """Write `model.safetensors` and `config.json` (timm's format) and `model.onnx` into a folder that has none of them.
 
     Args:
         command: The values of `conf/export.yaml`.
         overrides: Of the run's config.
-        conf: The folder of YAML files.
 
     Returns:
         The files.
 
     Raises:
-        UserError: run, checkpoint, format or an override is wrong, a package is missing, or timm has no such network.
+        UserError: run, checkpoint, format or an override is wrong, a package is missing, or timm has no such model.
     """
-    silence_libraries()
-    formats = _formats(command)
-    run = RunDirectory.open(str(command.run), command.outputs)
-    config = run.config()
-    _refuse_facts(overrides)
-    apply_overrides(config, overrides, conf, command)
-    config.compile = False
-    file = run.checkpoint(str(command.checkpoint))
-    checkpoint = read_checkpoint(file)
-    weights = choose_weights(checkpoint, command.weights, file)
-    network = rebuild_network(config, checkpoint, file, list(command.trusted_targets), weights)
-    print_choice(checkpoint, weights)
-    groups: Any = OmegaConf.to_container(config, resolve=True)
-    images = _test_images(config, command.check_images) if "onnx" in formats else None
+    formats = _check_formats(command)
+    for override in overrides:  # the files say what the weights were trained with
+        group, _, key = override.key_or_group.partition(".")
+        if group == "model" or (group == "data" and key in FACTS):
+            raise UserError(f"{override.input_line}: a model is exported as it was trained")
+    with no_gc_imports():  # torch is imported once the command is known to be right
+        from vitlab.loaded_model import open_model
+        from vitlab.report.terminal import print_written
+        from vitlab.runs.console import show
+        from vitlab.weights.onnx_export import save_onnx
+        from vitlab.weights.timm_export import save_timm
 
-    folder = folder_for(run.path / "export" if command.out is None else Path(str(command.out)), *FILES)
+    model = open_model(command, [*overrides, *OverridesParser.create().parse_overrides(list(PLAIN))], CONF)
+    assert model.run is not None  # conf/export.yaml asks for it
+    config: Any = OmegaConf.to_container(model.config, resolve=True)
+    images = _test_images(model, command.check_images) if "onnx" in formats else None
+
+    folder = folder_for(model.run.path / "export" if command.out is None else Path(str(command.out)), *FILES)
     files: list[Path] = []
     try:
         if "timm" in formats:
-            files += save_timm(network, groups["model"], groups["data"], folder)
-            print_export(files)
+            files += save_timm(model.network, config["model"], config["data"], folder)
+            print_written(*files)
         if images is not None:
             files.append(folder / "model.onnx")
-            difference = save_onnx(network, groups["data"], images, files[-1])
-            print_export(files[-1:], difference, len(images))
+            difference = save_onnx(model.network, config["data"], images, files[-1])
+            print_written(files[-1])
+            if difference is not None:
+                show(f"  logits of {len(images)} test images differ from torch's by at most {difference:.1e}")
     finally:
         if not any(folder.iterdir()):
             folder.rmdir()
     return files
 
 
-def _formats(command: DictConfig) -> list[str]:
-    """What is asked for, once all that it takes is known to be there."""
+def _check_formats(command: DictConfig) -> list[str]:
+    """The formats asked for, if they are known and their packages installed."""
     formats = command.formats
     if not isinstance(formats, ListConfig) or not formats or set(formats) - set(FORMATS):
         raise UserError(f"formats={formats} must be a list of {', '.join(FORMATS)}: formats=[timm]")
     if not isinstance(command.check_images, int) or command.check_images < 0:
         raise UserError(f"check_images={command.check_images} must be a number of images, 0 or more")
     if "onnx" in formats:
+        from vitlab.weights.onnx_export import onnx_packages
+
         onnx_packages()
     return list(formats)
 
 
-def _refuse_facts(overrides: Sequence[Override]) -> None:
-    """What the weights were trained with goes into the files: it is not to be changed here."""
-    for override in overrides:
-        group, _, key = override.key_or_group.partition(".")
-        if group == "model" or (group == "data" and key in FACTS):
-            raise UserError(f"{override.input_line}: an export is of the model as it was trained")
+def _test_images(model: LoadedModel, count: int) -> Tensor:
+    """The first test images in the order of an evaluation, float32 `[count, 3, H, W]`, normalised."""
+    import torch
 
+    from vitlab.config.instantiate import build
+    from vitlab.data.loader import epoch_order
 
-def _test_images(config: DictConfig, count: int) -> Tensor:
-    """The first test images in the order of evaluation, as the network takes them, float32 `[count, 3, H, W]`."""
-    size = config.data.image_size
+    size = model.config.data.image_size
     if not count:
         return torch.empty(0, 3, size, size)
     try:
-        data: ImageDataModule = build(config.data, "data", augmentations=[], seed=config.seed)
+        data = build(model.config.data, "data", augmentations=[], seed=model.config.seed)
         data.prepare_data()
         data.setup()
     except UserError as error:
         raise UserError(f"{error} (check_images=0 leaves the images out)") from error
     arrays = data.splits["test"]
-    return data.transform(arrays.pick(epoch_order(len(arrays), 0, 0)[:count]))
-
-
-def main() -> None:
-    command, overrides = read_command(CONF, "export", sys.argv[1:])
-    export(command, overrides, CONF)
+    return model.preprocess(arrays.pick(epoch_order(len(arrays), 0, 0)[:count]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic file writes, locks, and names for new files."""
 
 import json
 import os
@@ -16,12 +16,12 @@ from vitlab.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to; on leaving, that file is on disk and takes `path`'s place in one step.
+    """Yields a temporary path next to `path`; at the end of the block that file replaces `path` in one step.
 
-    Where the block raises, `path` is as it was.
+    If the block raises, `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)  # a link that a stranger left there would be followed
+    temporary.unlink(missing_ok=True)  # a link there, in somebody else's run, would be followed
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -33,10 +33,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path, refusal: str) -> Iterator[None]:
-    """Keeps other processes out of a folder; the operating system ends that with the process.
+    """Locks a folder against other processes; the operating system releases the lock of a killed process.
 
     Raises:
-        UserError: one is there already; its message is `refusal`.
+        UserError: another process holds the lock; `refusal` is the message.
     """
     lock = FileLock(folder / ".lock")
     try:
@@ -59,21 +59,21 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def new_file(out: str | None, default: str) -> Path:
-    """Where a command writes to: `out`, or where that is None `default`, in which `{time}` becomes the time.
+    """The file that a command writes: `out`, or if that is None `default`, with the time in place of `{time}`.
 
     Raises:
-        UserError: there is such a file.
+        UserError: the file exists.
     """
     file = Path(out or default.format(time=time.strftime("%Y-%m-%d_%H-%M-%S")))
     if file.exists():
-        raise UserError(f"out={file} is there already: nothing is overwritten")
+        raise UserError(f"out={file} is there already: nothing is overwritten, choose another name")
     return file
 
 
 def set_aside(path: Path, *, keep: bool = False) -> None:
-    """Renames a file that is about to be written anew: its own time goes into its name. Nothing saved is lost.
+    """Renames a file that is about to be replaced: its modification time is appended to its name.
 
-    With `keep` it stays where it is too, for a file that must be there at any moment.
+    With `keep` it is copied instead, for a file that must exist at any moment.
     """
     if path.exists():
         written = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(path.stat().st_mtime))
@@ -89,10 +89,10 @@ def set_aside(path: Path, *, keep: bool = False) -> None:
 
 
 def folder_for(base: Path, *names: str) -> Path:
-    """Makes `base`, or where that holds one of the files, the first of `base_2`, `base_3` ... that does not.
+    """Makes `base`, or if that holds one of the files, the first of `base_2`, `base_3` ... that holds none.
 
     Raises:
-        UserError: it can't be made.
+        UserError: the folder can't be made.
     """
     folder, count = base, 1
     while any((folder / name).exists() for name in names):
@@ -101,11 +101,11 @@ def folder_for(base: Path, *names: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"can't write to {folder} ({error.strerror}): name another folder with out=...") from error
+        raise UserError(f"can't write to {folder} ({error.strerror}): choose another folder with out=...") from error
     return folder
 
 
 def shorten(path: Path) -> str:
-    """A path as one types it from here."""
+    """A path as short as you can type it here: relative if it lies below the working directory."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

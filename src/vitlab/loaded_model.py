@@ -1,4 +1,4 @@
-"""A run's model, ready to be shown pictures."""
+"""Open a run or a checkpoint: its model, ready for images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,28 +12,30 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from vitlab.compat import silence_libraries
-from vitlab.config.command import apply_overrides
+from vitlab.config.compose import apply_overrides
+from vitlab.config.instantiate import build_network, check_trusted
 from vitlab.config.resolve import choose_attention, resolve_machine
 from vitlab.data import BatchTransform
 from vitlab.errors import UserError
 from vitlab.memory import keep_freed_memory
 from vitlab.report.terminal import print_choice
-from vitlab.runs.checkpoint import CONFIG_KEY, choose_weights, read_checkpoint
+from vitlab.runs.checkpoint import CONFIG_KEY, choose_weights, load_network, read_checkpoint
 from vitlab.runs.directory import RunDirectory
-from vitlab.runs.rebuild import rebuild_network
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network in eval mode on its device, and what it was trained with.
+    """A trained model in eval mode on its device, and the config that it was trained with.
 
     Attributes:
-        network: As rebuilt.
-        forward: The network in the precision of the run.
-        transform: What the network takes of uint8 images, on the device.
-        config: The run's.
-        run: None where a bare checkpoint was named.
-        device: Of the network.
+        network: The model itself.
+        forward: The model in the precision of the run: preprocessed images -> logits.
+        transform: Resize and normalisation of uint8 images, on the device.
+        config: The run's, with the command's overrides; read-only.
+        run: None if a checkpoint was opened by its path.
+        device: Of the model.
+        checkpoint: The file that the weights are from.
+        weights: "raw", or "ema" for their moving average.
     """
 
     network: nn.Module
@@ -42,33 +44,35 @@ class LoadedModel:
     config: DictConfig
     run: RunDirectory | None
     device: torch.device
+    checkpoint: Path
+    weights: str
 
     @property
     def classes(self) -> list[str]:
         return list(self.config.data.classes)
 
-    def inputs(self, images: Tensor) -> Tensor:
-        """What the network takes, float32 `[B, 3, image_size, image_size]`, of uint8 images `[B, 3, h, w]`."""
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Float32 `[B, 3, image_size, image_size]` on the device, from uint8 images `[B, 3, H, W]`."""
         inputs: Tensor = self.transform(images.to(self.device))
         return inputs
 
     def logits(self, images: Tensor) -> Tensor:
-        """Float32 `[B, classes]`, on the CPU, of uint8 images `[B, 3, h, w]`."""
+        """Float32 `[B, classes]` on the CPU, from uint8 images `[B, 3, H, W]`."""
         with torch.inference_mode():
-            logits: Tensor = self.forward(self.inputs(images)).float().cpu()
+            logits: Tensor = self.forward(self.preprocess(images)).float().cpu()
         return logits
 
 
 def open_model(command: DictConfig, overrides: Sequence[Override], conf: Path) -> LoadedModel:
-    """The model that a command names.
+    """Opens the model that a command names; every verb that uses a trained model starts here.
 
     Args:
-        command: With `run`, `checkpoint`, `weights`, `outputs` and `trusted_targets`.
+        command: With `run` or `checkpoint`, and `weights`, `outputs` and `trusted_targets`.
         overrides: Of the run's config.
         conf: The folder of YAML files.
 
     Raises:
-        UserError: run, checkpoint or an override is wrong.
+        UserError: the run, the checkpoint or an override is wrong, or the config names a target that is not trusted.
     """
     silence_libraries()
     keep_freed_memory()
@@ -77,6 +81,7 @@ def open_model(command: DictConfig, overrides: Sequence[Override], conf: Path) -
     config = OmegaConf.create(checkpoint[CONFIG_KEY])
     apply_overrides(config, overrides, conf, command)
     resolve_machine(config)
+    OmegaConf.set_readonly(config, True)
     weights = choose_weights(checkpoint, command.weights, file)
     network = rebuild_network(config, checkpoint, file, list(command.trusted_targets), weights)
     choose_attention(config, network)
@@ -86,7 +91,7 @@ def open_model(command: DictConfig, overrides: Sequence[Override], conf: Path) -
     try:
         fabric = Fabric(accelerator=config.trainer.accelerator, devices=1, precision=config.trainer.precision)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"trainer: {error}; trainer=cpu takes the CPU") from error
+        raise UserError(f"trainer: {error}; trainer=cpu uses the CPU") from error
     forward = fabric.setup_module(network)
     transform = BatchTransform(
         [],
@@ -95,7 +100,30 @@ def open_model(command: DictConfig, overrides: Sequence[Override], conf: Path) -
         mean=list(config.data.mean),
         std=list(config.data.std),
     ).to(fabric.device)
-    return LoadedModel(network, forward, transform, config, run, fabric.device)
+    return LoadedModel(network, forward, transform, config, run, fabric.device, file, weights)
+
+
+def rebuild_network(
+    config: DictConfig, checkpoint: dict[str, Any], path: Path, trusted: list[str], which: str = "raw"
+) -> nn.Module:
+    """The model with the weights of a checkpoint, in eval mode, on the CPU.
+
+    Args:
+        config: The run's.
+        checkpoint: As `read_checkpoint` returns it.
+        path: The checkpoint's, for messages.
+        trusted: Prefixes of further targets that the config may name.
+        which: "raw" or "ema" weights, as `choose_weights` returns it.
+
+    Raises:
+        UserError: the config names a target that is not trusted, or the weights do not fit.
+    """
+    check_trusted(OmegaConf.to_container(config, resolve=True), trusted)
+    network: nn.Module = build_network(config.model)
+    load_network(network, checkpoint, path, which)
+    if config.compile:
+        network.compile()
+    return network.eval()
 
 
 def _find_checkpoint(command: DictConfig) -> tuple[Path, RunDirectory | None]:

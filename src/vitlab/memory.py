@@ -1,4 +1,4 @@
-"""How much memory was needed, and what becomes of it when it is freed."""
+"""Measure peak memory, and keep freed memory in the process."""
 
 import ctypes
 import sys
@@ -7,7 +7,7 @@ import torch
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """The most so far in GiB: of tensors on a GPU, else of the process (None on Windows)."""
+    """Peak memory in GiB: of tensors on a GPU, otherwise of the process (None on Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     if sys.platform == "win32":
@@ -19,16 +19,15 @@ def peak_memory(device: torch.device) -> float | None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begins anew on a GPU; the operating system keeps a process's peak."""
+    """Resets the peak on a GPU; that of a process can't be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def keep_freed_memory() -> None:
-    """Lets the process keep the memory that a step frees, for the next step.
+    """Makes glibc keep the memory that a step frees, for the next step; no effect without glibc.
 
-    glibc gives large tensors back to the operating system one by one, which then fills their pages with zeros anew in
-    every step. What it costs stands in the README; elsewhere than with glibc nothing is changed.
+    By default glibc returns each large tensor to the operating system, which fills its pages with zeros in every step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -1,4 +1,6 @@
-"""Says what is on pictures of any format and size."""
+"""Classify image files of any format and size."""
+
+from __future__ import annotations
 
 import csv
 import io
@@ -7,117 +9,125 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig
-from rich.console import Console
-from torch import Tensor
 
-from vitlab.classifier import rank_classes
-from vitlab.data.decoding import describe_failure, picture_suffixes, read_image, to_square
+from vitlab.cli import no_gc_imports, run
+from vitlab.config.compose import CONF, read_command
 from vitlab.errors import UserError
-from vitlab.files import folder_for, replacing, shorten, write_text
-from vitlab.loaded_model import open_model
-from vitlab.plots.prediction_grid import draw_grid
-from vitlab.runs.directory import RunDirectory
+from vitlab.files import folder_for, replacing, write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def predict(command: DictConfig, overrides: Sequence[Override], conf: Path) -> None:
-    """Prints the classes of pictures, and writes `predictions.csv` and `grid.png`.
+def main() -> None:
+    predict(*read_command(CONF, "predict", sys.argv[1:]))
+
+
+def predict(command: DictConfig, overrides: Sequence[Override]) -> None:
+    """Print the most probable classes of images, and write `predictions.csv` and `grid.png`.
 
     Args:
         command: The values of `conf/predict.yaml`.
         overrides: Of the run's config.
-        conf: The folder of YAML files.
 
     Raises:
-        UserError: run, checkpoint or an override is wrong; or, when all else is done, pictures could not be read.
+        UserError: run, checkpoint or an override is wrong; or, after all others are done, images could not be read.
     """
-    if command.top_k < 1:
-        raise UserError(f"top_k={command.top_k} must be at least 1")
-    model = open_model(command, overrides, conf)
-    top_k = min(command.top_k, len(model.classes))
-    files, failures = find_images(command.images)
+    check_top_k(command.top_k)
+    with no_gc_imports():  # torch is imported once the command is known to be right
+        from vitlab.classifier import rank_classes
+        from vitlab.loaded_model import open_model
+        from vitlab.plots.image_grid import draw_predictions
+        from vitlab.plots.io import render
+        from vitlab.report.terminal import print_written
+        from vitlab.runs.console import show
 
-    console = Console(soft_wrap=True, highlight=False)
+    model = open_model(command, overrides, CONF)
+    files, failures = find_images(command.images)
     rows: list[tuple[Path, list[str], list[float]]] = []
-    data = model.config.data
-    for paths, images in read_batches(files, data.stored_size, data.eval_batch_size, failures):
+    for paths, images in read_batches(files, model.config.data, failures, model.config.data.eval_batch_size):
         logits = model.logits(images)
-        top = rank_classes(logits)[:, :top_k]
-        for path, values, labels in zip(
-            paths, logits.softmax(dim=1).gather(1, top).tolist(), top.tolist(), strict=True
-        ):
+        top = rank_classes(logits)[:, : command.top_k]
+        probabilities = logits.softmax(dim=1).gather(1, top)
+        for path, labels, values in zip(paths, top.tolist(), probabilities.tolist(), strict=True):
             names = [model.classes[label] for label in labels]
             rows.append((path, names, values))
-            guesses = "  ".join(f"{name} {value:.1%}" for name, value in zip(names, values, strict=True))
-            console.print(f"{path}  {guesses}", markup=False)
+            show(f"{path}  {'  '.join(f'{name} {value:.1%}' for name, value in zip(names, values, strict=True))}")
 
     if rows:
-        folder = _output_folder(command.out, model.run)
-        write_text(folder / "predictions.csv", _csv(rows, top_k))
-        console.print(f"written: {shorten(folder / 'predictions.csv')}", markup=False)
+        parent = model.run.path if model.run else Path()
+        base = command.out or parent / "predictions" / time.strftime("%Y-%m-%d_%H-%M-%S")
+        folder = folder_for(Path(str(base)), "predictions.csv")  # nothing is overwritten
+        write_text(folder / "predictions.csv", _csv(rows))
+        print_written(folder / "predictions.csv")
         if command.grid > 0:
             with replacing(folder / "grid.png") as temporary:
-                draw_grid([(path, names[0], values[0]) for path, names, values in rows[: command.grid]], temporary)
-            console.print(f"written: {shorten(folder / 'grid.png')}", markup=False)
+                best = [(path, names[0], values[0]) for path, names, values in rows[: command.grid]]
+                render(partial(draw_predictions, best), "Predictions").save(temporary, format="png")
+            print_written(folder / "grid.png")
     check_all_read(failures, len(rows), command.images)
 
 
-def check_all_read(failures: dict[str, str], read: int, images: Any) -> None:
-    """Ends a command that has done all it could.
-
-    Args:
-        failures: Why each picture that could not be read couldn't.
-        read: Number of the others.
-        images: As typed.
-
-    Raises:
-        UserError: pictures could not be read, or there was none.
-    """
-    if failures:
-        listing = "\n".join(f"  {path}: {why}" for path, why in failures.items())
-        sys.stdout.flush()
-        raise UserError(f"{len(failures)} of {len(failures) + read} pictures could not be read:\n{listing}")
-    if not read:
-        raise UserError(f"images={images}: there is no picture there")
+def check_top_k(top_k: int) -> None:
+    if top_k < 1:
+        raise UserError(f"top_k={top_k} must be at least 1")
 
 
 def find_images(wanted: Any) -> tuple[list[Path], dict[str, str]]:
-    """Files for files, folders (every picture below them) and patterns, each once, in order; and what is not there."""
+    """Image files of a file, folder (with its subfolders), pattern, or a list of those; each file once.
+
+    Returns:
+        The files in order, and for each item that has none the reason.
+    """
+
+    from vitlab.data.decoding import image_suffixes
+
     files: dict[Path, None] = {}
     missing: dict[str, str] = {}
-    known = picture_suffixes()
+    known = image_suffixes()
     for item in list(wanted) if isinstance(wanted, ListConfig) else [wanted]:
         path = Path(str(item)).expanduser()
         if path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in known and p.is_file())
-            if not found:
-                missing[str(item)] = "no pictures in this folder"
         elif path.exists():
             found = [path]
-        else:
-            # Path.glob takes no absolute patterns.
+        else:  # Path.glob takes no absolute patterns
             found = sorted(p for p in map(Path, glob(str(path), recursive=True)) if p.is_file())  # noqa: PTH207
-            if not found:
-                missing[str(item)] = "no such file"
+        if not found:
+            missing[str(item)] = "no images in this folder" if path.is_dir() else "no such file"
         files.update(dict.fromkeys(found))
     return list(files), missing
 
 
 def read_batches(
-    files: Sequence[Path], size: int, batch_size: int, failures: dict[str, str]
+    files: Sequence[Path], data: DictConfig, failures: dict[str, str], batch_size: int
 ) -> Iterator[tuple[list[Path], Tensor]]:
-    """Paths and uint8 images `[b, 3, size, size]`; what can't be read goes into `failures`."""
+    """Decode images on all cores.
+
+    Args:
+        files: As `find_images` returns them.
+        data: The run's `data` group.
+        failures: Gets the reason for each file that can't be read.
+        batch_size: Images per batch.
+
+    Yields:
+        Paths and uint8 images `[b, 3, stored_size, stored_size]`.
+    """
+    import torch
+
+    from vitlab.data.decoding import describe_failure, read_image, to_square
 
     def decode(path: Path) -> Tensor | str:
         try:
-            return torch.from_numpy(to_square(read_image(path), size))
-        except Exception as error:  # Pillow's decoders raise whatever they stumble on
+            return torch.from_numpy(to_square(read_image(path), data.stored_size))
+        except Exception as error:  # Pillow's decoders raise errors of any kind
             return describe_failure(error)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -130,21 +140,30 @@ def read_batches(
                 yield [path for path, _ in good], torch.stack([image for _, image in good])
 
 
-def _output_folder(out: Any, run: RunDirectory | None) -> Path:
-    """A new folder: nothing that an earlier call wrote is overwritten."""
-    base = (
-        Path(str(out))
-        if out is not None
-        else (run.path if run else Path()) / "predictions" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    )
-    return folder_for(base, "predictions.csv")
+def check_all_read(failures: dict[str, str], read: int, images: Any) -> None:
+    """End a command that has done all it could.
+
+    Raises:
+        UserError: images could not be read, or there was none.
+    """
+    if failures:
+        reasons = "\n".join(f"  {path}: {reason}" for path, reason in failures.items())
+        sys.stdout.flush()
+        raise UserError(f"{len(failures)} of {len(failures) + read} images could not be read:\n{reasons}")
+    if not read:
+        raise UserError(f"images={images}: no images found")
 
 
-def _csv(rows: Sequence[tuple[Path, list[str], list[float]]], top_k: int) -> str:
+def _csv(rows: Sequence[tuple[Path, list[str], list[float]]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", *(f"{what}_{rank}" for rank in range(1, top_k + 1) for what in ("class", "probability"))])
+    ranks = range(1, len(rows[0][1]) + 1)
+    writer.writerow(["image", *(f"{column}_{rank}" for rank in ranks for column in ("class", "probability"))])
     for path, names, values in rows:
-        guesses = [cell for name, value in zip(names, values, strict=True) for cell in (name, f"{value:.6f}")]
-        writer.writerow([path, *guesses])
+        cells = [cell for name, value in zip(names, values, strict=True) for cell in (name, f"{value:.6f}")]
+        writer.writerow([path, *cells])
     return text.getvalue()
+
+
+if __name__ == "__main__":
+    run(main)

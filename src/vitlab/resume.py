@@ -1,56 +1,82 @@
-"""A run that goes on where it was interrupted, in its own directory."""
+"""Resume interrupted and requeued runs; reproduce a run in a new directory."""
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.config.check import find_mistakes
-from vitlab.config.command import apply_overrides
-from vitlab.config.instantiate import build_network, check_trusted
+from vitlab.config.compose import CONF, apply_overrides, read_command
+from vitlab.config.instantiate import check_trusted, targets
 from vitlab.config.resolve import resolve_processes
-from vitlab.data import ImageDataModule
+from vitlab.config.run_guard import log_to
 from vitlab.distributed.broadcast import broadcast_from_rank0
 from vitlab.distributed.failure_report import clear_failures
 from vitlab.distributed.process import this_process
+from vitlab.distributed.slurm import job, this_command
 from vitlab.errors import UserError
 from vitlab.experiment import (
+    Experiment,
     as_plain_data,
-    build_classifier,
-    build_trainer,
-    choose_execution,
-    configure_process,
-    fingerprints,
+    build,
     fit_and_test,
-    load_data,
+    prepare_process,
     record_final_status,
-    run_lock,
+    resolve,
     time_limit,
+    train,
 )
-from vitlab.files import set_aside, write_text
+from vitlab.files import folder_for, set_aside, write_text
 from vitlab.report.tensorboard import log_run_text
-from vitlab.report.terminal import print_resumed
-from vitlab.runs.changes import changes
+from vitlab.report.terminal import print_comparison, print_resumed
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
 from vitlab.runs.directory import RunDirectory
+from vitlab.runs.hparams import flatten
+from vitlab.runs.loggers import clear_logger_run_id
 from vitlab.runs.manifest import describe_origin, differences
-from vitlab.runs.rebase import check_paths, moved
-from vitlab.runs.run_log import log_to
+from vitlab.runs.rebase import check_paths, rebase_paths
 
 log = logging.getLogger(__name__)
 
+NEW_LENGTH = "from here on, the learning rate schedule is that of the new length"
+NOT_EXACT = "the same run, but not to the last bit"
+OTHER_RANKS = (
+    "the same batches, divided among other processes: equal up to rounding, except that each process draws its own "
+    "dropout, stochastic depth and patch dropout"
+)
+# Keys (and prefixes of keys) that may change when a run is resumed, and the effect to report; None: no effect.
+RESUMABLE_KEYS: dict[str, str | None] = {
+    **dict.fromkeys(("run_dir", "preflight", "callbacks.", "logger", "logger."), None),
+    **dict.fromkeys(("checkpoint.last_every_n_epochs", "checkpoint.every_minutes"), None),
+    **dict.fromkeys(("data.root", "data.cache_dir", "data.url", "data.md5"), None),  # the images are compared
+    **dict.fromkeys(("trainer.max_epochs", "trainer.max_steps", "trainer.max_time"), NEW_LENGTH),
+    **dict.fromkeys(("trainer.limit_test_batches", "trainer.log_every_n_steps", "trainer.enable_progress_bar"), None),
+    **dict.fromkeys(("trainer.enable_model_summary", "trainer.profiler", "trainer.detect_anomaly"), None),
+    **dict.fromkeys(("trainer.inference_mode", "trainer.strategy.timeout_seconds"), None),
+    **dict.fromkeys(("trainer.devices", "trainer.num_nodes"), OTHER_RANKS),
+    **dict.fromkeys(("trainer.accelerator", "trainer.strategy", "trainer.strategy.", "compile"), NOT_EXACT),
+    **dict.fromkeys(("trainer.deterministic", "trainer.benchmark", "gradient_checkpointing"), NOT_EXACT),
+    **dict.fromkeys(("matmul_precision", "data.eval_batch_size"), NOT_EXACT),
+}
+RESUMABLE_STATE = {"epoch", "global_step", "optimizer_states", "lr_schedulers", "loops", "callbacks"}
+# Metrics that differ each time a run is repeated.
+MEASURED = ("seconds", "images_per_second", "data_wait", "memory_gib", "mfu")
+
 
 def resume(command: DictConfig, overrides: Sequence[Override], conf: Path) -> dict[str, float]:
-    """Goes on with a run from a checkpoint of its own.
+    """Resumes a run from one of its checkpoints.
 
-    On the same machine, with the same versions, it becomes to the last bit what it would have been uninterrupted.
+    On the same machine, with the same versions, the result is bit for bit that of an uninterrupted run.
 
     Args:
         command: The values of `conf/resume.yaml`.
@@ -61,88 +87,116 @@ def resume(command: DictConfig, overrides: Sequence[Override], conf: Path) -> di
         The final metrics, as in `metrics.json`.
 
     Raises:
-        UserError: there is nothing to go on with, a key may not change, the images are others, or another process is
-            at it.
+        UserError: there is nothing to resume, a key may not change, the images differ, or another process writes to
+            the run.
         KeyboardInterrupt, TerminatedError: as `train`.
     """
     started = time.perf_counter()
-    run = RunDirectory(Path(broadcast_from_rank0("resume", lambda: str(_begun(command).path))))
-    with run_lock(run):
-        return _go_on(run, command, overrides, conf, started)
+    run = RunDirectory(Path(broadcast_from_rank0("resume", lambda: str(_open_unfinished(command).path))))
+    with run.locked():
+        # Resolve: the run's own config, with the changes that the user asks for and the run allows.
+        saved = _rebased(run.config(), run.path)
+        config = _with_changes(saved, run, command, overrides, conf)
+        changed = check_changes(as_plain_data(saved), as_plain_data(config))
+        file = run.checkpoints / f"{command.checkpoint}.ckpt"
+        file = file if command.checkpoint in ("last", "best") else Path(command.checkpoint)
+        epoch, step = _position(run, file, config)
+        log_to(run.path, conf)
+        prepare_process(config)
+
+        # Build: as in a new run; the weights come from the checkpoint.
+        experiment = build(resolve(config), step=step)
+        _check_images(run, experiment)
+
+        # Reopen the run directory; fit, test, report.
+        _record_resume(run, experiment.config, changed, epoch, step)
+        print_resumed(experiment.config, run.path, epoch, step, changed)
+        with record_final_status(experiment):
+            log_run_text(experiment.trainer, as_plain_data(experiment.config), run)
+            return fit_and_test(experiment, started, checkpoint=file)
 
 
-def _begun(command: DictConfig) -> RunDirectory:
+def _open_unfinished(command: DictConfig) -> RunDirectory:
     run = RunDirectory.open(str(command.resume), command.outputs, key="resume", finished=False)
     clear_failures(run.path)
     return run
 
 
-def _go_on(
-    run: RunDirectory, command: DictConfig, overrides: Sequence[Override], conf: Path, started: float
-) -> dict[str, float]:
-    config = relocated(run.config(), run.path)
-    before = as_plain_data(config)
-    config.trainer.num_nodes = "auto"  # as many as it is gone on with
+def _rebased(config: DictConfig, now: Path) -> DictConfig:
+    """A run's config with its paths in the directory `now`."""
+    try:
+        return OmegaConf.create(rebase_paths(as_plain_data(config), str(config.run_dir), str(now.resolve())))
+    except OmegaConfBaseException as error:
+        raise UserError(f"the run's config.yaml: {str(error).splitlines()[0]}") from error
+
+
+def _with_changes(
+    saved: DictConfig, run: RunDirectory, command: DictConfig, overrides: Sequence[Override], conf: Path
+) -> DictConfig:
+    """The run's config with overrides, on as many machines and processes as were started; checked and trusted."""
+    config = saved.copy()
+    config.trainer.num_nodes = "auto"
     if this_process().has_peers:
         config.trainer.devices = "auto"
     apply_overrides(config, overrides, conf, command)
     resolve_processes(config)
-    changed = changes(before, as_plain_data(config))
-    check_trusted(as_plain_data(config), list(command.trusted_targets))
-    check_paths({group: as_plain_data(config).get(group) for group in ("callbacks", "logger", "trainer")}, run.path)
+    _check_config(config, run.path, command)
     wrong = find_mistakes(config, [])
     if wrong:
         raise UserError(f"{run.path / 'config.yaml'}: " + "; ".join(f"{m.subject}{m.rest}" for m in wrong))
-    file = run.checkpoints / f"{command.checkpoint}.ckpt" if command.checkpoint in ("last", "best") else None
-    file = file or Path(command.checkpoint)
-    state = readable_checkpoint(run, file, before)
-    refuse_if_finished(config, run, state)
-    place = state["epoch"], state["global_step"]
-    del state  # as large as the model and its optimizer
-
-    log_to(run.path, conf)
-    configure_process(config)
-    data = load_data(config)
-    refuse_other_images(run, data)
-    network = build_network(config.model)
-    choose_execution(config, network)
-    classifier = build_classifier(config, network)
-    resolved = as_plain_data(config)
-    trainer = build_trainer(config, resolved, run, place[1])
-    note_resumed(run, resolved, changed, place)
-    print_resumed(config, run.path, *place, changed)
-    with record_final_status(run, config):
-        log_run_text(trainer, resolved, run)
-        return fit_and_test(config, trainer, classifier, data, run, started, file)
+    return config
 
 
-def relocated(config: DictConfig, path: Path) -> DictConfig:
-    """A run's config with its paths in the directory where the run lies now."""
-    try:
-        return OmegaConf.create(moved(as_plain_data(config), str(config.run_dir), str(path.resolve())))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path / 'config.yaml'}: {str(error).splitlines()[0]}") from error
+def _check_config(config: DictConfig, folder: Path, command: DictConfig) -> None:
+    """Refuses a config with untrusted targets, or with paths outside the run directory."""
+    plain = as_plain_data(config)
+    check_trusted(plain, list(command.trusted_targets))
+    check_paths({group: plain.get(group) for group in ("callbacks", "logger", "trainer")}, folder)
 
 
-def readable_checkpoint(run: RunDirectory, file: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint's content.
+def check_changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str | None]:
+    """The keys that differ between two configs, and the effect of each (see `RESUMABLE_KEYS`).
 
     Raises:
-        UserError: there is none, or it is damaged, with another of the run's that is not; or it is another run's.
+        UserError: names the keys that may not change.
+    """
+    old, new = flatten(before), flatten(after)
+    effects: dict[str, str | None] = {}
+    refused = []
+    for key in [key for key in {**old, **new} if old.get(key) != new.get(key)]:
+        known = next((k for k in RESUMABLE_KEYS if key == k or (k.endswith(".") and key.startswith(k))), None)
+        if known is None:
+            refused.append(f"{key}={new.get(key)} (the run has {old.get(key)})")
+        else:
+            effects[key] = RESUMABLE_KEYS[known]
+    if refused:
+        raise UserError(
+            f"Cannot resume with a changed config: {', '.join(refused)}; "
+            "init_from=<run> starts a new run from its weights"
+        )
+    return effects
+
+
+def _position(run: RunDirectory, file: Path, config: DictConfig) -> tuple[int, int]:
+    """Epoch (from 1) and step of a checkpoint at which the run can be resumed.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another run; or the run has reached its end.
     """
     try:
         state = read_checkpoint(file, tensors=False)
     except UserError as error:
-        raise UserError("; ".join([str(error), *_whole_ones(run, file)[:1]])) from None
-    lacking = {"epoch", "global_step", "optimizer_states", "lr_schedulers", "loops", "callbacks"} - set(state)
-    if lacking:
-        raise UserError(f"{file} is no checkpoint that a run can go on from: it lacks {', '.join(sorted(lacking))}")
-    if any(state[CONFIG_KEY].get(group) != config[group] for group in ("model", "optimizer", "seed")):
+        raise UserError("; ".join([str(error), *_readable_checkpoints(run, file)[:1]])) from None
+    missing = RESUMABLE_STATE - set(state)
+    if missing:
+        raise UserError(f"{file} can't be resumed: it lacks {', '.join(sorted(missing))}")
+    if any(state[CONFIG_KEY].get(group) != as_plain_data(config)[group] for group in ("model", "optimizer", "seed")):
         raise UserError(f"{file} is another run's: its model, optimizer or seed is not this run's")
-    return state
+    _check_not_at_end(run, config, state)
+    return state["epoch"] + 1, state["global_step"]
 
 
-def _whole_ones(run: RunDirectory, damaged: Path) -> list[str]:
+def _readable_checkpoints(run: RunDirectory, damaged: Path) -> list[str]:
     found = []
     for other in sorted(run.checkpoints.glob("*.ckpt"), key=lambda f: f.stat().st_mtime, reverse=True):
         if other != damaged:
@@ -152,26 +206,26 @@ def _whole_ones(run: RunDirectory, damaged: Path) -> list[str]:
     return found
 
 
-def refuse_if_finished(config: DictConfig, run: RunDirectory, state: dict[str, Any]) -> None:
-    """Refuses a run that is finished and shall not become longer."""
+def _check_not_at_end(run: RunDirectory, config: DictConfig, state: dict[str, Any]) -> None:
+    """Refuses a finished run unless its length was increased."""
     if run.manifest().get("status") != "finished":
         return
     epochs, steps = config.trainer.max_epochs or -1, config.trainer.max_steps
-    clock = time_limit(config)
-    if clock is not None:
+    time_is_up = False
+    for clock in time_limit(config):
         clock.load_state_dict(state["callbacks"].get(clock.state_key, {}))
-    over = clock is not None and clock.time_elapsed() >= clock.seconds
-    if over or 0 < epochs <= state["epoch"] + 1 or 0 < steps <= state["global_step"]:
-        limit = "max_time" if over else "max_steps" if steps > 0 else "max_epochs"
+        time_is_up = clock.time_elapsed() >= clock.seconds
+    if time_is_up or 0 < epochs <= state["epoch"] + 1 or 0 < steps <= state["global_step"]:
+        limit = "max_time" if time_is_up else "max_steps" if steps > 0 else "max_epochs"
         raise UserError(
             f"{run.path} is finished, after {state['epoch'] + 1} epochs and {state['global_step']} steps: "
-            f"a larger trainer.{limit}=... goes on"
+            f"give a larger trainer.{limit}=... to extend it"
         )
 
 
-def refuse_other_images(run: RunDirectory, data: ImageDataModule) -> None:
+def _check_images(run: RunDirectory, experiment: Experiment) -> None:
     known = run.manifest().get("data", {})
-    for split, found in fingerprints(data).items():
+    for split, found in experiment.data.fingerprints().items():
         if split in known and known[split]["sha256"] != found["sha256"]:
             raise UserError(
                 f"the {split} images are not those that the run was trained with ({found['images']} images here, "
@@ -180,15 +234,120 @@ def refuse_other_images(run: RunDirectory, data: ImageDataModule) -> None:
 
 
 @rank_zero_only
-def note_resumed(
-    run: RunDirectory, resolved: dict[str, Any], changed: dict[str, str | None], place: tuple[int, int]
+def _record_resume(
+    run: RunDirectory, config: DictConfig, changed: dict[str, str | None], epoch: int, step: int
 ) -> None:
-    """Notes in the manifest where and with what the run goes on; says what makes it another than it would have been."""
+    """Records in the manifest where and with what the run is resumed; warns if that may change its results."""
     origin = describe_origin()
-    other = differences(run.manifest(), origin)
-    if other:
-        log.warning(f"not to the last bit the run it would have been: {', '.join(other)}")
-    run.reopen({"epoch": place[0], "step": place[1], "changed": sorted(changed), **origin})
+    different = differences(run.manifest(), origin)
+    if different:
+        log.warning(f"Results may differ from an uninterrupted run: {', '.join(different)}")
+    run.reopen({"epoch": epoch, "step": step, "changed": sorted(changed), **origin})
     if changed:
         set_aside(run.path / "config.yaml", keep=True)
-        write_text(run.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
+        write_text(run.path / "config.yaml", OmegaConf.to_yaml(config))
+
+
+def reproduce(command: DictConfig, overrides: Sequence[Override], conf: Path) -> dict[str, float]:
+    """Trains with a finished run's config and seed in a new directory, and prints both runs' metrics.
+
+    On the same machine, with the same versions and code, the metrics are equal to the last bit.
+
+    Args:
+        command: The values of `conf/reproduce.yaml`.
+        overrides: Of the run's config.
+        conf: The folder of YAML files.
+
+    Returns:
+        The new run's final metrics.
+
+    Raises:
+        UserError: there is no such run, or it is not finished.
+        KeyboardInterrupt, TerminatedError: as `train`.
+    """
+    opened = broadcast_from_rank0(
+        "reproduced", lambda: str(RunDirectory.open(str(command.reproduce), command.outputs, key="reproduce").path)
+    )
+    run = RunDirectory(Path(opened))
+    then = run.final_metrics()
+    if not then:
+        raise UserError(f"reproduce={command.reproduce} has no metrics.json to compare with: the run is not finished")
+    config = run.config()
+    if config.name == ".." or Path(str(config.name)).name != config.name:
+        raise UserError(f"name={config.name} in {run.path / 'config.yaml'} can't be the name of a folder")
+    base = Path(command.outputs) / config.name / time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = Path(
+        broadcast_from_rank0("reproduce", lambda: str(folder_for(base, "manifest.json", "run.log").resolve()))
+    )
+    config = _rebased(config, folder)
+    config.logger = clear_logger_run_id(config.logger) if config.logger else None
+    apply_overrides(config, overrides, conf, command)
+    _check_config(config, folder, command)
+    log_to(folder, conf)
+
+    metrics = train(config, overrides=[], compare_with=run.manifest())
+    if metrics:
+        compared = {name: (then.get(name), metrics.get(name)) for name in {**then, **metrics} if name not in MEASURED}
+        print_comparison(run.path, compared, differences(run.manifest(), RunDirectory(folder).manifest()))
+    return metrics
+
+
+def resume_requeued(arguments: Sequence[str]) -> bool:
+    """Resumes the run that this command began before SLURM or torchrun started it again.
+
+    Args:
+        arguments: As given on the command line. They are trusted, and so are the targets that they name.
+
+    Returns:
+        False if the command began no run, or nothing of the run was saved: then start a new one.
+
+    Raises:
+        As `resume`.
+    """
+    folder, outputs, trusted, overrides = _read_training_command(arguments)
+    places = [Path(outputs), *([folder] if folder else [])]
+    begun = broadcast_from_rank0("begun", lambda: str(run.path) if (run := _find_begun_run(places)) else "")
+    if not begun:
+        return False
+    run = RunDirectory(Path(begun))
+    if not any(run.checkpoints.glob("*.ckpt")):
+        if folder and run.path.resolve() == folder.resolve() and this_process().is_rank_zero:
+            set_aside(run.path)  # the new run needs its name
+        return False
+    if run.manifest().get("status") == "finished":
+        print(f"{run.path} is finished: nothing is left to do for this job")
+        return True
+    command, _ = read_command(CONF, "resume", ["resume=begun"])
+    command.resume = str(run.path)
+    command.checkpoint = "last" if (run.checkpoints / "last.ckpt").exists() else "best"
+    command.trusted_targets = trusted
+    resume(command, overrides, CONF)
+    return True
+
+
+def _find_begun_run(places: Iterable[Path]) -> RunDirectory | None:
+    """The newest run in or below these folders that an earlier start of this job began."""
+    found = []
+    mine = job(), this_command(), str(Path.cwd())
+    for file in {file for place in places for file in place.rglob("manifest.json")}:
+        with suppress(UserError):  # an unreadable manifest belongs to another run
+            manifest = RunDirectory(file.parent).manifest()
+            if (manifest.get("job"), manifest.get("command"), manifest.get("folder")) == mine:
+                found.append((str(manifest.get("started")), file.parent))
+    return RunDirectory(max(found)[1]) if found else None
+
+
+def _read_training_command(arguments: Sequence[str]) -> tuple[Path | None, str, list[str], list[Override]]:
+    """The run directory that a command names, the folder of all runs, its targets, and what is only valid if given:
+    where data is downloaded from and cached."""
+    if any(argument.startswith("reproduce=") for argument in arguments):
+        command, _ = read_command(CONF, "reproduce", arguments)
+        return None, str(command.outputs), list(command.trusted_targets), []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", list(arguments), return_hydra_config=True)
+    HydraConfig.instance().set_config(config)  # hydra.run.dir may refer to the choices
+    folder = Path(config.hydra.run.dir)
+    HydraConfig.instance().cfg = None  # the resumed run is no Hydra job
+    plain = OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
+    places = [f"data.{key}={config.data[key]!r}" for key in ("cache_dir", "url") if config.data.get(key) is not None]
+    return folder, "outputs", list(targets(plain)), OverridesParser.create().parse_overrides(places)

@@ -1,4 +1,4 @@
-"""The average of the weights, and who takes which."""
+"""The EMA weights, and which command uses which weights."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ RUN = [*SMALL_RUN, "preflight=off", "callbacks=ema", "checkpoint.monitor=val/acc
 
 
 class Linear(nn.Module):
-    """With a buffer of whole numbers, as some networks' tables of places are."""
+    """Has an integer buffer, as tables of positions in some models."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,8 +35,8 @@ class Linear(nn.Module):
         return self.layer(images.flatten(1))
 
 
-class Note(pl.Callback):
-    """Notes the weights behind each optimizer step."""
+class RecordWeights(pl.Callback):
+    """Records the weights after each optimizer step."""
 
     def __init__(self) -> None:
         self.seen: list[torch.Tensor] = []
@@ -57,17 +57,17 @@ def trained(*callbacks: pl.Callback, images: float = 1.0, **settings: Any) -> tu
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_the_average_is_its_definition_and_leaves_the_run_alone(accumulated: int) -> None:
-    ema, note = EMA(decay=0.6, warmup=3), Note()
-    network, run = trained(ema, note, accumulate_grad_batches=accumulated)
+def test_the_average_follows_its_definition_and_does_not_change_the_run(accumulated: int) -> None:
+    ema, record = EMA(decay=0.6, warmup=3), RecordWeights()
+    network, run = trained(ema, record, accumulate_grad_batches=accumulated)
     alone, without = trained(accumulate_grad_batches=accumulated)
     assert all(
         torch.equal(a, b) for a, b in zip(network.state_dict().values(), alone.state_dict().values(), strict=True)
     )
     assert run.callback_metrics["val/loss"] == without.callback_metrics["val/loss"]
-    assert len(note.seen) == 8 / accumulated
-    average = note.seen[0].double()
-    for step, weight in enumerate(note.seen):
+    assert len(record.seen) == 8 / accumulated
+    average = record.seen[0].double()
+    for step, weight in enumerate(record.seen):
         kept = min(step / (3 + step), 0.6)
         average = kept * average + (1 - kept) * weight.double()
     found: Any = ema.average.module
@@ -79,7 +79,7 @@ def test_the_average_is_its_definition_and_leaves_the_run_alone(accumulated: int
     assert run.callback_metrics["val/acc_ema"].item() == (found(images).argmax(1) == labels).float().mean()
 
 
-def test_of_a_run_that_begins_to_average_in_its_midst_the_average_begins_with_its_weights() -> None:
+def test_a_run_resumed_with_ema_starts_the_average_from_its_weights() -> None:
     network = Linear()
     ema, module = EMA(decay=0.9, warmup=9), make(network)
     ema.setup(SimpleNamespace(), module, "fit")  # type: ignore[arg-type]
@@ -93,10 +93,10 @@ def weights(run: Path, which: str) -> dict[str, torch.Tensor]:
     return network_weights(read_checkpoint(run / "checkpoints" / "best.ckpt"), which)
 
 
-def test_every_verb_takes_either(in_process: Command, tmp_path: Path) -> None:
+def test_every_command_takes_either_weights(in_process: Command, tmp_path: Path) -> None:
     result = in_process("train.py", *RUN, "hydra.run.dir=run", "callbacks.figures.level=light")
     assert result.returncode == 0, result.stderr
-    assert "val, ema weights" in result.stdout
+    assert "val, EMA weights" in result.stdout
     run = tmp_path / "run"
     final = json.loads((run / "metrics.json").read_text())
     assert final["test/loss"] != final["test/loss_ema"]
@@ -114,12 +114,12 @@ def test_every_verb_takes_either(in_process: Command, tmp_path: Path) -> None:
     assert details["confidence"] == pytest.approx(confidence, abs=1e-6)  # the figures are of the average
     assert "val/loss_ema,val/acc_ema" in (run / "metrics.csv").read_text().splitlines()[0]
     report = (run / "report.html").read_text()
-    assert f"{final['test/acc_ema']:.2%} of the test images recognised" in report
-    assert "test, by the average of the weights (EMA)" in report
+    assert f"{final['test/acc_ema']:.2%} test accuracy" in report
+    assert "test, EMA weights" in report
 
     assert not torch.equal(weights(run, "raw")["head.weight"], weights(run, "ema")["head.weight"])
     exported = in_process("-m", "vitlab.export", "run=run", "weights=raw", "formats=[timm]")
-    assert "weights: raw (weights=ema takes their average over the steps)" in exported.stdout, exported.stderr
+    assert "weights: raw (weights=ema " in exported.stdout, exported.stderr
     file = load_file(run / "export" / "model.safetensors")
     assert torch.equal(file["head.weight"], weights(run, "raw")["head.weight"])
     new = [*RUN, "init_from=run", "init_weights=raw", "trainer.max_epochs=1", "optimizer.lr=1e-30"]
@@ -130,4 +130,4 @@ def test_every_verb_takes_either(in_process: Command, tmp_path: Path) -> None:
         assert torch.allclose(head, weights(run, "raw")["head.weight"])
     Image.new("RGB", (40, 40), "green").save(tmp_path / "meadow.jpg")
     predicted = in_process("predict.py", "run=run", "images=meadow.jpg")
-    assert "weights: ema (weights=raw takes those that were trained)" in predicted.stdout, predicted.stderr
+    assert "weights: ema (weights=raw " in predicted.stdout, predicted.stderr

@@ -25,14 +25,14 @@ from vitlab.callbacks import FinalValidation
         ({"max_epochs": -1, "max_steps": 5}, {"limit_val_batches": 0}, []),
     ],
 )
-def test_a_run_s_last_state_is_validated_once(
+def test_the_final_weights_are_validated_once(
     length: dict[str, Any], every: dict[str, Any], validated: list[int]
 ) -> None:
-    model = make(Constant(), optimizer=partial(torch.optim.SGD, lr=0.1))
+    model = make(Constant(), optimizer=partial(torch.optim.SGD, lr=0.1), max_steps=length.get("max_steps", -1))
     at: list[int] = []
     model.on_validation_epoch_end = lambda: at.append(model.global_step)  # type: ignore[method-assign]
     loader = batches([0, 1, 2], [1, 1, 1])
-    options = {"num_sanity_val_steps": 0, "callbacks": [FinalValidation()], **length, **every}
+    options = {"num_sanity_val_steps": 0, "callbacks": [FinalValidation()], **length, "max_steps": -1, **every}
     run: pl.Trainer = trainer(**options)
     run.fit(model, loader, loader)
     assert at == validated

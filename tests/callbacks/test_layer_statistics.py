@@ -9,7 +9,7 @@ from test_classifier import make, trainer
 from torch.utils.data import DataLoader
 
 from vitlab.callbacks import LayerStatistics, layer_statistics
-from vitlab.callbacks.layer_statistics import by_layer
+from vitlab.callbacks.layer_statistics import group_by_layer
 from vitlab.data import Batch
 from vitlab.models import VisionTransformer, head_names
 from vitlab.optim import Finetuning
@@ -18,7 +18,7 @@ LAYERS = ["pos_embed", "patch_embed", "blocks.00", "blocks.01", "blocks.02", "no
 
 
 class Record(CSVLogger):
-    """Keeps what is logged."""
+    """Records what is logged."""
 
     def __init__(self, folder: Any) -> None:
         super().__init__(folder)
@@ -46,7 +46,7 @@ def fit(tmp_path: Any, count: int, interval: int, **options: Any) -> tuple[dict[
     return log.values, network
 
 
-def test_norms_are_those_of_gradients_weights_and_steps(tmp_path: Any) -> None:
+def test_norms_are_those_of_gradients_weights_and_updates(tmp_path: Any) -> None:
     values, after = fit(tmp_path, 1, 1, optimizer=partial(torch.optim.SGD, lr=0.5))
     torch.manual_seed(1)
     before = VisionTransformer(**SMALL)
@@ -66,7 +66,7 @@ def test_norms_are_those_of_gradients_weights_and_steps(tmp_path: Any) -> None:
     assert not any(tag.startswith("lr/") for tag in was)
 
 
-def test_only_the_steps_that_are_logged_are_looked_at(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_norms_are_computed_only_in_logged_steps(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
     norm = layer_statistics.get_total_norm
     monkeypatch.setattr(layer_statistics, "get_total_norm", lambda tensors: looks.append(1) or norm(tensors))
@@ -75,14 +75,14 @@ def test_only_the_steps_that_are_logged_are_looked_at(tmp_path: Any, monkeypatch
     assert len(looks) == 2 * 3 * len(LAYERS)  # gradients, weights, updates
 
 
-def test_an_epoch_that_is_shorter_than_the_interval_is_looked_at_once(tmp_path: Any) -> None:
+def test_an_epoch_shorter_than_the_interval_is_logged_once(tmp_path: Any) -> None:
     options = {"max_epochs": 3, "accumulate_grad_batches": 2, "optimizer": partial(torch.optim.SGD, lr=0.1)}
     values, _ = fit(tmp_path, 5, 50, **options)
     for tag in ("gradient_norm/all", "train/loss_step"):
         assert [step for step, row in values.items() if tag in row] == [2, 5, 8]
 
 
-def test_layers_with_rates_of_their_own_are_told_apart(tmp_path: Any) -> None:
+def test_different_learning_rates_of_layers_are_logged(tmp_path: Any) -> None:
     options = {"optimizer": partial(torch.optim.SGD, lr=0.1), "finetuning": Finetuning(layer_decay=0.5)}
     values, _ = fit(tmp_path, 1, 1, **options)
     rates = {tag: rate for tag, rate in values[0].items() if tag.startswith("lr/")}
@@ -90,14 +90,14 @@ def test_layers_with_rates_of_their_own_are_told_apart(tmp_path: Any) -> None:
     assert rates["lr/head"] > rates["lr/blocks.01"] == 2 * rates["lr/blocks.00"]
 
 
-def test_frozen_layers_have_no_gradient_to_look_at(tmp_path: Any) -> None:
+def test_frozen_layers_are_left_out(tmp_path: Any) -> None:
     options = {"optimizer": partial(torch.optim.SGD, lr=0.1), "finetuning": Finetuning(freeze_epochs="all")}
     values, _ = fit(tmp_path, 1, 1, **options)
     assert {tag for tag in values[0] if tag.startswith("weight_norm/")} == {"weight_norm/head", "weight_norm/all"}
 
 
-def test_any_network_has_layers() -> None:
+def test_every_model_has_layers() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    assert list(by_layer(network, head_names(network))) == ["0", "1"]
+    assert list(group_by_layer(network, head_names(network))) == ["0", "1"]
     network = VisionTransformer(**SMALL)
-    assert set(by_layer(network, head_names(network))) == set(LAYERS)
+    assert set(group_by_layer(network, head_names(network))) == set(LAYERS)

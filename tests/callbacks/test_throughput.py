@@ -12,12 +12,11 @@ from torch.utils.data import DataLoader, IterableDataset
 from vitlab.callbacks import Throughput, throughput
 from vitlab.data import Batch
 from vitlab.models import VisionTransformer
-from vitlab.models.flops import forward_flops
-from vitlab.models.peak_speed import known_peak, peak_flops
+from vitlab.models.flops import forward_flops, known_peak, peak_flops
 
 
 class Clock:
-    """Stands still but for what is said to take time."""
+    """A fake clock, which only the test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -39,7 +38,7 @@ def loader(clock: Clock, count: int, seconds: float) -> DataLoader[Any]:
     return DataLoader(Slow(), batch_size=None)
 
 
-def test_figures_are_those_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_and_data_wait_follow_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(throughput, "perf_counter", clock)
     monkeypatch.setattr(throughput, "peak_flops", lambda device, precision: 1e9)
@@ -62,7 +61,7 @@ def test_figures_are_those_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None
     assert 0.1 < figures["memory_gib"] < 100
 
 
-def test_the_peak_is_that_of_dense_products_in_half_precision() -> None:
+def test_the_peak_is_that_of_dense_matrix_products_in_half_precision() -> None:
     assert known_peak("NVIDIA H200") == 989.4e12
     assert known_peak("NVIDIA H100 80GB HBM3") == 989.4e12
     assert known_peak("NVIDIA H100 PCIe") == 756.5e12

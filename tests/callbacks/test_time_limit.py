@@ -1,4 +1,4 @@
-"""A run that its time ends, by a clock that the tests turn."""
+"""Runs with a time limit, on a fake clock."""
 
 import math
 from functools import partial
@@ -16,7 +16,7 @@ from vitlab.optim import cosine_over_time
 
 
 class Clock:
-    """Goes on by `step` seconds with each training batch, by `validation` with each validation."""
+    """Advances by `step` seconds in each training batch and by `validation` in each validation."""
 
     def __init__(self, step: float, validation: float = 0.0) -> None:
         self.now, self.step, self.validation = 1000.0, step, validation
@@ -25,7 +25,7 @@ class Clock:
         return self.now
 
 
-class Turn(pl.Callback):
+class MoveClock(pl.Callback):
     def __init__(self, clock: Clock, slow_start: float) -> None:
         self.clock, self.slow_start = clock, slow_start
         self.rates: list[float] = []
@@ -42,7 +42,6 @@ class Turn(pl.Callback):
 def patched(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock(1.0)
     monkeypatch.setattr("pytorch_lightning.callbacks.timer.time", clock)
-    monkeypatch.setattr("vitlab.callbacks.time_limit.time", clock)
     return clock
 
 
@@ -50,20 +49,20 @@ def rates(
     clock: Clock, *, seconds: int = 100, slow_start: float = 0.0, epoch: int = 30, **options: Any
 ) -> tuple[list[float], Any]:
     """Learning rates of each step of a run, and its trainer."""
-    turn = Turn(clock, slow_start)
+    move = MoveClock(clock, slow_start)
     run = pl.Trainer(
         **{"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"},
         **{"enable_checkpointing": False, "max_epochs": -1, "num_sanity_val_steps": 0},
-        callbacks=[turn, TimeLimit({"seconds": seconds}), FinalValidation()],
+        callbacks=[move, TimeLimit({"seconds": seconds}), FinalValidation()],
         **options,
     )
     schedule = partial(cosine_over_time, progress=None, warmup=0.1, min_lr_ratio=0.0)
     module = make(Constant(), optimizer=partial(torch.optim.SGD, lr=1.0), scheduler=schedule)
     run.fit(module, batches([0] * epoch, [1] * epoch), batches([0], [1]))
-    return turn.rates, run
+    return move.rates, run
 
 
-def test_the_rate_follows_the_time_and_the_run_ends_with_it(patched: Clock) -> None:
+def test_the_learning_rate_follows_the_time_limit(patched: Clock) -> None:
     seen, run = rates(patched)
     assert len(seen) == 101  # the first step is not counted
     assert run.current_epoch == 4  # three and the beginning of a fourth
@@ -74,13 +73,13 @@ def test_the_rate_follows_the_time_and_the_run_ends_with_it(patched: Clock) -> N
     assert "val/acc" in run.callback_metrics
 
 
-def test_its_last_state_is_validated_whatever_the_others_are(patched: Clock) -> None:
+def test_the_final_weights_are_validated_at_any_interval(patched: Clock) -> None:
     _, run = rates(patched, check_val_every_n_epoch=10)
     assert run.current_epoch == 4
     assert "val/acc" in run.callback_metrics
 
 
-def test_a_slower_machine_takes_fewer_steps_of_the_same_schedule(patched: Clock) -> None:
+def test_a_slower_machine_takes_fewer_steps_on_the_same_schedule(patched: Clock) -> None:
     fast, _ = rates(patched)
     patched.step = 4.0
     slow, _ = rates(patched)
@@ -88,17 +87,17 @@ def test_a_slower_machine_takes_fewer_steps_of_the_same_schedule(patched: Clock)
     assert slow[2:] == pytest.approx(fast[2 : 2 + 4 * len(slow[2:]) : 4])
 
 
-def test_validation_counts_and_the_first_step_does_not(patched: Clock) -> None:
+def test_validation_counts_but_the_first_step_does_not(patched: Clock) -> None:
     patched.validation = 20.0
     seen, _ = rates(patched, slow_start=500.0)
     assert len(seen) == 61  # two validations in the course of it; the third is behind its end
     assert seen == sorted(seen[:13]) + sorted(seen[13:], reverse=True)
 
 
-def test_a_clock_goes_on_where_a_checkpoint_s_stood(patched: Clock) -> None:
+def test_a_resumed_run_continues_the_time_of_its_checkpoint(patched: Clock) -> None:
     clock = TimeLimit({"seconds": 100})
     clock.load_state_dict({"time_elapsed": {"train": 70.0}})
-    trainer: Any = SimpleNamespace(world_size=1, should_stop=False)
+    trainer: Any = SimpleNamespace(world_size=1, should_stop=False, lightning_module=None)
     clock.on_train_start(trainer, None)  # type: ignore[arg-type]
     assert clock.progress() == pytest.approx(0.7)
     for _ in range(11):
@@ -108,14 +107,15 @@ def test_a_clock_goes_on_where_a_checkpoint_s_stood(patched: Clock) -> None:
     assert not trainer.should_stop
 
 
-def test_several_ranks_go_by_the_first_one_s_clock_and_look_at_it_now_and_then(patched: Clock) -> None:
+def test_all_ranks_use_the_clock_of_rank_0_every_few_batches(patched: Clock) -> None:
     asked = []
 
     def broadcast(own: float) -> float:
         asked.append(own)
         return own + 30.0  # the first rank is ahead
 
-    trainer: Any = SimpleNamespace(world_size=2, should_stop=False, strategy=SimpleNamespace(broadcast=broadcast))
+    strategy = SimpleNamespace(broadcast=broadcast)
+    trainer: Any = SimpleNamespace(world_size=2, should_stop=False, strategy=strategy, lightning_module=None)
     clock = TimeLimit({"seconds": 100})
     clock.on_train_start(trainer, None)  # type: ignore[arg-type]
     seen = []
@@ -123,12 +123,12 @@ def test_several_ranks_go_by_the_first_one_s_clock_and_look_at_it_now_and_then(p
         patched.now += 1.0
         clock.on_train_batch_end(trainer)
         seen.append(clock.progress())
-    assert len(asked) == len(seen) / TimeLimit.LOOK_EVERY
+    assert len(asked) == len(seen) / TimeLimit.SYNC_EVERY
     assert seen == sorted(seen)
-    assert set(seen[TimeLimit.LOOK_EVERY - 1 :]) == {min((a + 30) / 100, 1.0) for a in asked}
+    assert set(seen[TimeLimit.SYNC_EVERY - 1 :]) == {min((a + 30) / 100, 1.0) for a in asked}
 
 
-def test_without_a_time_there_is_nothing_to_lay_it_over() -> None:
+def test_a_schedule_over_time_needs_a_time_limit() -> None:
     schedule = partial(cosine_over_time, progress=None, warmup=0.1, min_lr_ratio=0.0)
     module = make(Constant(), optimizer=partial(torch.optim.SGD, lr=1.0), scheduler=schedule)
     with pytest.raises(UserError, match=r"set trainer\.max_time=DD:HH:MM:SS"):

@@ -20,7 +20,7 @@ from vitlab.classifier import ImageClassifier
 from vitlab.data import ImageDataModule
 from vitlab.data.arrays import Dataset, ImageArrays
 from vitlab.models import VisionTransformer
-from vitlab.plots import published
+from vitlab.plots.io import read_figures
 
 STEPS = 12  # of 2 epochs
 LIGHT = ["40_patch_filters", "41_position_similarity", "42_attention_distance"]
@@ -79,7 +79,7 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ImageClassifi
     return folder, classifier, torch.get_rng_state()
 
 
-def test_one_sees_it_form(light: tuple[Path, Any, Any]) -> None:
+def test_figures_show_several_moments_of_training(light: tuple[Path, Any, Any]) -> None:
     folder = light[0]
     assert drawn(folder) == LIGHT
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0}).Reload()
@@ -92,23 +92,23 @@ def test_one_sees_it_form(light: tuple[Path, Any, Any]) -> None:
     with Image.open(folder / "figures" / "43_attention_rollout.png") as figure:
         assert figure.width == widths[-1]
         assert "Abnar" in str(figure.info["Description"])
-    said = {figure.tag: figure.caption for figure in published(folder)}
-    assert "have become so" in said["learnt/position_similarity"]
+    said = {figure.tag: figure.caption for figure in read_figures(folder)}
+    assert "were learnt" in said["learnt/position_similarity"]
     assert "stem" not in said["learnt/patch_filters"]
 
 
-def test_captions_speak_of_this_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ViTFigures, "_look", lambda self, *_: self.seen.append({"step": STEPS, "seconds": 0.0}))
+def test_captions_describe_this_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ViTFigures, "_record", lambda self, *_: self.seen.append({"step": STEPS, "seconds": 0.0}))
     network = VisionTransformer(**{**SMALL, "num_classes": 3, "pos_embed": "sincos2d", "stem": "shifted"})
     train(tmp_path, "light", network, max_epochs=1)
-    said = {figure.tag: figure.caption for figure in published(tmp_path)}
-    assert "a fixed table (as of pos_embed=sincos2d)" in said["learnt/position_similarity"]
-    assert "have become so" not in said["learnt/position_similarity"]
-    assert said["learnt/patch_filters"].endswith("They see shifted patches too, and reach half a patch around theirs.")
+    said = {figure.tag: figure.caption for figure in read_figures(tmp_path)}
+    assert "a fixed table (as with pos_embed=sincos2d)" in said["learnt/position_similarity"]
+    assert "and were not learnt" in said["learnt/position_similarity"]
+    assert said["learnt/patch_filters"].endswith("These also see shifted patches, half a patch around their own.")
 
 
 class Clock(pl.Callback):
-    """A second a step, and an end that nobody knows before."""
+    """One second per step, and an end that is not known in advance."""
 
     steps = 0
 
@@ -118,12 +118,12 @@ class Clock(pl.Callback):
 
 
 @pytest.mark.parametrize(("limit", "seen"), [(None, [0, 6, 12, 24, 30]), ("00:00:00:10", [0, 5, 10])])
-def test_runs_of_open_length_are_looked_at_in_between(
+def test_runs_of_unknown_length_are_drawn_at_growing_intervals(
     limit: str | None, seen: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()  # 6 steps an epoch
     monkeypatch.setattr(Timer, "time_elapsed", lambda self, stage=None: float(clock.steps))
-    for name in ("_draw_moment", "_draw_end"):
+    for name in ("_draw_attention", "_draw_end"):
         monkeypatch.setattr(ViTFigures, name, lambda *_: None)
     trainer, _ = train(tmp_path, "light", max_epochs=-1, max_time=limit, beside=[clock])
     (figures,) = (each for each in trainer.callbacks if isinstance(each, ViTFigures))  # type: ignore[attr-defined]
@@ -131,7 +131,7 @@ def test_runs_of_open_length_are_looked_at_in_between(
 
 
 @pytest.mark.parametrize("level", [False, "full"])
-def test_drawing_changes_nothing(
+def test_drawing_does_not_change_the_run(
     level: str | bool, light: tuple[Path, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vit_figures, "MOMENTS", {"off": (), "full": (0.25,)})
@@ -142,7 +142,7 @@ def test_drawing_changes_nothing(
     assert drawn(tmp_path) == ([*LIGHT, "45_attention_heads"] if level else [])
 
 
-def test_a_run_that_goes_on_draws_beside_what_was_seen_before(
+def test_a_resumed_run_draws_earlier_moments_too(
     light: tuple[Path, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(vit_figures, "MOMENTS", {"light": (0, 1), "full": (0, 1)})
@@ -170,14 +170,14 @@ class Convolutions(nn.Module):
         return self.layers(images)
 
 
-def test_a_network_without_attention_is_left_in_peace(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_without_attention_has_no_figures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         train(tmp_path, "full", Convolutions())
     assert drawn(tmp_path) == []
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_a_failure_is_told_and_ends_nothing(
+def test_a_failure_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
@@ -188,12 +188,12 @@ def test_a_failure_is_told_and_ends_nothing(
         trainer, _ = train(tmp_path, "light")
     assert trainer.global_step == STEPS
     assert drawn(tmp_path) == LIGHT[:2]
-    assert caplog.messages.count("the attention of the network is left out: OutOfMemoryError: no memory left") == 3
+    assert caplog.messages.count("the attention of the model is left out: OutOfMemoryError: no memory left") == 3
 
 
 def test_examples_show_each_class_first() -> None:
     labels = torch.tensor([0] * 50 + [1] * 50 + [2] * 50)
-    chosen = vit_figures.examples(labels, 5)
+    chosen = vit_figures.choose_examples(labels, 5)
     assert labels[chosen].tolist() == [0, 1, 2, 0, 1]
-    assert torch.equal(chosen, vit_figures.examples(labels, 5))
-    assert len(vit_figures.examples(labels[:2], 5)) == 2
+    assert torch.equal(chosen, vit_figures.choose_examples(labels, 5))
+    assert len(vit_figures.choose_examples(labels[:2], 5)) == 2

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config.instantiate import build, build_network
 from vitlab.config.resolve import resolve_machine
-from vitlab.experiment import build_classifier, build_data, weights_to_start_from
+from vitlab.experiment import build_classifier, build_data, resolve, weights_to_start_from
 from vitlab.models import VisionTransformer
 
 CONF = ROOT / "conf"
@@ -71,7 +71,7 @@ def test_a_choice_composes_and_gives_objects(choice: str, tmp_path: Path) -> Non
     config.data.num_classes = config.data.num_classes or 10
     if "pretrained" in config.model:
         config.model.pretrained = False  # nothing is downloaded here
-        weights_to_start_from(config)
+        config = resolve(config, weights_to_start_from(config))
         assert (config.data.image_size, list(config.data.mean)) == (224, [0.5, 0.5, 0.5])
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from config.test_composition import CONF
+from config.test_compose import CONF
 from hydra import compose, initialize_config_dir
 
 from vitlab.config.run_guard import RunGuard

@@ -44,7 +44,7 @@ def md5_of(file: Path) -> str:
 
 def check(data: CIFAR10DataModule) -> None:
     data.setup()
-    assert data.facts["classes"] == CLASSES
+    assert data.spec.classes == CLASSES
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 75, "val": 25, "test": 20}
     for split in data.splits.values():
         assert split.pick(slice(None)).shape[1:] == (3, 32, 32)
@@ -65,14 +65,14 @@ def test_a_damaged_download_is_refused(tmp_path: Path, server: str) -> None:
         make(tmp_path / "data", server, "0" * 32).prepare_data()
 
 
-def test_an_archive_put_into_the_folder_serves(tmp_path: Path, cifar_archive: Path) -> None:
+def test_an_archive_in_the_folder_is_used(tmp_path: Path, cifar_archive: Path) -> None:
     shutil.copy(cifar_archive, tmp_path)
     data = make(tmp_path, f"http://127.0.0.1:9/{cifar_archive.name}", md5_of(cifar_archive))
     data.prepare_data()
     check(data)
 
 
-def test_offline_it_ends_within_seconds_and_names_the_other_ways(tmp_path: Path) -> None:
+def test_offline_it_fails_within_seconds_and_names_the_alternatives(tmp_path: Path) -> None:
     url = "http://cifar.invalid/cifar-10-python.tar.gz"
     start = time.perf_counter()
     with pytest.raises(UserError) as refusal:
@@ -82,15 +82,15 @@ def test_offline_it_ends_within_seconds_and_names_the_other_ways(tmp_path: Path)
         assert part in str(refusal.value)
 
 
-def test_official_parts_are_held_to_the_official_checksums(tmp_path: Path, cifar_archive: Path) -> None:
-    # The folder of another archive must not pass as CIFAR-10 itself.
+def test_official_files_are_checked_against_the_official_checksums(tmp_path: Path, cifar_archive: Path) -> None:
+    # The files of another archive must not pass as CIFAR-10.
     shutil.unpack_archive(cifar_archive, tmp_path)
     data = make(tmp_path, "http://127.0.0.1:9/cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a")
     with pytest.raises(UserError, match="could not be downloaded"):
         data.prepare_data()
 
 
-def test_an_archive_can_t_write_beside_its_folder(tmp_path: Path, cifar_archive: Path) -> None:
+def test_an_archive_can_not_write_outside_its_folder(tmp_path: Path, cifar_archive: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     hostile = data / "cifar-10-python.tar.gz"

@@ -10,7 +10,7 @@ from vitlab.data.decoding import read_image, to_square
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     image = Image.new("RGB", (40, 20), "red")
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side
+    exif[0x0112] = 6  # rotated by 90 degrees
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").size == (20, 40)
 
@@ -31,7 +31,7 @@ def test_sixteen_bit_grey_keeps_its_tones(tmp_path: Path) -> None:
     assert np.asarray(read_image(tmp_path / "grey.png"))[0, :, 0].tolist() == [0, 100, 255]
 
 
-def test_transparent_pixels_are_white_whatever_hides_below(tmp_path: Path) -> None:
+def test_transparent_pixels_are_white_whatever_their_colour(tmp_path: Path) -> None:
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     assert read_image(tmp_path / "clear.png").getpixel((1, 1)) == (255, 255, 255)
     palette = Image.new("P", (4, 4), 0)
@@ -40,7 +40,7 @@ def test_transparent_pixels_are_white_whatever_hides_below(tmp_path: Path) -> No
     assert read_image(tmp_path / "palette.png").getpixel((1, 1)) == (255, 255, 255)
 
 
-def test_a_picture_is_cut_to_its_centre() -> None:
+def test_an_image_is_cropped_to_its_centre() -> None:
     wide = Image.new("RGB", (300, 100), "black")
     wide.paste("white", (100, 0, 200, 100))
     square = to_square(wide, 32)
@@ -48,6 +48,6 @@ def test_a_picture_is_cut_to_its_centre() -> None:
     assert square[:, :, 2:-2].min() == 255
 
 
-def test_a_picture_of_the_right_size_is_not_touched() -> None:
+def test_an_image_of_the_right_size_is_unchanged() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     assert np.array_equal(to_square(Image.fromarray(pixels), 32), pixels.transpose(2, 0, 1))

@@ -25,13 +25,13 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitlab.data.image_folder.read_image", lambda path: pytest.fail(f"decoded {path} again"))
 
 
-def test_pixels_labels_and_names_are_those_of_the_files(image_root: Path) -> None:
+def test_pixels_labels_and_names_match_the_files(image_root: Path) -> None:
     data = make(image_root)
-    assert data.facts["classes"] == ["ant", "bee", "cow"]
+    assert data.spec.classes == ["ant", "bee", "cow"]
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 27, "val": 9, "test": 12}
     for split in data.splits.values():
         for image, label, name in zip(split.pick(slice(None)), split.labels.tolist(), split.names, strict=True):
-            assert Path(name).parts[1] == data.facts["classes"][label]
+            assert Path(name).parts[1] == data.spec.classes[label]
             file = np.asarray(Image.open(image_root / name)).transpose(2, 0, 1)
             assert np.array_equal(image.numpy(), file)
     assert all(name.startswith("test/") for name in data.splits["test"].names)
@@ -40,11 +40,11 @@ def test_pixels_labels_and_names_are_those_of_the_files(image_root: Path) -> Non
 def test_mean_and_std_are_measured_on_the_training_images(image_root: Path) -> None:
     data = make(image_root)
     pixels = data.splits["train"].pick(slice(None)).double() / 255
-    assert data.facts["mean"] == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist(), abs=1e-4)
-    assert data.facts["std"] == pytest.approx(pixels.std(dim=(0, 2, 3)).tolist(), abs=1e-3)
+    assert data.spec.mean == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist(), abs=1e-4)
+    assert data.spec.std == pytest.approx(pixels.std(dim=(0, 2, 3)).tolist(), abs=1e-3)
 
 
-def test_the_second_start_decodes_nothing(image_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_start_decodes_nothing(image_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make(image_root)
     forbid_decoding(monkeypatch)
     second = make(image_root)
@@ -53,7 +53,7 @@ def test_the_second_start_decodes_nothing(image_root: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("change", ["content", "new file", "removed file", "renamed class"])
-def test_a_change_of_the_files_is_seen(image_root: Path, change: str) -> None:
+def test_changed_files_are_noticed(image_root: Path, change: str) -> None:
     before = make(image_root)
     file = image_root / "train" / "ant" / "00.png"
     if change == "content":
@@ -71,15 +71,15 @@ def test_a_change_of_the_files_is_seen(image_root: Path, change: str) -> None:
     assert any(before.splits[s].fingerprint() != after.splits[s].fingerprint() for s in before.splits)
 
 
-def test_a_finished_run_s_settings_find_the_same_decoded_images(
+def test_a_finished_run_s_config_finds_the_same_decoded_images(
     image_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(image_root)
     forbid_decoding(monkeypatch)
-    make(image_root, stored_size=32)  # what an evaluation asks for: the size is a fact by then
+    make(image_root, stored_size=32)  # as evaluation does, with the size from the run
 
 
-def test_what_a_killed_process_left_half_written_goes(image_root: Path) -> None:
+def test_temporary_files_of_a_killed_process_are_deleted(image_root: Path) -> None:
     cache = image_root / ".vitlab_cache"
     cache.mkdir()
     for name, age in ((".old-32.npy.7.tmp", 7200), (".new-32.npy.8.tmp", 60)):
@@ -94,20 +94,20 @@ def altered(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: b"", lambda c: b"[1]", altered])
-@pytest.mark.parametrize("suffix", ["32.npy", "32.json", "auto32.json"])
+@pytest.mark.parametrize("suffix", ["32.npy", "32.json", "auto32.txt"])
 def test_damaged_decoded_images_are_decoded_again(
     suffix: str, damage: Any, image_root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = make(image_root)
-    before, facts = {name: split.fingerprint() for name, split in data.splits.items()}, data.facts
-    del data  # its memory is the file's
+    before, spec = {name: split.fingerprint() for name, split in data.splits.items()}, data.spec
+    del data  # its memory is the mapped file
     (file,) = (image_root / ".vitlab_cache").glob(f"*-{suffix}")
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
     after = make(image_root)
     assert before == {name: split.fingerprint() for name, split in after.splits.items()}
-    assert facts == after.facts
-    if suffix != "auto32.json":  # the note alone costs no decoding
+    assert spec == after.spec
+    if suffix != "auto32.txt":  # a damaged size is not worth a warning
         assert "are damaged" in caplog.text
         assert file.read_bytes() == whole
     forbid_decoding(monkeypatch)
@@ -125,7 +125,8 @@ def test_unreadable_files_are_all_named_and_refused_or_skipped(image_root: Path)
     broken[3].symlink_to(image_root / "gone.png")
     with pytest.raises(UserError) as refusal:
         make(image_root)
-    assert "4 image files can't be read (data.skip_unreadable=true" in str(refusal.value)
+    assert "4 image files can't be read" in str(refusal.value)
+    assert "data.skip_unreadable=true" in str(refusal.value)
     assert all(str(file) in str(refusal.value) for file in broken)
     data = make(image_root, skip_unreadable=True)
     assert sum(len(split) for split in data.splits.values()) == 48
@@ -142,14 +143,14 @@ def test_without_test_folder_a_stratified_split_is_held_out(image_root: Path) ->
     assert len(names) == len(set(names)) == 36
 
 
-def test_images_of_many_sizes_are_stored_at_the_network_s_size(image_root: Path) -> None:
+def test_images_of_many_sizes_are_stored_at_the_model_s_size(image_root: Path) -> None:
     Image.new("RGB", (100, 60)).save(image_root / "train" / "ant" / "photo.jpg")
     assert make(image_root, image_size=64).splits["train"].pick(slice(None)).shape[1:] == (3, 64, 64)
 
 
 def test_small_images_of_one_size_stay_small(image_root: Path) -> None:
     data = make(image_root, image_size=224)
-    assert data.facts["stored_size"] == 32
+    assert data.spec.stored_size == 32
     batch = data.splits["train"].pick(slice(None))[:2]
     assert data.transform(batch).shape == (2, 3, 224, 224)
 
@@ -165,7 +166,7 @@ def test_a_read_only_root_is_cached_elsewhere(
     assert len(list((tmp_path / "home" / ".cache" / "vitlab").glob("*.npy"))) == 1
 
 
-def test_the_cache_goes_where_it_is_told_to(image_root: Path, tmp_path: Path) -> None:
+def test_cache_dir_holds_the_decoded_images(image_root: Path, tmp_path: Path) -> None:
     make(image_root, cache_dir=str(tmp_path / "here"))
     assert len(list((tmp_path / "here").glob("*.npy"))) == 1
     assert not (image_root / ".vitlab_cache").exists()
@@ -178,7 +179,7 @@ def test_the_cache_goes_where_it_is_told_to(image_root: Path, tmp_path: Path) ->
         (lambda root: (root / "test" / "ant").rename(root / "test" / "elk"), "lacks: elk"),
     ],
 )
-def test_a_wrong_layout_is_told(image_root: Path, spoil: Any, message: str) -> None:
+def test_a_wrong_layout_is_refused(image_root: Path, spoil: Any, message: str) -> None:
     spoil(image_root)
     with pytest.raises(UserError, match=message):
         make(image_root)
@@ -193,7 +194,9 @@ def test_a_wrong_layout_is_told(image_root: Path, spoil: Any, message: str) -> N
     ],
     ids=str,
 )
-def test_what_the_data_can_not_give_is_told(image_root: Path, changes: dict[str, Any], message: str) -> None:
+def test_config_that_does_not_match_the_data_is_refused(
+    image_root: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         make(image_root, **changes)
 

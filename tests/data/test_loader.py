@@ -23,7 +23,7 @@ def make(rank: int = 0, world_size: int = 1, drop_last: bool = True, count: int 
     )
 
 
-def test_an_epoch_s_order_is_a_permutation_that_seed_and_epoch_decide() -> None:
+def test_an_epoch_s_order_is_a_permutation_that_depends_on_seed_and_epoch() -> None:
     orders = [tuple(epoch_order(100, seed, epoch).tolist()) for seed in range(3) for epoch in range(3)]
     assert len(set(orders)) == 9
     assert all(sorted(order) == list(range(100)) for order in orders)
@@ -43,56 +43,56 @@ def test_the_last_batch_is_dropped_or_kept() -> None:
     assert len(make(drop_last=False)) == 5
 
 
-def test_the_ranks_shares_one_after_another_are_the_batch_of_one_process() -> None:
+def test_the_shards_of_all_ranks_together_are_the_batch_of_one_process() -> None:
     for drop_last in (True, False):
-        alone = [batch.places.tolist() for batch in make(drop_last=drop_last)]
-        ranks = [[batch.places.tolist() for batch in make(rank, 3, drop_last)] for rank in range(3)]
+        alone = [batch.indices.tolist() for batch in make(drop_last=drop_last)]
+        ranks = [[batch.indices.tolist() for batch in make(rank, 3, drop_last)] for rank in range(3)]
         assert [[*a, *b, *c] for a, b, c in zip(*ranks, strict=True)] == alone
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_with_its_neighbour_a_rank_has_what_moving_the_batch_by_one_takes(repeats: int) -> None:
+def test_a_shard_with_its_neighbour_can_be_rolled_like_the_whole_batch(repeats: int) -> None:
     whole = list(make(repeats=repeats))
     for rank in range(3):
-        shares = list(make(rank, 3, repeats=repeats, with_neighbour=True))
-        assert len(shares) == len(whole) == 4
-        for share, batch in zip(shares, whole, strict=True):
-            stretch = slice(4 * rank, 4 * rank + 4)
-            for name in ("images", "places", "repetitions"):
-                own, every = getattr(share, name), getattr(batch, name)
-                assert torch.equal(own[1:], every[stretch])
-                assert torch.equal(own[:-1], every.roll(1, 0)[stretch])
-            assert share.number == batch.number
+        shards = list(make(rank, 3, repeats=repeats, with_neighbour=True))
+        assert len(shards) == len(whole) == 4
+        for shard, batch in zip(shards, whole, strict=True):
+            part = slice(4 * rank, 4 * rank + 4)
+            for name in ("images", "indices", "repetitions"):
+                own, every = getattr(shard, name), getattr(batch, name)
+                assert torch.equal(own[1:], every[part])
+                assert torch.equal(own[:-1], every.roll(1, 0)[part])
+            assert shard.number == batch.number
 
 
-def test_a_third_of_the_images_comes_three_times_in_an_epoch_of_the_same_length() -> None:
+def test_with_three_repeats_an_epoch_uses_a_third_of_the_images_three_times() -> None:
     batches = list(make(repeats=3))
     assert [len(batch.labels) for batch in batches] == [12] * 4
     for number, batch in enumerate(batches):
         assert batch.number == number
-        assert torch.equal(batch.labels, batch.places)
-        # All three of an image in one batch, first those that come for the first time; none beside itself.
-        assert batch.places.view(3, 4).unique(dim=0).shape == (1, 4)
+        assert torch.equal(batch.labels, batch.indices)
+        # All repetitions of an image are in one batch, first uses first, and never adjacent.
+        assert batch.indices.view(3, 4).unique(dim=0).shape == (1, 4)
         assert torch.equal(batch.repetitions, torch.arange(3).repeat_interleave(4))
-        assert (batch.places != batch.places.roll(1)).all()
-    seen = torch.cat([batch.places for batch in batches])
+        assert (batch.indices != batch.indices.roll(1)).all()
+    seen = torch.cat([batch.indices for batch in batches])
     assert torch.equal(seen.unique(), epoch_order(50, 0, 4)[:16].sort().values)
 
 
-def test_repetitions_cross_a_batch_s_end_where_they_do_not_fit() -> None:
+def test_repetitions_that_do_not_fit_continue_in_the_next_batch() -> None:
     order = epoch_order(50, 0, 0)
-    places, repetitions = repeated_order(order, 3, 16)
-    assert places.shape == repetitions.shape == (50,)
-    pairs = set(zip(places.tolist(), repetitions.tolist(), strict=True))
+    indices, repetitions = repeated_order(order, 3, 16)
+    assert indices.shape == repetitions.shape == (50,)
+    pairs = set(zip(indices.tolist(), repetitions.tolist(), strict=True))
     assert pairs == {(int(order[slot // 3]), slot % 3) for slot in range(50)}
-    assert len(places[:16].unique()) == 6
+    assert len(indices[:16].unique()) == 6
     for start in range(0, 48, 16):
-        batch = places[start : start + 16]
+        batch = indices[start : start + 16]
         assert (batch != batch.roll(1)).all()
     assert torch.equal(repeated_order(order, 1, 16)[0], order)
 
 
-def test_a_pass_with_repetitions_goes_on_where_it_stopped() -> None:
+def test_a_pass_with_repetitions_resumes_where_it_stopped() -> None:
     whole = list(make(repeats=3, with_neighbour=True))
     first = make(repeats=3, with_neighbour=True)
     passed = iter(first)
@@ -102,5 +102,5 @@ def test_a_pass_with_repetitions_goes_on_where_it_stopped() -> None:
     again.load_state_dict(first.state_dict())
     for one, other in zip(again, whole[2:], strict=True):
         assert one.number == other.number
-        assert torch.equal(one.places, other.places)
+        assert torch.equal(one.indices, other.indices)
         assert torch.equal(one.repetitions, other.repetitions)

@@ -1,4 +1,4 @@
-"""Mixed batches are torchvision's, and any number of ranks has what one process has."""
+"""Mixing equals torchvision's, for any number of ranks."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ from vitlab.data import (
     SyntheticDataModule,
     main_class,
 )
-from vitlab.data.counter_rng import draws_of_batch
+from vitlab.data.counter_rng import fork_batch_rng
 
 WHOLE = {"p": 1.0, "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "cutmix_share": 0.5, "off_share": 0.0}
 
@@ -41,10 +41,10 @@ def mix(number: int = 0, epoch: int = 0, seed: int = 0, **changes: Any) -> tuple
 @pytest.mark.parametrize(
     ("cutmix_share", "oracle"), [(0.0, v2.MixUp(alpha=0.8, num_classes=10)), (1.0, v2.CutMix(num_classes=10))]
 )
-def test_a_mixed_batch_is_torchvision_s_on_the_same_draws(cutmix_share: float, oracle: Any) -> None:
+def test_a_mixed_batch_equals_torchvision_s_with_the_same_random_numbers(cutmix_share: float, oracle: Any) -> None:
     for number in range(5):
-        with draws_of_batch(3, 2, number):
-            torch.rand(2)  # whether, and which of the two
+        with fork_batch_rng(3, 2, number):
+            torch.rand(2)  # whether to mix, and how
             images, shares = oracle(*batch())
         ours = mix(number, 2, 3, cutmix_share=cutmix_share)
         assert torch.equal(ours[0], images)
@@ -53,7 +53,7 @@ def test_a_mixed_batch_is_torchvision_s_on_the_same_draws(cutmix_share: float, o
         torch.testing.assert_close(ours[1].sum(dim=1), torch.ones(12))
 
 
-def test_a_batch_s_draws_hang_on_seed_epoch_and_number_alone() -> None:
+def test_mixing_depends_only_on_seed_epoch_and_batch_number() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = mix(4, 3, 2)[0]
@@ -64,7 +64,7 @@ def test_a_batch_s_draws_hang_on_seed_epoch_and_number_alone() -> None:
         assert not torch.equal(mix(*other)[0], first)
 
 
-def test_batches_are_mixed_as_often_and_in_the_way_that_was_asked_for() -> None:
+def test_batches_are_mixed_as_often_as_p_and_cutmix_share_say() -> None:
     kinds = []
     images, labels = batch()
     for number in range(1000):
@@ -75,7 +75,7 @@ def test_batches_are_mixed_as_often_and_in_the_way_that_was_asked_for() -> None:
         else:
             kinds.append("cutmix" if (mixed == images).float().mean() > 0.02 else "mixup")
     assert 350 < kinds.count("cutmix") + kinds.count("mixup") < 450
-    assert 60 < kinds.count("mixup") < 150  # with a CutMix now and then that leaves nothing of the image
+    assert 60 < kinds.count("mixup") < 150  # a rare CutMix replaces the whole image and counts as mixup
 
 
 def test_the_last_epochs_are_not_mixed() -> None:
@@ -87,12 +87,12 @@ def test_the_last_epochs_are_not_mixed() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"p": 1.5}, {"mixup_alpha": 0.0}, {"cutmix_alpha": -1.0}, {"cutmix_share": 2.0}, {"off_share": -0.1}]
 )
-def test_what_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+def test_mixing_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"Mixing: .* must be "):
         Mixing(**{**WHOLE, **wrong})
 
 
-def test_the_class_of_a_mixed_label_is_that_of_the_larger_share() -> None:
+def test_the_main_class_of_a_mixed_label_has_the_largest_weight() -> None:
     labels = torch.tensor([3, 1])
     assert torch.equal(main_class(labels), labels)
     assert torch.equal(main_class(torch.tensor([[0.3, 0.7], [0.9, 0.1]])), torch.tensor([1, 0]))
@@ -127,30 +127,30 @@ def epoch_of(data: ImageDataModule) -> list[Batch]:
     return [data.on_after_batch_transfer(stored, 0) for stored in data.train_dataloader()]
 
 
-def test_what_three_ranks_have_put_together_is_what_one_process_has_to_the_last_bit() -> None:
+def test_the_batches_of_three_ranks_equal_those_of_one_process_bit_by_bit() -> None:
     alone, ranks = epoch_of(data_of()), [epoch_of(data_of(rank, 3)) for rank in range(3)]
     assert len(alone) == 5
     assert {b.labels.is_floating_point() for b in alone} == {True, False}
     for whole, *shares in zip(alone, *ranks, strict=True):
         assert whole.images.shape == (12, 3, 48, 48)
-        for name in ("images", "labels", "places"):
+        for name in ("images", "labels", "indices"):
             assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(whole, name))
 
 
-def test_one_process_has_what_torchvision_makes_of_the_augmented_batch() -> None:
+def test_one_process_mixes_the_augmented_batch_as_torchvision_does() -> None:
     mixed, plain = epoch_of(data_of(p=1.0, cutmix_share=0.0)), epoch_of(data_of(p=1e-9))
     for number, (ours, before) in enumerate(zip(mixed, plain, strict=True)):
-        assert torch.equal(ours.places, before.places)
-        with draws_of_batch(0, 1, number):
+        assert torch.equal(ours.indices, before.indices)
+        with fork_batch_rng(0, 1, number):
             torch.rand(2)
             images, shares = v2.MixUp(alpha=0.8, num_classes=10)(before.images, before.labels)
         assert torch.equal(ours.images, images)
         assert torch.equal(ours.labels, shares)
 
 
-def test_unmixed_epochs_have_whole_images_and_evaluation_is_never_mixed() -> None:
+def test_neither_the_last_epochs_nor_evaluation_are_mixed() -> None:
     data = data_of(p=1.0, off_share=0.9)
-    for trained in epoch_of(data):  # the second of ten
+    for trained in epoch_of(data):  # epoch 2 of 10
         assert (trained.images.shape[0], trained.labels.dtype) == (12, torch.int64)
     data = data_of(p=1.0, off_share=0.85)
     assert all(trained.labels.is_floating_point() for trained in epoch_of(data))
@@ -158,7 +158,7 @@ def test_unmixed_epochs_have_whole_images_and_evaluation_is_never_mixed() -> Non
     for loader in (data.val_dataloader(), data.test_dataloader()):
         seen = [data.on_after_batch_transfer(stored, 0) for stored in loader]
         assert all(b.labels.dtype == torch.int64 for b in seen)
-        assert len(torch.cat([b.places for b in seen]).unique()) == len(loader.labels)
+        assert len(torch.cat([b.indices for b in seen]).unique()) == len(loader.labels)
 
 
 def test_the_first_batch_is_the_run_s_first() -> None:

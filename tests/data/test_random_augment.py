@@ -1,4 +1,4 @@
-"""Batched operations give what torchvision's give for each image alone."""
+"""Batched operations give the same result as torchvision's on each image alone."""
 
 import pytest
 import torch
@@ -8,36 +8,37 @@ from torchvision.transforms import v2
 from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.random_augment import (
     BINS,
+    CIFAR10_POLICIES,
     NAMES,
     OPERATIONS,
     SIGNED,
+    AutoAugment,
     RandAugment,
     TrivialAugment,
     apply,
-    magnitudes,
+    wide_magnitudes,
 )
 
+AUTOAUGMENT = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
 
-def pictures(count: int) -> Tensor:
+
+def make_images(count: int) -> Tensor:
     """uint8 images with edges, flat areas and noise."""
     torch.manual_seed(0)
     coarse = torch.nn.functional.interpolate(torch.rand(count, 3, 4, 4), size=32, mode="nearest")
     return ((coarse * 0.8 + torch.rand(count, 3, 32, 32) * 0.2) * 255).to(torch.uint8)
 
 
-WIDE = {"shear": 0.99, "translate": 32.0, "rotate": 135.0, "colour": 0.99, "posterize": 6}
-
-
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_operation_is_torchvision_s(name: str) -> None:
+def test_each_operation_equals_torchvision_s(name: str) -> None:
     oracle = v2.TrivialAugmentWide()
     space = {**v2.AutoAugment._AUGMENTATION_SPACE, **v2.TrivialAugmentWide._AUGMENTATION_SPACE}[name][0](BINS, 32, 32)
-    table = magnitudes(**WIDE, device=torch.device("cpu"))[OPERATIONS.index(name)]
+    table = wide_magnitudes(torch.device("cpu"))[OPERATIONS.index(name)]
     if space is not None:
         assert torch.equal(table.float(), space.float())
     signs = (1, -1) if name in SIGNED else (1,)
     magnitude = torch.cat([table * sign for sign in signs])
-    images = pictures(len(magnitude))
+    images = make_images(len(magnitude))
     result = apply(images, torch.full((len(images),), OPERATIONS.index(name)), magnitude)
     expected = torch.stack(
         [
@@ -52,14 +53,16 @@ def test_an_operation_is_torchvision_s(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "augmentation", [RandAugment(num_ops=2, magnitude=9), TrivialAugment()], ids=["rand", "trivial"]
+    ("augmentation", "fewest"),
+    [(RandAugment(num_ops=2, magnitude=9), 50), (TrivialAugment(), 50), (AutoAugment(), 40)],
+    ids=["rand", "trivial", "auto"],
 )
-def test_every_image_has_a_draw_of_its_own_that_does_not_hang_on_the_rest(augmentation: torch.nn.Module) -> None:
-    images = pictures(1).expand(200, -1, -1, -1).contiguous()
+def test_each_image_has_its_own_random_numbers_whatever_its_batch(augmentation: torch.nn.Module, fewest: int) -> None:
+    images = make_images(1).expand(200, -1, -1, -1).contiguous()
     index = torch.arange(200)
     result = augmentation(images, CounterRNG(0, 3, index), 1)
     assert result.dtype == torch.uint8
-    assert len(result.flatten(1).unique(dim=0)) > 50
+    assert len(result.flatten(1).unique(dim=0)) > fewest
     some = torch.tensor([150, 7, 42])
     assert torch.equal(augmentation(images[some], CounterRNG(0, 3, some), 1), result[some])
     assert not torch.equal(augmentation(images, CounterRNG(0, 4, index), 1), result)
@@ -67,18 +70,18 @@ def test_every_image_has_a_draw_of_its_own_that_does_not_hang_on_the_rest(augmen
 
 def test_operations_and_signs_are_drawn_evenly() -> None:
     augmentation = RandAugment(num_ops=1, magnitude=BINS - 1)
-    images = pictures(1).expand(7000, -1, -1, -1)
+    images = make_images(1).expand(7000, -1, -1, -1)
     result = augmentation(images, CounterRNG(0, 0, torch.arange(7000)), 0)
     kinds, counts = result.flatten(1).unique(dim=0, return_counts=True)
-    # Ten of the operations go both ways, or come to the same both ways; four have one outcome, as has the identity.
+    # Ten operations have two directions, which may give the same result; four and the identity have one result.
     assert 20 <= len(kinds) <= 2 * len(NAMES)
     assert counts.min() > 150
     assert counts.sum() == 7000
 
 
-def test_no_magnitude_changes_nothing() -> None:
-    images = pictures(100)
-    table = magnitudes(**WIDE, device=torch.device("cpu"))
+def test_magnitude_zero_changes_nothing() -> None:
+    images = make_images(100)
+    table = wide_magnitudes(torch.device("cpu"))
     for name in NAMES[:-2]:
         operation = torch.full((100,), NAMES.index(name))
         result = apply(images, operation, table[operation, 0])
@@ -86,13 +89,42 @@ def test_no_magnitude_changes_nothing() -> None:
         assert changed < 0.01, name  # solarize inverts white
 
 
-def test_what_a_gpu_computes_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = pictures(300)
-    draws = CounterRNG(0, 0, torch.arange(300))
-    expected = TrivialAugment()(images, draws, 0)
+def test_computing_all_images_as_on_a_gpu_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = make_images(300)
+    rng = CounterRNG(0, 0, torch.arange(300))
+    expected = TrivialAugment()(images, rng, 0)
 
     def everywhere(chosen: Tensor, change: object, images: Tensor, argument: Tensor) -> Tensor:
         return torch.where(chosen.view(-1, 1, 1, 1), change(images, argument), images)  # type: ignore[operator]
 
-    monkeypatch.setattr("vitlab.data.random_augment.where", everywhere)
-    assert torch.equal(TrivialAugment()(images, draws, 0), expected)
+    monkeypatch.setattr("vitlab.data.random_augment.apply_where", everywhere)
+    assert torch.equal(TrivialAugment()(images, rng, 0), expected)
+
+
+def test_autoaugment_has_torchvision_s_cifar10_policies() -> None:
+    theirs = tuple(tuple((name, p, step or 0) for name, p, step in policy) for policy in AUTOAUGMENT._policies)
+    assert theirs == CIFAR10_POLICIES
+
+
+def test_autoaugment_equals_torchvision_s_on_the_same_random_numbers() -> None:
+    count = 1500
+    images, rng = make_images(count), CounterRNG(0, 0, torch.arange(count))
+    uniform = rng.uniform(2, 5)
+    policies = (uniform[:, 0] * 25).long()
+    assert torch.bincount(policies, minlength=25).min() > 30
+    expected = images.clone()
+    for row, policy in enumerate(policies.tolist()):
+        for position, (name, probability, step) in enumerate(AUTOAUGMENT._policies[policy]):
+            if uniform[row, 2 * position + 1] >= probability:
+                continue
+            space, signed = v2.AutoAugment._AUGMENTATION_SPACE[name]
+            strengths = space(10, 32, 32)
+            strength = 0.0 if strengths is None else float(strengths[step])
+            if signed and uniform[row, 2 * position + 2] < 0.5:
+                strength *= -1
+            expected[row] = AUTOAUGMENT._apply_image_or_video_transform(
+                expected[row], name, strength, interpolation="nearest", fill={}
+            )
+    result = AutoAugment()(images, rng, 2)
+    assert (result != expected).float().mean() < 1e-3  # a pixel between two, or a value between two levels
+    assert 0.1 < (result == images).flatten(1).all(dim=1).float().mean() < 0.3  # for some, neither operation was drawn

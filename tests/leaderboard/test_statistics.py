@@ -1,4 +1,4 @@
-"""Means, intervals and tests against scipy's and against what was reckoned by hand."""
+"""Test means, intervals and p-values against scipy and hand calculations."""
 
 from math import isnan, nan, sqrt
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vitlab.leaderboard.statistics import ALPHA, Comparison, compare, holm, in_words, summarise
+from vitlab.leaderboard.statistics import ALPHA, Comparison, compare, describe_comparison, holm, summarise
 
 
 def test_interval_by_hand() -> None:
@@ -17,7 +17,7 @@ def test_interval_by_hand() -> None:
     assert 0.2 - summary.low == pytest.approx(summary.high - 0.2)
 
 
-def test_interval_is_scipy_s() -> None:
+def test_interval_agrees_with_scipy() -> None:
     draw = np.random.default_rng(0)
     for n in (2, 3, 5, 20):
         values = draw.normal(0.7, 0.02, n)
@@ -41,14 +41,14 @@ def test_paired_by_hand() -> None:
     assert found.p == pytest.approx(0.07418, abs=1e-5)
 
 
-def test_pairs_are_made_by_seed_and_the_rest_is_left_out() -> None:
+def test_only_common_seeds_are_paired() -> None:
     best, other = {3: 0.7, 1: 0.6, 2: 0.65, 9: 0.9}, {1: 0.55, 2: 0.64, 3: 0.66, 8: 0.1}
     found = compare(best, other)
     expected = stats.ttest_rel([0.6, 0.65, 0.7], [0.55, 0.64, 0.66]).pvalue
     assert found == Comparison("paired", pytest.approx(expected))
 
 
-def test_a_row_that_was_better_on_the_common_seeds_is_not_worse_by_them() -> None:
+def test_a_row_that_is_better_on_common_seeds_is_not_significantly_worse() -> None:
     best, other = {0: 0.80, 1: 0.8001, 2: 0.95, 3: 0.95}, {0: 0.82, 1: 0.8202}
     assert stats.ttest_rel([0.80, 0.8001], [0.82, 0.8202]).pvalue < 0.05
     found = compare(best, other)
@@ -63,17 +63,17 @@ def test_rows_without_two_common_seeds_are_compared_by_welch() -> None:
 
 
 @pytest.mark.parametrize("other", [{0: 0.5}, {1: 0.5}])
-def test_one_seed_tells_nothing(other: dict[int, float]) -> None:
+def test_one_seed_allows_no_comparison(other: dict[int, float]) -> None:
     found = compare({0: 0.7, 1: 0.71}, other)
     assert found.test == ""
-    assert in_words(found) == "can't be told"
+    assert describe_comparison(found) == "cannot be compared"
 
 
-def test_equal_runs_are_not_told_apart() -> None:
+def test_equal_runs_do_not_differ() -> None:
     assert compare({0: 0.5, 1: 0.6}, {0: 0.5, 1: 0.6}) == Comparison("paired", 1.0)
 
 
-def test_differences_that_happen_to_be_alike_are_no_certainty() -> None:
+def test_equal_differences_are_not_significant() -> None:
     """Of 5,000 images, two pairs of runs easily differ by the same number of them; a paired test would say p = 0."""
     best, other = {0: 0.7002, 1: 0.7102}, {0: 0.7000, 1: 0.7100}
     found = compare(best, other)
@@ -81,7 +81,7 @@ def test_differences_that_happen_to_be_alike_are_no_certainty() -> None:
     assert found.p > 0.9
 
 
-def test_rows_whose_seeds_all_agree_have_no_noise_to_compare_with() -> None:
+def test_rows_without_variation_between_seeds_cannot_be_compared() -> None:
     assert compare({0: 0.7, 1: 0.7}, {0: 0.6, 1: 0.6}).test == ""
 
 
@@ -98,7 +98,7 @@ def test_holm_counts_only_tests_that_were_made() -> None:
     assert corrected[2] == pytest.approx(0.04)
 
 
-def test_equal_rows_are_seldom_called_worse() -> None:
+def test_equal_rows_are_rarely_significantly_different() -> None:
     """Two settings that are the same: about one in twenty pairs of rows may be told apart, not more."""
     draw = np.random.default_rng(0)
     pairs = [sorted(draw.normal(0.7, 0.01, (2, 3)), key=lambda row: -row.mean()) for _ in range(400)]
@@ -112,9 +112,9 @@ def test_equal_rows_are_seldom_called_worse() -> None:
         (0.0004, "worse (p < 0.001)"),
         (0.003, "worse (p = 0.003)"),
         (0.0499, "worse (p = 0.050)"),
-        (0.051, "not told apart from the best (p = 0.051)"),
-        (0.21, "not told apart from the best (p = 0.21)"),
+        (0.051, "no significant difference (p = 0.051)"),
+        (0.21, "no significant difference (p = 0.21)"),
     ],
 )
 def test_words(p: float, words: str) -> None:
-    assert in_words(Comparison("paired", p)) == words
+    assert describe_comparison(Comparison("paired", p)) == words

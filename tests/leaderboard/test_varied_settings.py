@@ -1,4 +1,4 @@
-"""Which runs are the same experiment, and which settings tell the others apart."""
+"""Test which runs count as one experiment, and which settings distinguish the others."""
 
 import re
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from sweeps.runs import write_run
 
+from vitlab.leaderboard.ranking import experiment_of, short_names, varied_settings
 from vitlab.leaderboard.results import Result, read_result
-from vitlab.leaderboard.varied_settings import experiment_of, short_names, varied_settings
 
 
 def runs(folder: Path, *typed: str) -> list[Result]:
     return [read_result(write_run(folder / str(i), *words.split())) for i, words in enumerate(typed)]
 
 
-def test_seed_name_and_place_make_no_other_experiment(tmp_path: Path) -> None:
+def test_seed_name_and_directory_do_not_make_another_experiment(tmp_path: Path) -> None:
     found = runs(tmp_path, "seed=0 name=a", "seed=1 name=b", "seed=2")
     assert len(set(map(experiment_of, found))) == 1
     assert varied_settings(found) == []
@@ -39,23 +39,23 @@ def test_one_and_true_are_not(tmp_path: Path) -> None:
     assert varied_settings(found) == ["trainer.profiler"]
 
 
-def test_a_group_s_choice_stands_for_its_content(tmp_path: Path) -> None:
+def test_a_group_choice_replaces_its_content(tmp_path: Path) -> None:
     found = runs(tmp_path, "model=vit_scratch", "model=vit_tiny", "model=vit_small")
     assert varied_settings(found) == ["model"]
 
 
-def test_content_of_a_group_that_was_typed_beside_the_choice_is_shown(tmp_path: Path) -> None:
+def test_given_settings_of_a_chosen_group_are_shown(tmp_path: Path) -> None:
     found = runs(tmp_path, "model=vit_scratch", "model=vit_tiny", "model=vit_tiny model.depth=3")
     assert varied_settings(found) == ["model", "model.depth"]
 
 
-def test_what_refers_to_another_setting_is_not_shown(tmp_path: Path) -> None:
+def test_settings_that_refer_to_another_are_not_shown(tmp_path: Path) -> None:
     found = runs(tmp_path, "data.image_size=32", "data.image_size=64")
     assert found[0].settings["model.image_size"] != found[1].settings["model.image_size"]
     assert varied_settings(found) == ["data.image_size"]
 
 
-def test_what_the_images_say_of_themselves_is_not_shown(tmp_path: Path) -> None:
+def test_settings_computed_from_the_images_are_not_shown(tmp_path: Path) -> None:
     """The mean is null in the composed config, and that of the images that are trained on in the run's."""
     found = runs(
         tmp_path,
@@ -70,14 +70,14 @@ def test_what_the_images_say_of_themselves_is_not_shown(tmp_path: Path) -> None:
     assert varied_settings(found) == ["data.max_train_images"]
 
 
-def test_changed_defaults_are_shown_though_nobody_typed_them(tmp_path: Path) -> None:
+def test_changed_defaults_are_shown(tmp_path: Path) -> None:
     found = runs(tmp_path, "optimizer.lr=0.1", "optimizer.lr=0.2")
     for run in found:
         (run.path / ".hydra" / "overrides.yaml").write_text("[]")
     assert varied_settings([read_result(run.path) for run in found]) == ["optimizer.lr"]
 
 
-def test_runs_of_which_hydra_knows_nothing_are_told_apart_by_their_settings(tmp_path: Path) -> None:
+def test_runs_without_hydra_files_are_distinguished_by_their_settings(tmp_path: Path) -> None:
     found = runs(tmp_path, "model=vit_tiny", "model=vit_small")
     (found[0].path / ".hydra" / "hydra.yaml").unlink()
     assert varied_settings([read_result(run.path) for run in found]) == ["model.embed_dim", "model.num_heads"]

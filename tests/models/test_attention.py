@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from vitlab.models.attention import SelfAttention
-from vitlab.models.positions import sincos2d
+from vitlab.models.vision_transformer import sincos2d
 
 
 def tokens(count: int = 17) -> torch.Tensor:
@@ -31,10 +31,10 @@ def test_fused_and_plain_attention_agree_under_bfloat16(locality: bool) -> None:
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("fused_attention", [False, True])
-def test_locality_attention_is_timm_s_with_a_mask_and_other_queries(qk_norm: bool, fused_attention: bool) -> None:
+def test_locality_attention_equals_timms_with_a_mask_and_scaled_queries(qk_norm: bool, fused_attention: bool) -> None:
     layer = attention(locality=True, qk_norm=qk_norm, fused_attention=fused_attention)
     assert layer.scale is not None
-    factors = layer.scale.detach() * layer.head_dim**0.5  # beside timm's own factor
+    factors = layer.scale.detach() * layer.head_dim**0.5  # relative to timm's own factor
     assert factors.std() > 0.1
     theirs = timm.layers.Attention(64, 4, qkv_bias=True, qk_norm=qk_norm, norm_layer=timm.layers.LayerNorm)
     theirs.load_state_dict({name: value for name, value in layer.state_dict().items() if name != "scale"})
@@ -50,7 +50,7 @@ def test_locality_attention_is_timm_s_with_a_mask_and_other_queries(qk_norm: boo
     torch.testing.assert_close(layer(x), theirs(x, attn_mask=mask), atol=1e-5, rtol=1e-4)
 
 
-def test_both_kernels_teach_the_temperature_the_same() -> None:
+def test_both_kernels_give_the_temperature_the_same_gradient() -> None:
     gradients = []
     for fused in (False, True):
         layer = attention(locality=True, fused_attention=fused)
@@ -60,7 +60,7 @@ def test_both_kernels_teach_the_temperature_the_same() -> None:
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-4)
 
 
-def test_at_the_start_the_temperature_is_that_of_plain_attention() -> None:
+def test_the_initial_temperature_equals_plain_attention() -> None:
     local, plain = SelfAttention(64, 4, locality=True), SelfAttention(64, 4)
     assert local.scale is not None
     plain.load_state_dict({name: value for name, value in local.state_dict().items() if name != "scale"})
@@ -71,7 +71,7 @@ def test_at_the_start_the_temperature_is_that_of_plain_attention() -> None:
     assert local.scale.tolist() == [0.25] * 4
 
 
-def test_mimetic_attention_begins_near_and_with_what_is_alike() -> None:
+def test_mimetic_attention_starts_local_and_similar() -> None:
     torch.manual_seed(0)
     attention = SelfAttention(192, 3)
     attention.initialise_mimetically()

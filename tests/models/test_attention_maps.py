@@ -38,7 +38,7 @@ def with_kernel(network: nn.Module, fused: bool) -> nn.Module:
 
 
 def attention_of_timm_s_own_code(network: nn.Module, images: Tensor) -> list[Tensor]:
-    """What goes into `attn_drop` of timm's plain attention."""
+    """Record the inputs of `attn_drop` in timm's plain attention."""
     seen: list[Tensor] = []
     for block in with_kernel(network, False).blocks:  # type: ignore[union-attr]
         block.attn.attn_drop.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0]))
@@ -52,13 +52,13 @@ def attention_of_timm_s_own_code(network: nn.Module, images: Tensor) -> list[Ten
     ids=str,
 )
 @pytest.mark.parametrize("fused", [True, False])
-def test_timm_s_attention_is_what_timm_computes(changes: dict[str, Any], fused: bool) -> None:
+def test_recorded_attention_equals_timms_own(changes: dict[str, Any], fused: bool) -> None:
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     found = record_attention(with_kernel(timm_vit(**changes), fused), images)
     assert found is not None
     expected = torch.stack(attention_of_timm_s_own_code(timm_vit(**changes), images))
     assert expected.shape[-1] == found.layout.tokens
-    assert expected.std() > 0.01  # not the even attention of new weights
+    assert expected.std() > 0.01  # not the uniform attention of new weights
     torch.testing.assert_close(found.weights, expected, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(found.logits, timm_vit(**changes)(images), atol=1e-5, rtol=1e-5)
 
@@ -69,7 +69,7 @@ def test_timm_s_attention_is_what_timm_computes(changes: dict[str, Any], fused: 
     [{"pool": "cls", "qk_norm": True}, {"pos_embed": "sincos2d"}, {"pool": "cls", "registers": 2, "layer_scale": 0.3}],
     ids=str,
 )
-def test_ours_attends_as_timm_s_does_with_our_exported_weights(
+def test_our_attention_equals_timms_with_our_exported_weights(
     changes: dict[str, Any], fused_attention: bool, tmp_path: Path
 ) -> None:
     model = make(**changes, fused_attention=fused_attention)
@@ -100,7 +100,7 @@ def test_with_locality_no_token_attends_to_itself(changes: dict[str, Any], fused
     torch.testing.assert_close(found.weights.sum(dim=-1), torch.ones(3, 4, 4, found.layout.tokens))
 
 
-def test_pooling_is_what_the_head_reads() -> None:
+def test_pooling_weights_reproduce_the_heads_input() -> None:
     images = images_for(make())
     even = record_attention(make(registers=2), images)
     assert even is not None
@@ -119,7 +119,7 @@ def test_pooling_is_what_the_head_reads() -> None:
     assert not model.attn_pool._forward_hooks
 
 
-def test_gradients_are_those_of_timm_s_own_attention() -> None:
+def test_gradients_equal_those_of_timms_own_attention() -> None:
     network = timm_vit()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     classes = torch.tensor([3, 7])
@@ -134,7 +134,7 @@ def test_gradients_are_those_of_timm_s_own_attention() -> None:
     assert not found[0].weights.requires_grad
 
 
-def test_relative_positions_are_in_the_weights() -> None:
+def test_recorded_weights_include_relative_positions() -> None:
     torch.manual_seed(0)
     network = timm.models.Beit(
         img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=3, use_rel_pos_bias=True
@@ -146,7 +146,7 @@ def test_relative_positions_are_in_the_weights() -> None:
     torch.testing.assert_close(found.weights[0], attention_of_timm_s_own_code(network, images)[0])
 
 
-def test_looking_changes_nothing() -> None:
+def test_recording_changes_nothing() -> None:
     model = make(attention_dropout=0.5)
     images = images_for(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -161,7 +161,7 @@ def test_looking_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "prefix", "read"),
+    ("network", "prefix", "head_tokens"),
     [
         (lambda: make(pool="cls"), 1, slice(0, 1)),
         (lambda: make(pool="mean"), 0, slice(0, None)),
@@ -172,10 +172,10 @@ def test_looking_changes_nothing() -> None:
         (lambda: timm_model("deit_tiny_distilled_patch16_224", num_classes=2, image_size=32), 2, slice(0, 2)),
     ],
 )
-def test_tokens_before_the_patches_are_known(network: Any, prefix: int, read: slice) -> None:
+def test_token_layouts(network: Any, prefix: int, head_tokens: slice) -> None:
     found = token_layout(network(), (32, 32))
     assert found is not None
-    assert (found.prefix, found.read) == (prefix, read)
+    assert (found.prefix, found.head_tokens) == (prefix, head_tokens)
 
 
 @pytest.mark.parametrize(
@@ -190,14 +190,14 @@ def test_tokens_before_the_patches_are_known(network: Any, prefix: int, read: sl
     ],
     ids=["resnet", "swin", "convit", "linear"],
 )
-def test_what_has_no_attention_among_all_patches_has_none(network: Any) -> None:
+def test_models_without_attention_among_all_tokens_give_none(network: Any) -> None:
     images = torch.randn(2, 3, 32, 32)
     found = network().eval()
     assert record_attention(found, images) is None
     assert attention_gradients(found, images, torch.tensor([0, 1])) is None
 
 
-def test_a_compiled_network_is_looked_into_all_the_same() -> None:
+def test_compiled_models_are_recorded_too() -> None:
     model = make()
     images = images_for(model)
     expected = record_attention(model, images)

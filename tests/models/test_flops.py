@@ -8,7 +8,7 @@ from vitlab.models import VisionTransformer
 from vitlab.models.flops import forward_flops
 
 
-def test_a_vit_costs_what_its_shapes_say() -> None:
+def test_flops_of_a_vit_follow_from_its_shapes() -> None:
     width, tokens, hidden = 64, 64, 128
     network = VisionTransformer(
         **{"image_size": 32, "patch_size": 4, "in_channels": 3, "num_classes": 10, "embed_dim": width, "depth": 2},
@@ -52,11 +52,11 @@ STEM, HEAD = 64 * 4 * 4 * 3 * 64, 64 * 10
     ],
     ids=str,
 )
-def test_options_cost_what_their_shapes_say(changes: dict[str, Any], macs: int) -> None:
+def test_flops_of_options_follow_from_their_shapes(changes: dict[str, Any], macs: int) -> None:
     assert forward_flops(VisionTransformer(**sizes(**changes)), torch.zeros(1, 3, 32, 32)) == 2 * macs
 
 
-def test_patches_left_out_in_training_cost_nothing() -> None:
+def test_dropped_patches_cost_nothing_in_training() -> None:
     network = VisionTransformer(**sizes(patch_dropout=0.75, registers=1))
     state = torch.get_rng_state()
     assert forward_flops(network, torch.zeros(1, 3, 32, 32), training=True) == 2 * (STEM + blocks(16 + 1) + HEAD)

@@ -50,7 +50,7 @@ def test_gradient_rollout_of_two_layers_by_hand() -> None:
     torch.testing.assert_close(gradient_rollout(weights, gradients), torch.tensor([[[3.5, 6.0], [0.5, 0.0]]]))
 
 
-def test_what_the_head_reads_is_the_class_token_s_row_or_the_mean_of_the_patches() -> None:
+def test_the_head_sees_the_class_tokens_row_or_the_pooled_patches() -> None:
     flow = torch.tensor([[[0.1, 0.2, 0.3, 0.4], [0.0, 0.5, 0.5, 0.0], [1.0, 0.0, 0.0, 0.0], [0.4, 0.0, 0.1, 0.5]]])
     weights = torch.stack([flow.unsqueeze(1), flow.unsqueeze(1).flip(-1)])
     across, down = TokenLayout(1, (1, 3), slice(0, 1)), TokenLayout(1, (3, 1), slice(1, None))
@@ -71,13 +71,13 @@ def attention(weights: Tensor, layout: TokenLayout, pooling: list[float] | None 
 def test_attention_distances_in_pixels_by_hand() -> None:
     itself = torch.eye(4)
     everywhere = torch.full((4, 4), 0.25)
-    beside = torch.eye(4)[[1, 0, 3, 2]]  # of a grid of 2 x 2: the other one in the row
-    weights = torch.stack([itself, everywhere, beside]).reshape(1, 1, 3, 4, 4)
+    neighbour = torch.eye(4)[[1, 0, 3, 2]]  # in a grid of 2 x 2: the other patch of the row
+    weights = torch.stack([itself, everywhere, neighbour]).reshape(1, 1, 3, 4, 4)
     found = mean_attention_distance(attention(weights, TokenLayout(0, (2, 2), EVERYTHING)), (4.0, 8.0))
     torch.testing.assert_close(found, torch.tensor([[0.0, (0 + 4 + 8 + math.hypot(4, 8)) / 4, 8.0]]))
 
 
-def test_attention_to_other_tokens_has_no_distance() -> None:
+def test_attention_to_other_tokens_is_left_out_of_distances() -> None:
     weights = torch.zeros(1, 1, 1, 3, 3)
     weights[..., 0] = 0.9
     weights[..., 1, 2] = weights[..., 2, 1] = 0.1
@@ -85,7 +85,7 @@ def test_attention_to_other_tokens_has_no_distance() -> None:
     torch.testing.assert_close(found, torch.tensor([[16.0]]))
 
 
-def test_components_are_the_directions_in_which_filters_differ() -> None:
+def test_components_are_the_principal_directions_of_the_filters() -> None:
     model = make(embed_dim=48)
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(192, 2, generator=generator))[0].T
@@ -114,7 +114,7 @@ def test_other_stems_have_filters_too(stem: str, side: int) -> None:
 @pytest.mark.parametrize("registers", [0, 2])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize("pos_embed", ["learned", "sincos2d"])
-def test_similarity_is_of_the_patches_positions_alone(pool: str, pos_embed: str, registers: int) -> None:
+def test_similarity_uses_only_the_patches_positions(pool: str, pos_embed: str, registers: int) -> None:
     model = make(pool=pool, pos_embed=pos_embed, registers=registers)
     layout = token_layout(model, (32, 32))
     assert layout is not None

@@ -1,4 +1,4 @@
-"""What is left out of the last block of timm's networks, beside timm's own."""
+"""The shortened last block of timm's models, compared with timm's own."""
 
 from typing import Any
 
@@ -18,12 +18,12 @@ READ = ("test_vit", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224"
 
 
 def both(name: str, **arguments: Any) -> tuple[nn.Module, nn.Module, torch.Tensor]:
-    """timm's network and ours with the same weights, and images for them."""
+    """timm's model, the shortened one with the same weights, and images for them."""
     torch.manual_seed(0)
     oracle = timm.create_model(name, num_classes=5, **arguments)
     side = oracle.pretrained_cfg["input_size"][1]
     with torch.no_grad():
-        for parameter in oracle.parameters():  # what starts at zero would hide what it is multiplied by
+        for parameter in oracle.parameters():  # zeros would hide the factors that they multiply
             parameter.add_(0.02 * torch.randn_like(parameter))
     network = timm_model(name, num_classes=5, image_size=side, kwargs=arguments)
     network.load_state_dict(oracle.state_dict())
@@ -32,7 +32,7 @@ def both(name: str, **arguments: Any) -> tuple[nn.Module, nn.Module, torch.Tenso
 
 @pytest.mark.parametrize("name", READ)
 @pytest.mark.parametrize("arguments", [{}, {"drop_path_rate": 0.5}], ids=str)
-def test_logits_and_gradients_are_timm_s(name: str, arguments: dict[str, Any]) -> None:
+def test_logits_and_gradients_equal_timms(name: str, arguments: dict[str, Any]) -> None:
     oracle, network, images = both(name, **arguments)
     assert isinstance(network.blocks[-1], LastBlock)
     for training in (False, True):
@@ -51,7 +51,7 @@ def test_logits_and_gradients_are_timm_s(name: str, arguments: dict[str, Any]) -
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("arguments", [{}, {"qk_norm": True, "qkv_bias": False, "scale_attn_norm": True}], ids=str)
-def test_either_kernel_and_the_options_of_attention(
+def test_both_kernels_and_the_options_of_attention(
     arguments: dict[str, Any], fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     oracle, network, images = both("test_vit", **arguments)
@@ -70,12 +70,12 @@ def test_either_kernel_and_the_options_of_attention(
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("rate", ["attn_drop_rate", "proj_drop_rate", "drop_path_rate"])
-def test_dropout_is_timm_s(rate: str, fused: bool) -> None:
+def test_dropout_equals_timms(rate: str, fused: bool) -> None:
     oracle, network, images = both("test_vit", **{rate: 0.5})
     for model in (oracle, network):
         fuse_timm_attention(model, fused)
     torch.testing.assert_close(network.eval()(images), oracle.eval()(images), atol=1e-5, rtol=1e-5)
-    tokens = torch.randn(64, 1, oracle.embed_dim)  # one alone: of as many values as timm draws for
+    tokens = torch.randn(64, 1, oracle.embed_dim)  # one token, so timm draws as many random numbers
     outputs = []
     for model in (oracle.train(), network.train()):
         torch.manual_seed(1)
@@ -84,7 +84,7 @@ def test_dropout_is_timm_s(rate: str, fused: bool) -> None:
     assert (outputs[0] - network.eval().blocks[-1](tokens)).abs().max() > 1e-2
 
 
-def test_what_nobody_reads_is_not_computed() -> None:
+def test_unused_tokens_are_not_computed() -> None:
     oracle, network, images = both("test_vit")
     tokens, width = 1 + (160 // 16) ** 2, oracle.embed_dim
     hidden = oracle.blocks[-1].mlp.fc1.out_features
@@ -93,7 +93,7 @@ def test_what_nobody_reads_is_not_computed() -> None:
     assert forward_flops(oracle, images) - forward_flops(network, images) == expected
 
 
-def test_attention_is_recorded_whole() -> None:
+def test_attention_is_recorded_for_all_tokens() -> None:
     oracle, network, images = both("test_vit")
     wanted, got = record_attention(oracle.eval(), images), record_attention(network.eval(), images)
     assert wanted is not None
@@ -101,7 +101,7 @@ def test_attention_is_recorded_whole() -> None:
     assert got.weights.shape[-2:] == (101, 101)
     torch.testing.assert_close(got.weights, wanted.weights, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(got.logits, network(images), atol=1e-5, rtol=1e-5)
-    assert network.blocks[-1].read == 1
+    assert network.blocks[-1].num_output_tokens == 1
 
 
 @pytest.mark.parametrize(
@@ -114,12 +114,12 @@ def test_attention_is_recorded_whole() -> None:
         ("vit_small_patch16_18x2_224", {"depth": 1, "embed_dim": 24, "num_heads": 2}),  # another block
     ],
 )
-def test_other_networks_stay_whole(name: str, arguments: dict[str, Any]) -> None:
+def test_other_models_stay_unchanged(name: str, arguments: dict[str, Any]) -> None:
     oracle, network, _ = both(name, **arguments)
     assert [type(module) for module in network.modules()] == [type(module) for module in oracle.modules()]
 
 
-def test_a_network_derived_from_timm_s_stays_whole() -> None:
+def test_subclasses_of_timms_vit_stay_unchanged() -> None:
     class Own(VisionTransformer):
         """Its head may read anything."""
 

@@ -24,7 +24,7 @@ def pixel(image: Tensor, channel: int, row: int, column: int) -> float:
 
 
 def shifted_patch(image: Tensor, size: tuple[int, int], row: int, column: int) -> Tensor:
-    """The pixels of a patch, then those of the copies that are shifted down right, down left, up right and up left."""
+    """The pixels of a patch, then of the copies shifted down right, down left, up right and up left."""
     down, right = size[0] // 2, size[1] // 2
     values = [
         pixel(image, channel, row * size[0] + y - dy, column * size[1] + x - dx)
@@ -61,7 +61,7 @@ def test_a_shifted_token_sees_its_patch_and_half_a_patch_around() -> None:
     assert torch.equal(seen, expected)
 
 
-def test_filters_of_shifted_patches_are_what_a_token_is_of_the_pixels() -> None:
+def test_filters_of_shifted_patches_reproduce_a_token() -> None:
     stem, batch = shifted(4, 6), images(12, 12)
     filters = stem.filters()
     assert filters.shape == (7, 3, 8, 12)
@@ -74,7 +74,7 @@ def test_filters_of_shifted_patches_are_what_a_token_is_of_the_pixels() -> None:
 
 
 @pytest.mark.parametrize("patch_size", [2, 4])
-def test_the_tokenizer_convolves_and_takes_the_largest_of_nine(patch_size: int) -> None:
+def test_the_tokenizer_convolves_and_max_pools(patch_size: int) -> None:
     stem = ConvolutionalTokenizer((patch_size, patch_size), 3, 20)
     stem.initialise()
     x = images(8, 12)
@@ -91,7 +91,7 @@ def test_the_tokenizer_convolves_and_takes_the_largest_of_nine(patch_size: int) 
 
 
 @pytest.mark.parametrize("patch_size", [(1, 1), (6, 6), (4, 2)])
-def test_the_tokenizer_halves(patch_size: tuple[int, int]) -> None:
+def test_the_tokenizer_needs_a_power_of_two(patch_size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=r"stem=conv halves the sides: patch_size=.* must be 2, 4, 8"):
         ConvolutionalTokenizer(patch_size, 3, 8)
 

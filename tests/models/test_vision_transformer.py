@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitlab.models import VisionTransformer
 from vitlab.models.last_block import full_output
-from vitlab.models.positions import sincos2d
+from vitlab.models.vision_transformer import SequencePooling, sincos2d
 
 SMALL: dict[str, Any] = {
     "image_size": 32,
@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
 def make(**changes: Any) -> VisionTransformer:
     torch.manual_seed(0)
     model = VisionTransformer(**{**SMALL, **changes}).eval()
-    for parameter in model.parameters():  # away from zeros and ones, so that no weight can hide
+    for parameter in model.parameters():  # no zeros or ones, so that every weight has an effect
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model
 
@@ -62,7 +62,7 @@ def test_logits_equal_those_of_timm_with_the_same_weights(changes: dict[str, Any
 
 
 def of_timm(model: VisionTransformer, patch_dropout: float = 0.0, **changes: Any) -> timm.models.VisionTransformer:
-    """timm's network with the weights of ours."""
+    """timm's model with our weights."""
     choice = {**SMALL, **changes}
     oracle = timm.models.VisionTransformer(
         img_size=choice["image_size"],
@@ -84,7 +84,7 @@ def of_timm(model: VisionTransformer, patch_dropout: float = 0.0, **changes: Any
         fc_norm=False,
     ).eval()
     weights = model.state_dict()
-    if choice["pos_embed"] == "sincos2d":  # fixed here, so it is no weight; timm has no fixed positions
+    if choice["pos_embed"] == "sincos2d":  # not in the state_dict, because it is fixed; timm has no fixed positions
         assert model.pos_embed is not None
         weights["pos_embed"] = model.pos_embed
     oracle.load_state_dict(weights)
@@ -92,7 +92,7 @@ def of_timm(model: VisionTransformer, patch_dropout: float = 0.0, **changes: Any
 
 
 @pytest.mark.parametrize("changes", [{}, {"pool": "cls", "registers": 2}], ids=str)
-def test_patches_are_left_out_in_training_alone_and_as_timm_does_it(changes: dict[str, Any]) -> None:
+def test_patches_are_dropped_only_in_training_and_like_timms(changes: dict[str, Any]) -> None:
     model = make(patch_dropout=0.5, **changes)
     oracle = of_timm(model, 0.5, **changes)
     images = images_for(model)
@@ -111,7 +111,7 @@ def test_patches_are_left_out_in_training_alone_and_as_timm_does_it(changes: dic
     assert seen[0].shape[1] == 8 + model.num_prefix_tokens
 
 
-OPTIONS: list[dict[str, Any]] = [  # those that timm's ViT does not have, and all together
+OPTIONS: list[dict[str, Any]] = [  # that timm's ViT does not have, and a combination
     {"pool": "attention"},
     {"stem": "shifted"},
     {"stem": "conv"},
@@ -125,7 +125,7 @@ OPTIONS: list[dict[str, Any]] = [  # those that timm's ViT does not have, and al
 
 
 @pytest.mark.parametrize("changes", OPTIONS, ids=str)
-def test_options_together_keep_the_contracts(changes: dict[str, Any]) -> None:
+def test_options_keep_the_contracts(changes: dict[str, Any]) -> None:
     model = make(**changes)
     images = images_for(model, 6)
     logits = model(images)
@@ -143,7 +143,7 @@ def test_options_together_keep_the_contracts(changes: dict[str, Any]) -> None:
     assert without == []
 
 
-def test_registers_are_not_read() -> None:
+def test_the_head_does_not_read_registers() -> None:
     model = make(registers=2, depth=1)
     model.blocks[0].attn.proj.weight.data.zero_()  # the patches do not see them
     before = model(images_for(model))
@@ -161,7 +161,7 @@ READING: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("changes", READING, ids=str)
-def test_a_last_block_for_the_class_token_changes_no_logit_and_no_gradient(changes: dict[str, Any]) -> None:
+def test_the_shortened_last_block_changes_no_logit_or_gradient(changes: dict[str, Any]) -> None:
     network = make(pool="cls", **changes)
     images = images_for(network)
     assert network.forward_features(images).shape[1] == 1
@@ -177,7 +177,7 @@ def test_a_last_block_for_the_class_token_changes_no_logit_and_no_gradient(chang
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_an_image_s_logits_do_not_depend_on_the_rest_of_the_batch(pool: str) -> None:
+def test_logits_do_not_depend_on_the_rest_of_the_batch(pool: str) -> None:
     model = make(pool=pool)
     images = images_for(model, 6)
     alone = torch.cat([model(image.unsqueeze(0)) for image in images])
@@ -187,7 +187,7 @@ def test_an_image_s_logits_do_not_depend_on_the_rest_of_the_batch(pool: str) -> 
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_changing_any_one_patch_changes_the_logits(pool: str) -> None:
+def test_every_patch_affects_the_logits(pool: str) -> None:
     model = make(pool=pool)
     image = images_for(model, 1)
     before = model(image)
@@ -208,7 +208,7 @@ def shuffle_patches(images: Tensor, size: int = 8) -> Tensor:
 
 
 @pytest.mark.parametrize(("pos_embed", "order_matters"), [("learned", True), ("sincos2d", True), ("none", False)])
-def test_the_order_of_patches_matters_exactly_with_positions(pos_embed: str, order_matters: bool) -> None:
+def test_patch_order_matters_only_with_positions(pos_embed: str, order_matters: bool) -> None:
     model = make(pos_embed=pos_embed)
     images = images_for(model)
     difference = (model(shuffle_patches(images)) - model(images)).abs().max()
@@ -230,7 +230,7 @@ def test_the_order_of_patches_matters_exactly_with_positions(pos_embed: str, ord
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+def test_invalid_choices_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**changes)
 
@@ -249,7 +249,7 @@ def test_a_head_of_two_layers_has_a_tanh_between_them() -> None:
     torch.testing.assert_close(model(images_for(model)), expected)
 
 
-def test_drop_path_rises_linearly_and_acts_in_training_alone() -> None:
+def test_drop_path_rises_linearly_and_acts_only_in_training() -> None:
     model = make(drop_path=0.4, depth=5)
     assert [block.drop_path.p for block in model.blocks] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     images = images_for(model, 16)
@@ -259,7 +259,7 @@ def test_drop_path_rises_linearly_and_acts_in_training_alone() -> None:
 
 
 @pytest.mark.parametrize("knob", ["dropout", "attention_dropout"])
-def test_dropout_acts_in_training_alone(knob: str) -> None:
+def test_dropout_acts_only_in_training(knob: str) -> None:
     plain, model = make(), make(**{knob: 0.5})
     images = images_for(model)
     torch.testing.assert_close(model(images), plain(images))
@@ -285,7 +285,7 @@ def test_every_parameter_gets_a_gradient() -> None:
     assert without == []
 
 
-def test_sincos_positions_are_distinct_and_tell_rows_from_columns() -> None:
+def test_sincos_positions_are_distinct_and_separate_rows_from_columns() -> None:
     table = sincos2d(32, (3, 5))[0].reshape(3, 5, 32)
     assert len(torch.unique(table.reshape(15, 32), dim=0)) == 15
     torch.testing.assert_close(table[:, 2, :16], table[:1, 2, :16].expand(3, -1))  # columns: the same in all rows
@@ -294,7 +294,7 @@ def test_sincos_positions_are_distinct_and_tell_rows_from_columns() -> None:
     torch.testing.assert_close(table[2, 3, 24], torch.tensor(2.0).cos())
 
 
-def test_recomputed_activations_change_no_gradient() -> None:
+def test_activation_checkpointing_changes_no_gradient() -> None:
     network = VisionTransformer(**SMALL, dropout=0.1, drop_path=0.1, attention_dropout=0.1)
     images, gradients = torch.randn(4, 3, 32, 32), []
     for recompute in (False, True):
@@ -307,7 +307,7 @@ def test_recomputed_activations_change_no_gradient() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def test_recomputing_keeps_less() -> None:
+def test_activation_checkpointing_keeps_fewer_activations() -> None:
     network, images, kept = VisionTransformer(**SMALL), torch.randn(4, 3, 32, 32), []
     for recompute in (False, True):
         network.set_grad_checkpointing(recompute)
@@ -321,3 +321,11 @@ def test_recomputing_keeps_less() -> None:
             network(images)
         kept.append(sum(sizes))
     assert kept[1] < kept[0] / 3
+
+
+def test_sequence_pooling_by_hand() -> None:
+    pool = SequencePooling(2)
+    pool.score.weight.data = torch.tensor([[1.0, 0.0]]).log1p()  # e to the score is 2 to the first channel
+    tokens = torch.tensor([[[0.0, 3.0], [1.0, 6.0], [2.0, -1.0]], [[1.0, 5.0], [1.0, 0.0], [1.0, 1.0]]])
+    torch.testing.assert_close(pool.weights(tokens), torch.tensor([[1 / 7, 2 / 7, 4 / 7], [1 / 3, 1 / 3, 1 / 3]]))
+    torch.testing.assert_close(pool(tokens), torch.tensor([[10 / 7, 11 / 7], [1.0, 2.0]]))

@@ -1,4 +1,4 @@
-"""What clipping leaves of a step, and what label smoothing makes of the gradient."""
+"""Gradient clipping and label smoothing in a training step."""
 
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ LABELS = [0, 2, 2, 1]
 
 
 def step(**settings: Any) -> torch.Tensor:
-    """What a step of SGD at a learning rate of 1 takes from the weights."""
+    """The weights' change in one SGD step with learning rate 1."""
     network = Constant()
     before = network.logits.detach().clone()
     run = trainer(**settings)
@@ -21,12 +21,12 @@ def step(**settings: Any) -> torch.Tensor:
 
 
 def smoothed_gradient() -> torch.Tensor:
-    """By its definition: probabilities less targets (Szegedy et al. 2016, section 7), of make()'s smoothing of 0.1."""
+    """By definition: probabilities minus targets (Szegedy et al. 2016, section 7), of make()'s smoothing of 0.1."""
     targets = 0.9 * nn.functional.one_hot(torch.tensor(LABELS), 3) + 0.1 / 3
     return (Constant().logits.detach().softmax(0) - targets).mean(dim=0)
 
 
-def test_a_step_is_the_gradient_of_the_smoothed_loss_clipped_to_its_norm_or_values() -> None:
+def test_a_step_is_the_smoothed_gradient_clipped_by_norm_or_value() -> None:
     gradient = smoothed_gradient()
     assert torch.allclose(step(), gradient, atol=1e-6)
     assert torch.allclose(step(gradient_clip_val=100.0), gradient, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Every parameter's group, learning rate and decay, by name."""
+"""Learning rate and weight decay of every parameter, and frozen parts."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -71,7 +71,7 @@ def test_head_only(network: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("network", networks(), ids=["ours", "ours, pooled", "timm's"])
-def test_what_is_frozen_at_first_is_in_the_optimizer(network: nn.Module) -> None:
+def test_temporarily_frozen_parameters_are_in_the_optimizer(network: nn.Module) -> None:
     assert listed(network, freeze_epochs=3, head_lr_multiplier=2.0) == {
         name: (LR * (2 if name.startswith("head") else 1), decays(name, p)) for name, p in network.named_parameters()
     }
@@ -80,7 +80,7 @@ def test_what_is_frozen_at_first_is_in_the_optimizer(network: nn.Module) -> None
 @pytest.mark.parametrize(
     ("name", "head"), [("test_resnet", "fc"), ("test_convnext", "head.fc"), ("test_efficientnet", "classifier")]
 )
-def test_other_networks_than_vits(name: str, head: str) -> None:
+def test_models_other_than_vits(name: str, head: str) -> None:
     network = timm_model(name, num_classes=10, image_size=64)
     own = [f"{head}.weight", f"{head}.bias"]
     assert head_names(network) == own
@@ -94,12 +94,12 @@ def test_other_networks_than_vits(name: str, head: str) -> None:
 
 
 class Watched(nn.Module):
-    """A backbone with everything that eval mode changes, and a head."""
+    """A head on a backbone with every kind of layer that eval mode changes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
-        self.fixed = nn.Parameter(torch.ones(8), requires_grad=False)  # the network's own affair
+        self.fixed = nn.Parameter(torch.ones(8), requires_grad=False)  # frozen by the model itself
         self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 3))
         self.modes: list[tuple[bool, bool, bool]] = []
 
@@ -114,7 +114,7 @@ class Watched(nn.Module):
 
 
 def after(epochs: int, freeze_epochs: int | str) -> tuple[Watched, dict[str, torch.Tensor], pl.Trainer]:
-    """A trained network, its state before, and the trainer."""
+    """A trained model, its initial state, and the trainer."""
     torch.manual_seed(0)
     network = Watched()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -129,14 +129,14 @@ def after(epochs: int, freeze_epochs: int | str) -> tuple[Watched, dict[str, tor
     return network, before, run
 
 
-def test_a_linear_probe_leaves_the_backbone_as_it_was_bit_for_bit() -> None:
+def test_a_linear_probe_leaves_the_backbone_unchanged_bit_for_bit() -> None:
     network, before, _ = after(2, "all")
     assert network.modes == [(False, True, False)] * 6
     for name, tensor in network.state_dict().items():  # running statistics and counters too
         assert torch.equal(tensor, before[name]) == (not name.startswith("head")), name
 
 
-def test_frozen_epochs_end() -> None:
+def test_freezing_ends_after_its_epochs() -> None:
     with pytest.warns(UserWarning, match=r"freeze_epochs=1 is the whole run: only the head will learn"):
         network, before, _ = after(1, 1)
     assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items() if n.startswith("body"))
@@ -147,7 +147,7 @@ def test_frozen_epochs_end() -> None:
     assert not network.fixed.requires_grad
 
 
-def test_the_learning_rate_shown_is_the_optimizer_s() -> None:
+def test_the_logged_learning_rate_is_the_optimizers() -> None:
     run = trainer()
     network = make(pool="cls").train()
     classifier = make_classifier(
@@ -158,7 +158,7 @@ def test_the_learning_rate_shown_is_the_optimizer_s() -> None:
     assert run.callback_metrics["lr"].item() == pytest.approx(0.3)
 
 
-def test_a_network_that_does_not_tell_its_head() -> None:
+def test_a_model_without_get_classifier_is_refused() -> None:
     with pytest.raises(UserError, match=r"Constant does not say what its head is: give it a method get_classifier"):
         make_classifier(Constant(), finetuning=Finetuning(freeze_epochs="all"))
 
@@ -167,7 +167,7 @@ def test_a_network_that_does_not_tell_its_head() -> None:
     ("freeze_epochs", "options", "refused"),
     [(1, {}, True), (1, {"find_unused_parameters": True}, False), ("all", {}, False), (0, {}, False)],
 )
-def test_ddp_must_look_for_what_is_frozen(freeze_epochs: int | str, options: dict[str, bool], refused: bool) -> None:
+def test_ddp_must_find_frozen_parameters(freeze_epochs: int | str, options: dict[str, bool], refused: bool) -> None:
     classifier = make_classifier(make(), num_classes=10, finetuning=Finetuning(freeze_epochs=freeze_epochs))
     classifier.trainer = SimpleNamespace(strategy=DDPStrategy(**options), max_epochs=5)  # type: ignore[assignment]
     if refused:
@@ -188,12 +188,12 @@ def test_ddp_must_look_for_what_is_frozen(freeze_epochs: int | str, options: dic
     ],
     ids=str,
 )
-def test_values_out_of_range(choice: dict[str, Any], message: str) -> None:
+def test_values_out_of_range_are_refused(choice: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Finetuning(**choice)
 
 
-def test_a_rate_of_its_own_needs_the_optimizer_s() -> None:
+def test_layer_wise_rates_need_the_optimizers_rate() -> None:
     classifier = make_classifier(
         make(), num_classes=10, optimizer=torch.optim.AdamW, finetuning=Finetuning(layer_decay=0.5)
     )

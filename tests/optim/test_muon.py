@@ -1,4 +1,4 @@
-"""Which parameters Muon updates, and how."""
+"""Muon: the parameters that it updates, and its update."""
 
 from functools import partial
 from typing import Any
@@ -8,6 +8,7 @@ import torch
 from models.test_vision_transformer import make
 from optim.test_finetuning import networks
 from test_classifier import make as make_classifier
+from timm.optim.muon import zeropower_via_newtonschulz
 from torch import nn
 
 from vitlab.models import head_names, timm_model
@@ -25,7 +26,7 @@ def optimizer_of(network: nn.Module, **choice: Any) -> Any:
 
 
 def stepped(network: nn.Module, optimizer: Any) -> dict[str, tuple[bool, float, float]]:
-    """Whether Muon updates a parameter, its learning rate and weight decay, by name, after a step."""
+    """Take a step; per parameter, whether Muon updated it, its learning rate and weight decay."""
     network(torch.randn(4, 3, 32, 32)).square().sum().backward()
     optimizer.step()
     names = {parameter: name for name, parameter in network.named_parameters()}
@@ -42,7 +43,7 @@ def decays(name: str, parameter: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("network", networks(), ids=["ours", "ours, pooled", "timm's"])
-def test_the_blocks_matrices_are_muon_s_and_all_else_adamw_s(network: nn.Module) -> None:
+def test_muon_updates_the_matrices_of_the_blocks_and_adamw_the_rest(network: nn.Module) -> None:
     found = stepped(network, optimizer_of(network))
     assert found == {
         name: (name.startswith("blocks.") and name.endswith(IN_BLOCKS), LR, decays(name, parameter))
@@ -52,7 +53,7 @@ def test_the_blocks_matrices_are_muon_s_and_all_else_adamw_s(network: nn.Module)
 
 
 @pytest.mark.parametrize("network", networks(), ids=["ours", "ours, pooled", "timm's"])
-def test_with_layers_that_learn_at_rates_of_their_own(network: Any) -> None:
+def test_muon_with_layer_wise_learning_rates(network: Any) -> None:
     found = stepped(network, optimizer_of(network, layer_decay=0.5, head_lr_multiplier=10.0))
     assert {name for name, (muon, _, _) in found.items() if muon} == {
         f"blocks.{block}.{matrix}" for block in range(len(network.blocks)) for matrix in IN_BLOCKS
@@ -63,19 +64,19 @@ def test_with_layers_that_learn_at_rates_of_their_own(network: Any) -> None:
     assert found[f"blocks.{last - 1}.mlp.fc1.weight"] == (True, LR * 0.25, DECAY)
 
 
-def test_of_a_linear_probe_nothing_is_muon_s() -> None:
+def test_adamw_updates_all_of_a_linear_probe() -> None:
     network = make(pool="cls")
     found = stepped(network, optimizer_of(network, freeze_epochs="all"))
     assert found == {"head.weight": (False, LR, DECAY), "head.bias": (False, LR, 0.0)}
 
 
-def test_kernels_and_what_precedes_them_are_adamw_s() -> None:
+def test_adamw_updates_all_of_a_cnn() -> None:
     network = timm_model("test_resnet", num_classes=10, image_size=32)
     assert adamw_param_names(partial(Muon), network, head_names(network)) == dict(network.named_parameters()).keys()
     assert adamw_param_names(partial(torch.optim.AdamW), network, head_names(network)) == set()
 
 
-def test_a_step_is_the_gradient_made_orthogonal_and_adamw_s() -> None:
+def test_a_step_orthogonalises_the_gradient_and_equals_adamw_elsewhere() -> None:
     torch.manual_seed(0)
     network, twin = make(pool="cls"), make(pool="cls")
     twin.load_state_dict(network.state_dict())
@@ -96,3 +97,25 @@ def test_a_step_is_the_gradient_made_orthogonal_and_adamw_s() -> None:
     adamw.step()
     for (name, parameter), other in zip(network.named_parameters(), twin.parameters(), strict=True):
         assert torch.allclose(parameter, other, atol=1e-6) != muon[name][0], name
+
+
+@pytest.mark.parametrize(("has_bfloat16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_iteration_runs_in_float32_on_a_cpu_without_bfloat16(
+    has_bfloat16: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitlab.optim.muon.cpu_has_bfloat16", lambda: has_bfloat16)
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(8, 12))
+    before = weight.detach().clone()
+    optimizer = Muon([weight], lr=1.0, weight_decay=0.0, momentum=0.0, ns_coefficients="original", ns_steps=5)
+
+    def closure() -> torch.Tensor:
+        loss = (weight.to(dtype=torch.bfloat16, copy=True) ** 2).sum()
+        assert loss.dtype == torch.bfloat16  # the training step itself keeps its precision
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).dtype == torch.bfloat16
+    assert weight.grad is not None
+    update = zeropower_via_newtonschulz(weight.grad, 5, [(3.4445, -4.7750, 2.0315)], dtype=dtype)
+    assert torch.equal(weight, before.add(update, alpha=-0.2 * 12**0.5))

@@ -17,7 +17,7 @@ def rates(total_steps: int, warmup: float, min_lr_ratio: float = 0.0) -> list[fl
     return seen
 
 
-def test_the_rate_rises_in_a_line_and_falls_as_a_cosine() -> None:
+def test_the_rate_rises_linearly_and_falls_like_a_cosine() -> None:
     seen = rates(100, warmup=10)
     assert seen[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
     assert seen[10:] == pytest.approx([1 + math.cos(math.pi * i / 90) for i in range(90)])
@@ -33,12 +33,12 @@ def test_the_rate_ends_at_its_floor() -> None:
 
 
 @pytest.mark.parametrize("warmup", [20, 50, -1])
-def test_a_warmup_that_leaves_nothing_is_refused(warmup: float) -> None:
+def test_a_warmup_as_long_as_the_run_is_refused(warmup: float) -> None:
     with pytest.raises(ValueError, match="of the run's 20 steps"):
         rates(20, warmup)
 
 
-def test_a_warmup_over_time_is_a_fraction_of_it() -> None:
+def test_a_warmup_over_time_must_be_a_fraction() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
     with pytest.raises(ValueError, match="warmup=5 must be a fraction of the time, below 1"):
         cosine_over_time(optimizer, lambda: 0.0, 5, 0.0)

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -6,18 +8,14 @@ from conftest import Command
 from PIL import Image
 
 from vitlab.data.random_augment import OPERATIONS
-from vitlab.plots.augmentation_sheet import _each
+from vitlab.plots.augmentation_sheet import apply_each
 
 DATA = ["data=synthetic", "data.train_images=60", "data.test_images=20", "data.val_size=20", "data.batch_size=4"]
-
-
 SCRIPT = "src/vitlab/plots/augmentation_sheet.py"
 
 
-def test_a_sheet_is_drawn_and_never_overwritten(in_process: Command, tmp_path: Path) -> None:
-    result = in_process(
-        "src/vitlab/plots/augmentation_sheet.py", *DATA, "augment=strong", "augment.mixing.p=1", "out=sheet.png"
-    )
+def test_a_sheet_is_written_and_never_overwritten(in_process: Command, tmp_path: Path) -> None:
+    result = in_process(SCRIPT, *DATA, "augment=strong", "augment.mixing.p=1", "out=sheet.png")
     assert result.returncode == 0, result.stderr
     assert result.stdout == "written: sheet.png\n"
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -28,9 +26,9 @@ def test_a_sheet_is_drawn_and_never_overwritten(in_process: Command, tmp_path: P
     assert "out=sheet.png is there already" in again.stderr
 
 
-def test_every_operation_has_a_row_that_grows_stronger() -> None:
+def test_every_operation_has_a_row_of_rising_strength() -> None:
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    rows = dict(_each(images, torch.arange(3)))
+    rows = dict(apply_each(images, torch.arange(3)))
     flips = ["RandomHorizontalFlip", "RandomHorizontalFlip, alternating"]
     assert list(rows) == ["RandomCrop", *flips, *OPERATIONS[1:], "RandomErasing", "mixup", "CutMix"]
     for name, panels in rows.items():
@@ -50,7 +48,18 @@ def test_every_operation_has_a_row_that_grows_stronger() -> None:
 
 
 @pytest.mark.parametrize("key", ["agument=none", "data.lrr=1"])
-def test_mistakes(key: str, in_process: Command) -> None:
+def test_unknown_keys_are_refused(key: str, in_process: Command) -> None:
     result = in_process(SCRIPT, *DATA, key)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
+
+
+def test_help_does_not_import_torch() -> None:
+    program = (
+        "import runpy, sys; sys.argv[1:] = ['--help']\n"
+        "try: runpy.run_module('vitlab.plots.augmentation_sheet', run_name='__main__')\n"
+        "except SystemExit: assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "augmentation_sheet" in result.stdout

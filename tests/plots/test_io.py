@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_classifier import trainer
 
-from vitlab.plots import publish, published
+from vitlab.plots.io import FigureText, publish, read_figures
 
-ABOUT = {"tag": "test/line", "title": "A line: 5 € at $x", "caption": "Up is better."}
+TEXT = FigureText("test/line", "A line: 5 € at $x", "Up is better.")
 
 
 def line(last: float = 1.0) -> Figure:
@@ -24,24 +25,24 @@ def make(tmp_path: Path, **options: Any) -> Any:
     return trainer(default_root_dir=str(tmp_path), logger=TensorBoardLogger(tmp_path, "", "tensorboard"), **options)
 
 
-def test_a_figure_lands_in_the_folder_and_in_the_dashboard(tmp_path: Path) -> None:
+def test_a_figure_is_written_to_the_folder_and_the_dashboard(tmp_path: Path) -> None:
     run = make(tmp_path)
-    publish(run, "20_line", line, **ABOUT, step=7)
-    publish(run, "10_other", line, **{**ABOUT, "title": "Other"}, step=7)
-    first, second = published(tmp_path)
+    publish(run, "20_line", line, TEXT, 7)
+    publish(run, "10_other", line, replace(TEXT, title="Other"), 7)
+    first, second = read_figures(tmp_path)
     assert (first.file.name, first.title) == ("10_other.png", "Other")
-    assert (second.title, second.caption, second.tag) == (ABOUT["title"], ABOUT["caption"], "test/line")
+    assert (second.title, second.caption, second.tag) == (TEXT.title, TEXT.caption, "test/line")
     assert Image.open(second.file).size == (600, 450)
     run.logger.save()
     (shown, _) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("test/line")
     assert (shown.step, shown.width, shown.height) == (7, 600, 450)
 
 
-def test_a_later_one_takes_the_place_of_the_same_figure(tmp_path: Path) -> None:
+def test_a_later_figure_replaces_the_earlier_one(tmp_path: Path) -> None:
     run = make(tmp_path)
-    publish(run, "line", line, **ABOUT, step=1)
+    publish(run, "line", line, TEXT, 1)
     before = (tmp_path / "figures" / "line.png").read_bytes()
-    publish(run, "line", lambda: line(-1.0), **ABOUT, step=2)
+    publish(run, "line", lambda: line(-1.0), TEXT, 2)
     assert [file.name for file in (tmp_path / "figures").iterdir()] == ["line.png"]
     assert (tmp_path / "figures" / "line.png").read_bytes() != before
 
@@ -54,23 +55,23 @@ def full_disk(*_: Any, **__: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_a_failure_is_told_with_its_cause_and_fails_nothing(
+def test_a_failure_becomes_a_warning_with_its_cause(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make(tmp_path)
-    publish(run, "line", line, **ABOUT, step=1)
+    publish(run, "line", line, TEXT, 1)
     before = (tmp_path / "figures" / "line.png").read_bytes()
     with caplog.at_level(logging.WARNING):
-        publish(run, "line", broken, **ABOUT, step=2)
+        publish(run, "line", broken, TEXT, 2)
     assert "the figure line is left out: ZeroDivisionError: no images" in caplog.messages
     monkeypatch.setattr(Image.Image, "save", full_disk)
-    publish(run, "line", line, **ABOUT, step=3)
+    publish(run, "line", line, TEXT, 3)
     assert any("OSError: [Errno 28] No space left on device" in message for message in caplog.messages)
     assert [file.read_bytes() for file in (tmp_path / "figures").iterdir()] == [before]
 
 
-def test_the_first_rank_alone_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_rank_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(tmp_path)
     monkeypatch.setattr(type(run), "is_global_zero", False)
-    publish(run, "line", broken, **ABOUT, step=1)
+    publish(run, "line", broken, TEXT, 1)
     assert not (tmp_path / "figures").exists()

@@ -1,4 +1,4 @@
-"""The numbers behind the figures, and figures of unusual outcomes."""
+"""Statistics of predictions, and figures of unusual ones."""
 
 import numpy as np
 import pytest
@@ -6,32 +6,31 @@ import torch
 from torch import Tensor
 
 from vitlab.plots.classification import (
-    draw_confusions,
-    draw_least_recognised,
-    draw_per_class,
+    draw_class_accuracy,
+    draw_confusion_matrix,
     draw_reliability,
-    wilson,
+    draw_worst_classes,
+    wilson_interval,
 )
-from vitlab.plots.curves import draw_curves
-from vitlab.plots.image_grid import draw_batch, draw_extremes, draw_mistakes
+from vitlab.plots.curves import compute_lr_schedule, draw_curves
+from vitlab.plots.image_grid import draw_batch, draw_errors, draw_extremes
 from vitlab.plots.io import render
-from vitlab.plots.lr_schedule import planned_rates
-from vitlab.plots.predictions import Outcome
+from vitlab.plots.predictions import Predictions
 
 
-def outcome(probabilities: Tensor, labels: list[int], classes: int | None = None) -> Outcome:
+def predict(probabilities: Tensor, labels: list[int], classes: int | None = None) -> Predictions:
     names = [f"class {number}" for number in range(classes or probabilities.shape[1])]
-    return Outcome(probabilities, probabilities.argmax(dim=1), torch.tensor(labels), names)
+    return Predictions(probabilities, probabilities.argmax(dim=1), torch.tensor(labels), names)
 
 
-FOUR = outcome(
+FOUR = predict(
     torch.tensor([[0.9, 0.1, 0.0], [0.62, 0.28, 0.1], [0.2, 0.7, 0.1], [0.83, 0.1, 0.07]]),
     [0, 1, 1, 2],
 )
 
 
 def test_confusions_by_hand() -> None:
-    assert FOUR.confusions.tolist() == [[1, 0, 0], [1, 1, 0], [1, 0, 0]]
+    assert FOUR.confusion_matrix.tolist() == [[1, 0, 0], [1, 1, 0], [1, 0, 0]]
     assert FOUR.recall.tolist() == [1.0, 0.5, 0.0]
     assert FOUR.confused_pairs() == [("class 1", "class 0", 1), ("class 2", "class 0", 1)]
 
@@ -45,40 +44,40 @@ def test_calibration_by_hand() -> None:
     assert (distance * count).sum().item() / 4 == pytest.approx(FOUR.calibration_error, abs=1e-6)
 
 
-def test_details_name_what_was_seen() -> None:
-    said = outcome(FOUR.probabilities, [0, 1, 1, 0]).as_data()
+def test_details_count_images_by_class() -> None:
+    said = predict(FOUR.probabilities, [0, 1, 1, 0]).as_data()
     assert said["accuracy"] == 0.75
     assert said["per_class"]["class 2"] == {"images": 0, "answers": 0, "acc": None}
     assert said["most_confused"] == [{"class": "class 1", "taken_for": "class 0", "images": 1}]
 
 
 def test_wilson_s_interval() -> None:
-    low, high = wilson(np.array([0.5, 1.0]), np.array([100, 10]))
+    low, high = wilson_interval(np.array([0.5, 1.0]), np.array([100, 10]))
     assert low == pytest.approx([0.4038, 0.7225], abs=1e-4)  # Newcombe 1998, method 3
     assert high == pytest.approx([0.5962, 1.0], abs=1e-4)
 
 
 @pytest.mark.parametrize(("classes", "right"), [(2, 0.5), (10, 0.0), (10, 1.0), (40, 0.5)])
-def test_outcomes_of_all_kinds_can_be_drawn(classes: int, right: float) -> None:
+def test_all_kinds_of_predictions_can_be_drawn(classes: int, right: float) -> None:
     torch.manual_seed(0)
     labels = torch.arange(50) % classes
     labels[labels == 1] = 0  # a class without images
     answers = torch.where(torch.rand(50) < right, labels, (labels + 1) % classes)
     logits = torch.randn(50, classes) + 20 * torch.nn.functional.one_hot(answers, classes)
-    found = outcome(logits.softmax(dim=1), labels.tolist())
+    found = predict(logits.softmax(dim=1), labels.tolist())
     images = torch.zeros(50, 3, 8, 8, dtype=torch.uint8)
-    for draw in (draw_confusions, draw_least_recognised, draw_per_class, draw_reliability):
+    for draw in (draw_confusion_matrix, draw_worst_classes, draw_class_accuracy, draw_reliability):
         assert np.asarray(render(lambda draw=draw: draw(found), "x")).std() > 0  # type: ignore[misc]
-    for draw in (draw_mistakes, draw_extremes):
+    for draw in (draw_errors, draw_extremes):
         assert max(render(lambda draw=draw: draw(found, images), "x").size) < 2500  # type: ignore[misc]
 
 
-def test_of_many_classes_the_least_recognised_are_named_with_their_counts() -> None:
-    # Of 30 classes of two images, all of the first 25 are taken for the last one; the last five are recognised.
+def test_of_many_classes_the_worst_are_named_with_their_percentages() -> None:
+    # Of 30 classes of two images, all of the first 25 are predicted as the last one; the last five are correct.
     labels = torch.arange(60) % 30
     answers = torch.where(labels < 25, torch.full_like(labels, 29), labels)
-    answers[0] = 1  # an image of class 0, taken for class 1
-    figure = draw_least_recognised(outcome(torch.nn.functional.one_hot(answers, 30).float(), labels.tolist()))
+    answers[0] = 1  # an image of class 0, predicted as class 1
+    figure = draw_worst_classes(predict(torch.nn.functional.one_hot(answers, 30).float(), labels.tolist()))
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == [f"class {number}" for number in range(20)]
     assert axes.get_xticklabels()[-1].get_text() == "another class"
@@ -89,25 +88,25 @@ def test_of_many_classes_the_least_recognised_are_named_with_their_counts() -> N
 
 
 def test_a_matrix_of_few_classes_has_room_for_counts() -> None:
-    cells = {text.get_position(): text.get_text() for text in draw_confusions(FOUR).axes[0].texts}
+    cells = {text.get_position(): text.get_text() for text in draw_confusion_matrix(FOUR).axes[0].texts}
     assert cells == {(0, 0): "100%\n1", (0, 1): "50%\n1", (1, 1): "50%\n1", (0, 2): "100%\n1"}
 
 
-def test_what_stands_on_few_images_is_pale() -> None:
+def test_bars_of_few_images_are_pale() -> None:
     confidence = torch.tensor([0.95] * 10 + [0.75] * 9)
     probabilities = torch.stack([confidence, 1 - confidence], dim=1)
-    bars = draw_reliability(outcome(probabilities, [0] * 19)).axes[0].patches
+    bars = draw_reliability(predict(probabilities, [0] * 19)).axes[0].patches
     looks = {round(bar.get_x() + bar.get_width() / 2, 2): bar.get_alpha() for bar in bars}
     assert looks == {0.77: 0.3, 0.97: 1}
 
 
 @pytest.mark.parametrize(("scale", "shown"), [(1.0, True), (0.05, False)])
-def test_curves_show_guessing_where_it_is_near(scale: float, shown: bool) -> None:
+def test_curves_show_chance_if_they_are_near_it(scale: float, shown: bool) -> None:
     rows = [{"train/loss": scale * (2.2 - 0.3 * e), "train/acc": 0.5, "lr": 0.1} for e in range(4)]
     axes = draw_curves(rows, [1, 2, 3, 3.6], 3.6, 10).axes[0]
     lines = {str(line.get_label()): line for line in axes.lines}
     assert lines["train"].get_xdata()[-1] == lines["kept"].get_xdata()[0] == 3.6  # its time ended the run
-    assert (np.log(10) in [line.get_ydata()[0] for line in axes.lines if line.get_label() == "guessing"]) is shown
+    assert (np.log(10) in [line.get_ydata()[0] for line in axes.lines if line.get_label() == "chance"]) is shown
 
 
 def test_mixed_labels_name_both_classes() -> None:
@@ -117,11 +116,11 @@ def test_mixed_labels_name_both_classes() -> None:
     assert {"cat 70%\ndog 30%", "$ 100%"} <= texts
 
 
-def test_the_plan_is_what_the_optimizer_gets() -> None:
+def test_the_planned_rates_are_those_of_the_optimizer() -> None:
     def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.StepLR:
         return torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.1)
 
-    rates = planned_rates(lambda groups: torch.optim.SGD(groups, lr=1.0), schedule, 5, {"lr": 0.5})
+    rates = compute_lr_schedule(lambda groups: torch.optim.SGD(groups, lr=1.0), schedule, 5, {"lr": 0.5})
     assert rates == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005])
 
 
@@ -130,7 +129,7 @@ def test_curves_without_validation_can_be_drawn() -> None:
     assert render(lambda: draw_curves(rows, [1, 2, 3], None, 10), "x").size[0] > 500
 
 
-def test_an_image_of_a_small_class_stands_on_one_side() -> None:
+def test_an_image_of_a_small_class_appears_on_one_side() -> None:
     # Class 1 has two images: the one with 0.28 is the harder. The others have one each.
     figure = draw_extremes(FOUR, torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
     places = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
@@ -139,8 +138,8 @@ def test_an_image_of_a_small_class_stands_on_one_side() -> None:
     assert [text for text in places if text.endswith("%")] == ["90.0%", "70.0%"]
 
 
-def test_long_names_stay_apart() -> None:
+def test_long_names_do_not_overlap() -> None:
     names = ["german short-haired pointer", "german long-haired pointer", "x"]
-    found = Outcome(FOUR.probabilities, FOUR.predictions, FOUR.labels, names)
-    figure = draw_mistakes(found, torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
+    found = Predictions(FOUR.probabilities, FOUR.predicted, FOUR.labels, names)
+    figure = draw_errors(found, torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
     assert max(len(text.get_text()) for text in figure.axes[0].texts) <= 20

@@ -1,4 +1,4 @@
-"""Networks with the mistakes that people make, each made on purpose."""
+"""Networks with one common mistake each."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ class NotebookNet(nn.Module):
     """The scratch network of the notebook that this project replaces.
 
     `nn.MultiheadAttention` without `batch_first=True` gets `[B, N, D]` and attends over the images of the batch. The
-    class token meets class tokens alone: the logits are constant.
+    class token attends only to class tokens: the logits are constant.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class NotebookBlock(nn.Module):
 
 
 class Sound(nn.Module):
-    """A small ViT without a mistake; the others are this one with one each."""
+    """A small ViT without mistakes; the others change one thing."""
 
     def __init__(self, image_size: int = 32, num_classes: int = 10, width: int = 32) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Sound(nn.Module):
 
 
 class ZeroHead(Sound):
-    """Sound: a head, and positions, that start at zero."""
+    """Sound: head and positions start at zero."""
 
     def __init__(self, image_size: int = 32, num_classes: int = 10) -> None:
         super().__init__(image_size, num_classes)
@@ -71,7 +71,7 @@ class ZeroHead(Sound):
 
 
 class TokensFirst(Sound):
-    """Sound: tokens stand before the batch inside, as nn.TransformerEncoderLayer's default wants them."""
+    """Sound: the token axis comes before the batch axis, as in nn.TransformerEncoderLayer's default."""
 
     def __init__(self, image_size: int = 32, num_classes: int = 10) -> None:
         super().__init__(image_size, num_classes)
@@ -99,7 +99,7 @@ class ThousandClasses(Sound):
 
 
 class NoPositions(Sound):
-    """Made, and never added."""
+    """Position embeddings are created but never added."""
 
     def __init__(self, image_size: int = 32, num_classes: int = 10) -> None:
         super().__init__(image_size, num_classes)
@@ -110,7 +110,7 @@ class NoPositions(Sound):
 
 
 class ForgottenParameter(Sound):
-    """Positions that should learn are a plain tensor."""
+    """Learned positions are a plain tensor."""
 
     def __init__(self, image_size: int = 32, num_classes: int = 10) -> None:
         super().__init__(image_size, num_classes)
@@ -120,7 +120,7 @@ class ForgottenParameter(Sound):
 
 
 class ForgottenRequiresGrad(Sound):
-    """Positions that should learn do not."""
+    """Learned positions are frozen."""
 
     def __init__(self, image_size: int = 32, num_classes: int = 10) -> None:
         super().__init__(image_size, num_classes)
@@ -146,7 +146,7 @@ class UnusedLayer(Sound):
 
 
 class LosesTokens(Sound):
-    """The first row of patches is cut off, as where a class token would stand."""
+    """The first row of patches is dropped, as if it were class tokens."""
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = (self.tokens(images) + self.positions)[:, 4:]
@@ -161,7 +161,7 @@ class LargeStart(Sound):
 
 
 class NanGradient(Sound):
-    """The root's slope at zero is infinite, and zero times infinity is no number."""
+    """The slope of the root at zero is infinite, and zero times infinity is NaN."""
 
     def forward(self, images: Tensor) -> Tensor:
         logits = super().forward(images)
@@ -174,7 +174,7 @@ class Overflows(Sound):
 
 
 class DropsDigits(Sound):
-    """Rounding to 8 bits of a large offset eats the features."""
+    """A large offset leaves no bits for the features when rounded to 8 bits."""
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.norm(self.block(self.tokens(images) + self.positions)).mean(dim=1)
@@ -188,7 +188,7 @@ class WrongSize(Sound):
 
 
 class Blind(Sound):
-    """The head stands on a constant."""
+    """The head gets a constant."""
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.norm(self.block(self.tokens(images) + self.positions)).mean(dim=1)
@@ -196,7 +196,7 @@ class Blind(Sound):
 
 
 class CutOff(nn.Module):
-    """Nothing that learns lies behind the last no_grad."""
+    """All layers are under no_grad."""
 
     def __init__(self, image_size: int = 32, num_classes: int = 10) -> None:
         super().__init__()
@@ -210,13 +210,13 @@ class CutOff(nn.Module):
 
 
 class BadAugmentation(nn.Module):
-    """Brightens without clamping, or makes NaN."""
+    """Brightens without clamping, or produces NaN."""
 
     def __init__(self, kind: str, alternating: bool) -> None:
         super().__init__()
         self.kind = kind
 
-    def forward(self, images: Tensor, draws: object, stream: int) -> Tensor:
+    def forward(self, images: Tensor, rng: object, op_index: int) -> Tensor:
         return images.float() * 3 if self.kind == "bright" else images.float().log() * 0 / 0
 
 
@@ -236,14 +236,14 @@ class OneColour(Sound):
 
 
 class ConstantHead(Sound):
-    """What reaches the head does not hang on the images at all."""
+    """The logits do not depend on the images."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(torch.ones_like(images))
 
 
 class ChangesItsInput(Sound):
-    """Sound: works on its input in place."""
+    """Sound: changes its input in place."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images.mul_(1.0))

@@ -1,4 +1,4 @@
-"""What TensorBoard finds in a run."""
+"""The TensorBoard event files of a run."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_curves_and_layers(events: EventAccumulator) -> None:
     assert all(0 < event.value < 1 for event in events.Scalars("update_to_weight/all"))
 
 
-def test_charts_put_training_and_validation_together(events: EventAccumulator) -> None:
+def test_charts_show_training_and_validation_together(events: EventAccumulator) -> None:
     (event,) = events.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
@@ -40,7 +40,7 @@ def test_charts_put_training_and_validation_together(events: EventAccumulator) -
     assert [category.title for category in layout.category] == list(LAYOUT)
 
 
-def test_texts_say_what_was_run(events: EventAccumulator, small_run: Path) -> None:
+def test_texts_hold_config_manifest_environment_and_resume_command(events: EventAccumulator, small_run: Path) -> None:
     said = {
         tag: events.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0].decode()
         for tag in ("config", "manifest", "environment", "resume", "preflight")
@@ -52,10 +52,10 @@ def test_texts_say_what_was_run(events: EventAccumulator, small_run: Path) -> No
     assert small_run.name in said["resume"]
 
 
-def test_images_and_curves_of_the_test_pass(events: EventAccumulator, small_run: Path) -> None:
+def test_figures_and_precision_recall_curves_of_the_test(events: EventAccumulator, small_run: Path) -> None:
     images = set(events.Tags()["images"])
     assert {"plan/learning_rate", "data/first_batch"} <= images
-    last = {"confusion_matrix", "accuracy_by_class", "reliability", "surest_mistakes", "hardest_and_most_typical"}
+    last = {"confusion_matrix", "accuracy_by_class", "reliability", "most_confident_errors", "hardest_and_most_typical"}
     assert {f"test/{name}" for name in last} <= images
     curves = [tag for tag in events.Tags()["tensors"] if tag.startswith("precision_recall/")]
     assert len(curves) == 10
@@ -65,7 +65,7 @@ def test_images_and_curves_of_the_test_pass(events: EventAccumulator, small_run:
         assert set(tp + fp + tn + fn) == {103}
         assert recall == pytest.approx(tp / (tp + fn))
         assert precision == pytest.approx(tp / (tp + fp).clip(1))
-        assert len(tp) == 1001  # images are told apart whose probabilities differ by a thousandth
+        assert len(tp) == 1001  # thresholds a thousandth apart
     assert len(list((small_run / "figures").glob("*.png"))) >= 8
     (shown,) = events.Images("test/confusion_matrix")
     assert shown.step == 10
@@ -74,22 +74,21 @@ def test_images_and_curves_of_the_test_pass(events: EventAccumulator, small_run:
 def hyperparameters(run: EventAccumulator) -> dict[str, object]:
     raw = run.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
     start = metadata.parse_session_start_info_plugin_data(raw)
-    return {key.strip(): value.number_value or value.string_value for key, value in start.hparams.items()}
+    return {key: value.number_value or value.string_value for key, value in start.hparams.items()}
 
 
 SHOWN = ["best/acc", "best/acc_test", "best/epoch", "best/loss", "best/loss_test"]  # the first by their names
 
 
-def test_the_table_of_hyperparameters_opens_with_what_people_compare(events: EventAccumulator) -> None:
-    raw = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
-    names = [name.strip() for name in sorted(metadata.parse_session_start_info_plugin_data(raw).hparams)]
-    assert names[:5] == ["optimizer.lr", "augment", "model", "data.batch_size", "trainer.max_epochs"]
-    assert {"seed", "model.patch_size", "model.depth", "optimizer.weight_decay"} <= set(names[5:21])
+def test_the_hparams_table_has_the_settings_by_their_own_names(events: EventAccumulator) -> None:
+    names = list(hyperparameters(events))
+    assert {"optimizer.lr", "augment", "model", "data.batch_size", "trainer.max_epochs"} <= set(names)
+    assert {"seed", "model.patch_size", "model.depth", "optimizer.weight_decay"} <= set(names)
     assert not [name for name in names if "_target_" in name or name.startswith(("callbacks", "logger", "run_dir"))]
     assert sorted(events.Tags()["scalars"])[:5] == SHOWN
 
 
-def test_the_table_of_hyperparameters_has_the_final_metrics(events: EventAccumulator) -> None:
+def test_the_hparams_table_has_the_final_metrics(events: EventAccumulator) -> None:
     values = hyperparameters(events)
     assert values["optimizer.lr"] == pytest.approx(2e-3)
     assert values["model.pool"] == "mean"
@@ -104,7 +103,7 @@ def test_the_table_of_hyperparameters_has_the_final_metrics(events: EventAccumul
     assert metadata.SESSION_END_INFO_TAG in events.summary_metadata
 
 
-def test_a_run_that_fails_is_in_the_table_too(in_process: Command, tmp_path: Path) -> None:
+def test_a_failed_run_is_in_the_hparams_table(in_process: Command, tmp_path: Path) -> None:
     poison = [f"+callbacks.poison.{key}" for key in ("_target_=stoppers.PoisonBatch", "epoch=1", "batch=2")]
     result = in_process("train.py", *SMALL_RUN, *poison, "preflight=off", "hydra.run.dir=run")
     assert result.returncode == 2

@@ -8,8 +8,8 @@ import torch
 from omegaconf import OmegaConf
 
 from vitlab.errors import UserError
+from vitlab.loaded_model import rebuild_network
 from vitlab.runs.checkpoint import CONFIG_KEY, WholeCheckpointIO, read_checkpoint
-from vitlab.runs.rebuild import rebuild_network
 
 
 class Hostile:

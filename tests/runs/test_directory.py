@@ -1,12 +1,16 @@
+"""Run directories: opening, writing, file formats of earlier versions."""
+
 import json
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from vitlab.errors import UserError
 from vitlab.files import replacing, set_aside, write_text
 from vitlab.runs.directory import RunDirectory
+from vitlab.runs.metrics_files import write_epochs
 
 
 def begun(path: Path) -> RunDirectory:
@@ -43,14 +47,14 @@ def test_a_run_is_never_written_over_another(tmp_path: Path) -> None:
     assert run.config().seed == 0
 
 
-def test_what_is_no_run_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         RunDirectory.open(str(tmp_path / "nothing"), "outputs")
     with pytest.raises(UserError, match="is no run directory"):
         RunDirectory.open(str(tmp_path), "outputs")
 
 
-def test_best_of_a_run_without_selection_is_its_last(tmp_path: Path) -> None:
+def test_best_is_the_last_checkpoint_of_a_run_without_validation(tmp_path: Path) -> None:
     run = finished(tmp_path)
     with pytest.raises(UserError, match=r"checkpoints of the run: none"):
         run.checkpoint("best")
@@ -88,9 +92,33 @@ def test_a_file_is_not_written_through_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "file.json").read_text() == "new"
 
 
-def test_older_results_are_set_aside_and_none_is_lost(tmp_path: Path) -> None:
+def test_older_results_are_renamed_and_none_is_lost(tmp_path: Path) -> None:
     for number in range(3):
         set_aside(tmp_path / "result.json")
         write_text(tmp_path / "result.json", json.dumps(number))
     assert json.loads((tmp_path / "result.json").read_text()) == 2
     assert sorted(json.loads(p.read_text()) for p in tmp_path.iterdir()) == [0, 1, 2]
+
+
+def test_an_earlier_version_s_epochs_are_counted_from_one(tmp_path: Path) -> None:
+    write_text(tmp_path / "manifest.json", '{"status": "finished", "resumed": [{"epoch": 0, "step": 3}]}')
+    write_text(tmp_path / "metrics.csv", "epoch,step,val/acc\n0,5,0.5\n1,10,\n")
+    write_text(tmp_path / "metrics.json", '{"epoch": 0, "step": 5, "seconds": 123456.7, "val/acc": 0.9559999704360962}')
+    run = RunDirectory(tmp_path)
+    assert run.manifest()["resumed"] == [{"epoch": 1, "step": 3}]
+    assert run.epoch_rows() == [{"epoch": 1, "step": 5, "val/acc": 0.5}, {"epoch": 2, "step": 10}]
+    assert run.final_metrics() == {"epoch": 1, "step": 5, "seconds": 123456.7, "val/acc": 0.956}
+
+    run.reopen({"epoch": 2, "step": 10})
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert (manifest["format"], [entry["epoch"] for entry in manifest["resumed"]]) == (2, [1, 2])
+    assert run.manifest() == manifest
+    assert not run.final_metrics()  # set aside: the run is not finished any more
+
+
+def test_metrics_are_written_with_the_fewest_digits_that_give_the_same_float32(tmp_path: Path) -> None:
+    values = {"val/acc": torch.tensor(0.956).item(), "val/loss": torch.tensor(1 / 3).item(), "lr": 2.5e-5}
+    write_epochs(tmp_path / "metrics.csv", [{"epoch": 1, "step": 5, "seconds": 1.234, **values}], list(values))
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[1] == "1,5,1.234,0.956,0.33333334,2.5e-05"
+    (row,) = RunDirectory(tmp_path).epoch_rows()
+    assert torch.equal(torch.tensor(row["val/loss"]), torch.tensor(1 / 3))

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from vitlab.config.instantiate import build
-from vitlab.runs.loggers import clear_logger_run_id, resume_kwargs, save_logger_run_id
+from vitlab.runs.loggers import clear_logger_run_id, logger_run_id, resume_kwargs
 
 
 class WandbLogger:
@@ -24,17 +24,14 @@ class MLFlowLogger:
     ("logger", "name"),
     [({"project": "p", "id": None}, "w7"), ({"experiment_name": "e", "run_id": None}, "m7")],
 )
-def test_a_run_goes_on_under_the_name_that_its_logger_gave_it(logger: dict[str, Any], name: str) -> None:
+def test_a_run_is_resumed_under_the_id_that_its_logger_gave_it(logger: dict[str, Any], name: str) -> None:
     key = list(logger)[-1]
     target = f"{__name__}.{'WandbLogger' if key == 'id' else 'MLFlowLogger'}"
-    resolved: dict[str, Any] = {"logger": {"_target_": target, **logger}}
-    trainer: Any = SimpleNamespace(loggers=[build(OmegaConf.create(resolved["logger"]), "logger")])
-    save_logger_run_id(trainer, resolved)
-    assert resolved["logger"][key] == name
+    config = OmegaConf.create({"_target_": target, **logger})
+    assert logger_run_id(build(config, "logger")) == {key: name}
+    assert logger_run_id(None) == {}
 
-    kept = OmegaConf.create(resolved["logger"])
-    kept[key] = "another"
+    kept = OmegaConf.create({**config, key: "another"})
     again = build(kept, "logger", **resume_kwargs(kept, 7))
     assert (again.experiment.id if key == "id" else again.run_id) == "another"
-    clear_logger_run_id(kept)
-    assert kept[key] is None
+    assert clear_logger_run_id(kept) == {**config, key: None}

@@ -4,7 +4,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from vitlab.config.command import CONF, apply_overrides, compose_training
+from vitlab.config.compose import CONF, apply_overrides, compose_training
 from vitlab.errors import UserError
 from vitlab.runs.rebase import check_links, check_paths
 

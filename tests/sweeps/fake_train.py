@@ -1,6 +1,6 @@
-"""Stands in for train.py in the tests of sweeps: a run's files in a run's order, without the seconds of training.
+"""Fake train.py for tests of sweeps: writes the files of a run in the right order, without training.
 
-`act=` says what becomes of it: raise, exit, kill (itself), error (of the user's). `pace=` is seconds an epoch.
+`act=` selects how it ends: raise, exit, kill (itself), error (of the user). `pace=` is the seconds per epoch.
 """
 
 import json
@@ -51,11 +51,11 @@ for epoch in range(len(config["rows"]), config["epochs"]):
     time.sleep(float(config.get("pace", 0)))
     accuracy = 0.9 - (math.log10(config["lr"]) + 3) ** 2 / 10 - 0.2 / (epoch + 1) + config["seed"] / 1000
     config["rows"].append(accuracy)
-    lines = [f"{i},{i + 1},{i + 1},{value!r}" for i, value in enumerate(config["rows"])]
+    lines = [f"{i},{i},{i},{value!r}" for i, value in enumerate(config["rows"], 1)]
     write_text(run.epochs_file, "\n".join(["epoch,step,seconds,val/acc", *lines, ""]))
     write_json(run.checkpoints / "last.ckpt", config)
     if stopped:
         run.end("interrupted")
         sys.exit(143)
-write_json(run.metrics_file, {"val/acc": config["rows"][-1], "epoch": config["epochs"] - 1, "seconds": 1.0})
+write_json(run.metrics_file, {"val/acc": config["rows"][-1], "epoch": config["epochs"], "seconds": 1.0})
 run.end("finished")

@@ -1,4 +1,4 @@
-"""Run directories as runs leave them, without training."""
+"""Write run directories as runs do, without training."""
 
 import csv
 import json
@@ -67,12 +67,10 @@ def write_run(
     resolved: Any = OmegaConf.to_container(job, resolve=True)
     run = RunDirectory(path)
     run.create(resolved, {**MANIFEST, **(manifest or {})})
-    rows = [
-        {"epoch": e, "step": 10 * e + 10, "seconds": 10.0 * e + 10, "train/loss": 2 / (e + 1)} for e in range(epochs)
-    ]
-    final = {"epoch": epochs - 1, "step": 10 * epochs, "seconds": 60.0, "train/loss": 0.5, **metrics}
+    rows = [{"epoch": e, "step": 10 * e, "seconds": 10.0 * e, "train/loss": 2 / e} for e in range(1, epochs + 1)]
+    final = {"epoch": epochs, "step": 10 * epochs, "seconds": 60.0, "train/loss": 0.5, **metrics}
     if val is not None:
-        rows = [{**row, "val/loss": 1.5 - val, "val/acc": val * (row["epoch"] + 1) / epochs} for row in rows]
+        rows = [{**row, "val/loss": 1.5 - val, "val/acc": val * row["epoch"] / epochs} for row in rows]
         final |= {"val/loss": 1.5 - val, "val/acc": val}
     if test is not None:
         final |= {"test/acc": test}

@@ -1,4 +1,4 @@
-"""Searches, with a stand-in for train.py that has its best at a learning rate of 1e-3."""
+"""Test searches with a fake train.py whose best learning rate is 1e-3."""
 
 import os
 import signal
@@ -10,18 +10,17 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 from sweeps.test_sweep import FAKE, fake_processes, make_sweep, wait_for
 
 from vitlab.config.compose import covering_jobs
 from vitlab.errors import UserError
 from vitlab.sweeps.executors import LocalExecutor
-from vitlab.sweeps.importance import importance_in
-from vitlab.sweeps.search import run_search
-from vitlab.sweeps.search_space import read_space
-from vitlab.sweeps.sweep import run_grid
-from vitlab.sweeps.sweep_file import read_record
+from vitlab.sweeps.runner import run_grid
+from vitlab.sweeps.search import parameter_importance, run_search
+from vitlab.sweeps.search_space import Parameter, read_space
+from vitlab.sweeps.sweep_record import read_record
 
 LR: Mapping[str, Any] = {"optimizer.lr": "tag(log,interval(1e-5,1e-1))"}
 
@@ -40,14 +39,14 @@ LR: Mapping[str, Any] = {"optimizer.lr": "tag(log,interval(1e-5,1e-1))"}
         ("range(0.5,2.0,0.5)", CategoricalDistribution(["0.5", "1.0", "1.5"])),
     ],
 )
-def test_spaces_are_written_as_hydra_writes_sweeps(text: str, expected: object) -> None:
-    assert read_space({"key": text}, [], {}).chosen == {"key": expected}
-    assert read_space({}, [f"key={text}"], {}).chosen == {"key": expected}
+def test_search_spaces_use_hydra_s_sweep_grammar(text: str, expected: BaseDistribution) -> None:
+    assert read_space({"key": text}, [], {}).parameters == [Parameter("key", expected)]
+    assert read_space({}, [f"key={text}"], {}).parameters == [Parameter("key", expected)]
 
 
-def test_what_is_typed_stands_above_the_file() -> None:
+def test_the_command_line_overrides_the_file() -> None:
     space = read_space({"a": "1,2", "b": "1,2"}, ["b=3", "c=4"], {})
-    assert set(space.chosen) == {"a"}
+    assert [parameter.key for parameter in space.parameters] == ["a"]
     assert space.fixed == ["b=3", "c=4"]
 
 
@@ -69,17 +68,16 @@ def test_a_key_can_have_other_values_with_another_condition() -> None:
         optimizer, rate = (o.partition("=")[2] for o in space.suggest(trial))
         assert 0.1 <= float(rate) <= 0.2 if optimizer == "adamw" else rate in ("1.0", "2.0")
         study.tell(trial, 0.0)
-    assert space.first() == ["optimizer=adamw", "optimizer.lr=0.1"]
 
 
 @pytest.mark.parametrize("text", ["tag(log,interval(0.0,1.0))", "interval(2.0,1.0)"])
-def test_an_interval_that_is_none_is_told(text: str) -> None:
+def test_an_empty_interval_is_an_error(text: str) -> None:
     with pytest.raises(UserError, match=r"key=.* there is no interval to choose from"):
         read_space({"key": text}, [], {})
 
 
-def test_nothing_to_choose_is_told() -> None:
-    with pytest.raises(UserError, match="a search needs something to choose"):
+def test_a_search_without_choices_is_an_error() -> None:
+    with pytest.raises(UserError, match="a search needs a key with several values"):
         read_space({}, ["seed=0"], {})
 
 
@@ -116,7 +114,7 @@ def _arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", sys.argv)
 
 
-def test_a_search_finds_what_is_good_and_goes_on_with_more_trials(tmp_path: Path) -> None:
+def test_a_search_finds_the_optimum_and_continues_with_more_trials(tmp_path: Path) -> None:
     study = search(tmp_path, 6)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 6
     study = search(tmp_path, 12)
@@ -127,11 +125,11 @@ def test_a_search_finds_what_is_good_and_goes_on_with_more_trials(tmp_path: Path
     jobs = read_record(tmp_path)["jobs"]
     assert [job["number"] for job in jobs] == list(range(12))
     assert jobs[3]["overrides"] == ["seed=0", f"optimizer.lr={rates[3]!r}"]  # with all its digits
-    assert importance_in([tmp_path]) == {"optimizer.lr": 1.0}
+    assert parameter_importance(tmp_path) == {"optimizer.lr": 1.0}
 
 
-def test_hopeless_trials_are_pruned_and_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitlab.sweeps.runner.EPOCHS_SECONDS", 0)
+def test_bad_trials_are_pruned_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitlab.sweeps.runner.PRUNING_SECONDS", 0)
     study = search(tmp_path, 6, "+pace=1", "trainer.max_epochs=3", pruner=optuna.pruners.ThresholdPruner(lower=0.69))
     pruned = [trial.number for trial in study.trials if trial.state == TrialState.PRUNED]
     hopeless = [t.number for t in study.trials if t.intermediate_values.get(0, 1) < 0.69]
@@ -142,7 +140,7 @@ def test_hopeless_trials_are_pruned_and_said_so(tmp_path: Path, monkeypatch: pyt
     assert all(job["status"] == "done" for number, job in jobs.items() if number not in pruned)
 
 
-def test_failed_trials_are_made_again_at_the_next_start(tmp_path: Path) -> None:
+def test_failed_trials_are_repeated_at_the_next_start(tmp_path: Path) -> None:
     for trials in (2, 4):
         with pytest.raises(SystemExit):
             search(tmp_path, 2, "+act=raise")
@@ -151,31 +149,31 @@ def test_failed_trials_are_made_again_at_the_next_start(tmp_path: Path) -> None:
     assert rates[:2] == rates[2:]
 
 
-def test_a_folder_keeps_to_one_search(tmp_path: Path) -> None:
+def test_a_folder_holds_only_one_search(tmp_path: Path) -> None:
     search(tmp_path, 1)
-    with pytest.raises(UserError, match=r"holds another search, whose overrides was \['seed=0'\], not "):
+    with pytest.raises(UserError, match=r"holds another search, whose overrides is \['seed=0'\], not "):
         search(tmp_path, 2, "+act=ok")
     sys.argv = [str(FAKE), "-m"]
     other = read_space({"optimizer.lr": "0.1,0.2"}, ["seed=0"], {})
-    with pytest.raises(UserError, match="holds another search, whose space was"):
+    with pytest.raises(UserError, match="holds another search, whose space is"):
         run_search(make_sweep(tmp_path), LocalExecutor(1, [], 1), other, 2, *NEITHER)
     run_grid(make_sweep(tmp_path / "grid"), LocalExecutor(1, [], 1), [["optimizer.lr=0.1", "seed=0"]])
-    with pytest.raises(UserError, match="holds a sweep that is no search"):
+    with pytest.raises(UserError, match="holds a sweep without a search"):
         search(tmp_path / "grid", 2)
     assert (tmp_path / "grid" / "0" / "metrics.json").exists()
 
 
-def test_a_run_that_is_known_is_not_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trial_with_known_settings_is_not_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sys.argv = [str(FAKE), "-m"]
     space = read_space({"optimizer.lr": "0.1,0.01"}, ["seed=0"], {})
     run_search(make_sweep(tmp_path), LocalExecutor(1, [], 1), space, 6, *NEITHER)
     assert len(study_of(tmp_path).trials) == 6
     assert len(list(tmp_path.glob("*/manifest.json"))) == 2
-    assert "is trial 0 again" in capsys.readouterr().out
+    assert "repeats trial 0" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_killed_search_goes_on(tmp_path: Path) -> None:
+def test_a_killed_search_resumes(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path[:0] = [{str(FAKE.parent.parent)!r}]\n"
         "from pathlib import Path; from sweeps.test_search import search\n"

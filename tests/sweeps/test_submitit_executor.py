@@ -1,4 +1,4 @@
-"""Sweeps through submitit, whose local executor stands for SLURM, and a stand-in for train.py."""
+"""Test sweeps with submitit's local executor in place of SLURM, and a fake train.py."""
 
 import json
 import os
@@ -11,9 +11,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from sweeps.test_sweep import FAKE, grid, make_sweep, results, states, wait_for
 
-from vitlab.config.command import CONF
+from vitlab.config.compose import CONF
+from vitlab.sweeps.runner import run_grid
 from vitlab.sweeps.submitit_executor import SubmititExecutor, SubmittedJob
-from vitlab.sweeps.sweep import run_grid
 
 
 @pytest.fixture(autouse=True)
@@ -21,19 +21,21 @@ def _arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [str(FAKE), "-m"])
 
 
-def engine(folder: Path) -> SubmititExecutor:
+def executor(folder: Path) -> SubmititExecutor:
     return SubmititExecutor(folder / "submitit", "local", 2, 1, {"gpus_per_node": 0, "timeout_min": 5})
 
 
 def test_jobs_go_through_submitit(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
-        run_grid(make_sweep(tmp_path), engine(tmp_path), [*grid(seeds=[0]), ["optimizer.lr=1", "seed=0", "+act=exit"]])
+        run_grid(
+            make_sweep(tmp_path), executor(tmp_path), [*grid(seeds=[0]), ["optimizer.lr=1", "seed=0", "+act=exit"]]
+        )
     assert states(tmp_path) == [(0, "done"), (1, "done"), (2, "failed")]
     assert set(results(tmp_path)) == {"0", "1"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_job_that_has_to_make_room_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preempted_job_resumes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     submitted: list[SubmittedJob] = []
     start = SubmititExecutor.start
 
@@ -51,14 +53,16 @@ def test_a_job_that_has_to_make_room_goes_on_later(tmp_path: Path, monkeypatch: 
 
     thread = threading.Thread(target=preempt)
     thread.start()
-    run_grid(make_sweep(tmp_path), engine(tmp_path), grid("+pace=1", "trainer.max_epochs=4", lrs=["0.001"], seeds=[0]))
+    run_grid(
+        make_sweep(tmp_path), executor(tmp_path), grid("+pace=1", "trainer.max_epochs=4", lrs=["0.001"], seeds=[0])
+    )
     thread.join()
     assert states(tmp_path) == [(0, "done")]
     assert len(json.loads((tmp_path / "0" / "manifest.json").read_text())["resumed"]) == 1
 
 
 @pytest.mark.parametrize("launcher", ["submitit_slurm", "submitit_local"])
-def test_the_shipped_configs_are_parameters_of_submitit_s(launcher: str, tmp_path: Path) -> None:
+def test_the_shipped_configs_hold_valid_submitit_parameters(launcher: str, tmp_path: Path) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", [f"hydra/launcher={launcher}", "trainer.num_nodes=2"], return_hydra_config=True)
         node = {key: config.hydra.launcher[key] for key in config.hydra.launcher}

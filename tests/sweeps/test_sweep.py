@@ -1,4 +1,4 @@
-"""Sweeps, with a stand-in for train.py: what becomes of jobs, of failures, of interruptions."""
+"""Test sweeps with a fake train.py: jobs, failures and interruptions."""
 
 import json
 import os
@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 from vitlab.errors import UserError
 from vitlab.sweeps.executors import LocalExecutor, visible_gpus
 from vitlab.sweeps.job import Job
-from vitlab.sweeps.sweep import Sweep, planned_jobs, run_grid
-from vitlab.sweeps.sweep_file import read_record, sweep_lock
+from vitlab.sweeps.runner import run_grid
+from vitlab.sweeps.sweep import Sweep, plan_jobs
+from vitlab.sweeps.sweep_record import read_record, sweep_lock
 
 FAKE = Path(__file__).parent / "fake_train.py"
 
@@ -79,7 +80,7 @@ def states(folder: Path) -> list[tuple[int, str]]:
     return [(job["number"], job["status"]) for job in read_record(folder)["jobs"]]
 
 
-def test_failed_jobs_are_named_and_the_others_finish(
+def test_failed_jobs_are_reported_and_the_others_finish(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     jobs = [["optimizer.lr=0.001", "seed=0", f"+act={act}"] for act in ("ok", "raise", "exit", "kill", "error")]
@@ -89,8 +90,8 @@ def test_failed_jobs_are_named_and_the_others_finish(
     assert reasons == [
         "",
         "ValueError: no such luck (status 1)",
-        "ended with status 0 before the run was finished",
-        "killed by SIGKILL, as the system does where memory runs out",
+        "exited with status 0 before the run finished",
+        "killed by SIGKILL (often because memory ran out)",
         "optimizer.lr=-1.0 must be a number above 0",
     ]
     out = capsys.readouterr().out
@@ -100,7 +101,7 @@ def test_failed_jobs_are_named_and_the_others_finish(
     assert "4 of 5 jobs failed" in out
 
 
-def test_the_same_sweep_again_makes_only_what_is_not_finished(run: Callable[..., int], tmp_path: Path) -> None:
+def test_repeating_a_sweep_runs_only_unfinished_jobs(run: Callable[..., int], tmp_path: Path) -> None:
     jobs = [*grid(seeds=[0]), ["optimizer.lr=0.1", "seed=0", "+act=raise"]]
     assert run(tmp_path, jobs) == 1
     before = {n: (tmp_path / n / "metrics.json").stat().st_mtime_ns for n in ("0", "1")}
@@ -110,7 +111,7 @@ def test_the_same_sweep_again_makes_only_what_is_not_finished(run: Callable[...,
     assert "no such luck" in (kept / "terminal.log").read_text()  # nothing saved is lost
 
 
-def test_seeds_that_are_added_later_get_new_numbers(run: Callable[..., int], tmp_path: Path) -> None:
+def test_jobs_that_are_added_later_get_new_numbers(run: Callable[..., int], tmp_path: Path) -> None:
     assert run(tmp_path, grid(seeds=[0])) == 0
     assert run(tmp_path, grid(seeds=[1, 0])) == 0
     overrides = {job["number"]: job["overrides"] for job in read_record(tmp_path)["jobs"]}
@@ -162,10 +163,8 @@ def fake_processes(folder: Path) -> list[int]:
         *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGKILL)),  # 5 s each
     ],
 )
-def test_a_sweep_that_was_stopped_becomes_what_it_would_have_been(
-    how: Any, run: Callable[..., int], tmp_path: Path
-) -> None:
-    jobs = grid("+pace=0.15", seeds=[0])
+def test_a_stopped_sweep_resumes_to_the_same_results(how: Any, run: Callable[..., int], tmp_path: Path) -> None:
+    jobs = grid("+pace=0.8", seeds=[0])
     assert run(tmp_path / "whole", grid(seeds=[0])) == 0
     folder = tmp_path / "broken"
     process = subprocess.Popen(script(folder, jobs), stdout=subprocess.PIPE, text=True)
@@ -193,43 +192,43 @@ def test_a_sweep_that_was_stopped_becomes_what_it_would_have_been(
     assert not (folder / "earlier").exists()
 
 
-def test_jobs_of_one_directory_are_refused(tmp_path: Path) -> None:
+def test_jobs_that_share_a_directory_are_refused(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path)
     compose = sweep.compose
     for subdir, message in (
         ("all", "jobs 0 and 1 would share"),
-        ("..", "lies in that of its sweep"),
-        ("/x", "lies in"),
+        ("..", "must be inside the sweep"),
+        ("/x", "must be inside"),
     ):
         sweep.compose = lambda o, s=subdir: OmegaConf.merge(compose(o), {"hydra": {"sweep": {"subdir": s}}})
         with pytest.raises(UserError, match=message):
-            planned_jobs(sweep, grid())
+            plan_jobs(sweep, grid())
 
 
-def test_what_is_not_the_sweep_s_stays_where_it_is(run: Callable[..., int], tmp_path: Path) -> None:
+def test_a_sweep_leaves_foreign_files_alone(run: Callable[..., int], tmp_path: Path) -> None:
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="1 holds something else"):
+    with pytest.raises(UserError, match="1 holds other files"):
         run(tmp_path, grid())
     assert not (tmp_path / "0").exists()
     assert (tmp_path / "1" / "notes.txt").read_text() == "mine"
 
 
 def test_the_same_job_twice_is_one_job(tmp_path: Path) -> None:
-    jobs = planned_jobs(make_sweep(tmp_path), [*grid(seeds=[0]), *grid(seeds=[0])])
+    jobs = plan_jobs(make_sweep(tmp_path), [*grid(seeds=[0]), *grid(seeds=[0])])
     assert [job.number for job in jobs] == [0, 1]
 
 
-def test_a_run_without_its_last_checkpoint_goes_on_from_its_best(tmp_path: Path) -> None:
+def test_a_run_without_its_last_checkpoint_resumes_from_its_best(tmp_path: Path) -> None:
     job = Job(0, [], tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "manifest.json").write_text('{"status": "running"}')
     (tmp_path / "checkpoints" / "best.ckpt").touch()
-    assert job.stage() == "begun"
-    assert job.resuming([]) == [f"resume='{tmp_path}'", "checkpoint=best"]
+    assert job.stage() == "started"
+    assert job.resume_command([]) == [f"resume='{tmp_path}'", "checkpoint=best"]
 
 
-def test_a_job_that_somebody_else_stopped_is_not_passed_over(run: Callable[..., int], tmp_path: Path) -> None:
+def test_a_job_stopped_from_outside_counts_as_interrupted(run: Callable[..., int], tmp_path: Path) -> None:
     def stop() -> None:
         wait_for(lambda: (tmp_path / "0" / "checkpoints" / "last.ckpt").exists())
         os.kill(fake_processes(tmp_path)[0], signal.SIGTERM)
@@ -241,7 +240,7 @@ def test_a_job_that_somebody_else_stopped_is_not_passed_over(run: Callable[..., 
     assert states(tmp_path) == [(0, "interrupted")]
 
 
-def test_a_number_of_jobs_that_is_none_is_told(in_process: Command) -> None:
+def test_invalid_numbers_of_jobs_trials_and_devices_are_errors(in_process: Command) -> None:
     for arguments, key in (
         (["hydra.launcher.jobs=0"], "hydra.launcher.jobs=0"),
         (["hydra/sweeper=optuna", "hydra.sweeper.n_trials=abc", "optimizer.lr=1,2"], "hydra.sweeper.n_trials=abc"),
@@ -252,12 +251,14 @@ def test_a_number_of_jobs_that_is_none_is_told(in_process: Command) -> None:
         assert key in result.stderr
 
 
-def test_one_process_runs_a_sweep(run: Callable[..., int], tmp_path: Path) -> None:
-    with sweep_lock(tmp_path), pytest.raises(UserError, match="another process runs the sweep"):
+def test_a_second_process_cannot_run_the_same_sweep(run: Callable[..., int], tmp_path: Path) -> None:
+    with sweep_lock(tmp_path), pytest.raises(UserError, match="another process is running the sweep"):
         run(tmp_path, grid())
 
 
-def test_a_job_is_a_run_of_its_own(run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_is_independent_of_the_launcher_around_the_sweep(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in (("LOCAL_RANK", "1"), ("MASTER_ADDR", "elsewhere"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -278,60 +279,60 @@ class Sleeping:
         return job
 
 
-def test_jobs_share_out_the_gpus(tmp_path: Path) -> None:
-    engine, jobs = LocalExecutor("auto", ["4", "5", "7"], 8), Sleeping(tmp_path)
+def test_jobs_get_distinct_gpus(tmp_path: Path) -> None:
+    executor, jobs = LocalExecutor("auto", ["4", "5", "7"], 8), Sleeping(tmp_path)
     show = ["sh", "-c", "echo $CUDA_VISIBLE_DEVICES; sleep 60"]
-    first, second = engine.start(jobs.job(0, 2), show), engine.start(jobs.job(1, 1), show)
-    assert not engine.has_room(jobs.job(2, 1))  # no GPU is left
+    first, second = executor.start(jobs.job(0, 2), show), executor.start(jobs.job(1, 1), show)
+    assert not executor.has_room(jobs.job(2, 1))  # no GPU is left
     first.kill()
-    wait_for(lambda: first.ended() is not None)
+    wait_for(lambda: first.exit_status() is not None)
     everything = jobs.job(3, 0)
-    assert not engine.has_room(everything)  # it waits for the second
+    assert not executor.has_room(everything)  # it waits for the second
     second.kill()
-    wait_for(lambda: second.ended() is not None)
-    assert engine.has_room(everything)
-    third = engine.start(everything, show)
+    wait_for(lambda: second.exit_status() is not None)
+    assert executor.has_room(everything)
+    third = executor.start(everything, show)
     wait_for(lambda: (tmp_path / "3" / "terminal.log").read_text())
     third.kill()
     assert (tmp_path / "3" / "terminal.log").read_text() == "4,5,7\n"
     assert third.process.wait() == -signal.SIGKILL
 
 
-def test_several_jobs_share_a_gpu_where_that_is_asked_for(tmp_path: Path) -> None:
-    engine, jobs = LocalExecutor(4, ["0", "1"], 8), Sleeping(tmp_path)
-    handles = [engine.start(job, ["sleep", "60"]) for n in range(4) if engine.has_room(job := jobs.job(n, 1))]
-    assert len(handles) == 4
-    assert not engine.has_room(jobs.job(4, 1))
-    assert sorted(gpu for _, gpus in engine.running for gpu in gpus) == ["0", "0", "1", "1"]
-    for handle in handles:
-        handle.kill()
+def test_jobs_share_a_gpu_on_request(tmp_path: Path) -> None:
+    executor, jobs = LocalExecutor(4, ["0", "1"], 8), Sleeping(tmp_path)
+    processes = [executor.start(job, ["sleep", "60"]) for n in range(4) if executor.has_room(job := jobs.job(n, 1))]
+    assert len(processes) == 4
+    assert not executor.has_room(jobs.job(4, 1))
+    assert sorted(gpu for process in executor.running for gpu in process.gpus) == ["0", "0", "1", "1"]
+    for process in processes:
+        process.kill()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_what_a_killed_job_started_ends_with_it(tmp_path: Path) -> None:
-    engine = LocalExecutor(1, [], 2)
-    handle = engine.start(Sleeping(tmp_path).job(0, 1), ["sh", "-c", "sleep 6161 & echo $!; wait"])
+def test_child_processes_end_with_a_killed_job(tmp_path: Path) -> None:
+    executor = LocalExecutor(1, [], 2)
+    process = executor.start(Sleeping(tmp_path).job(0, 1), ["sh", "-c", "sleep 6161 & echo $!; wait"])
     log = tmp_path / "0" / "terminal.log"
     wait_for(log.read_text)
-    os.kill(handle.process.pid, signal.SIGKILL)  # it alone, as where memory runs out
-    wait_for(lambda: handle.ended() is not None)
+    os.kill(process.process.pid, signal.SIGKILL)  # it alone, as where memory runs out
+    wait_for(lambda: process.exit_status() is not None)
     left = Path(f"/proc/{log.read_text().strip()}/cmdline")
     wait_for(lambda: not left.exists() or not left.read_bytes())  # gone, or waited for by nobody
 
 
-def test_gpus_that_the_user_hides_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_gpus_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert visible_gpus() == ["2", "3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert visible_gpus() == []
 
 
-def test_a_record_that_is_none_is_told(tmp_path: Path) -> None:
+def test_a_damaged_sweep_file_is_an_error(tmp_path: Path) -> None:
     for content, message in (
-        ("", "can't be read"),
-        ("{}", "can't be read"),
-        ('{"arguments": [1], "cwd": "/", "jobs": []}', "as a sweep"),
+        ("", "cannot read"),
+        ("{}", "cannot read"),
+        ('{"arguments": [1], "cwd": "/", "jobs": []}', "wrong type"),
     ):
         (tmp_path / "sweep.json").write_text(content)
         with pytest.raises(UserError, match=message):
-            planned_jobs(make_sweep(tmp_path), grid())
+            plan_jobs(make_sweep(tmp_path), grid())

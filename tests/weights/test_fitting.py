@@ -1,4 +1,4 @@
-"""Weights in networks, against timm's own loading."""
+"""Fitting weights into models; timm's own loading is the reference."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from vitlab.errors import UserError
 from vitlab.models import timm_model
 from vitlab.models.last_block import full_output
 from vitlab.weights import Weights, fit_weights
-from vitlab.weights.formats import read_file
+from vitlab.weights.loading import read_file
 
 CLASSES = [str(number) for number in range(10)]
 
@@ -45,7 +45,7 @@ def timm_file(name: str, folder: Path, **kwargs: Any) -> Path:
     ],
     ids=str,
 )
-def test_a_network_of_timm_s_gets_what_timm_gives_it(
+def test_timm_models_get_the_weights_that_timm_gives_them(
     name: str, image_size: int, kwargs: dict[str, Any], tmp_path: Path
 ) -> None:
     file = timm_file(name, tmp_path)
@@ -76,7 +76,7 @@ def test_weights_made_by_timm_load_bit_for_bit(tmp_path: Path) -> None:
     assert (len(report.loaded), report.fraction) == (80, 1.0)
     assert all(torch.equal(tensor, original.state_dict()[name]) for name, tensor in network.state_dict().items())
     images = torch.randn(3, 3, 160, 160, generator=torch.Generator().manual_seed(0))
-    with full_output(network):  # as timm computes them: products of other sizes round otherwise
+    with full_output(network):  # matrix products of other sizes round differently
         assert torch.equal(network(images), original(images))
     torch.testing.assert_close(network(images), original(images), atol=1e-6, rtol=0)
 
@@ -85,7 +85,7 @@ def test_weights_made_by_timm_load_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes", [{"image_size": 48}, {"patch_size": 4}, {"image_size": 64, "patch_size": 4}], ids=str
 )
-def test_our_vit_resamples_as_timm_s(pool: str, changes: dict[str, Any]) -> None:
+def test_our_vit_resamples_like_timms(pool: str, changes: dict[str, Any]) -> None:
     source = make(pool=pool)
     network, oracle = make(pool=pool, **changes), make(pool=pool, **changes)
     report = fit_weights(network, Weights("a test", source.state_dict()), CLASSES)
@@ -110,7 +110,7 @@ def test_our_vit_resamples_as_timm_s(pool: str, changes: dict[str, Any]) -> None
     torch.testing.assert_close(network(images_for(oracle)), theirs.eval()(images_for(oracle)), atol=1e-5, rtol=0)
 
 
-def test_registers_keep_their_positions_when_the_patches_are_resampled() -> None:
+def test_registers_keep_their_positions_during_resampling() -> None:
     source, network = make(pool="cls", registers=2), make(pool="cls", registers=2, image_size=64)
     assert fit_weights(network, Weights("a test", source.state_dict()), CLASSES).complete
     assert source.pos_embed is not None
@@ -122,20 +122,20 @@ def test_registers_keep_their_positions_when_the_patches_are_resampled() -> None
 @pytest.mark.parametrize(
     ("stem", "reshaped"), [("shifted", {"norm.weight", "norm.bias", "proj.weight"}), ("conv", None)]
 )
-def test_what_a_stem_can_t_resample_is_said(stem: str, reshaped: set[str] | None) -> None:
+def test_stem_weights_that_cannot_be_resampled_are_reported(stem: str, reshaped: set[str] | None) -> None:
     report = fit_weights(make(stem=stem, patch_size=4), Weights("a test", make(stem=stem).state_dict()), CLASSES)
     assert list(report.resampled) == ["pos_embed"]
     assert set(report.reshaped) == {f"patch_embed.{name}" for name in reshaped or {"convs.1.weight"}}
 
 
-def test_fixed_positions_in_a_file_are_the_network_s_own() -> None:
+def test_fixed_positions_in_a_file_are_ignored() -> None:
     network = make(pos_embed="sincos2d")
     assert network.pos_embed is not None
     state = {**network.state_dict(), "pos_embed": network.pos_embed.clone()}
     assert fit_weights(make(pos_embed="sincos2d"), Weights("a test", state), CLASSES).complete
 
 
-def test_a_head_of_another_width_is_left_out_and_said() -> None:
+def test_a_head_of_another_width_stays_random_and_is_reported() -> None:
     source, network = make(num_classes=1000), make()
     before = network.head.weight.clone()
     report = fit_weights(network, Weights("a.pth", source.state_dict()), CLASSES)
@@ -145,7 +145,7 @@ def test_a_head_of_another_width_is_left_out_and_said() -> None:
     assert report.complete
 
 
-def test_a_head_of_as_many_other_classes_is_left_out() -> None:
+def test_a_head_for_other_classes_of_the_same_number_stays_random() -> None:
     source, network = make(), make()
     source.head.bias.data += 1
     other = Weights("a.pth", source.state_dict(), classes=[*CLASSES[:9], "another"])
@@ -162,7 +162,7 @@ def test_a_file_without_a_head() -> None:
     assert report.complete
 
 
-def test_what_is_missing_unexpected_or_of_another_shape_is_said() -> None:
+def test_missing_unexpected_and_reshaped_tensors_are_reported() -> None:
     source = make(depth=4).state_dict()
     del source["norm.bias"]
     source["blocks.0.mlp.fc1.bias"] = torch.zeros(7)
@@ -186,7 +186,7 @@ def test_what_is_missing_unexpected_or_of_another_shape_is_said() -> None:
     ],
     ids=["other names", "other sizes", "a head alone"],
 )
-def test_a_file_in_which_nothing_fits_is_an_error(state: dict[str, torch.Tensor]) -> None:
+def test_a_file_in_which_nothing_fits_is_refused(state: dict[str, torch.Tensor]) -> None:
     network = make()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(UserError, match=r"nothing in a\.pth fits the model"):
@@ -194,20 +194,20 @@ def test_a_file_in_which_nothing_fits_is_an_error(state: dict[str, torch.Tensor]
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-def test_nothing_fits_a_network_of_timm_s() -> None:
+def test_a_file_in_which_nothing_fits_a_timm_model_is_refused() -> None:
     network = timm_model("test_vit", num_classes=10, image_size=160)
     with pytest.raises(UserError, match=r"nothing in a\.pth fits the model"):
         fit_weights(network, Weights("a.pth", {"conv.weight": torch.zeros(3)}), CLASSES)
 
 
-def test_values_that_are_no_numbers_are_refused() -> None:
+def test_nan_values_are_refused() -> None:
     state = make().state_dict()
     state["blocks.1.mlp.fc1.weight"][3, 4] = float("nan")
-    with pytest.raises(UserError, match=r"a\.pth is spoilt: blocks\.1\.mlp\.fc1\.weight"):
+    with pytest.raises(UserError, match=r"a\.pth holds NaN or infinite values in blocks\.1\.mlp\.fc1\.weight"):
         fit_weights(make(), Weights("a.pth", state), CLASSES)
 
 
-def test_a_file_that_timm_can_t_translate_is_taken_as_it_is() -> None:
+def test_a_file_that_timm_cannot_translate_is_used_unchanged() -> None:
     network = timm_model("test_vit", num_classes=10, image_size=160)
     state = network.state_dict()
     del state["cls_token"]

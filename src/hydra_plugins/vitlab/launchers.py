@@ -1,4 +1,4 @@
-"""Launchers of vitlab's, for Hydra, which looks for them in this namespace alone and imports them at every start."""
+"""Launchers for Hydra, which looks for plugins only in this package and imports it at every start."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,83 +9,93 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from vitlab.errors import UserError
+
 if TYPE_CHECKING:
     from vitlab.sweeps.executors import Executor
     from vitlab.sweeps.sweep import Sweep
 
 
 class SweepLauncher(Launcher):
-    """Hands a sweep over to `vitlab.sweeps`: a process of its own for each job."""
+    """Hands a sweep over to `vitlab.sweeps`, which runs each job in its own process."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from vitlab.sweeps.sweep import run_grid
+        from vitlab.sweeps.runner import run_grid
 
-        run_grid(self.sweep(), self.engine(), job_overrides)
+        run_grid(self.sweep(), self.executor(), job_overrides)
         return [JobReturn(overrides=list(o), status=JobStatus.COMPLETED, _return_value=None) for o in job_overrides]
 
     def sweep(self) -> "Sweep":
-        """The sweep that was typed."""
+        """Return the sweep that the command line describes."""
+        from vitlab.leaderboard.leaderboard import make_leaderboard
         from vitlab.sweeps.sweep import Sweep
 
-        return Sweep(Path(self.config.hydra.sweep.dir).absolute(), self.config.hydra, self._compose)
+        folder = Path(self.config.hydra.sweep.dir).absolute()
+        return Sweep(folder, self.config.hydra, self._compose, lambda folder: make_leaderboard([folder]))
 
-    def engine(self) -> "Executor":
-        """Where the jobs' processes run."""
+    def executor(self) -> "Executor":
+        """Return the executor that runs the jobs' processes."""
         raise NotImplementedError
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-        OmegaConf.set_readonly(config.hydra, False)  # the number of the job is still to come
+        OmegaConf.set_readonly(config.hydra, False)  # the sweep still fills in the job's number
         OmegaConf.set_struct(config.hydra, False)
         return config
 
 
 class ProcessLauncher(SweepLauncher):
-    """Processes on this machine.
+    """Runs the jobs in processes on this machine.
 
     Args:
-        jobs: How many at a time, or "auto".
+        jobs: Number at a time, or "auto".
     """
 
     def __init__(self, jobs: int | str) -> None:
         self.jobs = jobs
 
-    def engine(self) -> "Executor":
-        from vitlab.sweeps.executors import LocalExecutor, visible_gpus
-        from vitlab.sweeps.sweep import cores, whole
+    def executor(self) -> "Executor":
+        from vitlab.sweeps.executors import LocalExecutor, available_cores, visible_gpus
 
-        jobs = whole("hydra.launcher.jobs", self.jobs, or_auto=True)
+        jobs = check_count("hydra.launcher.jobs", self.jobs, or_auto=True)
         gpus = [] if self.config.trainer.accelerator == "cpu" else visible_gpus()
-        return LocalExecutor(jobs, gpus, cores())
+        return LocalExecutor(jobs, gpus, available_cores())
 
 
 class SubmititLauncher(SweepLauncher):
-    """Jobs of SLURM's, or an imitation of them on this machine.
+    """Submits the jobs to SLURM, or imitates that on this machine.
 
     Args:
         cluster: "slurm" or "local".
-        jobs: How many may be in the queue or run at a time, or "auto": all.
-        tasks_per_node: Processes a machine.
+        jobs: Number that may be queued or running at a time, or "auto": all.
+        tasks_per_node: Processes per machine.
         **parameters: Of submitit's executor.
     """
 
     def __init__(self, cluster: str, jobs: int | str, tasks_per_node: int | None, **parameters: Any) -> None:
         self.cluster, self.jobs, self.tasks_per_node, self.parameters = cluster, jobs, tasks_per_node, parameters
 
-    def engine(self) -> "Executor":
+    def executor(self) -> "Executor":
         try:
             from vitlab.sweeps.submitit_executor import SubmititExecutor
         except ImportError as error:
-            from vitlab.errors import UserError
-
             raise UserError(
                 f"hydra/launcher=submitit_{self.cluster} needs submitit: pip install -e '.[slurm]'"
             ) from error
-        from vitlab.sweeps.sweep import whole
-
         folder = Path(self.config.hydra.sweep.dir) / "submitit"
-        jobs = whole("hydra.launcher.jobs", self.jobs, or_auto=True)
+        jobs = check_count("hydra.launcher.jobs", self.jobs, or_auto=True)
         return SubmititExecutor(folder, self.cluster, jobs, self.tasks_per_node, self.parameters)
+
+
+def check_count(key: str, value: Any, *, or_auto: bool = False) -> Any:
+    """Return the value of a key that takes a whole number of at least 1.
+
+    Raises:
+        UserError: It has another value.
+    """
+    if (or_auto and value == "auto") or (isinstance(value, int) and value >= 1):
+        return value
+    raise UserError(f"{key}={value} must be a whole number of at least 1{', or auto' if or_auto else ''}")

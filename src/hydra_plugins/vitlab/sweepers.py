@@ -1,4 +1,4 @@
-"""Sweepers of vitlab's, for Hydra; see `launchers`."""
+"""The Optuna sweeper for Hydra; see `launchers`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,18 +8,19 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from hydra_plugins.vitlab.launchers import SweepLauncher
+from hydra_plugins.vitlab.launchers import SweepLauncher, check_count
+from vitlab.errors import UserError
 
 
 class OptunaSweeper(Sweeper):
-    """Searches instead of trying all.
+    """Searches for the best settings instead of running all combinations.
 
     Args:
-        n_trials: Jobs to make.
+        n_trials: Number of jobs.
         sampler: Chooses the next trial.
-        pruner: Says which trials are hopeless.
-        params: Key -> what is chosen from.
-        when: Override -> keys that are chosen only with it.
+        pruner: Decides which trials end early.
+        params: Key -> values to choose from.
+        when: Override -> keys that are chosen only with this override.
     """
 
     def __init__(
@@ -39,13 +40,11 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        from vitlab.errors import UserError
         from vitlab.sweeps.search import run_search
         from vitlab.sweeps.search_space import read_space
-        from vitlab.sweeps.sweep import whole
 
         if not isinstance(self.launcher, SweepLauncher):
-            raise UserError("a search needs a launcher of vitlab's: hydra/launcher=processes or submitit_slurm")
-        n_trials = whole("hydra.sweeper.n_trials", self.n_trials)
+            raise UserError("a search needs one of vitlab's launchers: hydra/launcher=processes or submitit_slurm")
+        n_trials = check_count("hydra.sweeper.n_trials", self.n_trials)
         space = read_space(self.params, arguments, self.when)
-        run_search(self.launcher.sweep(), self.launcher.engine(), space, n_trials, self.sampler, self.pruner)
+        run_search(self.launcher.sweep(), self.launcher.executor(), space, n_trials, self.sampler, self.pruner)

@@ -13,16 +13,14 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from vitlab.benchmarks.input_speed import PILImages
-from vitlab.benchmarks.measurement import DEVICE, Sections, Setup, Variant, compose_config, endless, timed
+from vitlab.benchmarks.measurement import DEVICE, Sections, Setup, Variant, compose_config, endless, load, timed
 from vitlab.benchmarks.training_loop import training_steps
 from vitlab.compat import silence_libraries
-from vitlab.experiment import load_data, weights_to_start_from
 
 
 def sections(setup: Setup) -> Sections:
     """Compare the notebook's loop with vitlab's steps in float32 and in bfloat16."""
-    weights_to_start_from(setup.config)
-    data = load_data(setup.config)
+    config, data = load(setup.config)
     # A fresh process, in which vitlab has not changed how torch uses memory and threads.
     process = ProcessPoolExecutor(1, get_context("spawn"))
     overrides = tuple(setup.overrides)
@@ -30,8 +28,8 @@ def sections(setup: Setup) -> Sections:
         "notebook, float32": lambda steps: process.submit(_notebook_speed, overrides, steps).result()
     }
     for name, precision in (("float32", "32-true"), ("bfloat16", "bf16-mixed")):
-        setup.config.trainer.precision = precision
-        variants[f"vitlab, {name}"] = training_steps(setup.config, data)
+        config.trainer.precision = precision
+        variants[f"vitlab, {name}"] = training_steps(config, data)
     return {"fine-tuning steps, images/s": variants}
 
 
@@ -43,8 +41,7 @@ def _notebook_speed(overrides: Sequence[str], steps: int) -> float:
 def _notebook_steps(overrides: Sequence[str]) -> Variant:
     silence_libraries()
     config = compose_config(overrides)
-    weights_to_start_from(config)
-    data = load_data(config)
+    config, data = load(config)
     steps = [transforms.Resize(config.data.image_size), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     steps += [transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])]
     images = PILImages(data.splits["train"], transforms.Compose(steps))

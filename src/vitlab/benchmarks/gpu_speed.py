@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
-from vitlab.benchmarks.measurement import DEVICE, Sections, Setup, Variant, compose_config, timed
+from vitlab.benchmarks.measurement import DEVICE, Sections, Setup, Variant, compose_config, load, timed
 from vitlab.benchmarks.step_speed import timm_speed, train_speed
 from vitlab.benchmarks.training_loop import HALF, training_steps
 from vitlab.config.instantiate import build_network
 from vitlab.errors import UserError
-from vitlab.experiment import load_data
 from vitlab.models.flops import forward_flops
 
 MODELS = {
@@ -43,8 +42,7 @@ def model_sections(setup: Setup) -> Sections:
 
 
 def _training_variants(setup: Setup, overrides: Sequence[str], products: Variant) -> dict[str, Variant]:
-    config = compose_config(overrides)
-    data = load_data(config)
+    config, data = load(compose_config(overrides))
     image = torch.zeros(1, 3, config.data.image_size, config.data.image_size)
     flops = 3 * forward_flops(build_network(config.model), image, training=True)
     variants: dict[str, Variant] = {"matrix products alone": lambda steps: products(steps) / flops}

@@ -8,12 +8,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 
-from vitlab.benchmarks.measurement import Sections, Setup, Variant, endless, timed
+from vitlab.benchmarks.measurement import Sections, Setup, Variant, endless, load, timed
 from vitlab.benchmarks.training_loop import training_batches
 from vitlab.data import ImageDataModule, RandAugment, RandomCrop, RandomHorizontalFlip, TrivialAugment
 from vitlab.data.arrays import ImageArrays
 from vitlab.data.transforms import BatchTransform
-from vitlab.experiment import load_data
 
 LARGE = 224  # px, the input of most pretrained models
 PAUSE = 2.0  # seconds
@@ -21,7 +20,7 @@ PAUSE = 2.0  # seconds
 
 def sections(setup: Setup) -> Sections:
     """Compare crop and flip, these with RandAugment or TrivialAugment, and flip with a resize to 224 px."""
-    data = load_data(setup.config)
+    _, data = load(setup.config)
     size = data.splits["train"].image_shape[-1]
     flip, pil_flip = RandomHorizontalFlip(0.5), transforms.RandomHorizontalFlip()
     crop, pil_crop = RandomCrop(size // 8), transforms.RandomCrop(size, padding=size // 8)
@@ -59,14 +58,14 @@ class PILImages(Dataset[tuple[Tensor, int]]):
 
 
 def _pillow(data: ImageDataModule, steps: Sequence[Any]) -> Variant:
-    normalize = transforms.Normalize(data.facts["mean"], data.facts["std"])
+    normalize = transforms.Normalize(data.spec.mean, data.spec.std)
     images = PILImages(data.splits["train"], transforms.Compose([*steps, transforms.ToTensor(), normalize]))
     options: dict[str, Any] = {"num_workers": 2, "drop_last": True, "persistent_workers": True}
     return _batches(endless(DataLoader(images, data.batch_size, shuffle=True, **options)))
 
 
 def _vitlab(data: ImageDataModule, steps: Sequence[nn.Module], size: int, interpolation: str) -> Variant:
-    mean, std = data.facts["mean"], data.facts["std"]
+    mean, std = data.spec.mean, data.spec.std
     transform = BatchTransform(steps, image_size=size, interpolation=interpolation, mean=mean, std=std)
     return _batches(training_batches(data, transform))
 

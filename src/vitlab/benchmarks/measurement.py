@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from vitlab.config.command import CONF, compose_training
+from vitlab.config.compose import CONF, compose_training
 from vitlab.config.resolve import resolve_machine
+from vitlab.data import ImageDataModule
 from vitlab.errors import UserError
+from vitlab.experiment import add_data_spec, load_data, resolve, weights_to_start_from
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -31,6 +33,15 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     config = compose_training([*overrides, "name=bench", "run_dir=outputs"], CONF)
     resolve_machine(config)
     return config
+
+
+def load(config: DictConfig) -> tuple[DictConfig, ImageDataModule]:
+    """Load the data of a composed config; return the config as a run completes it, but editable, and the data."""
+    config = resolve(config, weights_to_start_from(config))
+    data = load_data(config)
+    config = add_data_spec(config, data.spec, {})
+    OmegaConf.set_readonly(config, False)
+    return config, data
 
 
 def measure(variants: Mapping[str, Variant], rounds: int, steps: int) -> dict[str, list[float]]:

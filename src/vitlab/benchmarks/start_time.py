@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from vitlab.benchmarks.measurement import Sections, Setup, Variant, run_process
-from vitlab.config.command import CONF
+from vitlab.config.compose import CONF
 
 TRAIN = str(CONF.parent / "train.py")
 

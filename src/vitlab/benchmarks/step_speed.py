@@ -11,21 +11,18 @@ from statistics import median
 from omegaconf import DictConfig
 from torchvision.transforms.functional import to_pil_image
 
-from vitlab.benchmarks.measurement import DEVICE, Sections, Setup, Variant, run_process
+from vitlab.benchmarks.measurement import DEVICE, Sections, Setup, Variant, load, run_process
 from vitlab.benchmarks.start_time import TRAIN
 from vitlab.benchmarks.training_loop import training_steps
 from vitlab.config.instantiate import build_network
 from vitlab.data import ImageDataModule
 from vitlab.errors import UserError
-from vitlab.experiment import load_data, weights_to_start_from
 from vitlab.weights.timm_export import ARCHITECTURE, timm_arguments
 
 
 def sections(setup: Setup) -> Sections:
     """Measure training in the precision that `train.py` would use."""
-    config = setup.config
-    weights_to_start_from(config)
-    data = load_data(config)
+    config, data = load(setup.config)
     variants = {"bare loop": training_steps(config, data), "train.py": train_speed(setup.overrides)}
     if setup.command.timm_train:
         variants["timm's train.py"] = timm_speed(setup.command.timm_train, config, data)
@@ -51,12 +48,12 @@ def timm_speed(script: str, config: DictConfig, data: ImageDataModule) -> Varian
 
     The figure is the median over the second epoch's steps except the first, in which workers start.
     """
-    shape, facts, precision = timm_arguments(build_network(config.model)), data.facts, str(config.trainer.precision)
+    shape, spec, precision = timm_arguments(build_network(config.model)), data.spec, str(config.trainer.precision)
     del shape["in_chans"]  # follows from --input-size
     side = str(config.data.image_size)
     options = ["--model", ARCHITECTURE, "--gp", shape.pop("global_pool"), "--input-size", "3", side, side]
     options += ["--model-kwargs", *(f"{key}={value}" for key, value in shape.items())]
-    options += ["--num-classes", str(len(facts["classes"])), "--batch-size", str(data.batch_size)]
+    options += ["--num-classes", str(len(spec.classes)), "--batch-size", str(data.batch_size)]
     options += ["--device", DEVICE.type, "--epochs", "2", "--warmup-epochs", "0", "--log-interval", "1"]
     if precision != "32-true":
         options += ["--amp", "--amp-dtype", "bfloat16" if precision.startswith("bf16") else "float16"]
@@ -64,7 +61,7 @@ def timm_speed(script: str, config: DictConfig, data: ImageDataModule) -> Varian
     def run(steps: int) -> float:
         with tempfile.TemporaryDirectory() as folder:
             _write_images(data, Path(folder) / "train", steps * data.batch_size)
-            _write_images(data, Path(folder) / "validation", len(facts["classes"]))
+            _write_images(data, Path(folder) / "validation", len(spec.classes))
             output = run_process([sys.executable, script, folder, *options, "--output", f"{folder}/output"])
         # Train: 1 [   9/10 (100%)]  Loss: ...  Time: 0.123s, 1040.60/s  (0.125s, 1020.30/s)  LR: ...
         speeds = re.findall(r"^Train: 1 .* Time: [\d.]+s,\s*([\d.]+)/s", output, re.MULTILINE)
@@ -77,7 +74,7 @@ def timm_speed(script: str, config: DictConfig, data: ImageDataModule) -> Varian
 
 def _write_images(data: ImageDataModule, folder: Path, count: int) -> None:
     arrays = data.splits["train"]
-    for label in range(len(data.facts["classes"])):
+    for label in range(len(data.spec.classes)):
         (folder / f"{label:04d}").mkdir(parents=True)
     for row in range(count):
         index = row % len(arrays)

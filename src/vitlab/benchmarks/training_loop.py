@@ -23,7 +23,7 @@ def training_batches(data: ImageDataModule, transform: BatchTransform) -> Iterat
     arrays, size, transform = data.splits["train"], data.batch_size, transform.to(DEVICE)
     loader = ResidentLoader(arrays, size, seed=0, epoch=lambda: 0, drop_last=True, device=DEVICE, rank=0, world_size=1)
     for batch in endless(loader):
-        yield transform(batch.images, CounterRNG(0, 0, batch.places)), batch.labels
+        yield transform(batch.images, CounterRNG(0, 0, batch.indices)), batch.labels
 
 
 def training_steps(config: DictConfig, data: ImageDataModule) -> Variant:

@@ -1,12 +1,9 @@
-"""What watches a run while it trains."""
+"""Callbacks: what observes or steers training."""
 
-from vitlab.callbacks.best_checkpoint import BestCheckpoint
-from vitlab.callbacks.checkpointing import LastCheckpoint
-from vitlab.callbacks.collect_logits import CollectLogits
+from vitlab.callbacks.auxiliary_logits import FlipTTA
+from vitlab.callbacks.checkpointing import BestCheckpoint, FinalValidation, LastCheckpoint
 from vitlab.callbacks.ema import EMA
-from vitlab.callbacks.figures import Figures
-from vitlab.callbacks.final_validation import FinalValidation
-from vitlab.callbacks.flip_tta import FlipTTA
+from vitlab.callbacks.figures import CollectLogits, Figures
 from vitlab.callbacks.layer_statistics import LayerStatistics
 from vitlab.callbacks.metrics_csv import MetricsCSV
 from vitlab.callbacks.nan_guard import NaNGuard

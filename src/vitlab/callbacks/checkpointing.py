@@ -1,39 +1,120 @@
-"""`last.ckpt`: where a run can go on, to the last bit."""
+"""Save `best.ckpt` and `last.ckpt`, stop on signals, validate the final weights."""
 
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 
+from vitlab.compat import validation_follows
 from vitlab.distributed.slurm import requeue
 from vitlab.errors import TerminatedError
+from vitlab.runs.rebase import rebase_paths
 
-ASK_EVERY = 10  # optimizer steps, of several ranks
+SYNC_EVERY = 10  # optimizer steps between two questions to the other ranks
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+
+# Metric names for comparing runs. TensorBoard's HPARAMS tab selects the first five by name.
+BEST = {
+    "val/acc": "best/acc",
+    "test/acc": "best/acc_test",
+    "epoch": "best/epoch",
+    "val/loss": "best/loss",
+    "test/loss": "best/loss_test",
+    "val/acc_ema": "best/ema_acc",
+    "test/acc_ema": "best/ema_acc_test",
+}
+
+
+def sort_callbacks(trainer: pl.Trainer) -> None:
+    """Sort a trainer's callbacks by their attribute `position`; 0 without one, 3 for Lightning's Checkpoints.
+
+    Callbacks whose work depends on the others call this in `setup`, so that their order in a config does not matter.
+    """
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = sorted(callbacks, key=lambda c: getattr(c, "position", 3 if isinstance(c, Checkpoint) else 0))
+    trainer.callbacks = callbacks  # type: ignore[attr-defined]
+
+
+def best_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of the best epoch, by the names under which runs are compared."""
+    return {best: metrics[name] for name, best in BEST.items() if name in metrics}
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Saves the best epoch and logs its validation metrics: `best/acc`, `best/loss` and `best/epoch`.
+
+    It also works after the run directory was moved: Lightning's ModelCheckpoint then forgets the best score and
+    overwrites the file with worse weights.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        before, now = str(state_dict["dirpath"]), str(self.dirpath)
+        kept = {rebase_paths(path, before, now): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**rebase_paths(state_dict, before, now), "best_k_models": kept})
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save_and_log(super().on_train_epoch_end, trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save_and_log(super().on_validation_end, trainer, pl_module)
+
+    def _save_and_log(self, save: Callable[..., None], trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        before = self.best_model_score
+        save(trainer, pl_module)
+        if self.best_model_score is not before:
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            values = best_metrics({**metrics, "epoch": trainer.current_epoch + 1})
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=trainer.global_step - 1)  # the step of the epoch's other metrics
+
+
+class FinalValidation(pl.Callback):
+    """Ends a run after the classifier's `max_steps`, and validates the final weights of a run, usually the best.
+
+    Lightning skips this validation if `check_val_every_n_epoch` does, or if `max_steps` ends the run within an epoch.
+    """
+
+    position = 1  # after the callbacks that stop a run, before those that save it
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        sort_callbacks(trainer)
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if 0 < pl_module.max_steps <= checkpoint["global_step"]:
+            trainer.should_stop = True  # resumed at its end
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        if 0 < pl_module.max_steps <= trainer.global_step:
+            trainer.should_stop = True  # then Lightning validates before it stops
+        ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if ends and trainer.check_val_every_n_epoch:
+            trainer.check_val_every_n_epoch = 1
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes a checkpoint every so many epochs and minutes, and when the run is told to stop.
+    """Saves a checkpoint every few epochs and minutes, and when the run receives a signal.
 
-    Ctrl-C, SIGTERM, and SIGUSR1 (SLURM's warning before the time is up: the job is put into the queue again) end the
-    run behind the step (of several ranks, one of the next `ASK_EVERY`), or the validation, that it is in; a second one
-    at once. Lightning's ModelCheckpoint saves in
-    the middle of a step on such occasions. Nothing is saved just before a validation, for resuming would leave that
-    out, but behind it.
+    Ctrl-C, SIGTERM and SIGUSR1 (SLURM's warning before the time limit, which also requeues the job) stop the run after
+    the current step (one of the next `SYNC_EVERY` of several ranks) or the current validation; a second signal stops it
+    at once. Lightning's ModelCheckpoint saves in the middle of a step then. If a validation follows a step, the
+    checkpoint is saved after it: a resumed run would skip it.
 
     Args:
         file: The checkpoint.
-        every_n_epochs: Between two writings at an epoch's end; the run's last epoch is always written.
-        every_minutes: Between two writings within epochs; None for none.
+        every_n_epochs: Interval at the ends of epochs; the last epoch is always saved.
+        every_minutes: Interval within epochs; None for none.
     """
+
+    position = 4  # saves what the others have changed
 
     def __init__(self, file: Path, *, every_n_epochs: int, every_minutes: float | None) -> None:
         self.file = file
@@ -41,9 +122,12 @@ class LastCheckpoint(Checkpoint):
         self.every_minutes = every_minutes
         self.received: int | None = None
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        sort_callbacks(trainer)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._listen()  # Lightning has set its own handlers just before
-        self.written = time.monotonic()
+        self._listen()  # Lightning has just set its own handlers
+        self.saved = time.monotonic()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._listen()
@@ -51,42 +135,41 @@ class LastCheckpoint(Checkpoint):
     def _listen(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                signal.signal(number, self._note)
+                signal.signal(number, self._receive)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received == number:
             raise KeyboardInterrupt
         self.received = self.received or number
-        os.write(2, b"\nstopping after this step; once more stops at once\n")
+        os.write(2, b"\nStopping after this step. Interrupt again to stop at once.\n")
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if not _validation_follows(trainer):
-            self._behind_a_step(trainer)
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        # The end of an epoch is saved later, when all of its metrics are logged.
+        if not (trainer.is_last_batch or validation_follows(trainer)):
+            self._save_after_step(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and not (trainer.sanity_checking or trainer.is_last_batch):
-            self._behind_a_step(trainer)
+            self._save_after_step(trainer)
 
-    def _behind_a_step(self, trainer: pl.Trainer) -> None:
+    def _save_after_step(self, trainer: pl.Trainer) -> None:
         if (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0:
             return
-        if trainer.world_size > 1 and trainer.global_step % ASK_EVERY:
-            return  # to ask the other ranks makes the host wait for the device
-        minutes = (time.monotonic() - self.written) / 60
+        if trainer.world_size > 1 and trainer.global_step % SYNC_EVERY:
+            return  # asking the other ranks makes the host wait for the device
+        minutes = (time.monotonic() - self.saved) / 60
         due = self.every_minutes is not None and minutes >= self.every_minutes
-        if self._agreed(trainer, due or self.received is not None):
+        if self._any_rank(trainer, due or self.received is not None):
             self._save(trainer)
             self._stop_if_told(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0 or _run_ends(trainer)
-        if self._agreed(trainer, due or self.received is not None):
+        if self._any_rank(trainer, due or self.received is not None):
             self._save(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _flush(trainer)  # the epoch's own values, which the checkpoint of its end comes before
+        _flush(trainer)  # metrics of the last epoch, which are logged after its checkpoint
         self._stop_if_told(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -95,27 +178,27 @@ class LastCheckpoint(Checkpoint):
     def on_test_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self._stop_if_told(trainer)
 
-    def _agreed(self, trainer: pl.Trainer, wish: bool) -> bool:
-        """Whether any rank wishes it: all must write together."""
+    def _any_rank(self, trainer: pl.Trainer, wish: bool) -> bool:
+        """Whether any rank wants to save: all ranks save together."""
         return wish if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(wish, all=False)
 
     def _save(self, trainer: pl.Trainer) -> None:
         if not torch.nn.utils.get_total_norm(trainer.lightning_module.parameters()).isfinite():
-            return  # what is there is better
-        _flush(trainer)  # what the checkpoint follows on must be on disk too
+            return  # keep the last good checkpoint
+        _flush(trainer)  # a resumed run continues these logs
         trainer.save_checkpoint(self.file)
-        self.written = time.monotonic()
+        self.saved = time.monotonic()
 
     def _stop_if_told(self, trainer: pl.Trainer) -> None:
-        told = self.received or 0
-        if trainer.world_size > 1:  # a rank may not have been told yet
-            number = torch.tensor(told, device=trainer.strategy.root_device)
-            told = int(trainer.strategy.reduce(number, reduce_op="max"))
-        if told == signal.SIGINT:
+        received = self.received or 0
+        if trainer.world_size > 1:  # another rank may have received it
+            number = torch.tensor(received, device=trainer.strategy.root_device)
+            received = int(trainer.strategy.reduce(number, reduce_op="max"))
+        if received == signal.SIGINT:
             raise KeyboardInterrupt
-        if told == getattr(signal, "SIGUSR1", None):
+        if received == getattr(signal, "SIGUSR1", None):
             rank_zero_only(requeue)()
-        if told:
+        if received:
             raise TerminatedError
 
 
@@ -124,17 +207,5 @@ def _flush(trainer: pl.Trainer) -> None:
         logger.save()
 
 
-def _validation_follows(trainer: pl.Trainer) -> bool:
-    # The end of an epoch counts as one: what belongs to it has not been done yet.
-    loop = trainer.fit_loop
-    assert loop._data_fetcher is not None
-    return trainer.is_last_batch or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-
-
 def _run_ends(trainer: pl.Trainer) -> bool:
-    epochs, steps = trainer.max_epochs or -1, trainer.max_steps
-    return (
-        trainer.should_stop
-        or (epochs > 0 and trainer.current_epoch + 1 >= epochs)
-        or (steps > 0 and trainer.global_step >= steps)
-    )
+    return trainer.should_stop or 0 < (trainer.max_epochs or -1) <= trainer.current_epoch + 1

@@ -1,4 +1,4 @@
-"""How large gradients, weights and updates are, layer by layer."""
+"""Log the norms of gradients, weights and updates of each layer."""
 
 import re
 from typing import Any
@@ -10,65 +10,55 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
-from vitlab.data import Batch
-
-ALL = "all"
-
 
 class LayerStatistics(pl.Callback):
-    """Logs, every `log_every_n_steps` steps, of each layer (patch embedding, each block, head ...) and of all of them:
+    """Logs every `log_every_n_steps` steps, for each layer (patch embedding, each block, head ...) and for `all`:
 
     - `gradient_norm/<layer>`: before clipping;
     - `weight_norm/<layer>`: before the step;
-    - `update_to_weight/<layer>`: the norm of the step over that of the weights; about 1e-3 is healthy;
-    - `lr/<layer>`: where layers have learning rates of their own.
+    - `update_to_weight/<layer>`: norm of the step divided by that of the weights; about 1e-3 is healthy;
+    - `lr/<layer>`: if layers have different learning rates.
 
-    All norms are Euclidean. Between these steps it does nothing, and in them it waits for the device once. Lightning's
-    LearningRateMonitor names groups by their number, and looks at them in each step.
+    All norms are Euclidean. It waits for the device once in these steps, and does nothing in the others. Lightning's
+    LearningRateMonitor names groups by number and reads them in every step.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        # The norms of a sharded network are summed over all ranks, which have to take part.
-        here = trainer.is_global_zero or isinstance(pl_module.network, FSDPModule)
-        self.watches = here and bool(trainer.loggers)
-        self.layers = by_layer(pl_module.network, pl_module.head)
+        # All ranks take part in computing the norms of a sharded model.
+        takes_part = trainer.is_global_zero or isinstance(pl_module.network, FSDPModule)
+        self.enabled = takes_part and bool(trainer.loggers)
+        self.layers = group_by_layer(pl_module.network, pl_module.head)
         self.before: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not self.watches or (trainer.global_step + 1) % interval:
+        if not self.enabled or (trainer.global_step + 1) % interval:
             return
-        self.step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        self.step = trainer.global_step
         self.before, self.gradients = {}, {}
-        self.rates = _rates(optimizer, self.layers)  # at the step's end the schedule has moved
+        self.rates = _learning_rates(optimizer, self.layers)  # after the step they are the next step's
         for name, parameters in self.layers.items():
             moved = [p for p in parameters if p.grad is not None]
             if moved:
                 self.before[name] = [(p, p.detach().clone()) for p in moved]
                 self.gradients[name] = _norm([p.grad for p in moved if p.grad is not None])
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if not self.before:
             return
-        weights = {name: _norm([old for _, old in pairs]) for name, pairs in self.before.items()}
-        updates = {name: _norm([new.detach() - old for new, old in pairs]) for name, pairs in self.before.items()}
-        names = list(self.before)
-        table = torch.stack(
-            [torch.stack([group[name] for name in names]) for group in (self.gradients, weights, updates)]
-        )
+        weights = [_norm([old for _, old in pairs]) for pairs in self.before.values()]
+        updates = [_norm([new.detach() - old for new, old in pairs]) for pairs in self.before.values()]
+        names = [*self.before, "all"]
         self.before = {}
+        table = torch.stack([torch.stack(norms) for norms in (list(self.gradients.values()), weights, updates)])
         table = torch.cat([table, table.norm(dim=1, keepdim=True)], dim=1)
-        gradient, weight, update = table.tolist()  # the one time that the host waits
-        values: dict[str, float] = {}
-        for name, g, w, u in zip([*names, ALL], gradient, weight, update, strict=True):
-            values |= {f"gradient_norm/{name}": g, f"weight_norm/{name}": w}
-            if w > 0:  # a head may start at zero
-                values[f"update_to_weight/{name}"] = u / w
-        values |= self.rates
+        values: dict[str, float] = dict(self.rates)
+        for name, gradient, weight, update in zip(names, *table.tolist(), strict=True):  # the only wait for the device
+            values |= {f"gradient_norm/{name}": gradient, f"weight_norm/{name}": weight}
+            if weight > 0:  # a head may start at zero
+                values[f"update_to_weight/{name}"] = update / weight
         for logger in trainer.loggers:
             logger.log_metrics(values, step=self.step)
 
@@ -78,14 +68,14 @@ def _norm(tensors: list[Tensor]) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def by_layer(network: nn.Module, head: list[str]) -> dict[str, list[nn.Parameter]]:
-    """A network's parameters by the layer that they belong to, from the input on.
+def group_by_layer(network: nn.Module, head: list[str]) -> dict[str, list[nn.Parameter]]:
+    """Group a model's parameters by layer, in the order of the model.
 
-    The head is one layer; of the rest, each element of a list (`blocks.03`), else each part of the network
+    The head is one layer; other layers are the elements of lists (`blocks.03`) and the other parts of the model
     (`patch_embed`).
 
     Args:
-        network: Any.
+        network: Any module.
         head: Names of the head's parameters.
     """
     layers: dict[str, list[nn.Parameter]] = {}
@@ -96,13 +86,10 @@ def by_layer(network: nn.Module, head: list[str]) -> dict[str, list[nn.Parameter
     return layers
 
 
-def _rates(optimizer: torch.optim.Optimizer, layers: dict[str, list[nn.Parameter]]) -> dict[str, float]:
+def _learning_rates(optimizer: torch.optim.Optimizer, layers: dict[str, list[nn.Parameter]]) -> dict[str, float]:
     groups = optimizer.param_groups
     if len({group["lr_scale"] for group in groups}) == 1:
         return {}
-    rate = {id(parameter): float(group["lr"]) for group in groups for parameter in group["params"]}
-    return {
-        f"lr/{name}": max(rate[id(p)] for p in parameters if id(p) in rate)
-        for name, parameters in layers.items()
-        if any(id(p) in rate for p in parameters)
-    }
+    rate = {parameter: float(group["lr"]) for group in groups for parameter in group["params"]}
+    found = {f"lr/{name}": [rate[p] for p in parameters if p in rate] for name, parameters in layers.items()}
+    return {name: max(rates) for name, rates in found.items() if rates}

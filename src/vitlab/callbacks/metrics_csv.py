@@ -1,7 +1,5 @@
-"""metrics.csv: a row an epoch."""
+"""Write metrics.csv, one row per epoch."""
 
-import csv
-import io
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
-from vitlab.files import write_text
+from vitlab.callbacks.checkpointing import sort_callbacks
+from vitlab.runs.metrics_files import count_from_one, write_epochs
 
 COLUMNS = (
     *("train/loss", "train/acc", "val/loss", "val/acc", "val/loss_ema", "val/acc_ema", "lr"),
@@ -18,14 +17,15 @@ COLUMNS = (
 
 
 class MetricsCSV(Checkpoint):
-    """Writes `epoch, step, seconds` and the epoch's metrics as a row of a CSV file, the whole file in one step.
+    """Writes `epoch, step, seconds` and the epoch's metrics as a row of a CSV file; each write replaces the file.
 
-    It is a Checkpoint because Lightning calls those last at an epoch's end, when the module has logged its metrics. It
-    stands before the ModelCheckpoint of the last epoch, so that no saved epoch lacks its row.
+    It is a Checkpoint because Lightning calls those after the module has logged the metrics of an epoch.
 
     Args:
         file: The CSV file.
     """
+
+    position = 2  # before the checkpoints, so that those of an epoch contain its row
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -34,34 +34,33 @@ class MetricsCSV(Checkpoint):
         self.seconds = 0.0  # of training before this process
         self.started = time.perf_counter()
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        sort_callbacks(trainer)
+
     def state_dict(self) -> dict[str, Any]:
         return {"rows": list(self.rows), "validated": self.validated, "seconds": time.perf_counter() - self.started}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Rows that were written after the checkpoint go: their epochs come again.
-        self.rows = state_dict["rows"]
+        # Rows that were written after the checkpoint are dropped: a resumed run repeats their epochs.
+        self.rows = count_from_one(state_dict["rows"])
         self.validated = state_dict["validated"]
         self.seconds = state_dict["seconds"]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, *_: Any) -> None:
         self.started = time.perf_counter() - self.seconds
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, *_: Any) -> None:
         self.validated = False
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, *_: Any) -> None:
         self.validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = trainer.callback_metrics
-        # Lightning keeps an earlier epoch's validation where this one had none.
+        # Without a validation in this epoch, Lightning keeps the metrics of an earlier one.
         columns = [name for name in COLUMNS if name in metrics and (self.validated or not name.startswith("val/"))]
         seconds = round(time.perf_counter() - self.started, 3)
-        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "seconds": seconds}
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "seconds": seconds}
         self.rows.append({**row, **{name: float(metrics[name]) for name in columns}})
         if trainer.is_global_zero:
-            text = io.StringIO()
-            writer = csv.DictWriter(text, ("epoch", "step", "seconds", *COLUMNS), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-            write_text(self.file, text.getvalue())
+            write_epochs(self.file, self.rows, COLUMNS)

@@ -1,4 +1,4 @@
-"""What happens when the loss is no number any more."""
+"""Stop the run, or skip the step, when the training loss is NaN or infinite."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from vitlab.errors import UserError
 
 
 class NaNGuard(pl.Callback):
-    """Looks for NaN and infinite training losses.
+    """Watches for NaN and infinite training losses.
 
     Args:
-        action: "stop" ends the run, within one logging interval, and looks at the loss on the device alone until then;
-            "skip" leaves out the step, which it must wait for, and logs each epoch how many were: `skipped_steps`.
+        action: "stop" ends the run within one logging interval; until then the loss stays on the device. "skip" skips
+            the step, which makes each step wait for its loss, and logs the number of `skipped_steps` each epoch.
 
     Raises:
-        UserError: the loss of a step was no finite number, and the run is to stop.
+        UserError: a loss was not finite, and `action` is "stop".
     """
 
     def __init__(self, action: str) -> None:
@@ -35,11 +35,11 @@ class NaNGuard(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.skips and trainer.world_size > 1:
-            raise UserError("callbacks.nan.action=skip works on one device: on several take stop")
+            raise UserError("callbacks.nan.action=skip works on one device; use stop on several")
         self.module = pl_module
         pl_module.skips_non_finite = self.skips
         pl_module.skipped_steps = self.resumed
-        self.first = torch.full((), -1, device=pl_module.device)  # number of the epoch's first bad batch
+        self.first = torch.full((), -1, device=pl_module.device)  # index of the epoch's first bad batch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.skipped_steps = 0
@@ -52,24 +52,21 @@ class NaNGuard(pl.Callback):
         bad = (self.first < 0) & ~outputs["loss"].isfinite()
         self.first = torch.where(bad, batch_idx, self.first)
         if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._look(trainer)
+            self._check(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._look(trainer)
+        self._check(trainer)
         if self.skips:
             pl_module.log("skipped_steps", float(pl_module.skipped_steps), sync_dist=True)
 
-    def _look(self, trainer: pl.Trainer) -> None:
-        first = int(self.first)
-        if first >= 0:
-            raise UserError(self._explain(trainer, first))
-
-    def _explain(self, trainer: pl.Trainer, first: int) -> str:
+    def _check(self, trainer: pl.Trainer) -> None:
+        if (first := int(self.first)) < 0:
+            return
         file = next((c.file for c in trainer.callbacks if isinstance(c, LastCheckpoint)), None)  # type: ignore[attr-defined]
-        saved = f"the last good state is in {file}" if file and file.exists() else "nothing good was saved before it"
+        saved = f"the last good checkpoint is {file}" if file and file.exists() else "no good checkpoint was saved"
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        return (
-            f"the training loss is no finite number since batch {first + 1} of epoch {trainer.current_epoch + 1}, at a "
-            f"learning rate of about {rate:.2g}; {saved}: init_from=... starts a run from it, with a smaller "
-            "optimizer.lr, say; callbacks.nan.action=skip leaves such steps out"
+        raise UserError(
+            f"the training loss is NaN or infinite since batch {first + 1} of epoch {trainer.current_epoch + 1}, at a "
+            f"learning rate of about {rate:.2g}; {saved}; to continue, start from it with init_from=... and a smaller "
+            "optimizer.lr, or skip such steps with callbacks.nan.action=skip"
         )

@@ -1,72 +1,90 @@
-"""One progress bar for the whole run, and one line an epoch that stays."""
+"""Show one progress bar for the whole run and print one line per epoch."""
 
 import time
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ProgressBar
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from vitlab.callbacks.time_limit import TimeLimit
 from vitlab.data import Batch
+from vitlab.runs.console import show, terminal
+
+# Heading, width, metric and format of the columns, the most important first: the last ones are left out if the terminal
+# is too narrow.
+COLUMNS = (
+    ("train loss", 10, "train/loss", "{:.4f}"),
+    ("acc", 6, "train/acc", "{:.1%}"),
+    ("val loss", 8, "val/loss", "{:.4f}"),
+    ("acc", 6, "val/acc", "{:.1%}"),
+    ("EMA acc", 7, "val/acc_ema", "{:.1%}"),
+    ("skipped", 7, "skipped_steps", "{:.0f}"),
+    ("img/s", 7, "images_per_second", "{:,.0f}"),
+    ("data wait", 9, "data_wait", "{:.1%}"),
+    ("memory", 9, "memory_gib", "{:.1f} GiB"),
+    ("MFU", 4, "mfu", "{:.0%}"),
+)
+TIME, MARK = 8, "  best"  # the last two columns
 
 
 class RunProgressBar(ProgressBar):
-    """Shows loss, accuracy, images a second and the time left of the run.
+    """Shows loss, accuracy, images per second and the time left of the whole run.
 
-    The time left of a run that its clock ends is the clock's. Lightning's bars start anew each epoch and tell the time
-    left of that alone. The loss and accuracy shown are those of the epoch so far, read from the device once every
-    `refresh_seconds` at most: reading waits for the device.
+    If `trainer.max_time` ends the run, the time left is that of the limit. Loss and accuracy are those of the epoch so
+    far; reading them waits for the device.
 
     Args:
-        refresh_seconds: Time between two looks at the metrics.
+        refresh_seconds: Least time between two readings of loss and accuracy.
     """
 
     def __init__(self, refresh_seconds: float) -> None:
         super().__init__()
         self.refresh_seconds = refresh_seconds
-        self.console = Console(soft_wrap=True)
+        self.console = terminal()
         self._progress: Progress | None = None
         self._enabled = True
         self._validated = False
+        self._heading = ""
+        self._best: float | None = None
 
-    def disable(self) -> None:  # Lightning calls it on all ranks but the first
+    def disable(self) -> None:  # Lightning calls it on all ranks but 0
         self._enabled = False
 
-    def enable(self) -> None:
-        self._enabled = True
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not self._enabled:
             return
-        self._last_look = self._started = time.perf_counter()
+        self._last_reading = self._started = time.perf_counter()
         self._images = 0
+        self._best = _best_score(trainer)
+        self._limit: TimeLimit | None = None
         steps = trainer.estimated_stepping_batches
-        self._clock: TimeLimit | None = None
+        if pl_module.max_steps > 0:
+            steps = min(steps, pl_module.max_steps)
         if steps < float("inf"):
             done = trainer.fit_loop.epoch_loop.batch_progress.total.completed
-            self._begin("training", int(steps) * trainer.accumulate_grad_batches, done)
+            self._begin("training", steps * trainer.accumulate_grad_batches, done)
+        elif limit := next((c for c in trainer.callbacks if isinstance(c, TimeLimit)), None):  # type: ignore[attr-defined]
+            self._limit = limit
+            self._begin("training", limit.seconds, limit.time_elapsed())
         else:
-            self._clock = next((c for c in trainer.callbacks if isinstance(c, TimeLimit)), None)  # type: ignore[attr-defined]
-            seconds = int(self._clock.seconds) if self._clock else None
-            self._begin("training", seconds, int(self._clock.time_elapsed()) if self._clock else 0)
+            self._begin("training", None)
 
-    def _begin(self, what: str, total: int | None, done: int = 0) -> None:
+    def _begin(self, what: str, total: float | None, done: float = 0) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[metrics]}"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=self.console,
+            expand=True,
             transient=True,
             refresh_per_second=4,
             disable=not self.console.is_terminal,
         )
-        self._task: TaskID = self._progress.add_task(what, total=total, completed=done, figures="")
+        self._task: TaskID = self._progress.add_task(what, total=total, completed=int(done), metrics="")
         self._progress.start()
 
     def on_train_batch_end(
@@ -76,42 +94,37 @@ class RunProgressBar(ProgressBar):
             return
         self._images += len(batch.labels) * trainer.world_size
         now = time.perf_counter()
-        figures: dict[str, str] = {}
-        if now - self._last_look >= self.refresh_seconds:
+        metrics: dict[str, str] = {}
+        if now - self._last_reading >= self.refresh_seconds:
             loss, accuracy = pl_module.train_metrics_so_far()
-            speed = self._images / (now - self._last_look)
-            self._images, self._last_look = 0, now
-            figures = {"figures": f"loss {loss:.3f}  acc {accuracy:.3f}  {speed:,.0f} img/s"}
-        epoch = _position(trainer, trainer.current_epoch + 1)
-        moved = {"completed": self._clock.time_elapsed()} if self._clock else {"advance": 1.0}
-        self._progress.update(self._task, description=epoch, **moved, **figures)  # type: ignore[arg-type]
+            speed = self._images / (now - self._last_reading)
+            self._images, self._last_reading = 0, now
+            metrics = {"metrics": f"loss {loss:.3f}  acc {accuracy:.1%}  {speed:,.0f} img/s"}
+        moved = {"completed": self._limit.time_elapsed()} if self._limit else {"advance": 1.0}
+        position = f"epoch {_position(trainer, trainer.current_epoch + 1)[1].strip()}"
+        self._progress.update(self._task, description=position, **moved, **metrics)  # type: ignore[arg-type]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "validate":
-            self._begin("validating", int(sum(trainer.num_val_batches)))
+            self._begin("validating", sum(trainer.num_val_batches))
         elif self._progress is not None:
             self._progress.update(self._task, description="validating")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._images, self._last_look = 0, time.perf_counter()
+        self._images, self._last_reading = 0, time.perf_counter()
         self._validated = True
         if trainer.state.fn == "validate":
             self._stop()
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.state.fn == "validate" and self._progress is not None:
-            self._progress.advance(self._task)
-
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._enabled:
-            self._begin("testing", int(sum(trainer.num_test_batches)))
+            self._begin("testing", sum(trainer.num_test_batches))
 
-    def on_test_batch_end(self, *_: Any) -> None:
-        if self._progress is not None:
+    def _advance(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        if trainer.state.fn != "fit" and self._progress is not None:
             self._progress.advance(self._task)
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._stop()
+    on_validation_batch_end = on_test_batch_end = _advance
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch > 0:
@@ -122,50 +135,49 @@ class RunProgressBar(ProgressBar):
         self._print_epoch(trainer, trainer.current_epoch)
         self._stop()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._stop()
-
-    def _print_epoch(self, trainer: pl.Trainer, epochs: int) -> None:
-        """Prints the last epoch's line: by the next one's start, Lightning has all of its metrics."""
-        if self._progress is None or "train/loss" not in trainer.callback_metrics:
-            return
-        figures = epoch_line(trainer.callback_metrics, ("train", "val") if self._validated else ("train",))
-        minutes, seconds = divmod(round(time.perf_counter() - self._started), 60)
-        self.console.print(
-            f"{_position(trainer, epochs)}  {figures}  {minutes}:{seconds:02d}",
-            highlight=False,
-        )
-
-    def _stop(self) -> None:
+    def _stop(self, *_: Any, **__: Any) -> None:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
+    on_test_end = on_exception = _stop
 
-def _position(trainer: pl.Trainer, epochs: int) -> str:
-    """`epoch   3/30`, or `epoch   3 step   250/500` of a run whose length is given in steps."""
+    def _print_epoch(self, trainer: pl.Trainer, epoch: int) -> None:
+        """Print the line of the last epoch: when the next one starts, Lightning has all of its metrics."""
+        metrics = trainer.callback_metrics
+        if self._progress is None or "train/loss" not in metrics:
+            return
+        heading, line = _position(trainer, epoch)
+        room = self.console.width - len(f"{line}  {'':{TIME}}{MARK}")
+        columns = [column for column in COLUMNS if column[2] in metrics]
+        while sum(width + 2 for _, width, _, _ in columns) > room:
+            columns.pop()
+        for title, width, metric, text in columns:
+            known = self._validated or not metric.startswith("val/")  # Lightning keeps an earlier epoch's validation
+            heading += f"  {title:>{width}}"
+            line += f"  {text.format(metrics[metric]) if known else '':>{width}}"
+        if heading != self._heading:  # the first line, or one with a metric that those above do not have
+            self._heading = heading
+            show(Text(f"{heading}  {'time':>{TIME}}", "bold"), console=self.console)
+        seconds = round(time.perf_counter() - self._started)
+        line += f"  {seconds // 3600:>2}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+        before, self._best = self._best, _best_score(trainer)
+        show(Text.assemble(line, (MARK if self._best != before else "", "green")), console=self.console)
+
+
+def _position(trainer: pl.Trainer, epoch: int) -> tuple[str, str]:
+    """A heading, and below it ` 3/30`, or epoch and step if the length of the run is not given in epochs."""
     if (trainer.max_epochs or -1) > 0:
-        return f"epoch {epochs:>3}/{trainer.max_epochs}"
-    steps = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
-    return f"epoch {epochs:>3} step {trainer.global_step:>5}{steps}"
+        text = f"{epoch:>{len(str(trainer.max_epochs))}}/{trainer.max_epochs}".rjust(5)
+        return f"{'epoch':>{len(text)}}", text
+    module: Any = trainer.lightning_module
+    step = f"{trainer.global_step:,}" + (f"/{module.max_steps:,}" if module.max_steps > 0 else "")
+    width = max(7, 2 * len(f"{module.max_steps:,}") + 1)
+    return f"epoch  {'step':>{width}}", f"{epoch:>5}  {step:>{width}}"
 
 
-def epoch_line(metrics: Mapping[str, Any], splits: Sequence[str]) -> str:
-    """`train loss 1.234 acc 0.567  val loss ...  890 img/s  data wait 0.4%  1.4 GiB` of the metrics that are there."""
-    parts = []
-    for split in splits:
-        if f"{split}/loss" in metrics:
-            parts.append(f"{split} loss {metrics[f'{split}/loss']:.4f} acc {metrics[f'{split}/acc']:.4f}")
-        if f"{split}/acc_ema" in metrics:
-            parts.append(f"ema loss {metrics[f'{split}/loss_ema']:.4f} acc {metrics[f'{split}/acc_ema']:.4f}")
-    if "images_per_second" in metrics:
-        parts.append(f"{metrics['images_per_second']:,.0f} img/s")
-    if "mfu" in metrics:
-        parts.append(f"{metrics['mfu']:.0%} MFU")
-    if "data_wait" in metrics:
-        parts.append(f"data wait {metrics['data_wait']:.1%}")
-    if "memory_gib" in metrics:
-        parts.append(f"{metrics['memory_gib']:.1f} GiB")
-    if metrics.get("skipped_steps"):
-        parts.append(f"{metrics['skipped_steps']:.0f} steps skipped")
-    return "  ".join(parts)
+def _best_score(trainer: pl.Trainer) -> float | None:
+    """The monitored metric of the best epoch so far; None if no epoch is selected."""
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    score = next((c.best_model_score for c in callbacks if isinstance(c, ModelCheckpoint)), None)
+    return None if score is None else float(score)

@@ -1,50 +1,46 @@
-"""The time that training takes of what it is given."""
+"""End a run after a given time."""
 
-import time
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Timer
-from pytorch_lightning.trainer.states import RunningStage
 
 
 class TimeLimit(Timer):
-    """Ends a run when its time is over, and says how much of it is.
+    """Stops a run when its time is over, and provides the progress for a schedule over time.
 
-    Lightning's, which reads the clock of each rank and lets all wait for the first one's at every step. Here several
-    ranks go by the first one's clock, at which they look every `LOOK_EVERY` batches. The time counts from the end of
-    this process's first step on, in which the network may be compiled; validation counts. A run that goes on goes on
-    with the time that its checkpoint has.
+    Lightning's Timer reads each rank's clock and makes all ranks wait for the first one at every step. Here all ranks
+    use the clock of rank 0, which they read every `SYNC_EVERY` batches. The time starts at the end of the process's
+    first step, which may compile the model; validation counts. A resumed run has the time that its checkpoint had left.
     """
 
-    LOOK_EVERY = 10
+    SYNC_EVERY = 10
     batches = 0  # of this process
-    broadcast_from_rank0 = 0.0  # seconds, the same on all ranks
+    elapsed = 0.0  # seconds, equal on all ranks
+
+    def __init__(self, duration: Any) -> None:
+        super().__init__(duration)
+        seconds = self.time_remaining()
+        assert seconds is not None
+        self.seconds: float = seconds  # the limit
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         pl_module.time_progress = self.progress
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self.broadcast_from_rank0 = float(self._offset)
-
-    @property
-    def seconds(self) -> float:
-        """That the run is given."""
-        assert self._duration is not None
-        return self._duration
-
     def progress(self) -> float:
-        """Share of the time that is over, from 0 to 1."""
-        return min(self.broadcast_from_rank0 / self.seconds, 1.0)
+        """Fraction of the time that has passed, from 0 to 1."""
+        return min(self.elapsed / self.seconds, 1.0)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.elapsed = self.time_elapsed()  # of earlier processes: the clock stands still until the first step's end
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if self.batches == 0:
-            self._start_time[RunningStage.TRAINING] = time.monotonic()
+            super().on_train_start(trainer, trainer.lightning_module)
         self.batches += 1
         if trainer.world_size == 1:
-            self.broadcast_from_rank0 = self.time_elapsed()
-        elif self.batches % self.LOOK_EVERY == 0:
-            self.broadcast_from_rank0 = trainer.strategy.broadcast(self.time_elapsed())
-        if self.broadcast_from_rank0 >= self.seconds:
+            self.elapsed = self.time_elapsed()
+        elif self.batches % self.SYNC_EVERY == 0:
+            self.elapsed = trainer.strategy.broadcast(self.time_elapsed())
+        if self.elapsed >= self.seconds:
             trainer.should_stop = True

@@ -1,161 +1,282 @@
-"""What keeps a config from composing, and what is wrong with it once composed, in sentences."""
+"""Compose configs, read commands, and explain what keeps a config from composing."""
 
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import product
+from pathlib import Path
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigTypeError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from vitlab.config import CONF
 from vitlab.config.check import find_mistakes
-from vitlab.config.command import CONF
-from vitlab.config.sources import source_file_of
-from vitlab.config.suggest import did_you_mean, nearest
-from vitlab.errors import UserError
+from vitlab.errors import UserError, did_you_mean, nearest
 
 NOT_COMPOSED = (CompactHydraException, OmegaConfBaseException, YAMLError)
+# What a model was trained with does not change with the images that it is shown.
+FACTS = ("image_size", "stored_size", "interpolation", "num_classes", "classes", "mean", "std", "eval_batch_size")
 
 
-def describe_mistakes(config: DictConfig) -> list[str]:
-    """A sentence for each mistake of a composed config (with Hydra's own node) that says where it stands."""
-    overrides = typed_overrides(config.hydra)
-    job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    lines = []
-    for mistake in find_mistakes(job, overrides):
-        file = source_file_of(mistake.path, CONF, config.hydra.job.config_name, overrides)
-        lines.append(f"{mistake.subject}{f' in {file}' if file else ''}{mistake.rest}")
-    return lines
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def compose_training(overrides: Sequence[str], conf: Path) -> DictConfig:
+    """Compose a training config outside of a run.
+
+    Raises:
+        hydra.errors.CompactHydraException, omegaconf.errors.OmegaConfBaseException: an override is wrong.
+    """
+    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def read_command(conf: Path, name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[Override]]:
+    """Parse the `key=value` arguments of a command, in Hydra's grammar; `--help` prints its keys and exits.
+
+    Returns:
+        The values of the command's own keys, which `<name>.yaml` in `conf` declares, and the overrides for the run's
+        config.
+
+    Raises:
+        UserError: an argument is no override.
+        omegaconf.errors.MissingMandatoryValue: a required value is missing.
+    """
+    file = conf / f"{name}.yaml"
+    if {"--help", "-h"} & set(arguments):
+        print(file.read_text(encoding="utf-8"), end="")
+        sys.exit(0)
+    command = OmegaConf.load(file)
+    assert isinstance(command, DictConfig)
+    OmegaConf.set_struct(command, True)
+    own = set(command.keys())  # not `in command`: that leaves out required values
+    others = []
+    for argument, override in zip(arguments, parse_overrides(arguments), strict=True):
+        if override.is_delete() or override.is_add() or override.is_force_add() or override.is_sweep_override():
+            raise UserError(f"{argument}: only key=value can be given here")
+        if override.key_or_group.split(".")[0] in own:
+            OmegaConf.update(command, override.key_or_group, override.value())
+        else:
+            others.append(override)
+    for key in command:
+        command[key]  # raises if it is required and missing
+    return command, others
+
+
+def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Path, command: DictConfig) -> None:
+    """Change a run's resolved config in place: values (`data.root=x`), and whole groups (`data=image_folder`).
+
+    The run's own `data.cache_dir` and `data.url` are dropped: somebody else may have written the config, and would
+    choose what is written on this machine, and where.
+
+    Args:
+        config: The run's.
+        overrides, command: As `read_command` gives them.
+        conf: The folder of YAML files.
+
+    Raises:
+        UserError: a key is unknown, or a value is out of its range.
+        omegaconf.errors.OmegaConfBaseException, hydra.errors.MissingConfigException: a deeper key or option is unknown.
+    """
+    data = config.get("data")
+    if isinstance(data, DictConfig) and "cache_dir" in data:
+        data.cache_dir = None
+    if isinstance(data, DictConfig) and "url" in data:
+        data.url = OmegaConf.load(conf / "data" / "cifar10.yaml").url
+    OmegaConf.set_struct(config, True)
+    for override in overrides:
+        key, value = override.key_or_group, override.value()
+        if isinstance(value, str) and (conf / key).is_dir():
+            _replace_group(config, key, value, conf)
+        elif key.split(".")[0] not in config:
+            raise UserError(f"unknown key '{key}'{did_you_mean(key, {*config.keys(), *command.keys()})}")
+        else:
+            try:
+                OmegaConf.update(config, key, value, merge=True)
+            except ConfigTypeError as error:
+                takes = "keys and values" if isinstance(OmegaConf.select(config, key), DictConfig) else "a list"
+                raise UserError(f"{override.input_line}: {key} takes {takes}") from error
+    changed = tuple(override.key_or_group for override in overrides)
+    wrong = [str(mistake) for mistake in find_mistakes(config, []) if mistake.path.startswith(changed)]
+    if wrong:
+        raise UserError("; ".join(wrong))
+
+
+def _replace_group(config: DictConfig, group: str, option: str, conf: Path) -> None:
+    before = config[group]
+    with open_dict(config):
+        config[group] = compose_training([f"{group}={option}"], conf)[group]
+    for fact in FACTS if group == "data" else ():
+        config.data[fact] = before[fact]
+    if group == "trainer":
+        config.trainer.precision = before.precision
 
 
 def typed_overrides(hydra: Any) -> list[str]:
-    """What the user typed, by Hydra's node; unresolved, for `optimizer.lr=${x}` is an interpolation itself."""
+    """The overrides on the command line, from Hydra's node; unresolved, as `optimizer.lr=${x}` is an interpolation."""
     overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     return list(overrides)
 
 
+def describe_mistakes(config: DictConfig) -> list[str]:
+    """Describe each mistake of a composed config (with Hydra's own node) in a sentence that names the file."""
+    overrides = typed_overrides(config.hydra)
+    job = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    lines = []
+    for mistake in find_mistakes(job, overrides):
+        file = _source_file_of(mistake.path, config.hydra.job.config_name, overrides)
+        lines.append(f"{mistake.subject}{f' in {file}' if file else ''}{mistake.rest}")
+    return lines
+
+
+def _source_file_of(path: str, config_name: str, overrides: Sequence[str]) -> str | None:
+    """The file in `conf/` that sets the value at a path; None if the command line or no file does."""
+    keys = [_key(override) for override in overrides]
+    if any(f"{path}.".startswith(f"{key}.") or key.startswith(f"{path}.") for key in keys if not (CONF / key).is_dir()):
+        return None
+    loader = GlobalHydra.instance().config_loader()
+    defaults = loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).defaults
+    for default in reversed(list(defaults)):  # the last one that sets it wins
+        file, package = CONF / f"{default.config_path}.yaml", default.package or ""
+        prefix = "" if package in ("", "_global_") else f"{package}."
+        if file.is_file() and path.startswith(prefix):
+            node: Any = OmegaConf.to_container(OmegaConf.load(file))
+            for key in path.removeprefix(prefix).split("."):
+                node = node[key] if isinstance(node, dict) and key in node else LookupError
+            if node is not LookupError:
+                return str(file.relative_to(CONF.parent))
+    return None
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").split("=")[0].split("@")[0]
+
+
 def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job of a sweep over `key=a,b`."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return [list(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
+    """The overrides of each job of a sweep over `key=a,b`: all combinations.
+
+    Raises:
+        UserError: an interval, which only a search can sweep over.
+        hydra.errors.OverrideParseException: an argument is no override.
+    """
+    parsed = parse_overrides(overrides)
+    for override in parsed:
+        if isinstance(override.value(), IntervalSweep):
+            raise UserError(f"{override.input_line}: only a search takes an interval: add hydra/sweeper=optuna")
+    return [list(job) for job in product(*_choices(parsed))]
 
 
 def covering_jobs(
     params: Mapping[str, Any], when: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]
 ) -> list[list[str]]:
-    """The overrides of some jobs of a search, in which each listed value and each end of an interval comes.
+    """The overrides of some jobs of a search that cover each listed value and both ends of each interval.
 
     Args:
-        params, when: Of the search's config, as `key: what is chosen from`.
-        overrides: As typed; they stand above `params`.
+        params, when: Of the search's config.
+        overrides: As given on the command line; they replace `params`.
     """
-    parse = OverridesParser.create().parse_overrides
-    found = {o.get_key_element(): o for o in parse([*_lines(params), *overrides])}
-    jobs = _in_turn(list(found.values()))
-    for condition, keys in when.items():
-        jobs += _in_turn([*found.values(), *parse([condition, *_lines(keys)])])
+    always = [*(f"{key}={value}" for key, value in params.items()), *overrides]
+    jobs = []
+    for more in [[], *([condition, *(f"{k}={v}" for k, v in keys.items())] for condition, keys in when.items())]:
+        choices = _choices(parse_overrides([*always, *more]))
+        count = max(map(len, choices), default=1)
+        jobs += [[values[min(job, len(values) - 1)] for values in choices] for job in range(count)]
     return jobs
 
 
-def _lines(params: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={value}" for key, value in params.items()]
+def _choices(overrides: Sequence[Override]) -> list[list[str]]:
+    """For each key its possible overrides: `key=a`, `key=b`; for an interval its ends. A key's last override wins."""
+    choices = []
+    for override in {override.get_key_element(): override for override in overrides}.values():
+        value = override.value()
+        if isinstance(value, IntervalSweep):
+            values = [str(value.start), str(value.end)]
+        elif override.is_sweep_override():
+            values = list(override.sweep_string_iterator())
+        else:
+            values = [override.get_value_element_as_str()]
+        choices.append([f"{override.get_key_element()}={text}" for text in values])
+    return choices
 
 
-def _in_turn(overrides: Sequence[Override]) -> list[list[str]]:
-    values = {override.get_key_element(): _values(override) for override in overrides}
-    count = max(map(len, values.values()), default=1)
-    return [[f"{key}={v[min(i, len(v) - 1)]}" for key, v in values.items()] for i in range(count)]
-
-
-def _values(override: Override) -> list[str]:
-    value = override.value()
-    if isinstance(value, IntervalSweep):
-        return [str(value.start), str(value.end)]
-    return (
-        list(override.sweep_string_iterator())
-        if override.is_sweep_override()
-        else [override.get_value_element_as_str()]
-    )
+def refuse(lines: Sequence[str]) -> NoReturn:
+    """Print each line as an error, and end the process with the status of wrong input."""
+    for line in lines:
+        print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
 
 
 def composition_mistakes(arguments: Sequence[str]) -> list[str]:
-    """A sentence for each argument that keeps the config, or that of any job of a sweep, from composing, and for each
-    mistake in what is left of it.
-
-    Nothing where the arguments are more than overrides.
-    """
+    """Describe each argument that keeps the config, or that of a job of a sweep, from composing, and each mistake in
+    what is left; empty if the arguments are more than overrides."""
     overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
     if any(argument.startswith("-") for argument in overrides):
         return []
-    if len(overrides) == len(arguments):
-        return _mistakes_of_a_job(overrides)
     try:
-        jobs = sweep_jobs(overrides)
-    except OverrideParseException as error:
+        jobs = [overrides] if len(overrides) == len(arguments) else sweep_jobs(overrides)
+    except (UserError, OverrideParseException) as error:
         return [explain(error)]
-    return list(dict.fromkeys(line for job in jobs for line in _mistakes_of_a_job(job)))
+    return list(dict.fromkeys(line for job in jobs for line in _mistakes_of_job(job)))
 
 
-def _mistakes_of_a_job(arguments: Sequence[str]) -> list[str]:
-    overrides, lines = list(arguments), []
+def _mistakes_of_job(overrides: Sequence[str]) -> list[str]:
+    left, lines = list(overrides), []
     with initialize_config_dir(str(CONF), version_base="1.3"):
         while True:
             try:
-                config = compose("train", overrides, return_hydra_config=True)
+                config = compose("train", left, return_hydra_config=True)
+                break
             except NOT_COMPOSED as error:
-                lines.append(explain(error))
-                culprit = _culprit(error, overrides)
+                sentence, subject = _diagnose(error)
+                lines.append(sentence)
+                culprit = next((o for o in left if subject and subject in (o, o.lstrip("+"), _key(o))), None)
                 if culprit is None:
                     return lines
-                overrides.remove(culprit)
-            else:
-                HydraConfig.instance().set_config(config)
-                return lines + describe_mistakes(config)
-
-
-def _culprit(error: Exception, overrides: Sequence[str]) -> str | None:
-    """The override that an error of Hydra's is about."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    if isinstance(error, OverrideParseException):
-        return str(error.override)
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        return next((o for o in overrides if o.lstrip("+") == f"{group}={option}"), None)
-    if str(error).startswith("Ambiguous value for argument"):
-        return str(error).split("'")[1]
-    key = str(getattr(cause, "full_key", None))
-    return next((o for o in overrides if o.lstrip("+~").split("=")[0].split("@")[0] == key), None)
+                left.remove(culprit)
+        HydraConfig.instance().set_config(config)
+        return lines + describe_mistakes(config)
 
 
 def explain(error: Exception) -> str:
-    """One sentence for an error of the user's, with the nearest right thing where there is one."""
-    if isinstance(error, UserError):
-        return str(error)
+    """Explain an error in the user's input in one sentence, with the nearest right word if there is one."""
+    return _diagnose(error)[0]
+
+
+def _diagnose(error: Exception) -> tuple[str, str]:
+    """The sentence for an error, and the override, or the key of the override, that it is about."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    key = str(getattr(cause, "full_key", None) or "")
+    if isinstance(error, UserError):
+        return str(error), ""
+    if isinstance(error, OverrideParseException):
+        reason = next(iter(str(error.message).splitlines()), "")
+        return f"'{error.override}' is not of the form key=value ({reason})", str(error.override)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        if not group:
-            return f"there is no config file '{option}'"
         options = list(error.options or [])
-        return f"there is no {group}={option}{nearest(option, options)} ({group}: {', '.join(options)})"
+        known = f"{nearest(option, options)} ({group}: {', '.join(options)})"
+        sentence = f"there is no {group}={option}{known}" if group else f"there is no config file '{option}'"
+        return sentence, f"{group}={option}"
     if isinstance(cause, MissingMandatoryValue):
-        return f"{cause.full_key} must be given: add {cause.full_key}=..."
+        return f"{key} must be given: add {key}=...", key
     if isinstance(cause, OmegaConfBaseException) and "is not in struct" in str(cause):
-        known = list(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else []
-        return f"unknown key '{cause.full_key}'{did_you_mean(str(cause.key), known)}"
+        siblings = list(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else []
+        return f"unknown key '{key}'{did_you_mean(str(cause.key), siblings)}", key
     if str(error).startswith("Ambiguous value for argument"):
         argument = str(error).split("'")[1]
-        return f"{argument} has several values: add -m to sweep over them, or write key=[a,b] for a list"
+        return f"{argument} has several values: add -m to sweep over them, or write key=[a,b] for a list", argument
     if isinstance(error, YAMLError):
         mark: Any = getattr(error, "problem_mark", None)
         where = f"{mark.name}, line {mark.line + 1}" if mark else "a config file"
-        return f"{where} is no YAML: {getattr(error, 'problem', None) or error}"
-    if isinstance(error, OverrideParseException):
-        return f"'{error.override}' is not of the form key=value ({next(iter(str(error.message).splitlines()), '')})"
+        return f"{where} is no YAML: {getattr(error, 'problem', None) or error}", ""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) if lines else type(error).__name__
+    return " ".join(lines[:2]) if lines else type(error).__name__, key

@@ -1,4 +1,4 @@
-"""Values that are right each for itself and wrong together."""
+"""Check values that are right on their own and wrong together."""
 
 from collections.abc import Callable, Iterator, Mapping
 from math import log2
@@ -6,120 +6,103 @@ from typing import Any
 
 from vitlab.config.ranges import METRICS
 from vitlab.distributed.process import this_process
+from vitlab.errors import nearest
 
+VIT = "vitlab.models.VisionTransformer"
 CIFAR10_TRAIN_IMAGES = 50_000  # Krizhevsky 2009, section 3.1
+ENDLESS = (None, -1)  # values of trainer.max_epochs
 Config = Mapping[str, Any]
+Found = Iterator[tuple[str, str]]
 
 
-def cross_field_mistakes(config: Config) -> Iterator[tuple[str, str]]:
-    """The path that a contradiction is best mended at, and a sentence for it.
+def cross_field_mistakes(config: Config) -> Found:
+    """Yield the path to correct and a sentence for each contradiction.
 
     Args:
-        config: Plain data in which every value by itself is in order; what is not, is left out.
+        config: Plain data; values that are wrong on their own are left out.
     """
-    for fact in FACTS:
+    for check in CHECKS:
         try:
-            yield from fact(config)
-        except (KeyError, TypeError):  # it needs a value that is missing or wrong, and named already
+            yield from check(config)
+        except (KeyError, TypeError):  # a value that it needs is missing or wrong, which is reported already
             continue
 
 
-def _sizes(config: Config) -> Iterator[tuple[str, str]]:
+def _widths(config: Config) -> Found:
     model = config["model"]
-    if not model["_target_"].startswith("vitlab.models.VisionTransformer"):
-        return
-    images, patches = _pair(model["image_size"]), _pair(model["patch_size"])
-    height, width = patches
-    if model.get("stem") == "conv" and (height != width or height < 2 or height.bit_count() > 1):
-        nearest = 2 ** max(round(log2(height)), 1)
-        yield "model.patch_size", f"stem=conv halves the sides: patch_size must be 2, 4, 8 ...: take {nearest}"
-        return
-    for image, patch in zip(images, patches, strict=True):
-        if image % patch:
-            divisor = _nearest_divisor(image, patch)
-            yield (
-                "model.patch_size",
-                f"image_size={image} is not a multiple of patch_size={patch}: take patch_size={divisor}",
-            )
-            return
-
-
-def _widths(config: Config) -> Iterator[tuple[str, str]]:
-    model = config["model"]
-    if not model["_target_"].startswith("vitlab.models.VisionTransformer"):
+    if model["_target_"] != VIT:
         return
     width, heads = model["embed_dim"], model["num_heads"]
     if width % heads:
-        yield (
-            "model.num_heads",
-            f"embed_dim={width} is not a multiple of num_heads={heads}: "
-            f"embed_dim={max(round(width / heads), 1) * heads} or num_heads={_nearest_divisor(width, heads)} would do",
-        )
+        widths, divisor = max(round(width / heads), 1) * heads, _nearest_divisor(width, heads)
+        sentence = f"embed_dim={width} is not a multiple of num_heads={heads}"
+        yield "model.num_heads", f"{sentence}: take embed_dim={widths} or num_heads={divisor}"
     if width % 4 and model["pos_embed"] == "sincos2d":
-        yield (
-            "model.embed_dim",
-            "pos_embed=sincos2d needs embed_dim to be a multiple of 4, "
-            f"not {width}: take {max(round(width / 4), 1) * 4}",
-        )
+        near = max(round(width / 4), 1) * 4
+        yield "model.embed_dim", f"pos_embed=sincos2d needs embed_dim to be a multiple of 4, not {width}: take {near}"
 
 
-def _channels(config: Config) -> Iterator[tuple[str, str]]:
-    if config["model"].get("in_channels", 3) != 3:
-        yield "model.in_channels", f"in_channels={config['model']['in_channels']}, but the images have 3 channels"
+def _patches(config: Config) -> Found:
+    model = config["model"]
+    if model["_target_"] != VIT:
+        return
+    height, width = _pair(model["patch_size"])
+    if model["stem"] == "conv" and (height != width or height < 2 or height.bit_count() > 1):
+        near = 2 ** max(round(log2(height)), 1)
+        yield "model.patch_size", f"stem=conv halves the sides: patch_size must be 2, 4, 8 ...: take {near}"
+        return
+    for image, patch in zip(_pair(model["image_size"]), (height, width), strict=True):
+        if image % patch:
+            sentence = f"image_size={image} is not a multiple of patch_size={patch}"
+            yield "model.patch_size", f"{sentence}: take patch_size={_nearest_divisor(image, patch)}"
+            return
 
 
-def _classes(config: Config) -> Iterator[tuple[str, str]]:
+def _classes(config: Config) -> Found:
     data = config["data"]
     if data["classes"] is not None and data["num_classes"] not in (None, len(data["classes"])):
         yield "data.num_classes", f"num_classes={data['num_classes']}, but data.classes names {len(data['classes'])}"
 
 
-def _epochs(config: Config) -> Iterator[tuple[str, str]]:
+def _run_length(config: Config) -> Found:
     trainer, schedule = config["trainer"], config["scheduler"]["schedule"]
-    endless = trainer["max_steps"] == -1 and trainer["max_epochs"] in (None, -1)
+    endless = trainer["max_steps"] == -1 and trainer["max_epochs"] in ENDLESS
     if "progress" in schedule:
         if trainer["max_time"] is None:
-            yield "trainer.max_time", "this schedule is laid over the run's time: set trainer.max_time=DD:HH:MM:SS"
+            yield "trainer.max_time", "this schedule follows the time budget: set trainer.max_time=DD:HH:MM:SS"
         if not endless:
-            yield (
-                "trainer.max_epochs",
-                "this schedule ends with trainer.max_time: set trainer.max_epochs=-1, max_steps=-1",
-            )
+            sentence = "this schedule ends with trainer.max_time: set trainer.max_epochs=-1, max_steps=-1"
+            yield "trainer.max_epochs", sentence
         if schedule["warmup"] >= 1:
-            yield "scheduler.schedule.warmup", f"warmup={schedule['warmup']:g} must be a fraction of trainer.max_time"
+            sentence = f"warmup={schedule['warmup']:g} must be a fraction of trainer.max_time"
+            yield "scheduler.schedule.warmup", sentence
     elif endless and "total_steps" in schedule:
         yield "trainer.max_epochs", "this schedule must know the run's length: set trainer.max_epochs or max_steps"
     elif endless and trainer["max_time"] is None:
         yield "trainer.max_epochs", "the run would never end: set trainer.max_epochs, max_steps or max_time"
 
 
-def _warmup(config: Config) -> Iterator[tuple[str, str]]:
-    schedule, trainer = config["scheduler"]["schedule"], config["trainer"]
-    warmup, total = schedule["warmup"], _total_steps(config)
-    if config["scheduler"]["interval"] == "epoch":
-        total = trainer["max_epochs"] if trainer["max_epochs"] not in (None, -1) else None
+def _warmup(config: Config) -> Found:
+    warmup, epochs = config["scheduler"]["schedule"]["warmup"], config["trainer"]["max_epochs"]
+    by_epoch = config["scheduler"]["interval"] == "epoch"
+    total = (None if epochs in ENDLESS else epochs) if by_epoch else _total_steps(config)
     if total is not None and warmup >= 1 and int(warmup) >= total:
-        yield (
-            "scheduler.schedule.warmup",
-            f"warmup={warmup:g} takes {int(warmup)} of the run's {total} steps: "
-            "take fewer, or a fraction of the run (0.05)",
-        )
+        sentence = f"warmup={warmup:g} takes {int(warmup)} of the run's {total} steps"
+        yield "scheduler.schedule.warmup", f"{sentence}: take fewer, or a fraction of the run (0.05)"
 
 
-def _mixing_that_ends(config: Config) -> Iterator[tuple[str, str]]:
+def _end_of_mixing(config: Config) -> Found:
     trainer = config["trainer"]
     for name, node in config["augment"].items():
         off = node.get("off_share") if isinstance(node, dict) else None
-        if off and trainer["max_epochs"] in (None, -1) and trainer["max_time"] is None:
-            yield (
-                f"augment.{name}.off_share",
-                f"off_share={off:g} counts from the run's end: set trainer.max_epochs or max_time, or off_share=0",
-            )
+        if off and trainer["max_epochs"] in ENDLESS and trainer["max_time"] is None:
+            sentence = f"off_share={off:g} counts from the run's end"
+            yield f"augment.{name}.off_share", f"{sentence}: set trainer.max_epochs or max_time, or off_share=0"
 
 
-def _images(config: Config) -> Iterator[tuple[str, str]]:
+def _images(config: Config) -> Found:
     data = config["data"]
-    available = _train_images(data)
+    available = _available_images(data)
     if available is None:
         return
     left = available - _held_out(data, available)
@@ -131,123 +114,99 @@ def _images(config: Config) -> Iterator[tuple[str, str]]:
         yield "data.batch_size", f"batch_size={data['batch_size']} is more than the {left} training images"
 
 
-def _devices(config: Config) -> Iterator[tuple[str, str]]:
-    devices, nodes, batch = (
-        config["trainer"]["devices"],
-        config["trainer"]["num_nodes"],
-        config["data"]["batch_size"],
-    )
-    me = this_process()
-    for key, value, there in (("devices", devices, me.ranks // me.nodes), ("num_nodes", nodes, me.nodes)):
-        counted = len(value) if isinstance(value, list) else value
-        if me.has_peers and counted not in ("auto", -1, there):
-            what = f"{there} processes on each machine" if key == "devices" else f"processes on {there} machines"
-            yield f"trainer.{key}", f"{key}={value}, but {me.started_by} started {what}: leave it out, or take {there}"
+def _devices(config: Config) -> Found:
+    trainer, batch, me = config["trainer"], config["data"]["batch_size"], this_process()
+    devices = len(trainer["devices"]) if isinstance(trainer["devices"], list) else trainer["devices"]
+    if me.has_peers:
+        per_node = me.ranks // me.nodes
+        if devices not in ("auto", -1, per_node):
+            sentence = f"devices={trainer['devices']}, but {me.started_by} started {per_node} processes on each machine"
+            yield "trainer.devices", f"{sentence}: leave it out, or take {per_node}"
             return
-    count = len(devices) if isinstance(devices, list) else devices
-    ranks = me.ranks if me.has_peers else count
+        if trainer["num_nodes"] not in ("auto", -1, me.nodes):
+            sentence = f"num_nodes={trainer['num_nodes']}, but {me.started_by} started processes on {me.nodes} machines"
+            yield "trainer.num_nodes", f"{sentence}: leave it out, or take {me.nodes}"
+            return
+    ranks = me.ranks if me.has_peers else devices
     if isinstance(ranks, int) and ranks > 0 and batch % ranks:
         near = max(round(batch / ranks), 1) * ranks
         yield "data.batch_size", f"batch_size={batch} does not divide among {ranks} devices: take {near}"
 
 
-def _sharding(config: Config) -> Iterator[tuple[str, str]]:
+def _sharding(config: Config) -> Found:
     strategy = config["trainer"]["strategy"]
     if not isinstance(strategy, dict) or strategy["_target_"] != "vitlab.distributed.strategies.FullySharded":
         return
     for name, callback in config["callbacks"].items():
         if isinstance(callback, dict) and callback["_target_"] == "vitlab.callbacks.EMA":
-            yield (
-                f"callbacks.{name}",
-                "trainer=fsdp keeps no average of a sharded model: take trainer=ddp",
-            )
+            yield f"callbacks.{name}", "trainer=fsdp keeps no average of a sharded model: take trainer=ddp"
     if config["optimizer"]["_target_"] == "vitlab.optim.Muon":
-        yield (
-            "optimizer",
-            "Muon needs whole matrices, and trainer=fsdp divides them: take optimizer=adamw",
-        )
+        yield "optimizer", "Muon needs whole matrices, and trainer=fsdp divides them: take optimizer=adamw"
 
 
-def _precision(config: Config) -> Iterator[tuple[str, str]]:
-    trainer = config["trainer"]
-    if trainer["accelerator"] == "cpu" and str(trainer["precision"]) in ("16", "16-true", "16-mixed"):
-        yield (
-            "trainer.precision",
-            f"precision={trainer['precision']}: a CPU does not train in float16; take auto, bf16-mixed or 32-true",
-        )
+def _precision(config: Config) -> Found:
+    precision = config["trainer"]["precision"]
+    if config["trainer"]["accelerator"] == "cpu" and precision == "16-mixed":
+        sentence = f"precision={precision}: a CPU does not train in float16"
+        yield "trainer.precision", f"{sentence}; take auto, bf16-mixed or 32-true"
 
 
-def _waiting_for_validation(config: Config) -> Iterator[tuple[str, str]]:
-    data, trainer = config["data"], config["trainer"]
-    if data["val_size"] != 0 and trainer["limit_val_batches"] != 0:
-        return
-    off = "data.val_size=0" if data["val_size"] == 0 else "trainer.limit_val_batches=0"
-    for path, monitor, _ in _monitors(config):
-        if path != "checkpoint" and monitor.startswith("val/"):  # without validation the last state is kept
-            yield f"{path}.monitor", f"{path} follows {monitor}, but {off} leaves no validation"
-
-
-def _averages(config: Config) -> Iterator[tuple[str, str]]:
+def _monitors(config: Config) -> Found:
+    sizes = {"data.val_size": config["data"], "trainer.limit_val_batches": config["trainer"]}
+    no_validation = [f"{key}=0" for key, node in sizes.items() if node.get(key.partition(".")[2]) == 0]
     averaged = any(node and node["_target_"] == "vitlab.callbacks.EMA" for node in config["callbacks"].values())
-    for path, monitor, _ in _monitors(config):
-        if monitor.endswith("_ema") and not averaged:
+    unknown = set()
+    for path, monitor, place, node in _followers(config):
+        mode = node.get("mode")
+        if monitor not in METRICS and mode is None and monitor not in unknown:
+            unknown.add(monitor)
+            sentence = f"vitlab itself logs {', '.join(METRICS)}, not {monitor}{nearest(monitor, METRICS)}"
+            add = f"{'' if 'mode' in node else '+'}{place}.mode=max or min"
+            yield f"{path}.monitor", f"{sentence} (for a metric of your own add {add})"
+        if monitor in METRICS and mode not in (None, METRICS[monitor]):
+            right = METRICS[monitor]
+            yield f"{place}.mode", f"mode={mode} of {monitor} would take the worst epoch: take mode={right}"
+        if monitor in ("val/loss_ema", "val/acc_ema") and not averaged:
             yield f"{path}.monitor", f"{path} follows {monitor}, which callbacks=ema measures: add that"
+        if path != "checkpoint" and monitor.startswith("val/") and no_validation:  # without one, the last epoch is kept
+            yield f"{path}.monitor", f"{path} follows {monitor}, but {no_validation[0]} leaves no validation"
 
 
-def _modes(config: Config) -> Iterator[tuple[str, str]]:
-    for path, monitor, mode in _monitors(config):
-        if mode is not None and mode != METRICS[monitor]:
-            kept = "worst" if path == "checkpoint" else "wrong"
-            place = "scheduler.schedule" if path == "scheduler" else path
-            yield f"{place}.mode", f"mode={mode} of {monitor} would take the {kept} epoch: take mode={METRICS[monitor]}"
-
-
-def _plateau(config: Config) -> Iterator[tuple[str, str]]:
+def _plateau(config: Config) -> Found:
     scheduler = config["scheduler"]
-    if not scheduler["schedule"]["_target_"].endswith(".ReduceLROnPlateau"):
-        return
-    if scheduler["monitor"] is None:
-        yield "scheduler.monitor", "ReduceLROnPlateau needs scheduler.monitor: val/acc or val/loss"
-    if scheduler["interval"] != "epoch":
-        yield "scheduler.interval", "ReduceLROnPlateau moves when there is a validation: take interval=epoch"
+    if scheduler["schedule"]["_target_"].endswith(".ReduceLROnPlateau"):
+        if scheduler["monitor"] is None:
+            yield "scheduler.monitor", "ReduceLROnPlateau needs scheduler.monitor: val/acc or val/loss"
+        if scheduler["interval"] != "epoch":
+            yield "scheduler.interval", "ReduceLROnPlateau acts after a validation: take interval=epoch"
 
 
-FACTS: tuple[Callable[[Config], Iterator[tuple[str, str]]], ...] = (
-    _sizes,
-    _widths,
-    _channels,
-    _classes,
-    _epochs,
-    _warmup,
-    _mixing_that_ends,
-    _images,
-    _devices,
-    _sharding,
-    _precision,
-    _waiting_for_validation,
-    _averages,
-    _modes,
-    _plateau,
+CHECKS: tuple[Callable[[Config], Found], ...] = (
+    *(_widths, _patches, _classes, _run_length, _warmup, _end_of_mixing, _images, _devices, _sharding, _precision),
+    *(_monitors, _plateau),
 )
 
 
-def _monitors(config: Config) -> Iterator[tuple[str, str, str | None]]:
-    """Path, metric and mode of each that follows a metric."""
+def _followers(config: Config) -> Iterator[tuple[str, str, str, Config]]:
+    """What follows a metric: its path, the metric, and the path and content of the node that may hold the `mode`."""
     checkpoint, scheduler = config["checkpoint"], config["scheduler"]
-    yield "checkpoint", checkpoint["monitor"], checkpoint["mode"]
-    if scheduler["monitor"] is not None:
-        yield "scheduler", scheduler["monitor"], scheduler["schedule"].get("mode")
-    for name, callback in config["callbacks"].items():
-        if isinstance(callback, dict) and callback.get("monitor") is not None:
-            yield f"callbacks.{name}", callback["monitor"], callback.get("mode")
+    if "monitor" in checkpoint:
+        yield "checkpoint", checkpoint["monitor"], "checkpoint", checkpoint
+    schedule = scheduler["schedule"]
+    if scheduler.get("monitor") is not None and schedule["_target_"].endswith(".ReduceLROnPlateau"):
+        yield "scheduler", scheduler["monitor"], "scheduler.schedule", schedule
+    for name, node in config["callbacks"].items():
+        is_lightnings = isinstance(node, dict) and node["_target_"].startswith("pytorch_lightning.callbacks.")
+        if is_lightnings and isinstance(node.get("monitor"), str):
+            yield f"callbacks.{name}", node["monitor"], f"callbacks.{name}", node
 
 
-def _train_images(data: Mapping[str, Any]) -> int | None:
-    """Images there are to train and validate on, where that is known before they are read."""
+def _available_images(data: Mapping[str, Any]) -> int | None:
+    """The number of images to train and validate on, if it is known before they are read."""
     if data["_target_"] == "vitlab.data.SyntheticDataModule":
         return int(data["train_images"])
-    official = data["_target_"] == "vitlab.data.CIFAR10DataModule" and "cs.toronto.edu" in data["url"]
-    return CIFAR10_TRAIN_IMAGES if official else None
+    is_official = data["_target_"] == "vitlab.data.CIFAR10DataModule" and "cs.toronto.edu" in data["url"]
+    return CIFAR10_TRAIN_IMAGES if is_official else None
 
 
 def _held_out(data: Mapping[str, Any], available: int) -> int:
@@ -255,12 +214,12 @@ def _held_out(data: Mapping[str, Any], available: int) -> int:
 
 
 def _total_steps(config: Config) -> int | None:
-    """Optimizer steps of the run, where that is known before the images are read."""
+    """The run's optimizer steps, if they are known before the images are read."""
     trainer, data = config["trainer"], config["data"]
     if trainer["max_steps"] != -1:
         return int(trainer["max_steps"])
-    available = _train_images(data)
-    if available is None or trainer["limit_train_batches"] is not None or trainer["max_epochs"] in (None, -1):
+    available = _available_images(data)
+    if available is None or trainer["limit_train_batches"] is not None or trainer["max_epochs"] in ENDLESS:
         return None
     images = min(available - _held_out(data, available), data["max_train_images"] or available)
     batches = images // data["batch_size"]

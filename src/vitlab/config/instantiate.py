@@ -1,42 +1,37 @@
-"""The one place where a config's `_target_` becomes an object."""
+"""Turn a config's `_target_` into an object, if the config is trusted to name it."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
+import yaml
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from vitlab.config import CONF
+from vitlab.config.ranges import METRICS
 from vitlab.config.signatures import read_signature
 from vitlab.errors import UserError
 
-ALLOWED_PREFIXES = (
-    "vitlab.",
-    "torch.",
-    "timm.",
-    "pytorch_lightning.",
-    "torchvision.",
-    "torchmetrics.",
-)
-TIMM_TARGET = "vitlab.models.timm_model"
-OUR_FUNCTIONS = (TIMM_TARGET, "vitlab.optim.cosine_with_warmup", "vitlab.optim.cosine_over_time")
-# Targets in the configs of runs that earlier versions wrote -> what they are called now.
+LIBRARIES = ("vitlab.", "torch.", "timm.", "torchvision.", "pytorch_lightning.")
+# Targets in the configs of runs that earlier versions wrote -> their names today.
 RENAMED_TARGETS = {
     "vitlab.ranks.strategies.DataParallel": "vitlab.distributed.strategies.DataParallel",
     "vitlab.ranks.strategies.FullySharded": "vitlab.distributed.strategies.FullySharded",
     "vitlab.callbacks.FiniteLoss": "vitlab.callbacks.NaNGuard",
     "vitlab.callbacks.RunProgress": "vitlab.callbacks.RunProgressBar",
 }
-REFUSALS = ("MisconfigurationException",)
+# Values of `trainer` -> their names today.
+RENAMED_VALUES = {
+    "precision": {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"},
+    "accelerator": {"cuda": "gpu"},
+}
 
 
 def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
-    """Instantiates a node of the user's own config.
-
-    Args:
-        node: With `_target_`.
-        where: The node's place in the config, for messages.
-        **kwargs: Added to the node's own.
+    """Instantiate a node of the user's own config, with further arguments.
 
     Raises:
         UserError: the target can't be imported, or refuses its arguments.
@@ -50,27 +45,42 @@ def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
         raise UserError(explanation) from error
 
 
-def update_old_config(node: Any) -> Any:
-    """A run's config, plain data, with the names that its targets have in this version."""
+def update_old_config(config: Any) -> Any:
+    """Bring a run's config, plain data, to the names, values and keys of this version."""
+    config = _rename_targets(config)
+    if not isinstance(config, dict):
+        return config
+    groups = (config.get(name) for name in ("model", "checkpoint", "trainer"))
+    model, checkpoint, trainer = (group if isinstance(group, dict) else {} for group in groups)
+    if model.get("_target_") == "vitlab.models.VisionTransformer" and model.get("in_channels") == 3:
+        del model["in_channels"]
+    if str(checkpoint.get("monitor")) in METRICS:  # which tells the mode
+        checkpoint.pop("mode", None)
+    for key, renamed in RENAMED_VALUES.items():
+        if str(trainer.get(key)) in renamed:
+            trainer[key] = renamed[str(trainer[key])]
+    return config
+
+
+def _rename_targets(node: Any) -> Any:
     if isinstance(node, dict):
-        return {
-            key: RENAMED_TARGETS.get(value, value) if key == "_target_" else update_old_config(value)
-            for key, value in node.items()
-        }
-    return [update_old_config(value) for value in node] if isinstance(node, list) else node
+        target = str(node.get("_target_"))
+        renamed = {"_target_": RENAMED_TARGETS[target]} if target in RENAMED_TARGETS else {}
+        return {key: _rename_targets(value) for key, value in node.items()} | renamed
+    return [_rename_targets(value) for value in node] if isinstance(node, list) else node
 
 
 def weight_keys(node: Mapping[str, Any]) -> set[str]:
-    """Keys of the `model` group that say what is loaded into the network, not what it is: `weights`, unless the target
-    takes an argument of that name itself, and `pretrained` of timm's networks."""
+    """The keys of the `model` group that name weights to load: `weights`, unless the target takes an argument of that
+    name itself, and `pretrained` of timm's networks."""
     target = node["_target_"]
-    if target == TIMM_TARGET:
+    if target == "vitlab.models.timm_model":
         return {"pretrained", "weights"}
     return {"weights"} - set(read_signature(target, "model").parameters)
 
 
 def build_network(node: DictConfig) -> Any:
-    """The network of the `model` group, without pretrained weights: `vitlab.weights` loads those, for a new run alone.
+    """Build the network of the `model` group, without pretrained weights: `vitlab.weights` loads those for a new run.
 
     Raises:
         UserError: as `build`.
@@ -79,98 +89,115 @@ def build_network(node: DictConfig) -> Any:
     return build(OmegaConf.create({key: node[key] for key in node if key not in left_out}), "model")
 
 
-def is_allowed(target: str) -> bool:
-    """Whether a target may be built from a file that somebody else may have written: a class of a kind that a config
-    builds, or one of vitlab's functions that do."""
-    return target in OUR_FUNCTIONS or (target.startswith(ALLOWED_PREFIXES) and _is_part(target))
-
-
-def _is_part(target: str) -> bool:
-    import pytorch_lightning as pl  # not before: the config is checked without the seconds that importing torch takes
-    import torch
-
-    from vitlab.optim import Finetuning
-
-    try:
-        found = get_object(target)
-    except Exception:  # whatever importing what a stranger's file names stumbles on
-        return False
-    kinds = (
-        *(torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, Finetuning),
-        *(pl.Trainer, pl.Callback, pl.LightningDataModule, pl.loggers.Logger, pl.profilers.Profiler),
-        pl.strategies.Strategy,
-    )
-    return isinstance(found, type) and issubclass(found, kinds)
-
-
 def check_trusted(node: Any, trusted: Sequence[str]) -> None:
-    """Refuses a config from a file that names a target outside the allowed prefixes and the `trusted` ones.
+    """Refuse a config from a file (a run, a checkpoint, a sweep) that names a target which is not trusted.
+
+    Trusted are the targets that a file in `conf/` names, subclasses of the kinds that a config builds in the libraries
+    that vitlab is made of, and what the user trusts.
+
+    Args:
+        node: The config as plain data.
+        trusted: Prefixes of further targets.
 
     Raises:
         UserError: naming the target and how to trust it.
     """
     for target in targets(node):
-        if not is_allowed(target) and not target.startswith(tuple(trusted)):
+        if not is_trusted(target) and not target.startswith(tuple(trusted)):
             raise UserError(
                 f"the run's config would run {target}, which is not vitlab's; "
                 f"if you trust it, add 'trusted_targets=[{target.split('.')[0]}.]'"
             )
 
 
-def targets(node: Any) -> Iterator[str]:
-    """All that a config, as plain data, names to be built."""
-    if isinstance(node, dict):
-        if node.get("_target_") is not None:
-            yield str(node["_target_"])
-        node = list(node.values())
-    for value in node if isinstance(node, list) else ():
-        yield from targets(value)
-
-
 def trust(config: Mapping[str, Any]) -> list[str]:
-    """What must be typed for the user's own classes in a run's config; nothing without them."""
+    """The argument that trusts the user's own classes in a run's config; empty without such classes."""
     plain = OmegaConf.to_container(config) if isinstance(config, DictConfig) else config
-    found = sorted({target.split(".")[0] for target in targets(plain) if not is_allowed(target)})
+    found = sorted({target.split(".")[0] for target in targets(plain) if not is_trusted(target)})
     return [f"'trusted_targets=[{','.join(f'{package}.' for package in found)}]'"] if found else []
 
 
-def keep_accepted_model_keys(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Where the user typed `model._target_=...`, leaves in `config.model` the keys that this network takes, in place.
+def is_trusted(target: str) -> bool:
+    """Whether a target may be built without being trusted by the user; see `check_trusted`."""
+    if target in {str(node["_target_"]) for _, node in shipped_nodes()}:
+        return True
+    if not target.startswith(LIBRARIES):  # finding the class imports its module
+        return False
+    import pytorch_lightning as pl  # not before: checking a config does not wait for torch
+    import torch
 
-    The rest is what the chosen group's own network would have taken. A key that the user typed stays: where the network
-    does not take it, that is a mistake to be named.
+    try:
+        found = get_object(target)
+    except Exception:  # importing a module by a name in a file can fail in any way
+        return False
+    kinds = (
+        *(torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, pl.Trainer, pl.Callback),
+        *(pl.LightningDataModule, pl.loggers.Logger, pl.profilers.Profiler, pl.strategies.Strategy),
+    )
+    return isinstance(found, type) and issubclass(found, kinds)
+
+
+@cache
+def shipped_nodes() -> list[tuple[str, dict[str, Any]]]:
+    """Path and content of each node with a `_target_` in the files in `conf/` that fill a run's config."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    for file in sorted(CONF.rglob("*.yaml")):
+        group = file.parent.relative_to(CONF).as_posix()
+        if not group.startswith("hydra"):
+            text = file.read_text(encoding="utf-8")
+            with suppress(yaml.YAMLError):  # Hydra reports it, if it is chosen
+                content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+                is_global = group == "." or text.startswith("# @package _global_")
+                found += target_nodes(content, "" if is_global else group)
+    return [(path, node) for path, node in found if not path.startswith("hydra.")]
+
+
+def target_nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path and content of each node with a `_target_`, of a config as plain data."""
+    if isinstance(node, dict) and node.get("_target_") is not None:
+        yield path, node
+    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in inner:
+        yield from target_nodes(value, f"{path}.{key}" if path else str(key))
+
+
+def targets(node: Any) -> Iterator[str]:
+    """All targets that a config, as plain data, names."""
+    return (str(found["_target_"]) for _, found in target_nodes(node))
+
+
+def keep_accepted_model_keys(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Drop the keys of `config.model` that a network given by `model._target_=...` does not take, in place.
+
+    They belong to the network of the chosen group. A key given on the command line stays: if the network does not take
+    it, that is a mistake to report.
 
     Args:
         config: With the `model` group.
-        overrides: What the user typed.
+        overrides: As given on the command line.
 
     Raises:
         UserError: the target can't be imported.
     """
-    typed = {
-        o.lstrip("+").split("=")[0].removeprefix("model.") for o in overrides if o.lstrip("+").startswith("model.")
-    }
-    if "_target_" not in typed:
-        return
-    signature = read_signature(config.model["_target_"], "model")
-    kept = {"_target_", "weights", *signature.parameters, *typed}
-    with open_dict(config):
-        for key in set(config.model) - kept:
-            del config.model[key]
+    keys = [override.lstrip("+").split("=")[0] for override in overrides]
+    given = {key.removeprefix("model.") for key in keys if key.startswith("model.")}
+    if "_target_" in given:
+        signature = read_signature(config.model["_target_"], "model")
+        with open_dict(config):
+            for key in set(config.model) - {"_target_", "weights", *signature.parameters, *given}:
+                del config.model[key]
 
 
 def _explain(error: InstantiationException, where: str) -> str | None:
-    """A sentence where the input is at fault; None where the target's own code is."""
+    """Explain the error in one sentence if the input is at fault; None if the target's own code is."""
     cause = error.__cause__
     if isinstance(cause, UserError):
         return str(cause)
     # By name: importing Lightning for the class would take seconds.
-    refused = isinstance(cause, ImportError | ValueError | TypeError) or type(cause).__name__ in REFUSALS
-    if cause is None or refused:
-        return f"{where}: {_first_line(cause or error)}"
-    return None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    at_fault = (
+        isinstance(cause, ImportError | ValueError | TypeError) or type(cause).__name__ == "MisconfigurationException"
+    )
+    if cause is not None and not at_fault:
+        return None
+    lines = [line.strip() for line in str(cause or error).splitlines() if line.strip()]
+    return f"{where}: {lines[0] if lines else type(cause or error).__name__}"

@@ -1,4 +1,4 @@
-"""What the config leaves to the machine, and what the machine can't do of it."""
+"""Decide what the config leaves to the machine (`auto`), and refuse what the machine can't do."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def resolve_machine(config: DictConfig) -> None:
-    """Replaces `auto` by what this machine, or what started this process beside others, has: in place. Warns of a
-    precision that the machine only emulates.
+    """Replace each `auto` of the trainer, in place, and warn of a precision that the machine only emulates.
 
     Raises:
-        UserError: it can't train in the precision asked for.
+        UserError: the machine can't train in the precision, or the config wants more machines than were started.
     """
     resolve_processes(config)
     trainer = config.trainer
@@ -31,7 +30,7 @@ def resolve_machine(config: DictConfig) -> None:
     if trainer.precision == "auto":
         trainer.precision = best
     chosen = str(trainer.precision)
-    if not _has_gpu(str(trainer.accelerator)) and chosen in ("16", "16-true", "16-mixed"):
+    if chosen in ("16-mixed", "16-true") and not _has_gpu(str(trainer.accelerator)):
         raise UserError(f"trainer.precision={chosen}: a CPU does not train in float16; take auto ({best} here)")
     if chosen.startswith("bf16") and not best.startswith("bf16"):
         log.warning(
@@ -41,10 +40,10 @@ def resolve_machine(config: DictConfig) -> None:
 
 
 def resolve_processes(config: DictConfig) -> None:
-    """Replaces `auto` by the number of processes and machines that torchrun or srun started, in place.
+    """Replace `auto` by the number of processes and machines that torchrun or srun started, in place.
 
     Raises:
-        UserError: the config wants more machines.
+        UserError: the config wants more machines than were started.
     """
     trainer, me = config.trainer, this_process()
     if trainer.num_nodes == "auto":
@@ -59,24 +58,25 @@ def resolve_processes(config: DictConfig) -> None:
 
 
 def best_precision(accelerator: str) -> str:
-    """Lightning's name of the fastest precision that trains well here.
+    """Lightning's name of the fastest precision that trains well on this machine.
 
-    bfloat16 where there are instructions for it: CUDA from Ampere on, and CPUs with AMX or AVX512-BF16 (a training step
-    of vit_scratch on two cores of the latter: 152 images a second against 87 in float32). float16 on older GPUs.
+    bfloat16 if there are instructions for it: CUDA from Ampere on, and CPUs with AMX or AVX512-BF16 (a training step
+    of vit_scratch on two cores of the latter: 152 images a second, and 87 in float32). float16 on older GPUs.
     """
     import torch
+
+    from vitlab.compat import cpu_has_bfloat16
 
     if _has_cuda(accelerator):
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return "32-true"
-    has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return "bf16-mixed" if has_bf16 else "32-true"
+    return "bf16-mixed" if cpu_has_bfloat16() else "32-true"
 
 
 def choose_attention(config: DictConfig, network: nn.Module) -> None:
-    """Takes the faster kernel for timm's attention layers, in place, where the config leaves it to the machine; ours
-    look for themselves.
+    """Give timm's attention layers the faster kernel, in place, if the config leaves it open; vitlab's own layers
+    choose for themselves.
 
     Args:
         config: Without `auto`.
@@ -95,7 +95,7 @@ def choose_attention(config: DictConfig, network: nn.Module) -> None:
 def _has_cuda(accelerator: str) -> bool:
     import torch
 
-    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return accelerator in ("auto", "gpu") and torch.cuda.is_available()
 
 
 def _has_gpu(accelerator: str) -> bool:

@@ -1,8 +1,9 @@
-"""What must be in order before Hydra writes anything: the config, and a run directory that nobody else has."""
+"""Check the config and claim the run directory before Hydra writes anything."""
 
+import logging.config
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,33 +18,36 @@ from vitlab.config.compose import (
     covering_jobs,
     describe_mistakes,
     explain,
+    refuse,
     sweep_jobs,
     typed_overrides,
 )
 from vitlab.distributed.broadcast import broadcast_from_rank0
 from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
-from vitlab.runs.run_log import log_settings
 
 
 class RunGuard(Callback):
     """Hydra's callback before a run: the last moment at which `.hydra/` and `run.log` are still an old run's."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        HydraConfig.instance().set_config(config)  # run.dir may ask it for the choices; Hydra sets it later on
+        HydraConfig.instance().set_config(config)  # run.dir may ask it for the choices; Hydra sets it later
         me = this_process()
-        with _never_passed_over():
+        with _exit_on_error():
             if me.is_rank_zero:
-                _refuse(describe_mistakes(config))
+                _refuse_mistakes(describe_mistakes(config))
             folder = broadcast_from_rank0("folder", lambda: _claim_folder(config))
             with read_write(config.hydra), open_dict(config.hydra):
                 config.hydra.run.dir = folder
-                if not me.is_rank_zero:
-                    _write_apart(config.hydra, me.log_file(Path(folder)))
+                if not me.is_rank_zero:  # rank 0 writes what belongs to the run; the others have logs of their own
+                    file = me.log_file(Path(folder))
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    config.hydra.output_subdir = None
+                    config.hydra.job_logging = log_settings(config.hydra.job_logging, file)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Checks all jobs before the first one trains."""
-        with _never_passed_over():
+        """Check all jobs before the first one trains."""
+        with _exit_on_error():
             loader = GlobalHydra.instance().config_loader()
             lines = []
             for overrides in _jobs(config):
@@ -54,11 +58,11 @@ class RunGuard(Callback):
                     continue
                 HydraConfig.instance().set_config(job)
                 lines += describe_mistakes(job)
-            _refuse(list(dict.fromkeys(lines)))
+            _refuse_mistakes(lines)
 
 
 def _jobs(config: DictConfig) -> list[list[str]]:
-    """The overrides of a sweep's jobs; of a search, some jobs that have between them what it can choose."""
+    """The overrides of a sweep's jobs; for a search, of some jobs that cover its choices."""
     sweeper, typed = config.hydra.sweeper, typed_overrides(config.hydra)
     params: Any = OmegaConf.to_container(sweeper.params) if sweeper.get("params") else {}
     if "n_trials" in sweeper:
@@ -66,54 +70,59 @@ def _jobs(config: DictConfig) -> list[list[str]]:
     return sweep_jobs([*(f"{key}={value}" for key, value in params.items()), *typed])
 
 
-def _refuse(lines: Sequence[str]) -> None:
-    for line in lines:
-        print(f"error: {line}", file=sys.stderr)
+def _refuse_mistakes(lines: list[str]) -> None:
     if lines:
-        sys.exit(2)
+        refuse(list(dict.fromkeys(lines)))
 
 
 @contextmanager
-def _never_passed_over() -> Iterator[None]:
-    """Ends the process at any exception: Hydra makes warnings of a callback's, and goes on."""
+def _exit_on_error() -> Iterator[None]:
+    """End the process at any exception: Hydra turns a callback's exceptions into warnings and continues."""
     try:
         yield
     except UserError as error:
-        _refuse([str(error)])
+        refuse([str(error)])
     except Exception:
         traceback.print_exc()
         sys.exit(1)
 
 
-def _write_apart(hydra: DictConfig, file: Path) -> None:
-    """The first process writes what belongs to the run; another has a log of its own, and is quiet on the terminal."""
-    hydra.output_subdir = None
-    file.parent.mkdir(parents=True, exist_ok=True)
-    hydra.job_logging = log_settings(hydra.job_logging, file)
-
-
 def _claim_folder(config: DictConfig) -> str:
-    """Refuses a folder that holds a run; one that was named by the time gets a number where another run has that."""
+    """Create the run directory; if another run has the name, which is the time, a number is appended.
+
+    A directory from the command line is only checked.
+    """
     folder = Path(config.hydra.run.dir)
-    if _typed(config.hydra.overrides.hydra, "hydra.run.dir"):
+    if any(override.lstrip("+").startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra):
         if (folder / "manifest.json").exists():
-            print(
-                f"error: {folder} holds a run already: choose another directory with hydra.run.dir=...", file=sys.stderr
-            )
-            sys.exit(2)
+            raise UserError(f"{folder} holds a run already: choose another directory with hydra.run.dir=...")
         return str(folder)
     claimed, count = folder, 1
     while True:
         try:
             claimed.mkdir(parents=True)  # of two runs that start in the same second one succeeds
-            break
+            return str(claimed)
         except FileExistsError:
             count += 1
             claimed = folder.with_name(f"{folder.name}_{count}")
-        except OSError:  # named by the run itself
-            break
-    return str(claimed)
+        except OSError:  # the run itself reports it
+            return str(claimed)
 
 
-def _typed(overrides: Sequence[str], key: str) -> bool:
-    return any(override.lstrip("+").startswith(f"{key}=") for override in overrides)
+def log_to(run: Path, conf: Path) -> None:
+    """Starts logging to a run's `run.log` in a process without Hydra, with the settings that Hydra would use."""
+    file = this_process().log_file(run)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    logging.config.dictConfig(log_settings(OmegaConf.load(conf / "hydra" / "job_logging" / "run_log.yaml"), file))
+
+
+def log_settings(settings: Any, file: Path) -> dict[str, Any]:
+    """The logging settings of `conf/hydra/job_logging` with this log file; only rank 0 writes to the terminal."""
+    assert isinstance(settings, DictConfig)
+    handlers = settings.get("handlers", {})  # the user's own settings may lack these
+    if "file" in handlers:
+        handlers.file.filename = str(file)
+    if "console" in handlers and not this_process().is_rank_zero:
+        handlers.console.level = "CRITICAL"
+    plain: Any = OmegaConf.to_container(settings, resolve=True)
+    return dict(plain)

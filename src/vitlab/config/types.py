@@ -1,25 +1,35 @@
-"""What a value of the config may be."""
+"""Kinds of values: tests with a description, made by hand or from an annotation."""
 
+import ast
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 from typing import Any
+
+from vitlab.config.signatures import Module, find_name
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A test of a value, the words for it, and the names to choose from where there are some."""
+    """A set of allowed values; `a | b` allows the values of both.
+
+    Attributes:
+        words: Describes the values in messages: "must be {words}".
+        fits: Whether a value is allowed.
+        names: The words to choose from, if any, for "Did you mean".
+    """
 
     words: str
     fits: Callable[[Any], bool]
     names: tuple[str, ...] = ()
 
     def __or__(self, other: "Kind") -> "Kind":
-        return Kind(
-            f"{self.words}, or {other.words}",
-            lambda value: self.fits(value) or other.fits(value),
-            self.names + other.names,
-        )
+        if ANYTHING in (self, other):
+            return ANYTHING
+        words = dict.fromkeys([*self.words.split(", or "), *other.words.split(", or ")])
+        return Kind(", or ".join(words), lambda v: self.fits(v) or other.fits(v), self.names + other.names)
 
 
 def is_whole(value: Any) -> bool:
@@ -27,11 +37,11 @@ def is_whole(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """A finite one: an infinite learning rate or number of images makes no sense anywhere."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and (is_whole(value) or math.isfinite(value))
+    """Whether the value is a finite number; true and false are none."""
+    return is_whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
-ANYTHING = Kind("", lambda value: True)
+ANYTHING = Kind("anything", lambda value: True)
 NULL = Kind("null", lambda value: value is None)
 WHOLE = Kind("a whole number", is_whole)
 NUMBER = Kind("a number", is_number)
@@ -44,30 +54,97 @@ MAPPING = Kind("a mapping", lambda value: isinstance(value, dict))
 
 def whole(low: int, high: int | None = None) -> Kind:
     words = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}"
-    return Kind(words, lambda v: is_whole(v) and v >= low and (high is None or v <= high))
+    return Kind(words, lambda v: is_whole(v) and low <= v and (high is None or v <= high))
 
 
-def number(low: float, high: float = float("inf"), *, above: bool = False, below: bool = False) -> Kind:
-    """From `low` to `high`, without the ends that `above` and `below` leave out."""
+def number(low: float, high: float = math.inf, *, above: bool = False, below: bool = False) -> Kind:
+    """Numbers from `low` to `high`; `above` and `below` exclude the ends."""
     words = f"a number {'above' if above else 'of at least'} {low:g}"
-    if high != float("inf"):
+    if high != math.inf:
         words += f" and {'below' if below else 'at most'} {high:g}"
 
     def fits(value: Any) -> bool:
-        if not is_number(value):
-            return False
-        over = value > low if above else value >= low
-        return over and (value < high if below else value <= high)
+        return (
+            is_number(value) and low <= value <= high and not (above and value == low) and not (below and value == high)
+        )
 
     return Kind(words, fits)
 
 
 def choice(*names: str) -> Kind:
-    return Kind(f"one of {', '.join(names)}", lambda value: value in names, names)
+    words = f"one of {', '.join(names)}" if len(names) > 1 else names[0]
+    return Kind(words, lambda value: value in names, names)
 
 
 def each(count: int, kind: Kind) -> Kind:
-    return Kind(
-        f"a list of {count}, each {kind.words}",
-        lambda value: isinstance(value, list) and len(value) == count and all(map(kind.fits, value)),
-    )
+    words = f"a list of {count}, each {kind.words}"
+    return Kind(words, lambda v: isinstance(v, list) and len(v) == count and all(map(kind.fits, v)))
+
+
+BY_NAME = {
+    **{"int": WHOLE, "float": NUMBER, "str": TEXT, "bool": SWITCH, "None": NULL, "Path": TEXT, "PathLike": TEXT},
+    **{"timedelta": OBJECT, "Tensor": OBJECT},
+    **dict.fromkeys(("list", "List", "Sequence", "Iterable", "Collection", "tuple", "Tuple", "set", "Set"), LIST),
+    **dict.fromkeys(("dict", "Dict", "Mapping", "MutableMapping"), MAPPING),
+    **dict.fromkeys(("Any", "object", "Callable"), ANYTHING),
+}
+# YAML can hold values of classes with these bases; any other class is an object with a _target_.
+PLAIN_BASES = {"Enum", "enum.Enum", "StrEnum", "str", "TypedDict", "NamedTuple", "Protocol"}
+
+
+def kind_of(annotation: ast.expr | None, module: Module | None) -> Kind:
+    """The kind that an annotation allows; ANYTHING if the source does not tell.
+
+    Args:
+        annotation: As `vitlab.config.signatures` reads it.
+        module: The module whose names it uses.
+    """
+    match annotation:
+        case ast.Constant(value=None):
+            return NULL
+        case ast.Constant(value=str() as text):
+            try:
+                return kind_of(ast.parse(text, mode="eval").body, module)
+            except SyntaxError:
+                return ANYTHING
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _any_of([left, right], module)
+        case ast.Subscript(value=head, slice=inner):
+            parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            return _generic(ast.unparse(head).rpartition(".")[2], parts, module)
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            if name in BY_NAME or module is None or not isinstance(annotation, ast.Name):
+                return BY_NAME.get(name, ANYTHING)
+            return _defined(module, name)
+    return ANYTHING
+
+
+def _generic(head: str, parts: list[ast.expr], module: Module | None) -> Kind:
+    if head == "Optional":
+        return _any_of(parts, module) | NULL
+    if head == "Union":
+        return _any_of(parts, module)
+    if head == "Literal":
+        values = [part.value for part in parts if isinstance(part, ast.Constant)]
+        return replace(choice(*map(str, values)), fits=lambda v: v in values)
+    if BY_NAME.get(head) is not LIST:
+        return BY_NAME.get(head, ANYTHING)
+    element = _any_of([part for part in parts if ast.unparse(part) != "..."], module)
+    if element is ANYTHING:
+        return LIST
+    return Kind(f"a list, each {element.words}", lambda v: isinstance(v, list) and all(map(element.fits, v)))
+
+
+def _any_of(parts: Iterable[ast.expr], module: Module | None) -> Kind:
+    return reduce(or_, [kind_of(part, module) for part in parts])
+
+
+def _defined(module: Module, name: str) -> Kind:
+    match find_name(module, name):
+        case (_, ast.ClassDef(bases=bases)):
+            return ANYTHING if {ast.unparse(base) for base in bases} & PLAIN_BASES else OBJECT
+        case (owner, ast.Assign(value=value)):  # a name for another annotation
+            return kind_of(value, owner)
+        case (owner, ast.AnnAssign(annotation=ast.expr() as hint, value=value)) if "TypeAlias" in ast.unparse(hint):
+            return kind_of(value, owner)
+    return ANYTHING

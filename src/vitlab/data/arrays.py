@@ -1,4 +1,4 @@
-"""Images in memory."""
+"""Images of a split in memory, and the stratified split."""
 
 import hashlib
 from collections.abc import Iterator
@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-CHUNK = 4096  # images that are looked at together, of all
+CHUNK = 4096  # images processed at a time when a function goes through all of them
 
 
 @dataclass(frozen=True)
 class ImageArrays:
-    """One split of a data set: some rows of the images that were loaded, which are not copied.
+    """One split of a data set: a selection of the loaded images, without copying them.
 
     Attributes:
-        stored: uint8 `[M, 3, H, W]`, of all splits perhaps; mapped from a file where there is one, so that several
-            processes of a machine share the memory.
-        rows: int64 `[N]`, the split's images among them.
+        stored: uint8 `[M, 3, H, W]`, the images of this split or of all splits; may be memory-mapped, so that the
+            processes of a machine share it.
+        rows: int64 `[N]`, the split's images in `stored`.
         labels: int64 `[N]`.
-        names: What a person calls each image: a file path, or the split and the number in it.
+        names: A readable name for each image: its file path, or the split and its number.
     """
 
     stored: Tensor
@@ -35,28 +35,27 @@ class ImageArrays:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, place: int) -> Tensor:
-        """An image, uint8 `[3, H, W]`."""
-        return self.stored[self.rows[place]]
+    def __getitem__(self, index: int) -> Tensor:
+        """One image, uint8 `[3, H, W]`."""
+        return self.stored[self.rows[index]]
 
     @property
     def image_shape(self) -> torch.Size:
         return self.stored.shape[1:]
 
-    def pick(self, index: Tensor | slice) -> Tensor:
-        """A copy of the images of `index` (int64 `[B]`), in its order: uint8 `[B, 3, H, W]`."""
-        return self.stored[self.rows[index]]
+    def pick(self, indices: Tensor | slice) -> Tensor:
+        """A copy of the images at `indices` (int64 `[B]`), in this order: uint8 `[B, 3, H, W]`."""
+        return self.stored[self.rows[indices]]
 
     def chunks(self) -> Iterator[Tensor]:
         """All images, some thousand at a time."""
         for rows in torch.split(self.rows, CHUNK):
             yield self.stored[rows]
 
-    def take(self, index: Tensor) -> "ImageArrays":
-        """The images of `index` (int64 `[M]`), in its order."""
-        return replace(
-            self, rows=self.rows[index], labels=self.labels[index], names=[self.names[i] for i in index.tolist()]
-        )
+    def take(self, indices: Tensor) -> "ImageArrays":
+        """The split with only the images at `indices` (int64 `[M]`), in this order."""
+        names = [self.names[i] for i in indices.tolist()]
+        return replace(self, rows=self.rows[indices], labels=self.labels[indices], names=names)
 
     def fingerprint(self) -> str:
         """SHA-256 of pixels and labels, in hexadecimal."""
@@ -69,7 +68,7 @@ class ImageArrays:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a source holds: the images that may be trained on, those that never are, and the classes' names."""
+    """A loaded source: images to train and validate on, images only to test on, and the names of the classes."""
 
     train: ImageArrays
     test: ImageArrays
@@ -77,24 +76,24 @@ class Dataset:
 
 
 def stratified_split(labels: Tensor, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits so that every class keeps its share: (indices that stay, indices held out), both int64 and ascending.
+    """Split so that every class keeps its fraction; returns (kept, held out) indices, int64, ascending.
 
     Args:
         labels: int64 `[N]`.
-        held_out: Below 1 the fraction to hold out, else a number of images.
-        seed: The split depends on this and the labels alone.
+        held_out: The fraction to hold out if below 1, else the number of images.
+        seed: The split depends only on this and the labels.
 
     Raises:
-        ValueError: more is held out than there is.
+        ValueError: no image would be left.
     """
     total = round(held_out * len(labels)) if held_out < 1 else int(held_out)
     if not 0 <= total < len(labels):
         raise ValueError(f"can't hold out {held_out:g} of {len(labels)} images: at least one must stay")
     members = [torch.nonzero(labels == c).flatten() for c in sorted(set(labels.tolist()))]
-    # Largest remainders: each class gets the floor of its share, and the images left go to the largest fractions.
-    shares = [total * len(m) / len(labels) for m in members]
-    counts = [int(s) for s in shares]
-    by_remainder = sorted(range(len(members)), key=lambda i: counts[i] - shares[i])
+    # Largest remainders: each class gets the floor of its quota; the images left go to the largest fractions.
+    quotas = [total * len(m) / len(labels) for m in members]
+    counts = [int(quota) for quota in quotas]
+    by_remainder = sorted(range(len(members)), key=lambda i: counts[i] - quotas[i])
     for i in by_remainder[: total - sum(counts)]:
         counts[i] += 1
     generator = torch.Generator().manual_seed(seed)

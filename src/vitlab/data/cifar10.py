@@ -3,46 +3,50 @@
 import hashlib
 import os
 import pickle
-import socket
+import shutil
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
+from http.client import HTTPException
 from pathlib import Path
-from tarfile import TarError
-from types import SimpleNamespace
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 from filelock import FileLock
-from torchvision import datasets
-from torchvision.datasets import cifar
+from rich.progress import wrap_file
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import check_integrity
 
 from vitlab.data.arrays import Dataset
 from vitlab.data.datamodule import ImageDataModule
-from vitlab.data.decoded_cache import Decoded, DecodedCache
+from vitlab.data.decoding import Decoded, DecodedCache
 from vitlab.errors import UserError
+from vitlab.files import replacing
 
 TIMEOUT_SECONDS = 10.0
 SIDE = 32  # px
-# What the official files' arrays are made of.
-PLAIN = (
+PARTS = {"train": CIFAR10.train_list, "test": CIFAR10.test_list}  # file names and MD5 sums of the official archive
+META = CIFAR10.meta
+# The official files contain plain data and arrays, which pickle builds from these.
+ALLOWED_GLOBALS = {
     *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
     *(("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")),
-)
+}
 
 
 class CIFAR10DataModule(ImageDataModule):
-    """CIFAR-10 from its official archive, downloaded once by torchvision, checksum verified, and kept as one array that
-    several processes of a machine share.
+    """CIFAR-10 from its official archive, downloaded once and checked against its MD5 sum.
+
+    The decoded images are kept in one array on disk, which the processes of a machine share.
 
     Args:
-        root: Folder that holds, or gets, the archive or `cifar-10-batches-py/`.
-        url: Where the archive is downloaded from.
-        md5: The archive's checksum.
+        root: Folder with the archive or with `cifar-10-batches-py/`; downloads go here.
+        url: Address of the archive.
+        md5: MD5 sum of the archive. If it is not the official one, the files inside are not checked.
         **shared: See `ImageDataModule`.
 
     Raises:
-        UserError: on `fetch`, where the data is neither there nor to be had.
+        UserError: in `fetch` if the data is missing and cannot be downloaded, or if its files are damaged.
     """
 
     def __init__(self, *, root: str, url: str, md5: str, **shared: Any) -> None:
@@ -50,107 +54,99 @@ class CIFAR10DataModule(ImageDataModule):
         self.root = Path(root)
         self.url = url
         self.md5 = md5
+        self._decoded: Decoded | None = None
 
     def fetch(self) -> None:
+        self._decoded = self._cached()
+        if self._decoded is not None:
+            return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            # Of the ranks of a run, and of a sweep's jobs, one downloads and the others wait.
+            # One process downloads and decodes; the run's other ranks and a sweep's other jobs wait.
             with FileLock(self.root / ".lock") if os.access(self.root, os.W_OK) else nullcontext():
-                self._fetch()
-        except (OSError, RuntimeError, EOFError, TarError) as error:
+                if not self._has_files():
+                    self._download()
+                self._decoded = self._cached() or self._decode()
+        except (OSError, EOFError, ValueError, HTTPException, tarfile.TarError) as error:
             raise UserError(
                 f"CIFAR-10 is not in {self.root.resolve()} and could not be downloaded from {self.url} ({error}). "
-                f"Other ways: put {Path(self.url).name} or its unpacked folder cifar-10-batches-py there yourself "
-                "(data.root=... names another folder), use your own image files with data=image_folder data.root=..., "
-                "or generated images with data=synthetic"
+                f"Put {Path(self.url).name} or its unpacked folder {CIFAR10.base_folder} there, name another folder "
+                "with data.root=..., or use other images: data=image_folder data.root=... for your own, data=synthetic "
+                "for generated ones"
             ) from error
 
-    def _fetch(self) -> None:
-        with _socket_timeout(TIMEOUT_SECONDS), _files_stay_in_their_folder():
-            train = self._open(train=True, download=True)
-        key = self._key()
-        with suppress(UserError):  # no folder can be written to: each process decodes for itself
-            cache = DecodedCache.choose(None, beside=self.root, key=key)
-            if cache.read(key, SIDE) is None:
-                with cache.alone():
-                    if cache.read(key, SIDE) is None:
-                        cache.write(key, SIDE, _decoded(train, self._open(train=False, download=False)))
-
     def load(self) -> Dataset:
-        decoded, key = None, self._key()
-        with suppress(UserError):
-            decoded = DecodedCache.choose(None, beside=self.root, key=key).read(key, SIDE)
-        if decoded is None:
-            try:
-                decoded = _decoded(*(self._open(train=train, download=False) for train in (True, False)))
-            except RuntimeError as error:
-                raise UserError(f"CIFAR-10 in {self.root.resolve()} is missing or damaged ({error})") from error
+        decoded = self._decoded or self._cached() or self._decode()
         return Dataset(decoded.split("train"), decoded.split("test"), decoded.classes)
 
-    def _key(self) -> str:
-        """Of the decoded images: another archive, or other files, have another."""
-        files = sorted((self.root / datasets.CIFAR10.base_folder).glob("*"))
+    def _cache(self) -> DecodedCache | None:
+        """The cache of these files; None if no folder is writable, then each process decodes for itself."""
+        files = sorted((self.root / CIFAR10.base_folder).glob("*"))
         stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        return hashlib.sha256(repr((self.md5, stamps)).encode()).hexdigest()[:24]
+        key = hashlib.sha256(repr((self.md5, stamps)).encode()).hexdigest()[:24]
+        try:
+            return DecodedCache.choose(None, beside=self.root, key=key)
+        except UserError:
+            return None
 
-    def _open(self, *, train: bool, download: bool) -> datasets.CIFAR10:
-        source: Any = type(
-            "CIFAR10", (datasets.CIFAR10,), {"url": self.url, "tgz_md5": self.md5, "filename": Path(self.url).name}
-        )
-        if self.md5 != datasets.CIFAR10.tgz_md5:
-            # Another archive in the official format: its own checksum vouches for it, not those of the official parts.
-            source.train_list = [[name, None] for name, _ in datasets.CIFAR10.train_list]
-            source.test_list = [[name, None] for name, _ in datasets.CIFAR10.test_list]
-            source.meta = {**datasets.CIFAR10.meta, "md5": None}
-        with _plain_pickles():
-            return source(self.root, train=train, download=download)
+    def _cached(self) -> Decoded | None:
+        cache = self._cache()
+        return cache.read(SIDE) if cache else None
+
+    def _has_files(self) -> bool:
+        official = self.md5 == CIFAR10.tgz_md5
+        files = [*PARTS["train"], *PARTS["test"], (META["filename"], META["md5"])]
+        folder = self.root / CIFAR10.base_folder
+        return all(check_integrity(folder / name, md5 if official else None) for name, md5 in files)
+
+    def _download(self) -> None:
+        archive = self.root / Path(self.url).name
+        if not check_integrity(archive, self.md5):
+            with urlopen(self.url, timeout=TIMEOUT_SECONDS) as response, replacing(archive) as part:
+                size = int(response.headers.get("Content-Length") or 0)
+                with wrap_file(response, size, description="Downloading CIFAR-10") as source, part.open("wb") as file:
+                    shutil.copyfileobj(source, file)
+                if not check_integrity(part, self.md5):
+                    raise OSError("the MD5 sum of the downloaded file is wrong")
+        with tarfile.open(archive) as tar:
+            tar.extractall(self.root, filter="data")  # refuses files outside the folder
+        if not self._has_files():
+            raise OSError(f"{archive} does not contain all files of CIFAR-10")
+
+    def _decode(self) -> Decoded:
+        try:
+            batches = {split: [self._unpickle(name) for name, _ in parts] for split, parts in PARTS.items()}
+            labels = {split: [label for part in parts for label in part["labels"]] for split, parts in batches.items()}
+            pixels = np.concatenate([part["data"] for parts in batches.values() for part in parts])
+            decoded = Decoded(
+                images=pixels.reshape(-1, 3, SIDE, SIDE),
+                labels=labels["train"] + labels["test"],
+                names=[f"{split}/{i}" for split, values in labels.items() for i in range(len(values))],
+                classes=self._unpickle(META["filename"])[META["key"]],
+                skipped={},
+            )
+        except Exception as error:  # damaged pickles raise anything
+            raise UserError(
+                f"the CIFAR-10 files in {self.root.resolve() / CIFAR10.base_folder} are missing or damaged ({error}); "
+                "delete the folder to unpack or download them again"
+            ) from error
+        cache = self._cache()
+        if cache is None:
+            return decoded
+        with suppress(UserError):  # a full disk: each process decodes for itself
+            cache.write(SIDE, decoded)
+        return cache.read(SIDE) or decoded
+
+    def _unpickle(self, name: str) -> dict[str, Any]:
+        with (self.root / CIFAR10.base_folder / name).open("rb") as file:
+            content: dict[str, Any] = _PlainUnpickler(file, encoding="latin1").load()
+        return content
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads what the official files hold, arrays and plain data; another archive may hold what runs code."""
+    """Refuse everything but plain data and arrays: other pickles could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in PLAIN:
-            raise RuntimeError(f"it holds {module}.{name}, which is no data")
+        if (module, name) not in ALLOWED_GLOBALS:
+            raise pickle.UnpicklingError(f"{module}.{name} is no data")
         return super().find_class(module, name)
-
-
-@contextmanager
-def _plain_pickles() -> Iterator[None]:
-    real = cifar.pickle
-    cifar.pickle = SimpleNamespace(load=lambda file, **options: _PlainUnpickler(file, **options).load())
-    try:
-        yield
-    finally:
-        cifar.pickle = real
-
-
-def _decoded(train: datasets.CIFAR10, test: datasets.CIFAR10) -> Decoded:
-    return Decoded(
-        images=np.concatenate([train.data, test.data]).transpose(0, 3, 1, 2).copy(),
-        labels=[*train.targets, *test.targets],
-        names=[f"{name}/{i}" for name, data in (("train", train), ("test", test)) for i in range(len(data))],
-        classes=list(train.classes),
-        skipped={},
-    )
-
-
-@contextmanager
-def _files_stay_in_their_folder() -> Iterator[None]:
-    """Until Python 3.14 an archive's files are written wherever it says, and not every torchvision asks for more."""
-    before = vars(tarfile.TarFile)["extraction_filter"]
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
-    try:
-        yield
-    finally:
-        tarfile.TarFile.extraction_filter = before
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)  # torchvision's download names none: an unreachable host would hang for minutes
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -1,6 +1,7 @@
-"""ImageDataModule: what every source of images shares."""
+"""ImageDataModule, the base class of every source of images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,39 +19,68 @@ from vitlab.errors import UserError
 
 
 class Batch(NamedTuple):
-    """Float32 images `[B, 3, H, W]`, labels int64 `[B]`, or float32 `[B, classes]` where images were mixed, and the
-    images' places in their split, int64 `[B]`."""
+    """A batch as the model gets it.
+
+    Attributes:
+        images: float32 `[B, 3, H, W]`.
+        labels: int64 `[B]`, or float32 `[B, classes]` after mixing.
+        indices: int64 `[B]`, the images' indices in their split.
+    """
 
     images: Tensor
     labels: Tensor
-    places: Tensor
+    indices: Tensor
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a loaded data set knows about itself, also where the config left it open.
+
+    Attributes:
+        stored_size: Side of the images in memory, in pixels.
+        classes: Their names, by label.
+        mean, std: Of each channel on the scale [0, 1], as the images are normalised.
+    """
+
+    stored_size: int
+    classes: list[str]
+    mean: list[float]
+    std: list[float]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def as_config(self) -> dict[str, Any]:
+        """The same as keys of the config's `data` group."""
+        return {**asdict(self), "num_classes": self.num_classes}
 
 
 class ImageDataModule(LightningDataModule):
-    """Loads a data set into memory, splits it, and serves batches that are augmented on the device.
+    """Load a data set into memory, split it, and serve batches that are augmented on the device.
 
-    A source is a subclass with `load`, and with `fetch` where there is something to bring here first. The test images
-    are never trained or selected on. What a config leaves null of `stored_size`, `num_classes`, `classes`, `mean` and
-    `std` is known after `setup`: see `facts`.
+    A source is a subclass that implements `load`, and `fetch` if there is anything to download or decode. The test
+    images are never used for training or model selection. Whatever a config leaves null of `stored_size`,
+    `num_classes`, `classes`, `mean` and `std` is known after `setup`, see `spec`.
 
     Args:
-        image_size: Side of the images given to the network, in pixels.
+        image_size: Side of the model's input, in pixels.
         stored_size: Side of the images in memory, in pixels; None takes it from the data.
         num_classes, classes: Number and names of the classes; None takes them from the data.
-        mean, std: Of each channel on the scale [0, 1]; None measures them on the training images.
+        mean, std: Per channel, on the scale [0, 1]; None measures them on the training images.
         interpolation: Of the resize from `stored_size` to `image_size`: "bilinear" or "bicubic".
-        augmentations: Modules called as `(images, draws, stream)` on training batches, and at most one `Mixing`.
+        augmentations: Modules called as `(images, rng, op_index)` on training batches, and at most one `Mixing`.
         val_size: Validation images drawn from the training images, stratified: a number, a fraction below 1, or 0.
-        split_seed: The validation split depends on this alone.
-        max_train_images: Train on this many images only (a stratified choice); None means all.
-        repeated_augmentation: An epoch of as many images consists of so many repetitions of each of fewer ones
-            (Hoffer et al. 2020, "Augment Your Batch"), every one with draws of its own.
+        split_seed: The validation split depends only on this.
+        max_train_images: Train on this many images only, chosen stratified; None means all.
+        repeated_augmentation: Use each image this often in an epoch, each time with other random numbers, and so many
+            times fewer images (Hoffer et al. 2020, "Augment Your Batch").
         batch_size: Global training batch, divided among the ranks.
         eval_batch_size: Global batch of validation, test and prediction.
-        seed: Of the order of images and their augmentation.
+        seed: Decides the order of the images and their augmentation.
 
     Raises:
-        UserError: on `setup`, where the data does not fit what is asked of it.
+        UserError: in `setup` if the data does not match the config.
     """
 
     def __init__(
@@ -98,10 +128,10 @@ class ImageDataModule(LightningDataModule):
         self._resumed: dict[str, int] | None = None
 
     def fetch(self) -> None:
-        """Brings the data to this machine (download, decode), where a source has to."""
+        """Download or decode the data, if the source needs it. Runs before `load`, on one process per machine."""
 
     def load(self) -> Dataset:
-        """The data set in memory."""
+        """Load the data set into memory."""
         raise NotImplementedError
 
     def prepare_data(self) -> None:
@@ -123,16 +153,16 @@ class ImageDataModule(LightningDataModule):
             raise UserError(f"data: {error}; change data.val_size or data.max_train_images") from None
         if len(kept) < self.batch_size:
             raise UserError(
-                f"data.batch_size={self.batch_size} is more than the {len(kept)} training images: no batch is full"
+                f"data.batch_size={self.batch_size} is more than the {len(kept)} training images; lower data.batch_size"
             )
         self.splits = {"train": train.take(kept), "val": train.take(val), "test": dataset.test}
-        self._complete_facts(dataset)
+        self._describe(dataset)
         self.transform = BatchTransform(
             self.augmentations,
             image_size=self.image_size,
             interpolation=self.interpolation,
-            mean=self.facts["mean"],
-            std=self.facts["std"],
+            mean=self.spec.mean,
+            std=self.spec.std,
         )
 
     def _check(self, dataset: Dataset) -> None:
@@ -145,52 +175,59 @@ class ImageDataModule(LightningDataModule):
         if self.stored_size is not None and self.stored_size != size:
             raise UserError(f"data.stored_size={self.stored_size}, but the images have {size} pixels a side")
 
-    def _complete_facts(self, dataset: Dataset) -> None:
+    def _describe(self, dataset: Dataset) -> None:
         mean, std = self.mean, self.std
         if mean is None or std is None:
             measured_mean, measured_std = channel_statistics(self.splits["train"])
             mean, std = mean or measured_mean, std or measured_std
-        self.facts: dict[str, Any] = {
-            "stored_size": dataset.train.image_shape[-1],
-            "num_classes": len(dataset.classes),
-            "classes": list(dataset.classes),
-            "mean": [float(m) for m in mean],
-            "std": [float(s) for s in std],
-        }
-
-    def _loader(self, split: str, *, training: bool) -> ResidentLoader:
-        trainer = self.trainer
-        assert trainer is not None
-        batch_size = self.batch_size if training else self.eval_batch_size
-        if training and batch_size % trainer.world_size:
-            raise UserError(f"data.batch_size={batch_size} does not divide among {trainer.world_size} devices")
-        arrays = self.splits[split]
-        # Evaluation has one fixed order, and a mixed one: files come class by class, and a limit on the batches would
-        # else count the first classes alone.
-        return ResidentLoader(
-            arrays,
-            batch_size,
-            seed=self.seed if training else 0,
-            epoch=lambda: trainer.current_epoch if training else 0,
-            drop_last=training,
-            device=_home(arrays, trainer.strategy.root_device),
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            **(self._training_batches if training else {}),
+        self.spec = DataSpec(
+            stored_size=dataset.train.image_shape[-1],
+            classes=list(dataset.classes),
+            mean=[float(m) for m in mean],
+            std=[float(s) for s in std],
         )
 
-    @property
-    def _training_batches(self) -> dict[str, Any]:
-        return {"repeats": self.repeated_augmentation, "with_neighbour": self.mixing is not None}
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Number and SHA-256 of each split's images and labels, after `setup`."""
+        return {name: {"images": len(split), "sha256": split.fingerprint()} for name, split in self.splits.items()}
+
+    def _training_loader(self, epoch: Callable[[], int], **placement: Any) -> ResidentLoader:
+        options = {"repeats": self.repeated_augmentation, "with_neighbour": self.mixing is not None, **placement}
+        return ResidentLoader(
+            self.splits["train"], self.batch_size, seed=self.seed, epoch=epoch, drop_last=True, **options
+        )
+
+    def _evaluation_loader(self, split: str) -> ResidentLoader:
+        # A fixed random order: files are stored class by class, and a limit on the batches would leave out classes.
+        return ResidentLoader(
+            self.splits[split],
+            self.eval_batch_size,
+            seed=0,
+            epoch=lambda: 0,
+            drop_last=False,
+            **self._placement(split),
+        )
+
+    def _placement(self, split: str) -> dict[str, Any]:
+        trainer = self.trainer
+        assert trainer is not None
+        device = _choose_device(self.splits[split], trainer.strategy.root_device)
+        return {"device": device, "rank": trainer.global_rank, "world_size": trainer.world_size}
 
     def train_dataloader(self) -> ResidentLoader:
-        self._train_loader = self._loader("train", training=True)
+        trainer = self.trainer
+        assert trainer is not None
+        if self.batch_size % trainer.world_size:
+            raise UserError(
+                f"data.batch_size={self.batch_size} must be a multiple of the number of devices, {trainer.world_size}"
+            )
+        self._train_loader = self._training_loader(lambda: trainer.current_epoch, **self._placement("train"))
         if self._resumed is not None:
             self._train_loader.load_state_dict(self._resumed)
         return self._train_loader
 
-    # Lightning brings back the loader's own state only where nothing asked for the loader before, as a schedule does
-    # that must know the number of steps.
+    # Lightning restores the loader's own state only if nothing has asked for the loader before, but a schedule asks
+    # for it to know the number of steps.
     def state_dict(self) -> dict[str, Any]:
         assert self._train_loader is not None
         return self._train_loader.state_dict()
@@ -201,79 +238,64 @@ class ImageDataModule(LightningDataModule):
             self._train_loader.load_state_dict(state_dict)
 
     def val_dataloader(self) -> ResidentLoader:
-        return self._loader("val", training=False)
+        return self._evaluation_loader("val")
 
     def test_dataloader(self) -> ResidentLoader:
-        return self._loader("test", training=False)
+        return self._evaluation_loader("test")
 
     def on_after_batch_transfer(self, batch: StoredBatch, dataloader_idx: int) -> Batch:
         trainer = self.trainer
         assert trainer is not None
-        epoch = trainer.current_epoch if trainer.training else None
-        images, labels, places = self.prepare_batch(batch, epoch)
-        # Lightning converts batches to a half precision before they come here: as uint8, which stay what they are.
-        return Batch(trainer.precision_plugin.convert_input(images), labels, places)
+        images, labels, indices = self.prepare_batch(batch, trainer.current_epoch if trainer.training else None)
+        # Lightning has already converted the batch to a half precision, but it leaves uint8 images as they are.
+        return Batch(trainer.precision_plugin.convert_input(images), labels, indices)
 
     def prepare_batch(self, batch: StoredBatch, epoch: int | None) -> Batch:
-        """What the network gets of a loader's batch, on the batch's device.
+        """Turn a loader's batch into the model's batch, on the batch's device.
 
         Args:
-            batch: Where there is mixing, and the batch is to be augmented, its first image is there for its neighbour's
-                sake alone.
-            epoch: Augments as in this epoch; None does not augment.
+            batch: If it is to be mixed, its first image is only the neighbour of the second.
+            epoch: Augment and mix as in this epoch; None does neither.
         """
-        images, labels, places, repetitions, number = batch
-        draws = None if epoch is None else CounterRNG(self.seed, epoch, places, repetitions)
-        images = self.transform.to(images.device)(images, draws)
+        images, labels, indices, repetitions, number = batch
+        rng = None if epoch is None else CounterRNG(self.seed, epoch, indices, repetitions)
+        images = self.transform.to(images.device)(images, rng)
         if epoch is None or self.mixing is None:
-            return Batch(images, labels, places)
+            return Batch(images, labels, indices)
         if self.mixing.is_on(self._progress(epoch)):
-            classes = self.facts["num_classes"]
+            classes = self.spec.num_classes
             images, labels = self.mixing(images, labels, classes=classes, seed=self.seed, epoch=epoch, number=number)
-        return Batch(images[1:], labels[1:], places[1:])
+        return Batch(images[1:], labels[1:], indices[1:])
 
     def _progress(self, epoch: int) -> float:
         module: Any = self.trainer.lightning_module if self.trainer else None
         return module.progress(epoch) if module else 0.0  # before training
 
     def first_batch(self, device: torch.device) -> Batch:
-        """What one process trains on first."""
-        loader = ResidentLoader(
-            self.splits["train"],
-            self.batch_size,
-            seed=self.seed,
-            epoch=lambda: 0,
-            drop_last=True,
-            device=torch.device("cpu"),
-            rank=0,
-            world_size=1,
-            **self._training_batches,
-        )
-        stored = next(iter(loader))
-        return self.prepare_batch(move_data_to_device(stored, device), 0)
+        """The first training batch of a run on a single process."""
+        loader = self._training_loader(lambda: 0, device=torch.device("cpu"), rank=0, world_size=1)
+        return self.prepare_batch(move_data_to_device(next(iter(loader)), device), 0)
 
 
 def channel_statistics(arrays: ImageArrays) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of a split, on the scale [0, 1]."""
+    """Mean and standard deviation per channel of a split, on the scale [0, 1]."""
     histograms = torch.zeros(arrays.image_shape[0], 256, dtype=torch.float64)
     for images in arrays.chunks():
         for channel, counts in enumerate(histograms):
             counts += torch.bincount(images[:, channel].flatten(), minlength=256)
-    means, stds = [], []
-    for counts in histograms:
-        values = torch.arange(256, dtype=torch.float64) / 255
-        mean = (counts * values).sum() / counts.sum()
-        means.append(round(mean.item(), 4))
-        stds.append(round((((values - mean) ** 2 * counts).sum() / counts.sum()).sqrt().item(), 4))
-    return means, stds
+    weights = histograms / histograms.sum(dim=1, keepdim=True)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means = (weights * values).sum(dim=1)
+    stds = (weights * (values - means.unsqueeze(1)).square()).sum(dim=1).sqrt()
+    return [round(mean, 4) for mean in means.tolist()], [round(std, 4) for std in stds.tolist()]
 
 
-def _home(arrays: ImageArrays, device: torch.device) -> torch.device:
-    """The device itself where the images take at most a quarter of its free memory, else the host's memory."""
+def _choose_device(arrays: ImageArrays, device: torch.device) -> torch.device:
+    """The GPU if the images take at most a quarter of its free memory, else the CPU."""
     if device.type != "cuda":
         return torch.device("cpu")
     free, _ = torch.cuda.mem_get_info(device)
     if len(arrays) * arrays.image_shape.numel() <= free // 4:
         return device
-    rank_zero_info("the images do not fit beside the model on the GPU: batches are gathered in host memory")
+    rank_zero_info("the images do not fit on the GPU next to the model; batches are gathered in host memory")
     return torch.device("cpu")

@@ -1,82 +1,89 @@
-"""The operations of AutoAugment's family on whole batches, each image with its own magnitude.
+"""Image operations of AutoAugment's family on batches, one magnitude per image.
 
-uint8 images `[N, 3, H, W]` -> the same. Each result is what torchvision's `transforms.v2.functional`, which take one
-magnitude for all images, give for that image alone. A magnitude is float64 `[N]` on the images' device.
+Each takes uint8 images `[N, 3, H, W]` and a magnitude, float64 `[N]` on the images' device, and returns uint8 images.
+The result for each image is that of torchvision's `transforms.v2.functional`, which take one magnitude for all images.
 """
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tvf
+
+from vitlab.data.counter_rng import CounterRNG
+
+Argument = TypeVar("Argument", Tensor, CounterRNG)
+
+
+def apply_where(
+    chosen: Tensor, change: Callable[[Tensor, Argument], Tensor], images: Tensor, argument: Argument
+) -> Tensor:
+    """Apply `change(images, argument)` to the chosen images (bool `[B]`); the argument has one row per image.
+
+    A CPU computes only the chosen images. A GPU computes all: to find the chosen ones, it would have to wait.
+    """
+    if images.device.type != "cpu":
+        return torch.where(chosen.view(-1, 1, 1, 1), change(images, argument), images)
+    rows = chosen.nonzero().flatten()
+    if len(rows):
+        images = images.index_copy(0, rows, change(images[rows], argument[rows]))
+    return images
 
 
 def transform_affinely(images: Tensor, inverse: Tensor) -> Tensor:
-    """Moves pixels: nearest neighbours, black where nothing is.
+    """Move pixels: nearest neighbour, black outside the image.
 
     Args:
         images: uint8 `[N, 3, H, W]`.
-        inverse: float64 `[N, 2, 3]`: from a place in the result, in pixels from the centre, to its place in the image.
+        inverse: float64 `[N, 2, 3]`, maps a position in the result, in pixels from the centre, to one in the image.
     """
     height, width = images.shape[-2:]
     x = torch.linspace((1 - width) * 0.5, (width - 1) * 0.5, width, device=images.device)
     y = torch.linspace((1 - height) * 0.5, (height - 1) * 0.5, height, device=images.device)
-    places = torch.stack(
-        [x.expand(height, width), y[:, None].expand(height, width), torch.ones_like(x).expand(height, width)]
-    )
+    ones = torch.ones_like(x)
+    positions = torch.stack([t.expand(height, width) for t in (x, y[:, None], ones)])
     theta = inverse.float().transpose(1, 2)
     theta[..., 0] /= 0.5 * width
     theta[..., 1] /= 0.5 * height
-    grid = (places.flatten(1).T.expand(len(images), -1, -1) @ theta).view(-1, height, width, 2)
+    grid = (positions.flatten(1).T.expand(len(images), -1, -1) @ theta).view(-1, height, width, 2)
     return F.grid_sample(images.float(), grid, mode="nearest", align_corners=False).round_().to(torch.uint8)
 
 
-def shear(magnitude: Tensor, side: int, *, along: int) -> Tensor:
-    """The inverse of a shear about the corner, along the columns (0) or rows (1); for `transform_affinely`.
+def invert_affine(
+    shear_x: Tensor, shear_y: Tensor, shift_x: Tensor, shift_y: Tensor, degrees: Tensor, height: int, width: int
+) -> Tensor:
+    """The inverse of a shear, a shift or a rotation, for `transform_affinely`; all but one of an image's are zero.
 
     Args:
-        magnitude: Tangent of the angle.
-        side: Of the image across, in pixels.
-        along: 0 moves the rows sideways, 1 the columns up and down.
+        shear_x, shear_y: Tangents of the shear about the corner that moves rows sideways, or columns up and down.
+        shift_x, shift_y: Shift to the right and down in pixels, truncated to whole ones.
+        degrees: Rotation about the centre, counter-clockwise.
+        height, width: Of the images, in pixels.
     """
-    inverse = _identity(magnitude)
-    inverse[:, along, 1 - along] = magnitude
-    inverse[:, along, 2] = magnitude * side / 2
-    return inverse
-
-
-def translate(magnitude: Tensor, *, along: int) -> Tensor:
-    """The inverse of a move by whole pixels, sideways (0) or down (1)."""
-    inverse = _identity(magnitude)
-    inverse[:, along, 2] = -magnitude.trunc()
-    return inverse
-
-
-def rotate(magnitude: Tensor) -> Tensor:
-    """The inverse of a rotation about the centre by degrees, counter-clockwise."""
-    angle = magnitude.deg2rad()
-    inverse = _identity(magnitude)
-    inverse[:, 0, 0], inverse[:, 0, 1] = angle.cos(), -angle.sin()
-    inverse[:, 1, 0], inverse[:, 1, 1] = angle.sin(), angle.cos()
-    return inverse
+    angle = degrees.deg2rad()
+    x = [angle.cos(), shear_x - angle.sin(), shear_x * height / 2 - shift_x.trunc()]
+    y = [shear_y + angle.sin(), angle.cos(), shear_y * width / 2 - shift_y.trunc()]
+    return torch.stack([torch.stack(x, dim=1), torch.stack(y, dim=1)], dim=1)
 
 
 def adjust_brightness(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Towards black (-1) or away from it; 0 leaves an image as it is, here and in the next three."""
+    """Blend towards black (-1) or away from it; 0 changes nothing, here and in the next three."""
     return _blend(images, torch.zeros_like(images[:1, :1, :1, :1]), magnitude)
 
 
 def adjust_colour(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Towards grey or away from it."""
+    """Blend towards grey or away from it."""
     return _blend(images, _grey(images), magnitude)
 
 
 def adjust_contrast(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Towards the image's mean grey or away from it."""
+    """Blend towards the image's mean grey or away from it."""
     return _blend(images, _grey(images).mean(dim=(-3, -2, -1), keepdim=True), magnitude)
 
 
 def adjust_sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Towards a blurred image or away from it; the border stays."""
+    """Blend towards a blurred image or away from it, except at the border."""
     kernel = torch.full((3, 1, 3, 3), 1 / 13, device=images.device)
     kernel[:, :, 1, 1] = 5 / 13
     result = images.float()
@@ -87,32 +94,15 @@ def adjust_sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keeps so many of the upper bits of each value."""
+    """Keep this many of the upper bits of each value."""
     dropped = (8 - bits.long()).view(-1, 1, 1, 1)
     return images & ((255 >> dropped) << dropped).to(torch.uint8)
 
 
 def solarize(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Inverts the values from a threshold on, a fraction of white."""
+    """Invert the values at or above a threshold, given as a fraction of white."""
     threshold = (magnitude * 255).float().view(-1, 1, 1, 1)
     return torch.where(images >= threshold, 255 - images, images)
-
-
-def autocontrast(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Stretches each channel from black to white; there is no magnitude."""
-    result: Tensor = tvf.autocontrast(images)
-    return result
-
-
-def equalize(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Makes each channel's values about equally frequent; there is no magnitude."""
-    result: Tensor = tvf.equalize(images)
-    return result
-
-
-def invert(images: Tensor, magnitude: Tensor) -> Tensor:
-    """Black becomes white; there is no magnitude."""
-    return 255 - images
 
 
 def _blend(images: Tensor, others: Tensor, magnitude: Tensor) -> Tensor:
@@ -123,7 +113,3 @@ def _blend(images: Tensor, others: Tensor, magnitude: Tensor) -> Tensor:
 def _grey(images: Tensor) -> Tensor:
     red, green, blue = images.unbind(dim=1)
     return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_().unsqueeze(1)
-
-
-def _identity(magnitude: Tensor) -> Tensor:
-    return torch.eye(2, 3, dtype=torch.float64, device=magnitude.device).repeat(len(magnitude), 1, 1)

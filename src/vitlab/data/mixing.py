@@ -1,25 +1,25 @@
-"""Images of a batch mixed with each other, and their labels in the same shares."""
+"""MixUp and CutMix: mix the images of a batch and their labels."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from vitlab.data.counter_rng import draws_of_batch
+from vitlab.data.counter_rng import fork_batch_rng
 
 
 class Mixing(nn.Module):
-    """mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of each image of a batch with the one before it.
+    """Mix each image of a batch with the previous one: mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019).
 
-    One kind, one share and one box hold for a batch, by torchvision's transforms of these names.
+    As in torchvision, whose transforms do the mixing, the whole batch gets the same method, weight and box.
 
     Args:
-        p: Share of the batches that are mixed.
-        mixup_alpha: Of Beta(alpha, alpha), from which mixup draws the image's share. 1: all shares alike; less: mostly
-            one image.
-        cutmix_alpha: The same of CutMix, where it is the share of the area that stays.
-        cutmix_share: Of the mixed batches; the others get mixup.
-        off_share: Of a run: its last part, which is not mixed.
+        p: Fraction of the batches that are mixed.
+        mixup_alpha: mixup draws the weight of the image from Beta(alpha, alpha). 1 is uniform; smaller values keep
+            mostly one image.
+        cutmix_alpha: The same for CutMix, whose weight is the fraction of the area that stays.
+        cutmix_share: Fraction of the mixed batches that get CutMix; the others get mixup.
+        off_share: Fraction of the run, at its end, without mixing.
 
     Raises:
         ValueError: a number is out of its range.
@@ -36,26 +36,26 @@ class Mixing(nn.Module):
         self.p = p
         self.cutmix_share = cutmix_share
         self.off_share = off_share
-        self.mixup = v2.MixUp(alpha=float(mixup_alpha))  # torchvision takes no integers
+        self.mixup = v2.MixUp(alpha=float(mixup_alpha))  # torchvision accepts no integers
         self.cutmix = v2.CutMix(alpha=float(cutmix_alpha))
 
     def is_on(self, progress: float) -> bool:
-        """Whether batches may be mixed when such a share of the run, from 0 to 1, is over."""
+        """Whether batches may be mixed after this fraction of the run."""
         return progress < 1 - self.off_share
 
     def forward(
         self, images: Tensor, labels: Tensor, *, classes: int, seed: int, epoch: int, number: int
     ) -> tuple[Tensor, Tensor]:
-        """The mixed batch, or the same one where it is its turn to stay.
+        """Return the mixed batch, or the same batch if it is not drawn for mixing.
 
         Args:
             images: Float `[B, 3, H, W]`.
-            labels: int64 `[B]`; of a mixed batch they become float32 `[B, classes]`.
-            classes: There are so many.
-            seed: Of the run.
-            epoch, number: Of the batch, which decide with the seed what is drawn.
+            labels: int64 `[B]`; those of a mixed batch become float32 `[B, classes]`.
+            classes: Number of classes.
+            seed: The run's seed.
+            epoch, number: The batch's epoch and its number in it; with the seed they decide all random numbers.
         """
-        with draws_of_batch(seed, epoch, number):
+        with fork_batch_rng(seed, epoch, number):
             mix = self._draw_kind()
             if mix is None:
                 return images, labels
@@ -70,5 +70,5 @@ class Mixing(nn.Module):
 
 
 def main_class(labels: Tensor) -> Tensor:
-    """int64 `[B]`: labels as they are, or of mixed ones, float `[B, classes]`, the class with the largest share."""
+    """int64 `[B]`: the labels, or for mixed labels (float `[B, classes]`) the class with the largest weight."""
     return labels.argmax(dim=1) if labels.is_floating_point() else labels

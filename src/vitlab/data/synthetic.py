@@ -1,4 +1,4 @@
-"""Ten classes of drawn shapes: a data set that needs no download."""
+"""Ten classes of drawn shapes, a data set without a download."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import Tensor
 from vitlab.data.arrays import Dataset, ImageArrays
 from vitlab.data.datamodule import ImageDataModule
 
-# A shape is a signed distance in its own coordinates, negative inside, about one unit in radius.
+# A shape is a signed distance in its own coordinates: negative inside, with a radius of about one.
 Shape = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -34,22 +34,6 @@ def _box(x: Tensor, y: Tensor, half_width: float, half_height: float) -> Tensor:
     return torch.maximum(x.abs() - half_width, y.abs() - half_height)
 
 
-def _cross(x: Tensor, y: Tensor) -> Tensor:
-    return torch.minimum(_box(x, y, 1.0, 0.3), _box(x, y, 0.3, 1.0))
-
-
-def _crescent(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(torch.hypot(x, y) - 1.0, 0.85 - torch.hypot(x - 0.6, y))
-
-
-def _two_bars(x: Tensor, y: Tensor) -> Tensor:
-    return _box(x.abs() - 0.6, y, 0.25, 1.0)
-
-
-def _two_dots(x: Tensor, y: Tensor) -> Tensor:
-    return torch.hypot(x.abs() - 0.65, y) - 0.4
-
-
 SHAPES: dict[str, Shape] = {
     "disc": lambda x, y: torch.hypot(x, y) - 0.9,
     "ring": lambda x, y: (torch.hypot(x, y) - 0.75).abs() - 0.22,
@@ -57,27 +41,27 @@ SHAPES: dict[str, Shape] = {
     "frame": lambda x, y: (_box(x, y, 0.65, 0.65)).abs() - 0.18,
     "triangle": _polygon(3),
     "star": _star,
-    "cross": _cross,
-    "crescent": _crescent,
-    "two_bars": _two_bars,
-    "two_dots": _two_dots,
+    "cross": lambda x, y: torch.minimum(_box(x, y, 1.0, 0.3), _box(x, y, 0.3, 1.0)),
+    "crescent": lambda x, y: torch.maximum(torch.hypot(x, y) - 1.0, 0.85 - torch.hypot(x - 0.6, y)),
+    "two_bars": lambda x, y: _box(x.abs() - 0.6, y, 0.25, 1.0),
+    "two_dots": lambda x, y: torch.hypot(x.abs() - 0.65, y) - 0.4,
 }
 
 
 class SyntheticDataModule(ImageDataModule):
-    """Shapes of varying colour, place, size and rotation, on varying backgrounds, under noise.
+    """Shapes of random colour, position, size and rotation on random backgrounds, with noise.
 
     Args:
-        train_images, test_images: How many of each, the classes in turn.
+        train_images, test_images: Number of images; the classes take turns.
         noise: Standard deviation of the pixel noise, on the scale [0, 1].
-        data_seed: All images are a function of this.
+        data_seed: The images depend only on this.
         **shared: See `ImageDataModule`.
     """
 
     def __init__(self, *, train_images: int, test_images: int, noise: float, data_seed: int, **shared: Any) -> None:
         super().__init__(**shared)
         if min(train_images, test_images) < len(SHAPES):
-            raise ValueError(f"train_images and test_images must be at least {len(SHAPES)}, one a class")
+            raise ValueError(f"train_images and test_images must be at least {len(SHAPES)}, one per class")
         self.train_images = train_images
         self.test_images = test_images
         self.noise = noise
@@ -95,7 +79,7 @@ class SyntheticDataModule(ImageDataModule):
 
 
 def draw_shapes(labels: Tensor, size: int, noise: float, generator: torch.Generator) -> Tensor:
-    """uint8 `[N, 3, size, size]`: for each label (int64 `[N]`, a place in `SHAPES`) its shape, drawn at random."""
+    """Draw each label's shape at random: int64 `[N]`, indices into `SHAPES` -> uint8 `[N, 3, size, size]`."""
     count = len(labels)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -112,7 +96,7 @@ def draw_shapes(labels: Tensor, size: int, noise: float, generator: torch.Genera
     for label, shape in enumerate(SHAPES.values()):
         chosen = labels == label
         distance[chosen] = shape(x[chosen], y[chosen])
-    # Half a pixel of soft edge on either side stands for antialiasing.
+    # Antialiasing: a soft edge of half a pixel on either side.
     cover = (0.5 - distance * radius * size / 2).clamp(0, 1).unsqueeze(1)
 
     ground = _background(uniform, size)

@@ -1,10 +1,12 @@
-"""Batch transforms: a whole batch at once, on its device, each image with its own draw.
+"""Batch transforms: flip, crop, erase, resize, normalise a batch on its device.
 
-The counterparts of torchvision's transforms, which draw once for all images of a batch.
+Each image gets its own random numbers; torchvision's transforms draw once for all images of a batch.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,62 +15,125 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
 from vitlab.data.counter_rng import CounterRNG
+from vitlab.data.image_ops import apply_where
+
+ATTEMPTS = 10  # to draw a box that fits, as in torchvision
 
 
 class RandomHorizontalFlip(nn.Module):
-    """Mirrors each image `[B, C, H, W]` (any dtype) with probability `p`.
+    """Mirror each image `[B, C, H, W]` (any dtype) with probability `p`.
 
     Args:
         p: Probability.
-        alternating: Draw in the first epoch alone, and turn each image around with every time that it comes again: two
-            epochs show both its sides (Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", section 3.6).
+        alternating: Draw only in the first epoch, then flip each image every time it is used again, so that two
+            epochs show both sides (Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", section 3.6).
     """
 
     def __init__(self, p: float, alternating: bool = False) -> None:
         super().__init__()
         if not 0 <= p <= 1:
-            raise ValueError(f"p={p} of RandomHorizontalFlip is no probability: 0 to 1")
+            raise ValueError(f"RandomHorizontalFlip: p={p} must be 0 to 1")
         self.p = p
         self.alternating = alternating
 
-    def forward(self, images: Tensor, draws: CounterRNG, stream: int) -> Tensor:
+    def forward(self, images: Tensor, rng: CounterRNG, op_index: int) -> Tensor:
         if self.alternating:
-            chosen = replace(draws, epoch=0, repetition=None).uniform(stream, 1)[:, 0] < self.p
-            times = draws.epoch if draws.repetition is None else draws.epoch + draws.repetition
+            chosen = replace(rng, epoch=0, repetitions=None).uniform(op_index, 1)[:, 0] < self.p
+            times = rng.epoch if rng.repetitions is None else rng.epoch + rng.repetitions
             chosen = chosen ^ (times % 2 == 1)
         else:
-            chosen = draws.uniform(stream, 1)[:, 0] < self.p
+            chosen = rng.uniform(op_index, 1)[:, 0] < self.p
         return torch.where(chosen.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
 class RandomCrop(nn.Module):
-    """Pads each image `[B, C, H, W]` (any dtype) by `padding` black pixels and cuts its size out at a random place."""
+    """Pad each image `[B, C, H, W]` (any dtype) by `padding` black pixels and crop its size at a random position."""
 
     def __init__(self, padding: int) -> None:
         super().__init__()
         if padding < 0:
-            raise ValueError(f"padding={padding} of RandomCrop is negative")
+            raise ValueError(f"RandomCrop: padding={padding} must be at least 0")
         self.padding = padding
 
-    def offsets(self, draws: CounterRNG, stream: int) -> Tensor:
-        """Top and left of each image's cut within the padded image, int64 `[B, 2]` in [0, 2 * padding]."""
-        return (draws.uniform(stream, 2) * (2 * self.padding + 1)).long()
+    def offsets(self, rng: CounterRNG, op_index: int) -> Tensor:
+        """Top and left of each image's crop in the padded image, int64 `[B, 2]` in [0, 2 * padding]."""
+        return (rng.uniform(op_index, 2) * (2 * self.padding + 1)).long()
 
-    def forward(self, images: Tensor, draws: CounterRNG, stream: int) -> Tensor:
+    def forward(self, images: Tensor, rng: CounterRNG, op_index: int) -> Tensor:
         height, width = images.shape[-2:]
-        offsets = self.offsets(draws, stream)
+        offsets = self.offsets(rng, op_index)
         padded = F.pad(images, [self.padding] * 4)
         rows = offsets[:, :1] + torch.arange(height, device=images.device)
         columns = offsets[:, 1:] + torch.arange(width, device=images.device)
         batch = torch.arange(len(images), device=images.device).view(-1, 1, 1)
-        # Indexing around the channel slice puts the channels last: [B, H, W, C].
+        # Indexing on both sides of the channel slice puts the channels last: [B, H, W, C].
         return padded[batch, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2).contiguous()
 
 
-class Resize(nn.Module):
-    """Resizes images `[B, C, h, w]` to `[B, C, size, size]`, antialiased; a batch that has the size passes unchanged.
+class RandomErasing(nn.Module):
+    """Fill a box of an image with noise (Zhong et al. 2020, "Random Erasing Data Augmentation", algorithm 1).
 
-    uint8 stays uint8, rounded, as torchvision and Pillow do it.
+    As in the paper, each noise value is drawn from 0 to 255, so that it stays between black and white. For that it
+    acts on the stored uint8 images, before the normalisation.
+
+    Args:
+        p: Fraction of the images.
+        area: Smallest and largest fraction of the image that the box covers.
+        aspect: Smallest and largest ratio of the box's height to its width.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    def __init__(self, p: float, area: Sequence[float], aspect: Sequence[float]) -> None:
+        super().__init__()
+        if not (0 <= p <= 1 and 0 <= area[0] <= area[1] <= 1 and 0 < aspect[0] <= aspect[1]):
+            raise ValueError(
+                f"RandomErasing: p={p} must be 0 to 1, area={list(area)} ascending from 0 to 1, and "
+                f"aspect={list(aspect)} ascending and above 0"
+            )
+        self.p = p
+        self.area = area
+        self.aspect = aspect
+
+    def forward(self, images: Tensor, rng: CounterRNG, op_index: int) -> Tensor:
+        """uint8 `[B, 3, H, W]` -> the same."""
+        if not self.p:
+            return images
+        chosen = rng.uniform(op_index, 1)[:, 0] < self.p
+        return apply_where(chosen, partial(self._erase, op_index=op_index), images, rng)
+
+    def boxes(self, rng: CounterRNG, op_index: int, height: int, width: int) -> Tensor:
+        """Top, left, height and width of each image's box, int64 `[B, 4]`; height 0 if no attempt fits."""
+        uniform = rng.uniform(op_index, 1 + 2 * ATTEMPTS + 2)[:, 1:].double()
+        area = height * width * (self.area[0] + uniform[:, :ATTEMPTS] * (self.area[1] - self.area[0]))
+        low, high = math.log(self.aspect[0]), math.log(self.aspect[1])
+        aspect = (low + uniform[:, ATTEMPTS:-2] * (high - low)).exp()
+        sizes = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], dim=-1).round().long()  # [B, ATTEMPTS, 2]
+        fits = (sizes[..., 0] < height) & (sizes[..., 1] < width)
+        first = fits.byte().argmax(dim=1)
+        size = sizes[torch.arange(len(sizes), device=sizes.device), first] * fits.any(dim=1, keepdim=True)
+        top = uniform[:, -2] * (height - size[:, 0] + 1)
+        left = uniform[:, -1] * (width - size[:, 1] + 1)
+        return torch.cat([torch.stack([top, left], dim=1).long(), size], dim=1)
+
+    def _erase(self, images: Tensor, rng: CounterRNG, op_index: int) -> Tensor:
+        height, width = images.shape[-2:]
+        top, left, tall, wide = self.boxes(rng, op_index, height, width).view(-1, 4, 1, 1, 1).unbind(dim=1)
+        rows = torch.arange(height, device=images.device).view(-1, 1)
+        columns = torch.arange(width, device=images.device)
+        inside = (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)
+        # One random number has 24 bits: a value for each of three channels.
+        drawn = rng.uniform(op_index, 1 + 2 * ATTEMPTS + 2 + height * width)[:, -height * width :]
+        bits = (drawn * 2**24).int().view(-1, 1, height, width)
+        noise = torch.cat([bits & 255, (bits >> 8) & 255, bits >> 16], dim=1).to(torch.uint8)
+        return torch.where(inside, noise, images)
+
+
+class Resize(nn.Module):
+    """Resize images `[B, C, h, w]` to `[B, C, size, size]`, antialiased; images of this size pass unchanged.
+
+    uint8 images stay uint8 and are rounded, as in torchvision and Pillow.
     """
 
     def __init__(self, size: int, interpolation: str) -> None:
@@ -76,7 +141,7 @@ class Resize(nn.Module):
         try:
             self.interpolation = InterpolationMode(interpolation)
         except ValueError:
-            raise ValueError(f"interpolation={interpolation} is unknown; choose bilinear or bicubic") from None
+            raise ValueError(f"interpolation={interpolation} is unknown; use bilinear or bicubic") from None
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
@@ -86,7 +151,7 @@ class Resize(nn.Module):
 
 
 class Normalize(nn.Module):
-    """uint8 images `[B, C, H, W]` -> float32, scaled to [0, 1], less `mean`, divided by `std` (both per channel)."""
+    """uint8 images `[B, C, H, W]` -> float32: scale to [0, 1], subtract `mean`, divide by `std` (per channel)."""
 
     mean: Tensor
     std: Tensor
@@ -97,21 +162,21 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        # In place on one copy: half the time of (x / 255 - mean) / std for a batch of 224 px on a CPU.
+        # In place on one copy: half the time of (x / 255 - mean) / std for a batch of 224 px images on a CPU.
         return images.to(torch.float32, copy=True).sub_(255 * self.mean).div_(255 * self.std)
 
 
 class BatchTransform(nn.Module):
-    """What happens to a batch between memory and network: augment, resize, normalise.
+    """Augment, resize and normalise a batch, between memory and model.
 
-    Augmentations act at the size the images are stored in, before the resize: that is where they cost least, and a
-    padding of 4 pixels means the same whatever size the network takes.
+    Augmentations act on the stored size, before the resize: there they cost least, and a padding of 4 pixels means the
+    same for every input size of the model.
 
     Args:
-        augmentations: Modules called as `(images, draws, stream)`, in this order; empty for evaluation.
-        image_size: Side of the images given to the network, in pixels.
+        augmentations: Modules called as `(images, rng, op_index)`, in this order.
+        image_size: Side of the model's input, in pixels.
         interpolation: "bilinear" or "bicubic".
-        mean, std: Of each channel, on the scale [0, 1].
+        mean, std: Per channel, on the scale [0, 1].
     """
 
     def __init__(
@@ -128,9 +193,9 @@ class BatchTransform(nn.Module):
         self.resize = Resize(image_size, interpolation)
         self.normalize = Normalize(mean, std)
 
-    def forward(self, images: Tensor, draws: CounterRNG | None = None) -> Tensor:
-        """uint8 `[B, 3, h, w]` -> float32 `[B, 3, image_size, image_size]`; without `draws` nothing is augmented."""
-        if draws is not None:
-            for stream, augmentation in enumerate(self.augmentations):
-                images = augmentation(images, draws, stream)
+    def forward(self, images: Tensor, rng: CounterRNG | None = None) -> Tensor:
+        """uint8 `[B, 3, h, w]` -> float32 `[B, 3, image_size, image_size]`; without `rng`, no augmentation."""
+        if rng is not None:
+            for op_index, augmentation in enumerate(self.augmentations):
+                images = augmentation(images, rng, op_index)
         return self.normalize(self.resize(images))

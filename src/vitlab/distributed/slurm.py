@@ -10,12 +10,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
-
-from vitlab.errors import UserError
-from vitlab.runs.directory import RunDirectory
 
 
 def job() -> str | None:
@@ -45,18 +40,6 @@ def requeue() -> None:
 
 def this_command() -> str:
     return shlex.join(["python", *sys.argv])
-
-
-def find_begun_run(places: Iterable[Path]) -> RunDirectory | None:
-    """Find the newest run in or below these folders that an earlier start of this job began."""
-    found = []
-    for file in {file for place in places for file in place.rglob("manifest.json")}:
-        with suppress(UserError):  # an unreadable manifest belongs to another run
-            manifest = RunDirectory(file.parent).manifest()
-            mine = job(), this_command(), str(Path.cwd())
-            if (manifest.get("job"), manifest.get("command"), manifest.get("folder")) == mine:
-                found.append((str(manifest.get("started")), file.parent))
-    return RunDirectory(max(found)[1]) if found else None
 
 
 def _slurm_job() -> str | None:

@@ -1,18 +1,17 @@
-"""Says which runs are best: `python -m vitlab.leaderboard outputs/sweeps/<time>`. All keys: `--help`."""
+"""Compare runs: `python -m vitlab.leaderboard outputs/sweeps/<time>`. All keys: `--help`."""
 
 import sys
 from pathlib import Path
 
 from vitlab.cli import run
-from vitlab.config.command import CONF, read_command
-from vitlab.config.suggest import did_you_mean
+from vitlab.config.compose import CONF, read_command
 from vitlab.config.types import whole
-from vitlab.errors import UserError
+from vitlab.errors import UserError, did_you_mean
 
 
 def main() -> None:
-    folders = [argument for argument in sys.argv[1:] if "=" not in argument and not argument.startswith("-")]
-    folders += [argument for argument in sys.argv[1:] if "=" in argument and Path(argument).is_dir()]
+    """Read the command line, then make the leaderboard."""
+    folders = [a for a in sys.argv[1:] if not a.startswith("-") and ("=" not in a or Path(a).is_dir())]
     command, others = read_command(CONF, "leaderboard", [a for a in sys.argv[1:] if a not in folders])
     for other in others:
         key = other.key_or_group
@@ -20,8 +19,8 @@ def main() -> None:
     if not whole(1).fits(command.top):
         raise UserError(f"top={command.top} must be {whole(1).words}")
     if not folders:
-        raise UserError("which runs? Name one or more directories: python -m vitlab.leaderboard outputs/sweeps/<time>")
-    from vitlab.leaderboard.build import make_leaderboard
+        raise UserError("name one or more directories with runs: python -m vitlab.leaderboard outputs/sweeps/<time>")
+    from vitlab.leaderboard.leaderboard import make_leaderboard
 
     make_leaderboard([Path(folder) for folder in folders], command.out and Path(command.out), top=command.top)
 

@@ -1,7 +1,5 @@
-"""What run directories and sweeps on disk say of the runs in them."""
+"""Read the runs to compare from run directories and sweeps on disk."""
 
-import csv
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,32 +8,33 @@ from typing import Any
 
 import yaml
 
+from vitlab.config.instantiate import update_old_config
 from vitlab.errors import UserError
 from vitlab.runs.directory import RunDirectory
-from vitlab.runs.rebase import moved
-from vitlab.sweeps.job import SET_ASIDE
-from vitlab.sweeps.sweep_file import FILE, read_record
+from vitlab.runs.rebase import rebase_paths
+from vitlab.sweeps.job import EARLIER_ATTEMPTS, Job
+from vitlab.sweeps.sweep_record import SWEEP_FILE, recorded_jobs
 
-# libyaml's where it is there: a leaderboard reads three files a run, and reads them ten times as fast with it.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-FAILED = re.compile(r"^[\w.]*(Error|Exception|Interrupt|Exit)\b.*")  # the last line of a traceback
+# A leaderboard reads three YAML files per run; libyaml reads them ten times as fast.
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt|Exit)\b.*")  # the last line of a traceback
 
 
 @dataclass(frozen=True)
 class Result:
-    """What is known of a run.
+    """A run, finished or not.
 
     Attributes:
         path: Its directory; of a job that made none, where it would be.
-        status: Of its manifest, or of its sweep's `sweep.json`: finished, running, failed, interrupted, pruned ...
-        reason: Why it did not finish, where that is known.
-        overrides: What was typed for it.
-        settings: Its resolved config, flat (`optimizer.lr`), lists whole; the run's own directory is cut from paths.
+        status: From its manifest or its sweep's `sweep.json`: finished, running, failed, interrupted, pruned ...
+        reason: Why it did not finish, if known.
+        overrides: Its overrides on the command line.
+        settings: Its resolved config, flat (`optimizer.lr`), lists whole; paths are relative to the run's directory.
         choices: The chosen option of each config group.
-        derived: Settings that take their value from another one or, being null when composed, from the images.
-        metrics: The final ones, as in `metrics.json`; none where the run is not finished.
-        epochs: The rows of `metrics.csv`.
-        manifest: As in `manifest.json`.
+        derived: Settings that take their value from another one or, if null when composed, from the images.
+        metrics: The final ones, as in `metrics.json`; empty if the run is not finished.
+        epochs: The rows of `metrics.csv`; epochs count from 1.
+        manifest: The content of `manifest.json`.
     """
 
     path: Path
@@ -59,112 +58,100 @@ class Result:
 
     @property
     def seconds(self) -> float:
-        """From start to end; a resumed run's training before counts, its tests and start do not."""
+        """Duration; of a resumed run, `metrics.json` only knows the last part, `metrics.csv` all of the training."""
         return max(self.metrics.get("seconds", 0.0), *(row.get("seconds", 0.0) for row in self.epochs[-1:]), 0.0)
 
     @property
     def log(self) -> Path | None:
-        """`run.log`, or another log that lies in its directory."""
+        """Its `run.log`, or else another log in its directory."""
         logs = sorted(self.path.glob("*.log"), key=lambda file: file.name != "run.log")
         return logs[0] if logs else None
 
 
 def read_results(folders: Iterable[Path]) -> list[Result]:
-    """All runs and jobs of sweeps at or below the folders, in the order of their paths, numbers as numbers.
+    """Read all runs and jobs of sweeps in the folders or below, in the natural order of their paths.
 
     Raises:
-        UserError: a folder does not exist, or there is not one run in all of them.
+        UserError: A folder does not exist, or there is no run in any of them.
     """
     folders = list(folders)
-    jobs: dict[Path, Mapping[str, Any]] = {}
+    jobs: dict[Path, Job] = {}
     runs: set[Path] = set()
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder} does not exist; name a sweep's directory, or one with runs in it")
-        jobs |= _jobs(folder.resolve())
-        found = [file.parent for file in folder.resolve().rglob("manifest.json")]
-        runs |= {run for run in found if SET_ASIDE not in run.relative_to(folder.resolve()).parts}
-    if not runs | set(jobs):
-        raise UserError(f"there is no run in {', '.join(map(str, folders))}: nothing there has a manifest.json")
-    return [read_result(path, jobs.get(path, {})) for path in sorted(runs | set(jobs), key=_naturally)]
+            raise UserError(f"{folder} does not exist; name the directory of a sweep, of a run, or one above them")
+        folder = folder.resolve()
+        for file in folder.rglob(SWEEP_FILE):
+            jobs |= {job.folder: job for job in recorded_jobs(file.parent)}
+        found = [file.parent for file in folder.rglob("manifest.json")]
+        runs |= {run for run in found if EARLIER_ATTEMPTS not in run.relative_to(folder).parts}
+    if not runs and not jobs:
+        raise UserError(f"there is no run in {', '.join(map(str, folders))}: found no manifest.json")
+    return [read_result(path, jobs.get(path)) for path in sorted(runs | set(jobs), key=_natural_order)]
 
 
-def read_result(path: Path, job: Mapping[str, Any] | None = None) -> Result:
-    """A run by what it left; by its entry in `sweep.json` where that knows more."""
-    job = job or {}
-    run = RunDirectory(path)
-    hydra = path / ".hydra"
+def read_result(path: Path, job: Job | None = None) -> Result:
+    """Read a run from its directory, and from its job in a sweep if that knows more."""
+    run, hydra = RunDirectory(path), path / ".hydra"
+    overrides, reason = (job.overrides, job.reason) if job else ([], "")
     try:
         manifest = run.manifest()
-        metrics = json.loads(run.metrics_file.read_text(encoding="utf-8")) if run.metrics_file.exists() else {}
+        metrics = run.final_metrics()
         status = _status(manifest, job, bool(metrics))
-        config = _yaml(path / "config.yaml", {})
+        config = update_old_config(_read_yaml(path / "config.yaml", {}))
         if status == "finished" and "seed" not in config:
             raise ValueError(f"{path / 'config.yaml'} has no seed")
-        choices = _yaml(hydra / "hydra.yaml", {}).get("hydra", {}).get("runtime", {}).get("choices", {})
+        composed = flatten(_read_yaml(hydra / "config.yaml", {}))
+        choices = _read_yaml(hydra / "hydra.yaml", {}).get("hydra", {}).get("runtime", {}).get("choices", {})
         return Result(
             path=path,
             status=status,
-            reason="" if status == "finished" else str(job.get("reason") or _last_error(path)),
-            overrides=_yaml(hydra / "overrides.yaml", job.get("overrides", [])),
-            settings=flat(moved(config, str(config.get("run_dir")), "")),
+            reason="" if status == "finished" else reason or _last_error(path),
+            overrides=_read_yaml(hydra / "overrides.yaml", overrides),
+            settings=flatten(rebase_paths(config, str(config.get("run_dir")), "")),
             choices={group: option for group, option in choices.items() if "/" not in group},
-            derived=frozenset(
-                k for k, v in flat(_yaml(hydra / "config.yaml", {})).items() if v is None or "${" in str(v)
-            ),
+            derived=frozenset(key for key, value in composed.items() if value is None or "${" in str(value)),
             metrics={name: float(value) for name, value in metrics.items()} if status == "finished" else {},
-            epochs=_epochs(run.epochs_file),
+            epochs=run.epoch_rows(),
             manifest=manifest,
         )
     except (UserError, OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        return Result(path, "unreadable", " ".join(str(error).split()), job.get("overrides", ()))
+        return Result(path, "unreadable", " ".join(str(error).split()), overrides)
 
 
-def flat(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """`{"optimizer.lr": 0.001}` of `{"optimizer": {"lr": 0.001}}`."""
+def flatten(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return `{"optimizer.lr": 0.001}` for `{"optimizer": {"lr": 0.001}}`."""
     found: dict[str, Any] = {}
     for key, value in node.items():
         inner = f"{path}.{key}" if path else str(key)
-        found |= flat(value, inner) if isinstance(value, Mapping) else {inner: value}
+        found |= flatten(value, inner) if isinstance(value, Mapping) else {inner: value}
     return found
 
 
-def _jobs(folder: Path) -> dict[Path, Mapping[str, Any]]:
-    """The entries of each `sweep.json` at or below a folder, by the job's directory."""
-    records = {file.parent: read_record(file.parent) for file in folder.rglob(FILE)}
-    return {sweep / entry["folder"]: entry for sweep, record in records.items() for entry in record["jobs"]}
-
-
-def _status(manifest: Mapping[str, Any], job: Mapping[str, Any], has_metrics: bool) -> str:
-    told = {"done": "finished"}.get(str(job.get("status")), job.get("status"))
+def _status(manifest: Mapping[str, Any], job: Job | None, has_metrics: bool) -> str:
+    """Combine what the manifest and the sweep know: a killed run's manifest still says that it is running."""
+    in_sweep = "finished" if job and job.status == "done" else job.status if job else ""
     status = manifest.get("status")
-    if status == "finished" and has_metrics and told != "pruned":
+    if status == "finished" and has_metrics and in_sweep != "pruned":
         return "finished"
-    if told and told != "finished":
-        return str(told)
+    if in_sweep and in_sweep != "finished":
+        return in_sweep
     return str(status) if status and status != "finished" else "failed"
 
 
 def _last_error(path: Path) -> str:
     log = Result(path, "").log
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log else []
-    return next((match[0] for line in reversed(lines) if (match := FAILED.match(line))), "")
+    return next((match[0] for line in reversed(lines) if (match := ERROR_LINE.match(line))), "")
 
 
-def _epochs(file: Path) -> list[dict[str, float]]:
-    if not file.exists():
-        return []
-    with file.open(newline="", encoding="utf-8") as rows:
-        lines = [row for row in csv.DictReader(rows) if row.get("epoch")]
-        return [{key: float(value) for key, value in row.items() if value} for row in lines]
-
-
-def _yaml(file: Path, default: Any) -> Any:
-    content = yaml.load(file.read_text(encoding="utf-8"), LOADER) if file.exists() else None
+def _read_yaml(file: Path, default: Any) -> Any:
+    content = yaml.load(file.read_text(encoding="utf-8"), YAML_LOADER) if file.exists() else None
     if content is not None and type(content) is not type(default):
-        raise ValueError(f"{file} does not hold what a run writes there")
+        raise ValueError(f"{file} has unexpected content")
     return content or default
 
 
-def _naturally(path: Path) -> list[tuple[bool, int, str]]:
+def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
+    """Sort key that puts run 9 before run 10."""
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.parts]

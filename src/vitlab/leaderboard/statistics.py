@@ -1,4 +1,4 @@
-"""How sure a mean over seeds is, and which differences are larger than the noise between seeds."""
+"""Confidence intervals of means over seeds, and significance tests between rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,12 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
-ALPHA = 0.05  # below it a corrected p-value says that rows differ
+ALPHA = 0.05  # significance level of the corrected p-values
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean, standard deviation (n - 1) and 95 % interval of the mean (Student's t); one value has but a mean, the rest
-    is NaN."""
+    """Mean, standard deviation (n - 1) and 95 % interval of the mean (Student's t); NaN except the mean if n is 1."""
 
     n: int
     mean: float
@@ -25,11 +24,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Whether two rows differ by more than their seeds do.
+    """A test whether two rows differ by more than the noise between seeds.
 
     Attributes:
-        test: "paired" (t-test over the seeds that both have), "Welch" (t-test of unequal variances), or "" for none.
-        p: Two-sided; NaN where there is no test.
+        test: "paired" (t-test over common seeds), "Welch" (t-test of unequal variances), or "" if none is possible.
+        p: Two-sided p-value; NaN without a test.
     """
 
     test: str
@@ -46,15 +45,15 @@ def summarise(values: Sequence[float]) -> Summary:
 
 
 def compare(best: Mapping[int, float], other: Mapping[int, float]) -> Comparison:
-    """Compares two rows by their values, each under its seed."""
+    """Compare two rows by their values, each given under its seed."""
     seeds = sorted(set(best) & set(other))
     if len(seeds) >= 2:
         first, second = np.array([best[s] for s in seeds]), np.array([other[s] for s in seeds])
         if np.array_equal(first, second):
             return Comparison("paired", 1.0)
-        # Seeds that only one row has can have made it the better one.
+        # The row may be best only because of seeds that the other one does not have.
         agree = (first.mean() - second.mean()) * (np.mean(list(best.values())) - np.mean(list(other.values()))) > 0
-        # Differences that are all alike would be told apart with certainty, at two seeds already.
+        # If all differences happen to be equal, a paired test would give p = 0, even with two seeds.
         if agree and np.ptp(first - second) > 1e-9:
             return Comparison("paired", float(stats.ttest_rel(first, second).pvalue))
     first, second = np.array(list(best.values())), np.array(list(other.values()))
@@ -64,24 +63,23 @@ def compare(best: Mapping[int, float], other: Mapping[int, float]) -> Comparison
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979, A simple sequentially rejective multiple test procedure); NaN is
-    no test and stays NaN."""
+    """Correct p-values for their number (Holm 1979, A simple sequentially rejective multiple test procedure).
+
+    NaN stands for no test and stays NaN.
+    """
     corrected = [nan] * len(p_values)
-    order = sorted((p, place) for place, p in enumerate(p_values) if p == p)
+    order = sorted((p, index) for index, p in enumerate(p_values) if p == p)
     largest = 0.0
-    for step, (p, place) in enumerate(order):
+    for step, (p, index) in enumerate(order):
         largest = max(largest, min(1.0, p * (len(order) - step)))
-        corrected[place] = largest
+        corrected[index] = largest
     return corrected
 
 
-def in_words(comparison: Comparison) -> str:
-    """The verdict on a row that lies behind the best."""
+def describe_comparison(comparison: Comparison) -> str:
+    """Return the verdict on a row that ranks below the best."""
+    p = comparison.p
     if not comparison.test:
-        return "can't be told"
-    p = p_value(comparison.p)
-    return f"worse ({p})" if comparison.p < ALPHA else f"not told apart from the best ({p})"
-
-
-def p_value(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+        return "cannot be compared"
+    p_value = "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+    return f"worse ({p_value})" if p < ALPHA else f"no significant difference ({p_value})"

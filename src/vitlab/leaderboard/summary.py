@@ -1,139 +1,121 @@
-"""What can be said from a leaderboard, in sentences."""
+"""Summarise a leaderboard in sentences, and name the commands that reproduce its best row."""
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vitlab.files import shorten
-from vitlab.leaderboard.format import amount, interval, label, name_of
-from vitlab.leaderboard.ranking import Ranking, Row, test_metric
-from vitlab.leaderboard.results import Result
+from vitlab.leaderboard.ranking import Ranking, Row, summarise_metric, test_metric
 from vitlab.leaderboard.statistics import ALPHA
+from vitlab.leaderboard.table import format_amount, format_interval, metric_name, row_label
 
-NAMED = 20  # rows that a sentence names
-CIRCUMSTANCES = {  # places in the manifest
-    ("data", "val", "sha256"): "Careful: not all runs were validated on the same images, so their places mean little.",
-    ("data", "test", "sha256"): "Careful: not all runs were tested on the same images.",
-    ("git", "revision"): "The runs are of different revisions of the code.",
-    ("versions", "torch"): "The runs are of different versions of torch.",
-    ("hardware",): "The runs were made on different machines or numbers of threads, so their times don't compare.",
+MAX_NAMED = 20  # rows in a sentence
+DIFFERENCES = {  # path in the manifest -> sentence if the runs differ in it
+    ("data", "val", "sha256"): "Warning: the runs were validated on different images, so the ranking means little.",
+    ("data", "test", "sha256"): "Warning: the runs were tested on different images.",
+    ("git", "revision"): "The runs used different revisions of the code.",
+    ("versions", "torch"): "The runs used different versions of torch.",
+    ("hardware",): "The runs used different machines or numbers of threads, so their times are not comparable.",
 }
 
 
-def findings(standings: Ranking) -> list[str]:
-    """The best row, what is worse than it by more than noise, and what stands in the way of saying more."""
-    return [
-        *_of_the_best(standings),
-        *_of_circumstances(standings),
-        *_of_differences(standings),
-        *_of_rows_left_out(standings),
-    ]
+def headline(ranking: Ranking) -> str:
+    """Say in one line how many runs there are and what ranks them."""
+    runs, rows = sum(len(row.results) for row in ranking.rows), len(ranking.rows)
+    counts = f"{runs} finished {'run' if runs == 1 else 'runs'} in {rows} {'row' if rows == 1 else 'rows'}"
+    return f"{counts}, best first by {metric_name(ranking.metric)}; the test accuracy does not affect the order"
 
 
-def commands(standings: Ranking) -> list[str]:
-    """What does the best row's runs again, each in a directory of its own."""
-    best = standings.ranked[0].results if standings.ranked else []
+def summarise_ranking(ranking: Ranking) -> list[str]:
+    """Return sentences: the best row, the rows that are significantly worse, and caveats."""
+    return [*_best(ranking), *_caveats(ranking), *_comparisons(ranking), *_rows_left_out(ranking)]
+
+
+def reproduce_commands(ranking: Ranking) -> list[str]:
+    """Return the commands that repeat the best row's runs, each in a new directory."""
+    best = ranking.ranked[0].results if ranking.ranked else []
     return [f"python train.py reproduce={shlex.quote(shorten(result.path))}" for result in best]
 
 
-def typed_for(result: Result, standings: Ranking) -> str:
-    """What was typed for a run, but for what was typed for all."""
-    everything = [*standings.unfinished, *(run for row in standings.rows for run in row.results)]
-    return " ".join(o for o in result.overrides if not all(o in other.overrides for other in everything))
-
-
-def _of_the_best(standings: Ranking) -> Iterator[str]:
-    if not standings.ranked:
-        yield (
-            "No run was validated, so none is best: the test images choose nothing."
-            if standings.rows
-            else "No run is finished."
-        )
-        return
-    best, metric = standings.ranked[0], standings.metric
-    assert best.score
-    if best.score.n > 1:
-        how = (
-            f"mean of {best.score.n} seeds, standard deviation {amount(metric, best.score.std)}, "
-            f"95 % interval {interval(metric, best.score)}"
-        )
+def _best(ranking: Ranking) -> Iterator[str]:
+    if not ranking.rows:
+        yield "No run is finished."
+    elif not ranking.ranked:
+        yield "No run was validated, so there is no best one: test images are not used to select a run."
     else:
+        best, metric = ranking.ranked[0], ranking.metric
+        assert best.score
         how = "one seed, so no interval"
-    test = f"; on the test images {amount(test_metric(metric), best.test.mean)}" if best.test else ""
-    what = label(best, standings)
-    yield f"Best by {name_of(metric)}: {what}, with {amount(metric, best.score.mean)} ({how}){test}."
+        if best.score.n > 1:
+            std, interval = format_amount(metric, best.score.std), format_interval(metric, best.score)
+            how = f"mean of {best.score.n} seeds, standard deviation {std}, 95 % interval {interval}"
+        on_test = summarise_metric(best.results, test_metric(metric))
+        test = f"; on the test images {format_amount(test_metric(metric), on_test.mean)}" if on_test else ""
+        score = f"{format_amount(metric, best.score.mean)} ({how})"
+        yield f"Best by {metric_name(metric)}: {row_label(best, ranking)}, with {score}{test}."
 
 
-def _of_differences(standings: Ranking) -> Iterator[str]:
-    others = standings.ranked[1:]
-    if not others:
-        return
-    told = [row for row in others if row.comparison and row.comparison.test]
-    worse = [row for row in told if row.comparison and row.comparison.p < ALPHA]
-    level = [row for row in told if row not in worse]
-    untold = [row for row in others if row not in told]
-    if told:
-        kinds = {"paired": "paired over common seeds", "Welch": "Welch's where that can't be"}
-        used = [words for test, words in kinds.items() if any(r.comparison and r.comparison.test == test for r in told)]
-        how = f"t-tests, {' or '.join(used)}"
-        if len(told) > 1:
-            how += f"; p-values are corrected for {len(told)} comparisons (Holm)"
+def _comparisons(ranking: Ranking) -> Iterator[str]:
+    others = ranking.ranked[1:]
+    tested = [(row, row.comparison) for row in others if row.comparison and row.comparison.test]
+    worse = [row for row, comparison in tested if comparison.p < ALPHA]
+    level = [row for row, comparison in tested if comparison.p >= ALPHA]
+    untested = [row for row in others if row not in worse and row not in level]
+    if tested:
+        kinds = {"paired": "paired over common seeds", "Welch": "Welch's where seeds differ"}
+        used = {comparison.test for _, comparison in tested}
+        how = f"t-tests, {' or '.join(words for test, words in kinds.items() if test in used)}"
+        if len(tested) > 1:
+            how += f"; p-values corrected for {len(tested)} comparisons (Holm)"
         if worse:
-            yield f"Worse than the best by more than the noise between seeds: {_places(worse, standings)} ({how})."
+            yield f"Significantly worse than the best: {_places(worse, ranking)} ({how})."
         else:
-            yield f"No row is worse than the best by more than the noise between seeds ({how})."
+            yield f"No row is significantly worse than the best ({how})."
     if level:
-        yield f"Not told apart from the best: {_places(level, standings)}. More seeds may tell."
-    if all(len(row.results) == 1 for row in standings.ranked):
-        again = _more_seeds(standings)
-        yield "How much of the differences is the noise between seeds can't be told: rows have one seed." + again
-    elif untold:
-        yield f"It can't be told of {_places(untold, standings)}: too few seeds, or seeds that agree to the last digit."
+        yield f"No significant difference from the best: {_places(level, ranking)}. More seeds may reveal one."
+    if others and all(len(row.results) == 1 for row in ranking.ranked):
+        yield f"One seed per row allows no comparison.{_more_seeds(ranking)}"
+    elif untested:
+        yield f"Cannot be compared with the best: {_places(untested, ranking)} (too few seeds, or equal scores)."
     if len(others) > 1:
-        yield "The best row was picked by these same numbers: of several that are equal the luckiest one stands first."
+        yield "The best row was selected by these same scores: among equally good rows, the luckiest ranks first."
 
 
-def _more_seeds(standings: Ranking) -> str:
-    """The command that would tell, where the best run's own is known."""
-    overrides = [o for o in standings.ranked[0].results[0].overrides if not o.startswith(("seed=", "hydra."))]
-    if not overrides:
-        return ""
-    return f" To see: python train.py -m {shlex.join(overrides)} seed=0,1,2"
+def _more_seeds(ranking: Ranking) -> str:
+    """Return the command that adds seeds to the best row, if its overrides are known."""
+    overrides = [o for o in ranking.ranked[0].results[0].overrides if not o.startswith(("seed=", "hydra."))]
+    return f" To add seeds: python train.py -m {shlex.join(overrides)} seed=0,1,2" if overrides else ""
 
 
-def _of_rows_left_out(standings: Ranking) -> Iterator[str]:
-    if standings.unranked:
-        yield (
-            f"Last and without a place, for their runs have no {name_of(standings.metric)} (trained without validation "
-            f"images, or it is no number): {'; '.join(label(row, standings) for row in standings.unranked)}."
-        )
-    if standings.repeated:
-        runs = ", ".join(shorten(result.path) for result in standings.repeated)
-        yield f"Left out, for a newer run has the same settings and seed: {runs}."
-    if standings.unfinished:
-        counts: dict[str, int] = {}
-        for result in standings.unfinished:
-            counts[result.status] = counts.get(result.status, 0) + 1
+def _rows_left_out(ranking: Ranking) -> Iterator[str]:
+    if ranking.unranked:
+        labels = "; ".join(row_label(row, ranking) for row in ranking.unranked)
+        yield f"Last and without a rank, because {metric_name(ranking.metric)} is missing or not finite: {labels}."
+    if ranking.repeated:
+        runs = ", ".join(shorten(result.path) for result in ranking.repeated)
+        yield f"Left out, because a newer run has the same settings and seed: {runs}."
+    if ranking.unfinished:
+        counts = Counter(result.status for result in ranking.unfinished)
         kinds = ", ".join(f"{count} {status}" for status, count in counts.items())
-        yield f"Not in the table, for they are not finished: {kinds}; they are listed below."
+        yield f"Not in the table, because they did not finish: {kinds}; see the list below."
 
 
-def _of_circumstances(standings: Ranking) -> Iterator[str]:
-    manifests = [result.manifest for row in standings.rows for result in row.results]
-    for path, sentence in CIRCUMSTANCES.items():
-        values = {str(_at(path, manifest)) for manifest in manifests}
-        if len(values) > 1:
+def _caveats(ranking: Ranking) -> Iterator[str]:
+    manifests = [result.manifest for row in ranking.rows for result in row.results]
+    for path, sentence in DIFFERENCES.items():
+        if len({str(_select(path, manifest)) for manifest in manifests}) > 1:
             yield sentence
-    if any(_at(("git", "dirty"), manifest) for manifest in manifests):
-        yield "Some runs are of code with changes that git does not know."
+    if any(_select(("git", "dirty"), manifest) for manifest in manifests):
+        yield "Some runs used code with uncommitted changes."
 
 
-def _at(path: Sequence[str], node: Any) -> Any:
+def _select(path: Sequence[str], node: Any) -> Any:
     for key in path:
         node = (node or {}).get(key)
     return node
 
 
-def _places(rows: Sequence[Row], standings: Ranking) -> str:
-    places = [f"#{place}" for place, row in enumerate(standings.ranked, 1) if row in rows]
-    return ", ".join(places[:NAMED]) + (f" and {len(places) - NAMED} more" if len(places) > NAMED else "")
+def _places(rows: Sequence[Row], ranking: Ranking) -> str:
+    places = [f"#{place}" for place, row in enumerate(ranking.ranked, 1) if row in rows]
+    return ", ".join(places[:MAX_NAMED]) + (f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else "")

@@ -1,116 +1,116 @@
-"""The page and the Markdown file of a leaderboard."""
+"""The web page and the Markdown file of a leaderboard."""
 
 from collections.abc import Iterator
 
 from vitlab.files import shorten
-from vitlab.leaderboard.format import name_of
-from vitlab.leaderboard.ranking import Ranking
+from vitlab.leaderboard.ranking import Ranking, format_value, is_number, value_of
 from vitlab.leaderboard.results import Result
-from vitlab.leaderboard.summary import commands, findings, typed_for
-from vitlab.leaderboard.table import FEW, Cell, as_markdown, table_of
-from vitlab.plots.score_plots import SHOWN, draw_curves, draw_scores
-from vitlab.plots.setting_plots import PANELS, draw_effects, draw_parallel
+from vitlab.leaderboard.summary import headline, reproduce_commands, summarise_ranking
+from vitlab.leaderboard.table import (
+    MAX_LEADING_SETTINGS,
+    Cell,
+    as_markdown,
+    make_table,
+    metric_factor,
+    metric_label,
+    row_label,
+)
+from vitlab.plots.score_plots import (
+    RankedRow,
+    RankedRuns,
+    Setting,
+    caption_curves_of_runs,
+    caption_scores,
+    draw_curves_of_runs,
+    draw_scores,
+)
+from vitlab.plots.setting_plots import caption_effects, caption_parallel, draw_effects, draw_parallel
 from vitlab.report.html import code, page, paragraph, picture, section, table
 
+MAX_NAME = 70  # characters of a row's name in a legend
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
-def as_page(standings: Ranking, title: str) -> str:
-    return page(f"Leaderboard of {title}", summary(standings), *_sections(standings))
+def as_page(ranking: Ranking, title: str) -> str:
+    """Return an HTML page: summary, sortable table, figures, unfinished runs, and commands."""
+    return page(f"Leaderboard of {title}", headline(ranking), *_sections(ranking))
 
 
-def as_text(standings: Ranking, title: str) -> str:
-    """Markdown: the table, what can be said, what is not in the table, how to do the best again."""
-    parts = [f"# Leaderboard of {title}", f"{summary(standings)}."]
-    if standings.rows:
-        parts.append(as_markdown(*table_of(standings)))
-    parts.append("\n".join(f"- {sentence}" for sentence in findings(standings)))
-    if standings.importance:
-        parts += ["## Importance of parameters", as_markdown(*_importance(standings))]
-    if standings.unfinished:
-        parts += ["## Not finished", as_markdown(*unfinished_of(standings))]
-    if standings.ranked:
-        parts += ["## The best again", "\n".join(["```bash", *commands(standings), "```"])]
+def as_text(ranking: Ranking, title: str) -> str:
+    """Return Markdown: table, summary, unfinished runs, and commands."""
+    parts = [f"# Leaderboard of {title}", f"{headline(ranking)}."]
+    if ranking.rows:
+        parts.append(as_markdown(*make_table(ranking)))
+    parts.append("\n".join(f"- {sentence}" for sentence in summarise_ranking(ranking)))
+    if ranking.importance:
+        parts += ["## Importance of parameters", as_markdown(*_importance_table(ranking))]
+    if ranking.unfinished:
+        parts += ["## Not finished", as_markdown(*unfinished_table(ranking))]
+    if ranking.ranked:
+        parts += ["## Reproduce the best", "\n".join(["```bash", *reproduce_commands(ranking), "```"])]
     return "\n\n".join(parts) + "\n"
 
 
-def summary(standings: Ranking) -> str:
-    """One line: how many runs, and by what they are ordered."""
-    runs = _count(sum(len(row.results) for row in standings.rows), "finished run")
-    rows, metric = _count(len(standings.rows), "row"), name_of(standings.metric)
-    return f"{runs} in {rows}, best first by {metric}; test accuracy stands beside it and decides nothing"
+def unfinished_table(ranking: Ranking) -> tuple[list[str], list[list[Cell]]]:
+    """Return heads and rows of the runs that did not finish; settings that all runs share are left out."""
+    everything = [*ranking.unfinished, *(run for row in ranking.rows for run in row.results)]
+
+    def cells(result: Result) -> list[Cell]:
+        own = " ".join(o for o in result.overrides if not all(o in other.overrides for other in everything))
+        epochs = len(result.epochs)
+        log = shorten(result.log) if result.log else "none"
+        return [shorten(result.path), own, result.status, (str(epochs), epochs), result.reason, log]
+
+    return ["run", "settings", "status", "epochs", "reason", "log"], list(map(cells, ranking.unfinished))
 
 
-def unfinished_of(standings: Ranking) -> tuple[list[str], list[list[Cell]]]:
-    """Heads and rows of the runs that did not get to their end."""
-    heads = ["run", "settings", "status", "epochs", "reason", "log"]
-    return heads, [_unfinished(result, standings) for result in standings.unfinished]
+def plot_data(ranking: Ranking) -> RankedRuns:
+    """Return what the figures show, as plain numbers and texts."""
+    metric, factor = ranking.metric, metric_factor(ranking.metric)
+    rows = []
+    for place, row in enumerate(ranking.rows, 1):
+        label = row_label(row, ranking)
+        name = f"#{place}  {label}" if len(label) <= MAX_NAME else f"#{place}"
+        scores = [factor * result.metrics[metric] for result in row.results] if row.score else []
+        interval = (factor * row.score.low, factor * row.score.high) if row.score and row.score.n > 1 else None
+        rows.append(RankedRow(name, scores, interval, [result.epochs for result in row.results]))
+    runs = [result for row in ranking.ranked for result in row.results]
+    settings = []
+    for key, name in ranking.names.items():
+        values = [value_of(run, key) for run in runs]
+        settings.append(Setting(key, name, [v if is_number(v) else format_value(v) for v in values]))
+    unfinished = [result.epochs for result in ranking.unfinished]
+    return RankedRuns(metric_label(metric), ranking.mode == "min", rows, settings, unfinished)
 
 
-def _unfinished(result: Result, standings: Ranking) -> list[Cell]:
-    log = shorten(result.log) if result.log else "none"
-    done = len(result.epochs)
-    typed = typed_for(result, standings)
-    return [shorten(result.path), typed, result.status, (str(done), done), result.reason, log]
-
-
-def _sections(standings: Ranking) -> Iterator[str]:
-    metric = name_of(standings.metric)
-    yield section("What can be said", *map(paragraph, findings(standings)))
-    if standings.rows:
-        heads, rows = table_of(standings)
-        wide = len(standings.names) > FEW
+def _sections(ranking: Ranking) -> Iterator[str]:
+    runs = plot_data(ranking)
+    yield section("Summary", *map(paragraph, summarise_ranking(ranking)))
+    if ranking.rows:
+        heads, rows = make_table(ranking)
+        wide = len(ranking.names) > MAX_LEADING_SETTINGS
         rows = [[_unbroken(cell) if wide or isinstance(cell, tuple) else cell for cell in row] for row in rows]
-        best = [0] if standings.ranked else []
-        yield section("Table", *_legend(standings), table(heads, rows, sortable=True, marked=best))
-        if any(row.score and row.score.n > 1 for row in standings.ranked):
-            yield section("Scores", picture(draw_scores(standings), _scores_caption(standings)))
-        yield section("Learning curves", picture(draw_curves(standings), _curves_caption(standings)))
-    if standings.ranked and standings.names:
-        caption = f"Each point is a run; orange marks the mean of the runs with a value.{_left_out(standings)}"
-        yield section("Effect of each setting", picture(draw_effects(standings), caption))
-        caption = f"Each line is a run, from its settings to its {metric}; orange is the best, dark is good."
-        yield section("All settings together", picture(draw_parallel(standings), caption))
-    if standings.importance:
-        yield section("Importance of parameters", table(*_importance(standings), sortable=True))
-    if standings.unfinished:
-        yield section("Not finished", table(*unfinished_of(standings)))
-    if standings.ranked:
-        yield section("The best again", code("\n".join(commands(standings))))
+        short = "; ".join(f"{name}: {key}" for key, name in ranking.names.items() if name != key)
+        legend = paragraph(f"Click a column head to sort. ± is the standard deviation over seeds. {short}".strip())
+        yield section("Table", legend, table(heads, rows, sortable=True, marked=[0] if ranking.ranked else []))
+        if any(row.interval for row in runs.rows):
+            yield section("Scores", picture(draw_scores(runs), caption_scores(runs)))
+        yield section("Learning curves", picture(draw_curves_of_runs(runs), caption_curves_of_runs(runs)))
+    if ranking.ranked and ranking.names:
+        yield section("Effect of each setting", picture(draw_effects(runs), caption_effects(runs)))
+        yield section("All settings together", picture(draw_parallel(runs), caption_parallel(runs)))
+    if ranking.importance:
+        yield section("Importance of parameters", table(*_importance_table(ranking), sortable=True))
+    if ranking.unfinished:
+        yield section("Not finished", table(*unfinished_table(ranking)))
+    if ranking.ranked:
+        yield section("Reproduce the best", code("\n".join(reproduce_commands(ranking))))
 
 
 def _unbroken(cell: Cell) -> Cell:
     return cell.replace(" ", NO_BREAK) if isinstance(cell, str) else (cell[0].replace(" ", NO_BREAK), cell[1])
 
 
-def _legend(standings: Ranking) -> Iterator[str]:
-    short = [f"{name}: {key}" for key, name in standings.names.items() if name != key]
-    hint = "A click on a column's head sorts by it."
-    yield paragraph(f"{hint} ± is the standard deviation over seeds. {'; '.join(short)}".strip())
-
-
-def _scores_caption(standings: Ranking) -> str:
-    more = len(standings.ranked) - SHOWN
-    caption = "Each point is a run, the upright stroke a row's mean, the line its 95 % interval, cut off at the frame."
-    return caption + (
-        f" {_count(more, 'row')} further down {'is' if more == 1 else 'are'} left out." if more > 0 else ""
-    )
-
-
-def _curves_caption(standings: Ranking) -> str:
-    several = any(len(row.results) > 1 for row in standings.rows)
-    return "Thin: each run. Thick: the mean of a row's runs." if several else "Each line is a run."
-
-
-def _left_out(standings: Ranking) -> str:
-    more = len(standings.names) - PANELS
-    return f" Left out: {', '.join(list(standings.names)[PANELS:])}." if more > 0 else ""
-
-
-def _importance(standings: Ranking) -> tuple[list[str], list[list[Cell]]]:
-    shares = sorted(standings.importance.items(), key=lambda item: -item[1])
-    return ["parameter", "share of the score's variation"], [[key, (f"{share:.0%}", share)] for key, share in shares]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _importance_table(ranking: Ranking) -> tuple[list[str], list[list[Cell]]]:
+    largest_first = sorted(ranking.importance.items(), key=lambda item: -item[1])
+    return ["parameter", "importance"], [[key, (f"{fraction:.0%}", fraction)] for key, fraction in largest_first]

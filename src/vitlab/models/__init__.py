@@ -1,8 +1,7 @@
-"""Networks in plain torch: float images `[B, C, H, W]` in, logits `[B, num_classes]` out."""
+"""Models in plain torch: float images `[B, 3, H, W]` -> logits `[B, classes]`."""
 
 from vitlab.models.attention import fused_is_faster
-from vitlab.models.head import head_modules, head_names
-from vitlab.models.timm_models import fuse_timm_attention, timm_facts, timm_model
+from vitlab.models.timm_models import fuse_timm_attention, head_modules, head_names, timm_facts, timm_model
 from vitlab.models.vision_transformer import VisionTransformer
 
 __all__ = [

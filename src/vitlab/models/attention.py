@@ -6,39 +6,18 @@ from torch import Tensor, nn
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2), tokens `[B, N, D]` -> `[B, N, D]`.
+    """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2): tokens `[B, N, D]` -> `[B, N, D]`.
 
-    With `qk_norm`, queries and keys pass a LayerNorm over each head's channels before their product
-    (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2).
-
-    With `locality`, no token attends to itself, and each head learns the factor, 1 / sqrt(head_dim) at first, by which
-    the products of queries and keys are multiplied (the inverse temperature of the softmax): Lee et al. 2021, "Vision
-    Transformer for Small-Size Datasets", section 3 (LSA).
-
-    `fused_attention` chooses the kernel: True uses torch's scaled_dot_product_attention, False two matrix products
-    around a softmax. None uses the latter for bfloat16 on a CPU, where it trains faster, else the fused kernel, which
-    in float32 is about as fast or faster and needs less memory. Both give the same result up to rounding. Training
-    steps of `vit_scratch` on two CPU cores, images/s (`python -m vitlab.bench name=attention`, up to commit 5cc8223):
-
-    | CPU with | dtype | tokens | plain | fused |
-    |---|---|---|---|---|
-    | AMX | bfloat16 | 64 | 325 | 176 |
-    | AVX512-BF16 | bfloat16 | 64 | 146 | 109 |
-    | AVX512-BF16 | bfloat16 | 256 | 30.6 | 24.7 |
-    | AVX512-BF16 | bfloat16 | 1,024 | 4.65 | 3.70 |
-    | AMX | float32 | 64 | 136 | 140 |
-    | AVX512-BF16 | float32 | 64 | 84.7 | 86.8 |
-    | AVX512-BF16 | float32 | 256 | 18.0 | 18.2 |
-    | AVX512-BF16 | float32 | 1,024 | 2.80 | 2.78 |
-    | AVX2 | float32 | 64 | 54.8 | 59.2 |
-    | AVX2 | float32 | 256 | 12.3 | 12.9 |
-    | AVX2 | float32 | 1,024 | 1.77 | 2.02 |
-
-    In float32 the fused kernel also takes 0.25 GB less at 64 tokens and batches of 128. No GPU was measured: there the
-    fused kernels never write the N x N matrix to memory (Dao et al. 2022).
-
-    `forward` takes how many tokens, from the first on, are read afterwards: `[B, N, D]` -> `[B, read, D]`; None means
-    all.
+    Args:
+        embed_dim: Width D of the tokens; a multiple of `num_heads`.
+        num_heads: Number of heads.
+        qk_norm: Apply a LayerNorm to each head's queries and keys (Dehghani et al. 2023, "Scaling Vision Transformers
+            to 22 Billion Parameters", section 2).
+        locality: Mask the attention of each token to itself, and let each head learn its softmax's inverse temperature,
+            1 / sqrt(head_dim) at first (Lee et al. 2021, "Vision Transformer for Small-Size Datasets", section 3, LSA).
+        attention_dropout, dropout: Dropout of the attention weights, and of the output.
+        fused_attention: True uses torch's scaled_dot_product_attention, False two matrix products around a softmax,
+            None the faster one (`fused_is_faster`). Both give the same result up to rounding.
 
     Raises:
         ValueError: `embed_dim` is not a multiple of `num_heads`.
@@ -71,53 +50,56 @@ class SelfAttention(nn.Module):
 
     @torch.no_grad()
     def initialise_mimetically(self) -> None:
-        """Draws weights whose products are like those of pretrained ViTs: queries with keys near to the identity, so
-        that a token attends to what is like it, with sincos2d positions to its neighbours; values with the projection
-        near to the negative identity.
+        """Draw weights whose products resemble those of pretrained ViTs (Trockman and Kolter 2023, "Mimetic
+        Initialization of Self-Attention Layers", section 3).
 
-        Trockman and Kolter 2023, "Mimetic Initialization of Self-Attention Layers", section 3. A head takes the best
-        approximation that it has the rank for.
+        Queries times keys are near the identity, so a token attends to similar tokens and, with sincos2d positions, to
+        its neighbours. Values times the projection are near the negative identity. Each head takes the best
+        approximation of its rank.
         """
         dim = self.proj.in_features
         query, key, value = self.qkv.weight.chunk(3)
         for head in range(self.num_heads):
             rows = slice(head * self.head_dim, (head + 1) * self.head_dim)
-            left, right = _factors(0.7 * torch.randn(dim, dim) * dim**-0.5 + 0.7 * torch.eye(dim))
+            left, right = _factorise(0.7 * torch.randn(dim, dim) * dim**-0.5 + 0.7 * torch.eye(dim))
             query[rows], key[rows] = left[: self.head_dim], right[: self.head_dim]
-        left, right = _factors(0.4 * torch.randn(dim, dim) * dim**-0.5 - 0.4 * torch.eye(dim))
+        left, right = _factorise(0.4 * torch.randn(dim, dim) * dim**-0.5 - 0.4 * torch.eye(dim))
         value.copy_(left)
         self.proj.weight.copy_(right.T)
 
-    def forward(self, x: Tensor, read: int | None = None) -> Tensor:
-        query, key, value = queries_keys_values(self.qkv, x, self.num_heads, read)
+    def forward(self, x: Tensor, num_output_tokens: int | None = None) -> Tensor:
+        """Attend from the first `num_output_tokens` tokens (None: all) to all: `[B, N, D]` -> `[B, that many, D]`."""
+        query, key, value = project_qkv(self.qkv, x, self.num_heads, num_output_tokens)
         query, key = self.q_norm(query), self.k_norm(key)
+        scale, mask = self.head_dim**-0.5, None
         if self.scale is not None:
-            query = query * self.scale.view(-1, 1, 1)
-        x = self._attend(query.to(value.dtype), key.to(value.dtype), value).transpose(1, 2).flatten(2)
-        return self.proj_drop(self.proj(x))
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        dropout = self.attention_dropout if self.training else 0.0
+            query, scale = query * self.scale.view(-1, 1, 1), 1.0
+            itself = torch.eye(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+            mask = torch.zeros_like(itself, dtype=value.dtype).masked_fill(itself, -torch.inf)
         fused = self.fused_attention
         if fused is None:
             fused = fused_is_faster(value.device.type, value.dtype)
-        scale, mask = self.head_dim**-0.5, None
-        if self.scale is not None:  # is in the queries
-            scale = 1.0
-            itself = torch.eye(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
-            mask = torch.zeros_like(itself, dtype=query.dtype).masked_fill(itself, -torch.inf)
-        return attend(query, key, value, fused=fused, scale=scale, dropout=dropout, mask=mask)
+        dropout = self.attention_dropout if self.training else 0.0
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        x = attend(query, key, value, fused=fused, scale=scale, dropout=dropout, mask=mask)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
 
 
-def queries_keys_values(qkv: nn.Linear, x: Tensor, num_heads: int, read: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Of tokens `[B, N, D]`, each `[B, num_heads, N, head_dim]`; queries of the first `read` tokens alone."""
+def project_qkv(
+    qkv: nn.Linear, x: Tensor, num_heads: int, num_output_tokens: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Project tokens `[B, N, D]` to queries, keys and values, each `[B, num_heads, N, head_dim]`.
+
+    With `num_output_tokens`, only the first tokens get a query.
+    """
     batch, tokens, _ = x.shape
-    if read is None:
+    if num_output_tokens is None:
         query, key, value = qkv(x).reshape(batch, tokens, 3, num_heads, -1).unbind(2)
     else:
         width = qkv.out_features // 3
         bias = (None, None) if qkv.bias is None else (qkv.bias[:width], qkv.bias[width:])
-        query = F.linear(x[:, :read], qkv.weight[:width], bias[0]).reshape(batch, read, num_heads, -1)
+        query = F.linear(x[:, :num_output_tokens], qkv.weight[:width], bias[0])
+        query = query.reshape(batch, num_output_tokens, num_heads, -1)
         key, value = F.linear(x, qkv.weight[width:], bias[1]).reshape(batch, tokens, 2, num_heads, -1).unbind(2)
     return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
@@ -132,8 +114,10 @@ def attend(
     dropout: float,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """The values' mean as queries and keys `[B, heads, tokens, head_dim]` weigh them, by either kernel of
-    `SelfAttention`; `mask` is added to the scaled products."""
+    """Average values by the attention of queries to keys, each `[B, heads, tokens, head_dim]`.
+
+    `fused` chooses the kernel (see `SelfAttention`); `mask` is added to the scaled products.
+    """
     if fused:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
     scores = (query * scale) @ key.transpose(-2, -1)
@@ -142,11 +126,16 @@ def attend(
 
 
 def fused_is_faster(device_type: str, dtype: torch.dtype) -> bool:
-    """Whether torch's fused kernel trains faster than matrix products around a softmax: see `SelfAttention`."""
+    """Whether torch's fused kernel trains faster than matrix products around a softmax.
+
+    Not with bfloat16 on a CPU: training `vit_scratch` on two cores reaches 325 images/s plain and 176 fused with AMX,
+    146 and 109 with AVX512-BF16. In float32 the fused kernel is up to 14 % faster (AVX2, 1,024 tokens) or as fast, and
+    needs less memory. On GPUs it never writes the N x N matrix to memory (Dao et al. 2022).
+    """
     return device_type != "cpu" or dtype != torch.bfloat16
 
 
-def _factors(product: Tensor) -> tuple[Tensor, Tensor]:
-    """Two matrices, the first transposed times the second being `product`, their rows in falling order of norm."""
+def _factorise(product: Tensor) -> tuple[Tensor, Tensor]:
+    """Split a matrix into two whose product, the first transposed, it is; their rows fall in norm."""
     left, values, right = torch.linalg.svd(product)
     return (left * values.sqrt()).T, values.sqrt().unsqueeze(1) * right

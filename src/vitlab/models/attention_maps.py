@@ -1,8 +1,6 @@
-"""The attention weights of a ViT, of ours and of timm's, whichever kernel computes them."""
+"""Record the attention weights of a ViT, ours or timm's, with any kernel."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +9,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitlab.models.last_block import full_output
-from vitlab.models.pooling import SequencePooling
 from vitlab.models.vision_transformer import VisionTransformer
 
 SOFTMAXES = (torch.softmax, Tensor.softmax, F.softmax)
@@ -19,17 +16,17 @@ SOFTMAXES = (torch.softmax, Tensor.softmax, F.softmax)
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """What a ViT's tokens stand for.
+    """The meaning of a ViT's tokens.
 
     Attributes:
-        prefix: Tokens before the patches: class, distillation and register tokens.
+        prefix: Number of tokens before the patches: class, distillation and register tokens.
         grid: Rows and columns of patches, which follow row by row.
-        read: The tokens that the head reads: the class token (and the distillation token), or those it pools.
+        head_tokens: The tokens that the head reads: the class token (and the distillation token), or those it pools.
     """
 
     prefix: int
     grid: tuple[int, int]
-    read: slice
+    head_tokens: slice
 
     @property
     def tokens(self) -> int:
@@ -38,13 +35,13 @@ class TokenLayout:
 
 @dataclass(frozen=True)
 class Attention:
-    """What each head of each block attends to.
+    """Attention of every head of every block.
 
     Attributes:
-        weights: float32 `[depth, B, heads, tokens, tokens]`; rows, one a query, sum to 1.
+        weights: float32 `[depth, B, heads, tokens, tokens]`; each row, of one query, sums to 1.
         logits: float32 `[B, classes]`.
-        layout: What the tokens stand for.
-        pooling: How much of each token the head reads, float32 `[B, tokens]`; rows sum to 1.
+        layout: The meaning of the tokens.
+        pooling: Weight of each token in the head's input, float32 `[B, tokens]`; rows sum to 1.
     """
 
     weights: Tensor
@@ -54,45 +51,45 @@ class Attention:
 
 
 def record_attention(network: nn.Module, images: Tensor) -> Attention | None:
-    """What each head of each block attends to.
+    """Run a model and record the attention of every head of every block.
 
     Args:
-        network: In eval mode and float32; it is left as it is.
-        images: float32 `[B, 3, H, W]`, on the network's device.
+        network: In eval mode and float32; it is not changed.
+        images: float32 `[B, 3, H, W]`, on the model's device.
 
     Returns:
-        None where not each block has one attention among all tokens of an image, given by a softmax: a CNN, Swin's
-        windows, ConViT's gated positions.
+        None unless every block has one softmax attention among all tokens of an image. A CNN, Swin's windows and
+        ConViT's gated positions do not.
     """
     with torch.no_grad():
-        return _record(network, images)
+        found = _record(network, images)
+    return found[0] if found else None
 
 
 def attention_gradients(network: nn.Module, images: Tensor, classes: Tensor) -> tuple[Attention, Tensor] | None:
-    """As `record_attention`, and the gradient of each image's logit of a class with respect to the weights.
+    """As `record_attention`, also with the gradient of one logit per image with respect to the attention weights.
 
     Args:
-        network: In eval mode and float32; it is left as it is, its parameters' gradients too.
-        images: float32 `[B, 3, H, W]`, on the network's device.
-        classes: int64 `[B]`.
+        network: In eval mode and float32; neither it nor its parameters' gradients are changed.
+        images: float32 `[B, 3, H, W]`, on the model's device.
+        classes: int64 `[B]`, the logits' classes.
 
     Returns:
         The attention, and the gradients, float32 `[depth, B, heads, tokens, tokens]`.
     """
     with torch.enable_grad():
-        # The weights are part of the graph whether or not the network's parameters learn.
-        layers: list[Tensor] = []
-        found = _record(network, images.detach().requires_grad_(), layers)
+        # Images that require a gradient put the weights into the graph even if all parameters are frozen.
+        found = _record(network, images.detach().requires_grad_())
         if found is None:
             return None
-        chosen = found.logits.gather(1, classes.unsqueeze(1)).sum()
-        gradients = torch.autograd.grad(chosen, layers)
-    detached = Attention(found.weights.detach(), found.logits.detach(), found.layout, found.pooling.detach())
+        attention, layers = found
+        gradients = torch.autograd.grad(attention.logits.gather(1, classes.unsqueeze(1)).sum(), layers)
+    detached = replace(attention, weights=attention.weights.detach(), logits=attention.logits.detach())
     return detached, torch.stack(gradients)
 
 
 def token_layout(network: nn.Module, image_size: tuple[int, int]) -> TokenLayout | None:
-    """What the tokens of a network stand for at an image size (pixels), where it is a ViT of ours or of timm's."""
+    """Describe a model's tokens at an image size (pixels); None unless it is a ViT, ours or timm's."""
     if isinstance(network, VisionTransformer):
         prefix = network.num_prefix_tokens
         return TokenLayout(prefix, network.grid_size, slice(prefix, None) if network.cls_token is None else slice(0, 1))
@@ -102,81 +99,70 @@ def token_layout(network: nn.Module, image_size: tuple[int, int]) -> TokenLayout
         return None
     rows, columns = feature_size(image_size)
     if getattr(own, "global_pool", "") == "token":
-        read = slice(0, 2 if hasattr(own, "head_dist") else 1)  # DeiT's distilled networks have two heads
+        head_tokens = slice(0, 2 if hasattr(own, "head_dist") else 1)  # distilled DeiTs have two heads
     else:
-        read = slice(0 if getattr(own, "pool_include_prefix", False) else own.num_prefix_tokens, None)
-    return TokenLayout(own.num_prefix_tokens, (rows, columns), read)
+        head_tokens = slice(0 if getattr(own, "pool_include_prefix", False) else own.num_prefix_tokens, None)
+    return TokenLayout(own.num_prefix_tokens, (rows, columns), head_tokens)
 
 
-def _record(network: nn.Module, images: Tensor, layers: list[Tensor] | None = None) -> Attention | None:
+def _record(network: nn.Module, images: Tensor) -> tuple[Attention, list[Tensor]] | None:
+    """The attention, and the weights of each block as they are in the graph of the logits."""
     height, width = images.shape[-2:]
     layout = token_layout(network, (height, width))
     if layout is None:
         return None
-    layers = [] if layers is None else layers
-    recorder = _Recorder(layers, len(images), layout.tokens)
-    with full_output(network), recorder, _pooling(network, layout, images) as pooling:
-        # Not network(images), which is what torch.compile has replaced.
-        logits = network.forward(images)
-    depth = len(network.blocks)  # type: ignore[arg-type]
-    if len(layers) != depth or len({layer.shape for layer in layers}) > 1:  # what flows past them would be left out
+    recorder = _Recorder(len(images), layout)
+    with full_output(network), recorder:
+        logits = network.forward(images)  # torch.compile replaces network(images)
+    layers = recorder.layers
+    if len(layers) != len(network.blocks) or len({layer.shape for layer in layers}) > 1:  # type: ignore[arg-type]
         return None
-    return Attention(torch.stack(layers), logits.float(), layout, pooling)
-
-
-@contextmanager
-def _pooling(network: nn.Module, layout: TokenLayout, images: Tensor) -> Iterator[Tensor]:
-    """How much of each token the head reads, `[B, tokens]`: complete when the network has run."""
     pooling = torch.zeros(len(images), layout.tokens, device=images.device)
-    pooling[:, layout.read] = 1 / len(range(layout.tokens)[layout.read])
-    if not isinstance(network, VisionTransformer) or network.attn_pool is None:
-        yield pooling
-        return
-
-    def keep(module: SequencePooling, arguments: tuple[Tensor], _: Tensor) -> None:
-        pooling[:, layout.read] = module.weights(*arguments).detach().float()
-
-    handle = network.attn_pool.register_forward_hook(keep)
-    try:
-        yield pooling
-    finally:
-        handle.remove()
+    learned = isinstance(network, VisionTransformer) and network.attn_pool is not None
+    equal = 1 / len(range(layout.tokens)[layout.head_tokens])
+    pooling[:, layout.head_tokens] = recorder.pooling if learned else equal
+    return Attention(torch.stack(layers), logits.float(), layout, pooling), layers
 
 
 class _Recorder(TorchFunctionMode):
-    """Sees the functions of torch that a network calls, not the modules that call them: so rotary and relative
-    positions, norms of queries and keys, and scales of any kind are in the weights as they are in the network."""
+    """Watch the torch functions that a model calls, not its modules.
 
-    def __init__(self, layers: list[Tensor], batch: int, tokens: int) -> None:
+    The recorded weights thus include rotary and relative positions, norms of queries and keys, and scales of any kind.
+    """
+
+    def __init__(self, batch: int, layout: TokenLayout) -> None:
         super().__init__()
-        self.layers = layers
         self.batch = batch
-        self.tokens = tokens
+        self.layout = layout
+        self.layers: list[Tensor] = []
+        self.pooling: Any = None  # weights of a SequencePooling, `[B, patches]`
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and self._is_among_tokens(*args[:2]):
+        tokens = self.layout.tokens
+        if func is F.scaled_dot_product_attention and self._covers_all_tokens(*args[:2]):
             return self._attend(*args, **kwargs)
         result = func(*args, **kwargs)
-        if func in SOFTMAXES and result.ndim == 4 and result.shape[-1] == self.tokens and self._is_among_tokens(result):
+        if func in SOFTMAXES and self._covers_all_tokens(result) and result.shape[-1] == tokens:
             return self._keep(result.float()).to(result.dtype)
+        if func in SOFTMAXES and result.shape == (self.batch, tokens - self.layout.prefix):
+            self.pooling = result.detach().float()
         return result
 
-    def _is_among_tokens(self, *tensors: Tensor) -> bool:
-        """Whether tensors `[B, heads, tokens, ...]` are of an attention among all tokens of each image."""
-        return all(
-            tensor.shape == tensors[0].shape and tensor.shape[0] == self.batch and tensor.shape[-2] == self.tokens
-            for tensor in tensors
-        )
+    def _covers_all_tokens(self, *tensors: Tensor) -> bool:
+        """Whether all tensors have the same shape `[B, heads, tokens, ...]`."""
+        shape = tensors[0].shape
+        same = all(tensor.shape == shape for tensor in tensors)
+        return same and len(shape) == 4 and shape[0] == self.batch and shape[2] == self.layout.tokens
 
     def _keep(self, weights: Tensor) -> Tensor:
         self.layers.append(weights)
-        return weights  # what the network goes on with: its logits have a gradient with respect to them
+        return weights  # the model continues with these, so its logits have a gradient with respect to them
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
     ) -> Tensor:
-        """torch's scaled_dot_product_attention, with its weights written down."""
+        """Compute torch's scaled_dot_product_attention, and keep the weights."""
         scale = options.get("scale") or query.shape[-1] ** -0.5
         scores = (query.float() * scale) @ key.float().transpose(-2, -1)
         if attn_mask is not None:

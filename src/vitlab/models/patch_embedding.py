@@ -1,4 +1,4 @@
-"""From images to tokens: what `stem` chooses from."""
+"""Stems: turn images into tokens by patches, shifted patches or convolutions."""
 
 from itertools import pairwise
 
@@ -6,11 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HIDDEN_WIDTH = 64  # of the convolutions before the last one; as in the code of Hassani et al. 2021
+HIDDEN_WIDTH = 64  # of the convolutions before the last one; from the code of Hassani et al. 2021
 
 
-class PatchEmbedding(nn.Module):
-    """Cuts images `[B, C, H, W]` into patches and projects each to a token: `[B, N, D]`, row by row.
+class Stem(nn.Module):
+    """Base of the stems: images `[B, C, H, W]` -> tokens `[B, N, D]`."""
+
+    proj: nn.Conv2d | nn.Linear
+
+    def initialise(self) -> None:
+        """Draw weights that turn pixels of variance 1 into tokens of variance 1 (LeCun)."""
+        nn.init.trunc_normal_(self.proj.weight, std=self.proj.weight[0].numel() ** -0.5)
+        if self.proj.bias is not None:
+            nn.init.zeros_(self.proj.bias)
+
+    def filters(self) -> Tensor:
+        """Weights of the pixels in a token, or in the first convolution: `[D, C, height, width]`."""
+        return self.proj.weight
+
+
+class PatchEmbedding(Stem):
+    """Cut images `[B, C, H, W]` into patches and project each to a token: `[B, N, D]`, row by row.
 
     A convolution whose stride is its kernel size is the linear projection of the flattened patches (Dosovitskiy et al.
     2021, section 3.1).
@@ -18,24 +34,17 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, patch_size: tuple[int, int], in_channels: int, embed_dim: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
-
-    def initialise(self) -> None:
-        _lecun(self.proj)
-
-    def filters(self) -> Tensor:
-        """What a token is of the pixels, `[D, C, height, width]`."""
-        return self.proj.weight
+        self.proj: nn.Conv2d = nn.Conv2d(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
-class ShiftedPatchTokenization(nn.Module):
-    """Patches of an image and of its four copies that are shifted by half a patch along the diagonals, all at one place
-    normalised and projected to a token: images `[B, C, H, W]` -> `[B, N, D]`.
+class ShiftedPatchTokenization(Stem):
+    """Project each patch with the same patch of four diagonally shifted copies: images `[B, C, H, W]` -> `[B, N, D]`.
 
-    Lee et al. 2021, "Vision Transformer for Small-Size Datasets", section 3 (SPT). What a shift brings in is zero.
+    The copies are shifted by half a patch, padded with zeros. The five patches are normalised together before the
+    projection (Lee et al. 2021, "Vision Transformer for Small-Size Datasets", section 3, SPT).
     """
 
     def __init__(self, patch_size: tuple[int, int], in_channels: int, embed_dim: int) -> None:
@@ -47,14 +56,11 @@ class ShiftedPatchTokenization(nn.Module):
         self.proj = nn.Linear(values, embed_dim)
         down, right = (side // 2 for side in patch_size)
         self.margin = (right, right, down, down)
-        # Top left corners in the image with its margin: of the image itself, then of its copies.
+        # Top left corners in the padded image: of the image itself, then of its copies.
         self.corners = ((down, right), (0, 0), (0, 2 * right), (2 * down, 0), (2 * down, 2 * right))
 
-    def initialise(self) -> None:
-        _lecun(self.proj)
-
     def filters(self) -> Tensor:
-        """What a token is of the normalised pixels, its patch and half a patch around: `[D, C, height, width]`."""
+        """Weights of the normalised pixels in a token, from half a patch around: `[D, C, height, width]`."""
         weight = (self.proj.weight * self.norm.weight).reshape(-1, 5, self.in_channels, *self.patch_size)
         down, right = self.corners[-1]
         placed = [
@@ -73,15 +79,14 @@ class ShiftedPatchTokenization(nn.Module):
         return self.proj(self.norm(patches))
 
 
-class ConvolutionalTokenizer(nn.Module):
-    """Convolutions of 3 x 3 pixels, each with a ReLU and a max pooling that halves the sides: images `[B, C, H, W]` ->
-    tokens `[B, N, D]`.
+class ConvolutionalTokenizer(Stem):
+    """Convolve and halve images until a token stands for a patch: images `[B, C, H, W]` -> `[B, N, D]`.
 
-    Hassani et al. 2021, "Escaping the Big Data Paradigm with Compact Transformers", section 3. There are as many as
-    it takes until a token stands for a patch: one for patches of 2 pixels (CCT-7/3x1), two for 4 (CCT-7/3x2).
+    Each step is a 3 x 3 convolution, a ReLU and a max pooling of stride 2: one for patches of 2 pixels (CCT-7/3x1), two
+    for 4 (CCT-7/3x2). Hassani et al. 2021, "Escaping the Big Data Paradigm with Compact Transformers", section 3.
 
     Raises:
-        ValueError: the patches are not squares, or their side is no power of 2 from 2 on.
+        ValueError: the patches are not squares, or their side is not a power of 2 from 2 on.
     """
 
     def __init__(self, patch_size: tuple[int, int], in_channels: int, embed_dim: int) -> None:
@@ -99,7 +104,6 @@ class ConvolutionalTokenizer(nn.Module):
             nn.init.kaiming_normal_(weight)
 
     def filters(self) -> Tensor:
-        """What the first convolution is of the pixels, `[width, C, 3, 3]`."""
         return next(self.convs.parameters())
 
     def forward(self, images: Tensor) -> Tensor:
@@ -109,16 +113,4 @@ class ConvolutionalTokenizer(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 
-Stem = PatchEmbedding | ShiftedPatchTokenization | ConvolutionalTokenizer
-STEMS: dict[str, type[Stem]] = {
-    "patch": PatchEmbedding,
-    "shifted": ShiftedPatchTokenization,
-    "conv": ConvolutionalTokenizer,
-}
-
-
-def _lecun(layer: nn.Conv2d | nn.Linear) -> None:
-    """Pixels of variance 1 give tokens of variance 1."""
-    nn.init.trunc_normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+STEMS = {"patch": PatchEmbedding, "shifted": ShiftedPatchTokenization, "conv": ConvolutionalTokenizer}

@@ -1,55 +1,57 @@
-"""The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"), in plain torch."""
+"""The Vision Transformer, its blocks, pooling and fixed positions.
+
+Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words".
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import PatchDropout
+from timm.layers import LayerScale, Mlp, PatchDropout, to_2tuple
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from vitlab.models.attention import SelfAttention
-from vitlab.models.block import ACTIVATIONS, Block
 from vitlab.models.patch_embedding import STEMS
-from vitlab.models.pooling import SequencePooling
-from vitlab.models.positions import sincos2d
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class VisionTransformer(nn.Module):
     """A Vision Transformer: float images `[B, in_channels, H, W]` -> logits `[B, num_classes]`.
 
-    Parameter names and shapes are those of timm's VisionTransformer with `fc_norm=False`, so weights go either way;
-    timm's has neither another stem than "patch" nor `pool="attention"` nor `locality_attention`.
+    Parameter names and shapes are those of timm's VisionTransformer with `fc_norm=False`, so weights can be exchanged.
+    timm's has only the stem "patch", no `pool="attention"` and no `locality_attention`.
 
     Args:
         image_size: Side of the images in pixels, or (height, width).
         patch_size: Side of the patches in pixels, or (height, width); divides `image_size`.
-        in_channels: Channels of the images.
         num_classes: Width of the logits.
         embed_dim: Width D of the tokens; a multiple of `num_heads`.
         depth: Number of blocks.
-        num_heads: Attention heads of each block.
+        num_heads: Attention heads per block.
         mlp_ratio: Hidden width of the feed-forward networks, as a multiple of `embed_dim`; rounded.
+        pool: The head reads, after the final norm: "cls" a learned class token, "mean" the mean of the patches,
+            "attention" their mean with learned weights (`SequencePooling`).
+        pos_embed: "learned" (drawn with std 0.02), "sincos2d" (fixed), or "none". Learned positions include the class
+            token and the registers; fixed ones do not.
+        in_channels: Channels of the images.
         stem: "patch" projects patches (`PatchEmbedding`), "shifted" also their surroundings
-            (`ShiftedPatchTokenization`), "conv" makes it a hybrid (`ConvolutionalTokenizer`).
-        pool: "cls" classifies a learned class token, "mean" the mean of the patches, "attention" their mean by learned
-            weights (`SequencePooling`); all after the final norm.
-        registers: Learned tokens that take part in attention and are not read (Darcet et al. 2024, "Vision
-            Transformers Need Registers", section 2.2).
-        pos_embed: "learned" (drawn with std 0.02), "sincos2d" (fixed), or "none". The class token and the registers
-            have learned positions too; with sincos2d they have none.
-        qk_norm, locality_attention: See `SelfAttention`.
-        attention_init: "normal" draws the weights of attention with std 0.02, "mimetic" as
+            (`ShiftedPatchTokenization`), "conv" uses convolutions (`ConvolutionalTokenizer`, a hybrid).
+        registers: Learned tokens that take part in attention and that the head does not read (Darcet et al. 2024,
+            "Vision Transformers Need Registers", section 2.2).
+        qk_norm, locality_attention, attention_dropout, fused_attention: See `SelfAttention`.
+        attention_init: "normal" draws attention weights with std 0.02, "mimetic" as
             `SelfAttention.initialise_mimetically` does.
+        layer_scale: See `Block`.
         activation: "gelu" or "relu".
-        dropout: Of the tokens after the position embedding, the attention's output and the feed-forward networks.
-        attention_dropout: Of the attention weights.
-        layer_scale, drop_path: See `Block`; of the last block the latter, which rises linearly from 0 at the first one.
-        patch_dropout: Share of the patches that each image lacks during training, drawn anew each time (Liu et al.
-            2022, "PatchDropout: Economizing Vision Transformers Using Patch Dropout", section 3).
+        dropout: Dropout after the position embedding, after attention and in the feed-forward networks.
+        drop_path: See `Block`; rises linearly from 0 in the first block to this value in the last.
+        patch_dropout: Fraction of the patches dropped at random from each training image (Liu et al. 2022,
+            "PatchDropout: Economizing Vision Transformers Using Patch Dropout", section 3).
         head_hidden_dim: Width of a hidden, tanh-activated layer in the head (the paper's pre-training head,
             section 3.1); None makes the head one linear layer.
-        fused_attention: See `SelfAttention`.
 
     Raises:
         ValueError: a size does not divide, or a choice is unknown; the message names both values.
@@ -62,7 +64,6 @@ class VisionTransformer(nn.Module):
         *,
         image_size: int | Sequence[int],
         patch_size: int | Sequence[int],
-        in_channels: int,
         num_classes: int,
         embed_dim: int,
         depth: int,
@@ -70,6 +71,7 @@ class VisionTransformer(nn.Module):
         mlp_ratio: float,
         pool: str,
         pos_embed: str,
+        in_channels: int = 3,
         stem: str = "patch",
         registers: int = 0,
         qk_norm: bool = False,
@@ -85,20 +87,21 @@ class VisionTransformer(nn.Module):
         fused_attention: bool | None = None,
     ) -> None:
         super().__init__()
-        self.image_size, patch_size = _pair(image_size), _pair(patch_size)
-        if any(image % patch for image, patch in zip(self.image_size, patch_size, strict=True)):
+        self.image_size: tuple[int, int] = to_2tuple(image_size)
+        patch: tuple[int, int] = to_2tuple(patch_size)
+        if any(image % side for image, side in zip(self.image_size, patch, strict=True)):
             raise ValueError(
-                f"image_size={_size(self.image_size)} is not a multiple of patch_size={_size(patch_size)}: "
+                f"image_size={_format(self.image_size)} is not a multiple of patch_size={_format(patch)}: "
                 "an image must divide into whole patches"
             )
-        _check_choice("stem", stem, tuple(STEMS))
+        _check_choice("stem", stem, list(STEMS))
         _check_choice("pool", pool, ("cls", "mean", "attention"))
         _check_choice("pos_embed", pos_embed, ("learned", "sincos2d", "none"))
         _check_choice("attention_init", attention_init, ("normal", "mimetic"))
-        _check_choice("activation", activation, tuple(ACTIVATIONS))
+        _check_choice("activation", activation, list(ACTIVATIONS))
         self.in_channels = in_channels
-        self.grid_size = (self.image_size[0] // patch_size[0], self.image_size[1] // patch_size[1])
-        self.patch_embed = STEMS[stem](patch_size, in_channels, embed_dim)
+        self.grid_size = (self.image_size[0] // patch[0], self.image_size[1] // patch[1])
+        self.patch_embed = STEMS[stem](patch, in_channels, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if pool == "cls" else None
         self.reg_token = nn.Parameter(torch.zeros(1, registers, embed_dim)) if registers else None
         self.num_prefix_tokens = (1 if pool == "cls" else 0) + registers
@@ -122,7 +125,7 @@ class VisionTransformer(nn.Module):
                 dropout=dropout,
                 layer_scale=layer_scale,
                 drop_path=drop_path * index / max(depth - 1, 1),
-                read=1 if pool == "cls" and index == depth - 1 else None,
+                num_output_tokens=1 if pool == "cls" and index == depth - 1 else None,
             )
             for index in range(depth)
         )
@@ -165,18 +168,17 @@ class VisionTransformer(nn.Module):
                 nn.init.trunc_normal_(embedding, std=0.02)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keeps the blocks' inputs alone for the backward pass, and computes the rest again (Chen et al. 2016,
-        "Training Deep Nets with Sublinear Memory Cost"; timm's convention)."""
+        """Keep only the blocks' inputs for the backward pass and recompute the rest (Chen et al. 2016, "Training Deep
+        Nets with Sublinear Memory Cost"; timm's convention)."""
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that are no weights of a layer (timm's convention): class token, registers and
-        positions."""
+        """Names of the parameters without weight decay besides biases and norms (timm's convention)."""
         return {"cls_token", "reg_token", "pos_embed"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of parameter names, layer by layer from the input on (timm's convention): stem, blocks with the
-        final norm and the pooling in the last, and the head, which no pattern names."""
+        """Patterns that assign parameters to layers, from the input on (timm's convention): the stem, the blocks, with
+        the final norm and the pooling in the last; the head is the rest."""
         return {
             "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|attn_pool", (99999,))],
@@ -187,11 +189,14 @@ class VisionTransformer(nn.Module):
         return self.head
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Normalised tokens `[B, N, D]` of images `[B, C, H, W]`: registers and patches. Where the head reads a class
-        token, that alone, `[B, 1, D]`; all with the class token first within `vitlab.models.last_block.full_output`."""
+        """Compute the normalised tokens `[B, N, D]` of images `[B, C, H, W]`: registers and patches.
+
+        If the head reads a class token, the output is that token, `[B, 1, D]`; within
+        `vitlab.models.last_block.full_output` it is all tokens, the class token first.
+        """
         expected = (self.in_channels, *self.image_size)
         if images.shape[1:] != expected:
-            raise ValueError(f"expected images of shape [B, {_size(expected)}], got {list(images.shape)}")
+            raise ValueError(f"expected images of shape [B, {_format(expected)}], got {list(images.shape)}")
         x = self.patch_embed(images)
         prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
         if prefix:
@@ -213,19 +218,90 @@ class VisionTransformer(nn.Module):
         return self.head(patches.mean(dim=1) if self.attn_pool is None else self.attn_pool(patches))
 
 
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    if isinstance(size, int):
-        return size, size
-    height, width = size
-    return height, width
+class Block(nn.Module):
+    """A pre-norm transformer block: tokens `[B, N, D]` -> `[B, N, D]`.
+
+    Args:
+        attention: Its self-attention.
+        embed_dim, hidden_dim, activation, dropout: Of its feed-forward network.
+        layer_scale: Initial value of learned factors, one per channel, for both residual branches (Touvron et al. 2021,
+            "Going deeper with Image Transformers", section 2); None leaves them out.
+        drop_path: Probability that an image skips a residual branch during training (stochastic depth, Huang et al.
+            2016).
+        num_output_tokens: For the last block: compute only as many output tokens, from the first on, as the head reads,
+            `[B, num_output_tokens, D]`. Logits and gradients stay the same. None computes all.
+    """
+
+    def __init__(
+        self,
+        attention: SelfAttention,
+        embed_dim: int,
+        hidden_dim: int,
+        *,
+        activation: str,
+        dropout: float,
+        layer_scale: float | None,
+        drop_path: float,
+        num_output_tokens: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.attn = attention
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(embed_dim, layer_scale)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.mlp = Mlp(embed_dim, hidden_dim, act_layer=ACTIVATIONS[activation], drop=dropout)
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(embed_dim, layer_scale)
+        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.num_output_tokens = num_output_tokens
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = self.num_output_tokens
+        x = x[:, :count] + self.drop_path(self.ls1(self.attn(self.norm1(x), count)))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 
-def _size(sides: Sequence[int]) -> str:
-    if len(sides) == 2 and sides[0] == sides[1]:
-        return str(sides[0])
-    return ", ".join(map(str, sides))
+class SequencePooling(nn.Module):
+    """Average an image's tokens with learned weights: `[B, N, D]` -> `[B, D]`.
+
+    Hassani et al. 2021, "Escaping the Big Data Paradigm with Compact Transformers", section 3 (SeqPool), without the
+    bias of the paper's linear layer, which the softmax cancels.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(embed_dim, 1, bias=False)
+
+    def weights(self, tokens: Tensor) -> Tensor:
+        """Weight of each token, `[B, N]`; each row sums to 1."""
+        return torch.softmax(self.score(tokens).squeeze(2), dim=1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return (self.weights(tokens).to(tokens.dtype).unsqueeze(1) @ tokens).squeeze(1)
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def sincos2d(embed_dim: int, grid_size: tuple[int, int], temperature: float = 10_000.0) -> Tensor:
+    """Compute fixed position embeddings from each patch's row and column: float32 `[1, rows * columns, embed_dim]`.
+
+    A quarter of the channels each: sin and cos of the column, sin and cos of the row, at geometrically spaced
+    frequencies (Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k").
+
+    Raises:
+        ValueError: `embed_dim` is not a multiple of 4.
+    """
+    if embed_dim % 4:
+        raise ValueError(f"pos_embed=sincos2d needs embed_dim to be a multiple of 4, not {embed_dim}")
+    rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in grid_size), indexing="ij")
+    quarter = embed_dim // 4
+    frequencies = temperature ** (-torch.arange(quarter, dtype=torch.float32) / max(quarter - 1, 1))
+    x = columns.reshape(-1, 1) * frequencies
+    y = rows.reshape(-1, 1) * frequencies
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).unsqueeze(0)
+
+
+def _format(sides: Sequence[int]) -> str:
+    return str(sides[0]) if len(sides) == 2 and sides[0] == sides[1] else ", ".join(map(str, sides))
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value} is unknown; choose one of {', '.join(choices)}")

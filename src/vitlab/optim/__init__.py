@@ -1,4 +1,4 @@
-"""Parameter groups and learning-rate schedules."""
+"""Parameter groups, the Muon optimizer and learning-rate schedules."""
 
 from vitlab.optim.finetuning import Finetuning
 from vitlab.optim.muon import Muon, adamw_param_names

@@ -1,4 +1,4 @@
-"""Which parameters learn, how fast, and from when on."""
+"""Fine-tuning strategies: layer-wise learning rates and freezing."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,14 +10,15 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Finetuning:
-    """A fine-tuning strategy. The default is the plain one: all parameters learn at one rate.
+    """A fine-tuning strategy. By default all parameters learn at the same rate.
 
     Args:
-        layer_decay: Learning rate of a layer as a fraction of that of the layer above; the head has the optimizer's
-            (Bao et al. 2022, "BEiT", appendix; Clark et al. 2020, "ELECTRA", section 3.1). The layers are what the
-            network's `group_matcher()` says (timm's convention).
-        head_lr_multiplier: Learning rate of the head as a multiple of the optimizer's.
-        freeze_epochs: For so many epochs only the head learns, and the rest is in eval mode; "all" is a linear probe.
+        layer_decay: Ratio of a layer's learning rate to that of the layer above; the head has the optimizer's (Bao et
+            al. 2022, "BEiT", appendix; Clark et al. 2020, "ELECTRA", section 3.1). The model's `group_matcher()`
+            defines the layers (timm's convention).
+        head_lr_multiplier: Ratio of the head's learning rate to the optimizer's.
+        freeze_epochs: Number of first epochs in which only the head learns and the rest is in eval mode; "all" is a
+            linear probe.
 
     Raises:
         ValueError: a value is out of its range.
@@ -52,16 +53,16 @@ class Finetuning:
         no_weight_decay: Collection[str],
         fallback: Collection[str] = (),
     ) -> list[dict[str, Any]]:
-        """Groups for an optimizer of the parameters that learn at some time, each with its `lr_scale`.
+        """Group the parameters that learn at some time for an optimizer, each group with its `lr_scale`.
 
-        Biases, norms and what `no_weight_decay` names have no weight decay. A linear probe's groups are the head's.
+        Biases, norms and `no_weight_decay` have no weight decay. A linear probe has only the head's groups.
 
         Args:
-            network: Whose parameters they are.
+            network: The model.
             head: Names of the head's parameters.
             weight_decay: Of the groups that have one.
-            no_weight_decay: Names of further parameters without, with wildcards.
-            fallback: Names of parameters whose groups have `use_fallback`, as Muon wants it, with wildcards.
+            no_weight_decay: Names of further parameters without weight decay, with wildcards.
+            fallback: Names of parameters whose groups get `use_fallback` (timm's Muon), with wildcards.
         """
         if self.layer_decay < 1:
             groups = param_groups_layer_decay(
@@ -71,13 +72,12 @@ class Finetuning:
             groups = param_groups_weight_decay(
                 network, weight_decay, no_weight_decay_list=no_weight_decay, fallback_list=fallback
             )
-        own = {id(parameter) for name, parameter in network.named_parameters() if name in head}
+        head_ids = {id(parameter) for name, parameter in network.named_parameters() if name in head}
         split = []
         for group in groups:
-            scale = group.get("lr_scale", 1.0)
-            in_head = [parameter for parameter in group["params"] if id(parameter) in own]
-            others = [parameter for parameter in group["params"] if id(parameter) not in own]
-            if self.freeze_epochs != "all":
-                split.append({**group, "params": others, "lr_scale": scale})
-            split.append({**group, "params": in_head, "lr_scale": scale * self.head_lr_multiplier})
-        return [group for group in split if group["params"]]
+            for in_head in (False, True):
+                parameters = [parameter for parameter in group["params"] if (id(parameter) in head_ids) == in_head]
+                if parameters and (in_head or self.freeze_epochs != "all"):
+                    scale = group.get("lr_scale", 1.0) * (self.head_lr_multiplier if in_head else 1.0)
+                    split.append({**group, "params": parameters, "lr_scale": scale})
+        return split

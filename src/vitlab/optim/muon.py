@@ -1,40 +1,58 @@
-"""Muon, and which parameters it updates."""
+"""The Muon optimizer, and the choice of the parameters that it updates."""
 
 from collections.abc import Callable, Collection
-from functools import partial
+from contextlib import nullcontext
 from typing import Any
-from unittest.mock import patch
 
 import timm.optim
 import torch
 from timm.models import group_parameters
-from timm.optim import muon as timms
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from vitlab.compat import cpu_has_bfloat16
 
 
 class Muon(timm.optim.Muon):
-    """timm's, which iterates in bfloat16 (so does torch's), here in float32 on a CPU without instructions for that: it
-    takes the time of many training steps there, for torch computes bfloat16 products in software."""
+    """timm's Muon. On a CPU without bfloat16 instructions, its Newton-Schulz iteration runs in float32.
+
+    timm and torch iterate in bfloat16, which such a CPU emulates: one update then takes as long as many training steps.
+    """
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        if self.param_groups[0]["params"][0].device.type != "cpu" or has_bf16:
-            return super().step(closure)  # type: ignore[no-untyped-call]
-        exact = partial(timms.zeropower_via_newtonschulz, dtype=torch.float32)
-        with patch.object(timms, "zeropower_via_newtonschulz", exact):  # no argument of Muon's own reaches its dtype
-            return super().step(closure)  # type: ignore[no-untyped-call]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        on_cpu = self.param_groups[0]["params"][0].device.type == "cpu"
+        with _IterateInFloat32() if on_cpu and not cpu_has_bfloat16() else nullcontext():
+            super().step()  # type: ignore[no-untyped-call]
+        return loss
+
+
+class _IterateInFloat32(TorchFunctionMode):
+    """Turn the copy to bfloat16 with which timm's iteration begins into one to float32 (timm 1.0.31).
+
+    timm's `zeropower_via_newtonschulz` takes a dtype, but no argument of the optimizer sets it.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.to and kwargs == {"dtype": torch.bfloat16, "copy": True}:
+            kwargs["dtype"] = torch.float32
+        return func(*args, **kwargs)
 
 
 def adamw_param_names(optimizer: Any, network: nn.Module, head: Collection[str]) -> set[str]:
-    """Names, with wildcards, of the parameters that Muon updates by AdamW; none where `optimizer` is another.
+    """Name the parameters, with wildcards, that Muon leaves to AdamW; none if `optimizer` is not Muon.
 
-    Muon is for the weight matrices of the hidden layers alone, here the blocks; the first and the last layer and
-    embeddings are AdamW's (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). The stem is what the
-    network's `group_matcher()` calls its lowest layer (timm's convention).
+    Muon updates only the weight matrices of the hidden layers, here the blocks. AdamW updates the first and last layer
+    and the embeddings (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). The first layer is the lowest
+    one of the model's `group_matcher()` (timm's convention).
 
     Args:
         optimizer: A partial, as the config builds it.
-        network: Whose parameters they are.
+        network: The model to optimize.
         head: Names of the head's parameters.
     """
     if getattr(optimizer, "func", None) is not Muon:
@@ -43,5 +61,5 @@ def adamw_param_names(optimizer: Any, network: nn.Module, head: Collection[str])
     layers: Any = group_parameters(network, matcher(), reverse=True) if matcher else {}
     stem = {name for name, layer in layers.items() if layer == 0}
     embeddings: Any = getattr(network, "no_weight_decay", set)
-    shapes = {name for name, parameter in network.named_parameters() if parameter.ndim != 2}
-    return {*head, *stem, *embeddings(), *shapes}
+    not_matrices = {name for name, parameter in network.named_parameters() if parameter.ndim != 2}
+    return {*head, *stem, *embeddings(), *not_matrices}

@@ -1,4 +1,4 @@
-"""How well classes are told apart, and how far the probabilities can be trusted."""
+"""Confusion matrix, accuracy by class, reliability diagram."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,124 +7,160 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from vitlab.plots.grid import fit_name
-from vitlab.plots.predictions import BINS, Outcome
+from vitlab.plots.grid import shorten_name
+from vitlab.plots.io import FigureText
+from vitlab.plots.predictions import BINS, Predictions
 from vitlab.plots.style import COLORS
 
-LETTERS = 24  # of a name beside a row
-FEW = 10  # images, whose accuracy tells little
+NAME_LENGTH = 24  # characters of a class name next to a row
+FEW_IMAGES = 10  # an accuracy on fewer is unreliable, and its bar is pale
 PALE = 0.3
-COUNTED = 7  # classes, of which a matrix has room for the numbers of images beside the shares
-NAMED = 20  # classes that a matrix, or a column of bars, has room to name
+MAX_COUNTED = 7  # a matrix of at most so many classes also shows the numbers of images
+MAX_NAMED = 20  # classes whose names fit next to a matrix or a column of bars
+
+CONFUSION_MATRIX = FigureText(
+    "confusion_matrix",
+    "Confusion matrix: percent of each true class's images",
+    "Each row is a true class, each column a predicted class. The colour, and the number where there is room, is "
+    "the percentage of the row's images with that prediction; half a percent or less has no number. The diagonal "
+    "holds the correct predictions. A bright cell off the diagonal is a pair of classes that the model confuses.",
+)
+WORST_CLASSES = FigureText(
+    "confusion_matrix_worst_classes",
+    "Confusion matrix of the 20 classes with the lowest accuracy",
+    "Part of the confusion matrix: the classes with the lowest accuracy, worst first, with names and percentages. "
+    "The last column counts predictions of all other classes.",
+)
+CLASS_ACCURACY = FigureText(
+    "accuracy_by_class",
+    "Accuracy by class",
+    "The fraction of each class's images that is classified correctly, the best class on top, with the number of "
+    "images; of more than 20 classes, the worst 20. Thin lines are 95 % confidence intervals.",
+)
+RELIABILITY = FigureText(
+    "reliability",
+    "Reliability diagram",
+    "Images are grouped by the probability of their prediction; each bar is the accuracy of a group. Bars below "
+    "the dashed line: the model is overconfident. Bars above: it is underconfident, as with label smoothing. ECE, "
+    "the expected calibration error, is the mean distance from the line, weighted by the number of images, shown "
+    "below. Pale bars have fewer than ten images and are unreliable.",
+)
 
 
-def draw_confusions(outcome: Outcome) -> Figure:
-    """A row a true class: shares by colour; with at most `NAMED` classes in percent too, with at most `COUNTED` beside
-    counts."""
-    names = [fit_name(name, LETTERS) for name in outcome.classes]
-    return _draw_matrix(outcome.confusions.numpy(), names, names)
+def draw_confusion_matrix(predictions: Predictions) -> Figure:
+    """The fraction of each true class (row) by predicted class, as colours; also in percent for at most `MAX_NAMED`
+    classes, and with the numbers of images for at most `MAX_COUNTED`."""
+    names = [shorten_name(name, NAME_LENGTH) for name in predictions.classes]
+    return _draw_matrix(predictions.confusion_matrix.numpy(), names, names)
 
 
-def draw_least_recognised(outcome: Outcome) -> Figure:
-    """The confusions of the `NAMED` least recognised classes, the least recognised first, with one column for the
-    answers that are none of them."""
-    chosen = _least_recognised(outcome)
-    counts = outcome.confusions[chosen].numpy()
+def describe_confusions(predictions: Predictions) -> str:
+    """Name the most frequent error."""
+    if not (pairs := predictions.confused_pairs(1)):
+        return "In this run, every image is classified correctly."
+    true, predicted, images = pairs[0]
+    total = int((predictions.labels == list(predictions.classes).index(true)).sum())
+    return f"In this run, the most frequent error is {true} predicted as {predicted}: {images:,} of {total:,} images."
+
+
+def draw_worst_classes(predictions: Predictions) -> Figure:
+    """The confusion matrix of the `MAX_NAMED` classes with the lowest accuracy, worst first, with one column for
+    predictions of all other classes."""
+    chosen = predictions.worst_classes(MAX_NAMED)
+    counts = predictions.confusion_matrix[chosen].numpy()
     among = counts[:, chosen]
-    names = [fit_name(outcome.classes[place], LETTERS) for place in chosen]
+    names = [shorten_name(predictions.classes[label], NAME_LENGTH) for label in chosen]
     others = counts.sum(axis=1, keepdims=True) - among.sum(axis=1, keepdims=True)
     return _draw_matrix(np.concatenate([among, others], axis=1), names, [*names, "another class"])
 
 
-def _least_recognised(outcome: Outcome) -> list[int]:
-    images = outcome.confusions.sum(dim=1)
-    order = outcome.recall.nan_to_num(2.0).argsort(stable=True)
-    return [int(place) for place in order if images[place]][:NAMED]
-
-
 def _draw_matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Figure:
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    named = len(rows) <= NAMED
-    counted = len(rows) <= COUNTED
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    named, counted = len(rows) <= MAX_NAMED, len(rows) <= MAX_COUNTED
     side = max(3.5, (0.47 if counted else 0.36) * len(rows) + 1) if named else 5.0
     figure = Figure(figsize=(side + 0.9, side + 0.3))
-    axes = figure.add_subplot()
-    image = axes.imshow(shares, vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1), label="share of the true class")
-    axes.set_xlabel("answer")
-    axes.set_ylabel("true class")
+    axes = figure.add_subplot(xlabel="predicted class", ylabel="true class")
+    image = axes.imshow(fractions, vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1), label="percent of the true class")
     axes.grid(False)
     if not named:
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
         return figure
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
-    for row, column in np.argwhere(counts if counted else shares > 0.005):
-        color = "black" if shares[row, column] > 0.55 else "white"
-        share = shares[row, column]
-        text = f"{share:.0%}\n{counts[row, column]:,}" if counted else f"{100 * share:.0f}"
-        size = 7 if counted else 10
-        look: dict[str, Any] = {"fontsize": size, "linespacing": 1.0, "in_layout": False}  # they lie within the axes
-        axes.text(column, row, text, ha="center", va="center", color=color, **look)
+    for row, column in np.argwhere(counts if counted else fractions > 0.005):
+        fraction = fractions[row, column]
+        text = f"{fraction:.0%}\n{counts[row, column]:,}" if counted else f"{100 * fraction:.0f}"
+        look: dict[str, Any] = {"fontsize": 7 if counted else 10, "color": "black" if fraction > 0.55 else "white"}
+        # The text lies within the axes: leaving it out of the layout saves time.
+        axes.text(column, row, text, ha="center", va="center", linespacing=1.0, in_layout=False, **look)
     return figure
 
 
-def draw_per_class(outcome: Outcome) -> Figure:
-    """A bar a class, the least recognised at the bottom, with Wilson's 95 % interval (Wilson 1927); at most `NAMED`,
-    the least recognised."""
-    images = outcome.confusions.sum(dim=1).numpy()
-    recall = outcome.recall.numpy()
-    order = _least_recognised(outcome)
-    low, high = wilson(recall[order], images[order])
+def draw_class_accuracy(predictions: Predictions) -> Figure:
+    """A bar for each class, the worst at the bottom, with its Wilson 95 % interval (Wilson 1927); at most `MAX_NAMED`,
+    the worst."""
+    order = predictions.worst_classes(MAX_NAMED)
+    images, recall = predictions.confusion_matrix.sum(dim=1).numpy()[order], predictions.recall.numpy()[order]
+    low, high = wilson_interval(recall, images)
+    rows = np.arange(len(order))
     figure = Figure(figsize=(5, 0.29 * len(order) + 1.1))
-    axes = figure.add_subplot()
-    places = np.arange(len(order))
-    axes.barh(places, recall[order], color=COLORS["sky"])
-    axes.errorbar(
-        recall[order], places, xerr=(recall[order] - low, high - recall[order]), fmt="none", ecolor="0.3", capsize=3
-    )
-    for place, share in enumerate(recall[order]):
-        axes.text(1.02, place, f"{share:.1%}", va="center", fontsize=9)
-    axes.axvline(outcome.correct.float().mean().item(), color=COLORS["vermilion"], linestyle="--", label="all images")
-    axes.set_yticks(places, [f"{fit_name(outcome.classes[place], LETTERS)} ({images[place]:,})" for place in order])
-    axes.set_xlim(0, 1)
+    axes = figure.add_subplot(xlim=(0, 1), xlabel="accuracy on the class's images")
+    axes.barh(rows, recall, color=COLORS["sky"])
+    axes.errorbar(recall, rows, xerr=(recall - low, high - recall), fmt="none", ecolor="0.3", capsize=3)
+    for row, value in enumerate(recall):
+        axes.text(1.02, row, f"{value:.1%}", va="center", fontsize=9)
+    accuracy = predictions.correct.float().mean().item()
+    axes.axvline(accuracy, color=COLORS["vermilion"], linestyle="--", label="all images")
+    names = [shorten_name(predictions.classes[label], NAME_LENGTH) for label in order]
+    axes.set_yticks(rows, [f"{name} ({count:,})" for name, count in zip(names, images, strict=True)])
     axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_xlabel("accuracy on the class's images")
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower left", bbox_to_anchor=(0.6, 0.98), fontsize=9)
     return figure
 
 
-def wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the 95 % interval of shares found in so many images each."""
+def describe_classes(predictions: Predictions) -> str:
+    """Name the worst and the best class."""
+    order = predictions.worst_classes(len(predictions.classes))
+    best = max(order, key=lambda label: float(predictions.recall[label]))
+    low, high = (f"{predictions.classes[label]} ({predictions.recall[label]:.1%})" for label in (order[0], best))
+    return f"In this run, from {low} to {high}."
+
+
+def wilson_interval(fraction: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the 95 % confidence intervals of fractions, each of `count` images."""
     z = 1.959964
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return np.minimum(middle - half, share), np.maximum(middle + half, share)  # to the last bit, at 0 and 1
+    middle = (fraction + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * np.sqrt(fraction * (1 - fraction) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return np.minimum(middle - half, fraction), np.maximum(middle + half, fraction)  # rounding must not cross 0 and 1
 
 
-def draw_reliability(outcome: Outcome) -> Figure:
-    """Accuracy against confidence (DeGroot and Fienberg 1983), and how many images have which confidence."""
-    count, confidence, accuracy = (values.numpy() for values in outcome.bins)
+def draw_reliability(predictions: Predictions) -> Figure:
+    """Accuracy against confidence (DeGroot and Fienberg 1983), and a histogram of the confidence."""
+    count, confidence, accuracy = (values.numpy() for values in predictions.bins)
     middle = (np.arange(BINS) + 0.5) / BINS
-    some = count > 0
     figure = Figure(figsize=(5, 4.8))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    for chosen, mark, alpha in ((count >= FEW, "", 1), (some & (count < FEW), "_", PALE)):  # _: not in the legend
-        bars: dict[str, Any] = {"color": COLORS["sky"], "label": f"{mark}accuracy", "alpha": alpha}
-        points: dict[str, Any] = {"color": COLORS["blue"], "label": f"{mark}at mean confidence", "alpha": alpha}
+    for chosen, prefix, alpha in (
+        (count >= FEW_IMAGES, "", 1),
+        ((count > 0) & (count < FEW_IMAGES), "_", PALE),  # "_" keeps a label out of the legend
+    ):
+        bars: dict[str, Any] = {"color": COLORS["sky"], "label": f"{prefix}accuracy", "alpha": alpha}
+        points: dict[str, Any] = {"color": COLORS["blue"], "label": f"{prefix}at mean confidence", "alpha": alpha}
         upper.bar(middle[chosen], accuracy[chosen], width=0.9 / BINS, **bars)
         upper.plot(confidence[chosen], accuracy[chosen], "o", clip_on=False, **points)
     upper.plot([0, 1], [0, 1], "--", color="0.4", label="calibrated")
-    upper.set_xlim(0, 1)
-    upper.set_ylim(0, 1)
-    upper.set_ylabel("accuracy")
-    upper.set_title(f"ECE {outcome.calibration_error:.1%}")
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=f"ECE {predictions.calibration_error:.1%}")
     upper.legend(loc="upper left", fontsize=8.5)
     lower.bar(middle, count, width=0.9 / BINS, color="0.6")
-    lower.set_ylabel("images")
-    lower.set_xlabel("confidence: probability of the answer")
+    lower.set(ylabel="images", xlabel="confidence: probability of the prediction")
     for axis in (upper.xaxis, upper.yaxis):
         axis.set_major_formatter(PercentFormatter(1))
     return figure
+
+
+def describe_reliability(predictions: Predictions) -> str:
+    """Compare the mean confidence with the accuracy."""
+    confidence, accuracy = predictions.confidence.mean().item(), predictions.correct.float().mean().item()
+    return f"In this run, the mean confidence is {confidence:.1%} and the accuracy {accuracy:.1%}."

@@ -1,12 +1,15 @@
-"""Epoch by epoch: loss, accuracy, learning rate."""
+"""Loss, accuracy and learning rate by epoch, and the planned learning rate."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from math import log
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from vitlab.plots.io import FigureText
 from vitlab.plots.style import COLORS
 
 LINES = {
@@ -15,41 +18,101 @@ LINES = {
     "val, ema weights": ("val/{}_ema", COLORS["green"]),
 }
 
+CURVES = FigureText(
+    "curves/loss_and_accuracy",
+    "Loss, accuracy and learning rate by epoch",
+    "If the accuracy still rises at the right end, train for more epochs. If the validation loss turns up while "
+    "the training loss falls, the model overfits. The dotted line is the epoch whose weights were kept, the dashed "
+    "line chance, if the curve is near it. The learning rate is that at the end of the epoch.",
+)
+LR_SCHEDULE = FigureText(
+    "plan/learning_rate",
+    "Planned learning rate",
+    "The whole schedule, computed before the first step. If layers have different learning rates, there is a line "
+    "for each, named by its multiple of optimizer.lr.",
+)
+
 
 def draw_curves(
     rows: Sequence[Mapping[str, float]], passed: Sequence[float], best: float | None, classes: int
 ) -> Figure:
-    """Training and validation over the epochs, and what guessing comes to.
+    """Training and validation metrics over the epochs, and the level of chance.
 
     Args:
-        rows: Of `metrics.csv`.
-        passed: Epochs of training at each row's end.
-        best: Those after which the weights were kept.
-        classes: Of the images, how many.
+        rows: Rows of `metrics.csv`.
+        passed: Epochs of training at the end of each row.
+        best: Epochs of training of the weights that were kept.
+        classes: Number of classes.
     """
     figure = Figure(figsize=(9, 3.4))
     panels: Any = figure.subplots(1, 3, width_ratios=(3, 3, 2))
-    guessing = {"loss": log(classes), "acc": 1 / classes}
+    chance = {"loss": log(classes), "acc": 1 / classes}
     for axes, metric, unit in ((panels[0], "loss", "loss (nats)"), (panels[1], "acc", "accuracy")):
         for label, (pattern, color) in LINES.items():
             name = pattern.format(metric)
-            points = [(place, row[name]) for place, row in zip(passed, rows, strict=True) if name in row]
+            points = [(epochs, row[name]) for epochs, row in zip(passed, rows, strict=True) if name in row]
             if points:
                 axes.plot(*zip(*points, strict=True), "o-", color=color, markersize=3, label=label)
         if best is not None:
             axes.axvline(best, color="0.4", linestyle=":", label="kept")
         axes.set_ylabel(unit)
         low, high = axes.get_ylim()
-        if low - (high - low) < guessing[metric] < high + (high - low):  # else it would press the curves flat
-            axes.axhline(guessing[metric], color="0.4", linestyle="--", label="guessing")
+        if low - (high - low) < chance[metric] < high + (high - low):  # else it would flatten the curves
+            axes.axhline(chance[metric], color="0.4", linestyle="--", label="chance")
     panels[1].yaxis.set_major_formatter(PercentFormatter(1))
     panels[2].plot(passed, [row.get("lr") for row in rows], "o-", color="0.3", markersize=3)
     panels[2].set_ylabel("learning rate")
     panels[2].yaxis.set_major_formatter(lambda rate, _: f"{rate:.3g}")
     for axes in panels:
-        axes.set_xlabel("epoch")
-        axes.set_xlim(0, 1.05 * passed[-1])
+        axes.set(xlabel="epoch", xlim=(0, 1.05 * passed[-1]))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
+    return figure
+
+
+def compute_lr_schedule(optimizer: Any, scheduler: Any, updates: int, group: dict[str, Any]) -> list[float]:
+    """The learning rates of a parameter group, one for each interval between two updates of the schedule.
+
+    Args:
+        optimizer: Creates an optimizer from parameter groups.
+        scheduler: Creates a schedule from an optimizer.
+        updates: Number of the schedule's updates in the run.
+        group: The group's settings, without its parameters.
+    """
+    dummy = optimizer([{**group, "params": [torch.nn.Parameter(torch.zeros(1))]}])
+    schedule = scheduler(dummy)
+    rates = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the dummy optimizer takes no steps
+        for _ in range(updates):
+            rates.append(float(dummy.param_groups[0]["lr"]))
+            schedule.step()
+    return rates
+
+
+def draw_lr_schedule(
+    rates: Sequence[tuple[str, Sequence[float]]], interval: float, epoch: float | None, unit: str
+) -> Figure:
+    """Learning rates over the run.
+
+    Args:
+        rates: Name and learning rates, from `compute_lr_schedule`, of each line.
+        interval: Length of the time between two updates, in `unit`.
+        epoch: Length of an epoch, in `unit`; None if unknown.
+        unit: Unit of the horizontal axis.
+    """
+    figure = Figure()
+    axes: Any = figure.add_subplot(xlabel=unit, ylabel="learning rate")
+    for (name, values), color in zip(rates, [*COLORS.values()] * len(rates), strict=False):
+        times = [update * interval for update in range(len(values) + 1)]
+        axes.plot(times, [*values, values[-1]], label=name, drawstyle="steps-post", linewidth=2.0, color=color)
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.01)
+    axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.3g}")
+    if epoch is not None:
+        top = axes.secondary_xaxis("top", functions=(lambda time: time / epoch, lambda count: count * epoch))
+        top.set_xlabel("epoch")
+    if len(rates) > 1:
+        axes.legend(fontsize=9)
     return figure

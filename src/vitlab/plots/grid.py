@@ -1,8 +1,11 @@
-"""Pictures and heat maps in rows and columns, as the pixels of one image: one axes, which takes a tenth of a second to
-draw, where one axes a picture takes seconds."""
+"""Images and heat maps in rows and columns, drawn as one large image.
+
+One axes for all tiles takes a tenth of a second to draw; one axes for each tile takes seconds.
+"""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -18,102 +21,167 @@ from torch import Tensor
 
 Pixels = NDArray[np.float32]
 
-TILE = 110  # px a side, as they are shown
+SIDE = 110  # px, of a tile in the figure
 GAP = 6  # px
 HEAT = "inferno"
-COVER = 0.75  # of the heat over the picture
+OPACITY = 0.75  # of the heat map over the image
 
 
-def tile(picture: Tensor, side: int = TILE) -> Pixels:
-    """A picture, `[3, H, W]` in [0, 255], as large as a tile: `[side, side, 3]` in [0, 1]."""
-    return _stretched(picture.permute(1, 2, 0).float().div(255).cpu().numpy(), side)
+@dataclass(frozen=True)
+class Tile:
+    """Pixels `[height, width, 3]` in [0, 1], with a text above and one below."""
+
+    pixels: Pixels
+    above: str = ""
+    below: str = ""
 
 
-def heat_over(picture: Tensor, heat: Tensor, scale: Normalize, side: int = TILE) -> Pixels:
-    """A heat map `[rows, columns]` in colours over its picture, uint8 `[3, H, W]`: `[side, side, 3]` in [0, 1]."""
-    # In weak greys, or a white sky would look like attention.
-    grey = 0.2 + 0.6 * tile(picture, side).mean(axis=2, keepdims=True)
-    colours = _stretched(matplotlib.colormaps[HEAT](scale(heat.float().cpu().numpy()))[..., :3], side)
-    mixed: Pixels = (COVER * colours + (1 - COVER) * grey).astype(np.float32)
+def stretch_image(image: Tensor, side: int = SIDE) -> Pixels:
+    """Scale an image `[3, H, W]` in [0, 255] to `[side, side, 3]` in [0, 1]."""
+    return _stretch(image.permute(1, 2, 0).float().div(255).cpu().numpy(), side)
+
+
+def overlay_heat(image: Tensor, heat: Tensor, scale: Normalize, side: int = SIDE) -> Pixels:
+    """Colour a heat map `[rows, columns]` over its image, uint8 `[3, H, W]`: `[side, side, 3]` in [0, 1]."""
+    # In pale grey: a white sky would look like attention.
+    grey = 0.2 + 0.6 * stretch_image(image, side).mean(axis=2, keepdims=True)
+    colors = _stretch(matplotlib.colormaps[HEAT](scale(heat.float().cpu().numpy()))[..., :3], side)
+    mixed: Pixels = (OPACITY * colors + (1 - OPACITY) * grey).astype(np.float32)
     return mixed
 
 
-def _stretched(pixels: NDArray[Any], side: int) -> NDArray[Any]:
-    """`[rows, columns, ...]` as `[side, side, ...]`, each pixel the nearest one."""
+def _stretch(pixels: NDArray[Any], side: int) -> NDArray[Any]:
+    """Resize `[rows, columns, ...]` to `[side, side, ...]` by nearest neighbour."""
     rows, columns = (np.arange(side) * length // side for length in pixels.shape[:2])
     return pixels[rows[:, None], columns]
 
 
-def add_tiles(axes: Axes, rows: Sequence[Sequence[Pixels]], columns: Sequence[str], names: Sequence[str]) -> None:
-    """Draws rows of tiles, with a name over each column and beside each row."""
-    side = len(rows[0][0])
-    step = side + GAP
-    sheet = np.ones((step * len(rows) - GAP, step * len(rows[0]) - GAP, 3), dtype=np.float32)
-    for row, pictures in enumerate(rows):
-        for column, pixels in enumerate(pictures):
-            sheet[row * step : row * step + side, column * step : column * step + side] = pixels
+def split_into_rows(tiles: Sequence[Tile], columns: int) -> list[list[Tile | None]]:
+    """Arrange tiles in rows of equal length, the last one filled up with gaps."""
+    filled = [*tiles, *[None] * (-len(tiles) % columns)]
+    return [filled[start : start + columns] for start in range(0, len(filled), columns)]
+
+
+def draw_sheet(
+    rows: Sequence[Sequence[Tile | None]],
+    columns: Sequence[str] = (),
+    names: Sequence[str] = (),
+    *,
+    label: str = "",
+    right: float = 0.1,
+    font_size: float = 9.0,
+    colors: tuple[str, str] = ("black", "black"),
+) -> Figure:
+    """A figure of tiles whose size fits them and their texts.
+
+    The layout is computed here: matplotlib's own takes several times as long.
+
+    Args:
+        rows: Tiles of one size, from the top; None leaves a gap.
+        columns: Headings of the columns.
+        names: Names of the rows, on their left, and a `label` for all of them.
+        right: Right margin, inches.
+        font_size: Of the tiles' texts, points.
+        colors: Of the texts above and below the tiles.
+    """
+    dpi = matplotlib.rcParams["figure.dpi"]
+    tiles = [tile for row in rows for tile in row if tile is not None]
+    line = 1.25 * font_size / 72  # inches
+    above = line * max(tile.above.count("\n") + bool(tile.above) for tile in tiles)
+    below = line * max(tile.below.count("\n") + bool(tile.below) for tile in tiles)
+    left = 0.15 + 0.085 * max(map(len, names), default=0) + 0.25 * bool(label)
+    top, bottom = 0.4 + 0.25 * bool(columns), 0.12
+    height, width = tiles[0].pixels.shape[:2]
+    sheet_width = max(map(len, rows)) * (width + GAP) / dpi
+    sheet_height = len(rows) * ((height + GAP) / dpi + above + below)
+    size = (left + sheet_width + right, top + sheet_height + bottom)
+    figure = Figure(figsize=size)
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((left / size[0], bottom / size[1], sheet_width / size[0], sheet_height / size[1]))
+    axes.set_ylabel(label)
+    rooms = (round(above * dpi), round(below * dpi))
+    draw_tiles(axes, rows, columns, names, rooms=rooms, fontsize=font_size, colors=colors)
+    return figure
+
+
+def draw_tiles(
+    axes: Axes,
+    rows: Sequence[Sequence[Tile | None]],
+    columns: Sequence[str] = (),
+    names: Sequence[str] = (),
+    *,
+    rooms: tuple[int, int] = (0, 0),
+    colors: tuple[str, str] = ("black", "black"),
+    **text: Any,
+) -> None:
+    """Draw rows of tiles into axes, with `rooms` of so many pixels for the texts above and below each."""
+    height, width = next(tile for row in rows for tile in row if tile is not None).pixels.shape[:2]
+    step = np.array([height + GAP + sum(rooms), width + GAP])
+    sheet = np.ones((*(step * [len(rows), max(map(len, rows))]), 3), dtype=np.float32)
+    centers = [column * step[1] + width / 2 for column in range(max(map(len, rows)))]
+    for row, tiles in enumerate(rows):
+        for column, tile in enumerate(tiles):
+            if tile is None:
+                continue
+            top, left = row * step[0] + rooms[0], column * step[1]
+            sheet[top : top + height, left : left + width] = tile.pixels
+            for words, edge, align, color in (
+                (tile.above, top - 3, "bottom", colors[0]),
+                (tile.below, top + height + 3, "top", colors[1]),
+            ):
+                if words:
+                    axes.text(centers[column], edge, words, ha="center", va=align, color=color, in_layout=False, **text)
     axes.imshow(sheet, interpolation="antialiased")
-    axes.set_xticks([column * step + side / 2 for column in range(len(rows[0]))], columns, fontsize=9)
-    axes.set_yticks([row * step + side / 2 for row in range(len(rows))], names)
-    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    for center, heading in zip(centers, columns, strict=False):
+        axes.text(center, -6, heading, ha="center", va="bottom", fontsize=9)
+    axes.set_xticks([])
+    axes.set_yticks([row * step[0] + rooms[0] + height / 2 for row in range(len(names))], names)
+    axes.tick_params(length=0)
+    remove_frame(axes)
+
+
+def remove_frame(axes: Axes) -> None:
+    """Hide the grid lines and the frame of axes that show an image."""
     axes.grid(False)
     axes.spines[:].set_visible(False)
 
 
-def sheet_figure(
-    rows: int, columns: int, *, side: int = TILE, right: float = 0.1, top: float = 0.65
-) -> tuple[Figure, Axes]:
-    """A figure whose size fits so many tiles and what is written beside them, and its axes.
+def fit_scale(maps: Sequence[Tensor]) -> Normalize:
+    """A logarithmic colour scale with the average patch, which is 1, in its middle.
 
-    Laid out by hand, which takes half the time of matplotlib's own layout.
-
-    Args:
-        rows, columns: Of tiles.
-        side: Of a tile, px.
-        right, top: Inches beside them, and above, where the title stands.
+    Attention has a long tail: on a linear scale, one patch would leave the rest dark. The scale covers 98 % of the
+    patches, at most from 1/8 to 8.
     """
-    left, bottom = 1.05, 0.12
-    step = (side + GAP) / matplotlib.rcParams["figure.dpi"]
-    width, height = left + columns * step + right, top + rows * step + bottom
-    figure = Figure(figsize=(width, height))
-    figure.set_layout_engine("none")
-    place = (left / width, bottom / height, columns * step / width, rows * step / height)
-    return figure, figure.add_axes(place)
-
-
-def scale_of(maps: Sequence[Tensor]) -> Normalize:
-    """Logarithmic, with the average patch in its middle, for maps in which that is 1: attention has a long tail, and on
-    a linear scale one patch would leave the rest in the dark. It spans what 98 % of the patches have, at most from an
-    eighth to 8 times the average."""
     octaves = torch.cat([one.flatten() for one in maps]).clamp_min(1e-6).log2().abs()
     widest = float(octaves.quantile(0.98).clamp(0.5, 3.0))
     return LogNorm(2.0**-widest, 2.0**widest, clip=True)
 
 
-def add_scale(figure: Figure, axes: Axes, scale: Normalize, label: str) -> None:
-    """A colour bar in the margin that `sheet_figure` has left on the right."""
-    width, sheet = figure.get_figwidth(), axes.get_position()
+def add_colorbar(figure: Figure, scale: Normalize, label: str, **place: Any) -> None:
+    """Add a heat map's colour bar, with ticks at powers of two."""
+    label_powers(figure.colorbar(ScalarMappable(scale, HEAT), label=label, **place))
+
+
+def add_colorbar_in_margin(figure: Figure, scale: Normalize, label: str) -> None:
+    """Add a colour bar in the right margin of a sheet."""
+    width, sheet = figure.get_figwidth(), figure.axes[0].get_position()
     place = figure.add_axes((sheet.x1 + 0.12 / width, sheet.y0, 0.18 / width, sheet.height))
-    label_scale(figure.colorbar(ScalarMappable(scale, HEAT), cax=place, label=label))
+    add_colorbar(figure, scale, label, cax=place)
 
 
-def label_scale(bar: Colorbar) -> None:
-    """Ticks at powers of two, as fractions below 1, on a bar whose ends stand for what lies beyond them too."""
-    limits = [math.log2(limit) for limit in bar.mappable.get_clim()]
-    if limits[1] >= 1:
-        powers = [float(power) for power in range(math.ceil(limits[0]), math.floor(limits[1]) + 1)]
+def label_powers(bar: Colorbar) -> None:
+    """Put ticks at powers of two, as fractions below 1; the ends of the bar also stand for values beyond them."""
+    low, high = (math.log2(limit) for limit in bar.mappable.get_clim())
+    if high >= 1:
+        powers = range(math.ceil(low), math.floor(high) + 1)
+        labels = [f"1/{2**-power}" if power < 0 else str(2**power) for power in powers]
+        bar.set_ticks([2.0**power for power in powers], labels=labels)
     else:
-        powers = [limits[0] * 0.9, 0.0, limits[1] * 0.9]
-    bar.set_ticks([2.0**power for power in powers], labels=[_fraction(power) for power in powers])
+        ticks = [2.0 ** (0.9 * low), 1.0, 2.0 ** (0.9 * high)]
+        bar.set_ticks(ticks, labels=["1" if tick == 1 else f"{tick:.2f}" for tick in ticks])
     bar.minorticks_off()
 
 
-def _fraction(power: float) -> str:
-    if power != int(power):
-        return f"{2.0**power:.2f}"
-    return f"1/{2 ** -int(power)}" if power < 0 else str(2 ** int(power))
-
-
-def fit_name(name: str, length: int) -> str:
-    """A name without its middle where it has more than `length` letters."""
+def shorten_name(name: str, length: int) -> str:
+    """Leave out the middle of a name of more than `length` characters."""
     return name if len(name) <= length else f"{name[: length // 2 - 1]}...{name[-(length // 2 - 2) :]}"

@@ -1,31 +1,43 @@
-"""Images of a data set in rows, each with what is known of it."""
+"""Grids of images: the first batch, errors, typical images, predictions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
+import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from vitlab.data.arrays import ImageArrays
-from vitlab.plots.grid import fit_name
-from vitlab.plots.predictions import Outcome
+from vitlab.data.decoding import read_image
+from vitlab.plots.grid import Tile, draw_sheet, shorten_name, split_into_rows, stretch_image
+from vitlab.plots.io import FigureText
+from vitlab.plots.predictions import Predictions
 from vitlab.plots.style import COLORS
 
-RIGHT, WRONG = COLORS["blue"], COLORS["vermilion"]
+NAME_LENGTH = 12  # characters of a class name next to an image
+CONFIDENT = 0.9  # probability
 
-LETTERS = 12  # of a name beneath an image
-
-
-@dataclass(frozen=True)
-class Cell:
-    """An image `[3, H, W]`, float in [0, 1] or uint8, with a line above it and one below."""
-
-    image: Tensor
-    above: str = ""
-    below: str = ""
+FIRST_BATCH = FigureText(
+    "data/first_batch",
+    "First training batch as the model sees it",
+    "After augmentation and mixing, at the model's image size, with the normalisation undone. Check that the "
+    "images still show their class, that the augmentation is visible but not too strong, and that the labels are "
+    "right; mixed images show the fraction of each class.",
+)
+ERRORS = FigureText(
+    "test/most_confident_errors",
+    "Most confident errors: prediction above, true class below",
+    "The test images with the most probable wrong predictions. Above each image the predicted class, below it the "
+    "true class, with their probabilities. Wrong labels in the data show up here first.",
+)
+EXTREMES = FigureText(
+    "test/hardest_and_most_typical",
+    "Hardest and most typical images, with the true class's probability",
+    "For each class, the test images with the lowest (left) and the highest (right) probability of the true class; "
+    "below it the predicted class, if that is another one. Of many classes, the ten with the lowest accuracy.",
+)
 
 
 def draw_batch(images: Tensor, labels: Tensor, classes: Sequence[str], columns: int = 5, rows: int = 4) -> Figure:
@@ -33,117 +45,97 @@ def draw_batch(images: Tensor, labels: Tensor, classes: Sequence[str], columns: 
 
     Args:
         images: Float `[B, 3, H, W]` in [0, 1].
-        labels: int64 `[B]`, or float32 `[B, classes]` where images were mixed.
-        classes: Names.
-        columns, rows: Of the grid.
+        labels: int64 `[B]`, or float32 `[B, classes]` of mixed images.
+        classes: Class names.
+        columns, rows: Size of the grid.
     """
-    shown = min(len(images), columns * rows)
-    cells = [Cell(images[place], above=_label(labels[place], classes)) for place in range(shown)]
-    return _draw([cells[start : start + columns] for start in range(0, shown, columns)], letters=10.5)
+    pairs = list(zip(255 * images.clamp(0, 1), labels, strict=True))[: columns * rows]
+    tiles = [Tile(stretch_image(image, 150), _describe_label(label, classes)) for image, label in pairs]
+    return draw_sheet(split_into_rows(tiles, columns), font_size=10.5)
 
 
-def draw_mistakes(outcome: Outcome, images: Tensor | ImageArrays, columns: int = 4, rows: int = 4) -> Figure:
-    """The images that the network is surest of and wrong: uint8 `[N, 3, H, W]`, in the outcome's order."""
-    sure = outcome.confidence.masked_fill(outcome.correct, -1)
-    shown = min(columns * rows, int((~outcome.correct).sum()))
-    cells = []
-    for place in sure.argsort(descending=True, stable=True)[:shown].tolist():
-        said, true = int(outcome.predictions[place]), int(outcome.labels[place])
+def describe_first_batch(patch_dropout: float) -> str:
+    """Mention what the figure does not show: the fraction of patches that the model leaves out."""
+    if not patch_dropout:
+        return ""
+    return f"The model leaves out a random {patch_dropout:.0%} of each image's patches, which is not shown."
+
+
+def draw_errors(predictions: Predictions, images: Tensor | ImageArrays, columns: int = 4, rows: int = 4) -> Figure:
+    """The most confident errors, of uint8 images `[N, 3, H, W]` in the order of the predictions."""
+    confidence = predictions.confidence.masked_fill(predictions.correct, -1)
+    shown = min(columns * rows, int((~predictions.correct).sum()))
+    tiles = []
+    for index in confidence.argsort(descending=True, stable=True)[:shown].tolist():
         above, below = (
-            f"{fit_name(outcome.classes[c], LETTERS)} {outcome.probabilities[place, c]:.1%}" for c in (said, true)
+            f"{shorten_name(predictions.classes[label], NAME_LENGTH)} {predictions.probabilities[index, label]:.1%}"
+            for label in (int(predictions.predicted[index]), int(predictions.labels[index]))
         )
-        cells.append(Cell(images[place], above, below))
-    if not cells:
+        tiles.append(Tile(stretch_image(images[index], 195), above, below))
+    if not tiles:
         figure = Figure(figsize=(5, 1.2))
-        figure.text(0.5, 0.4, "Every image was recognised.", ha="center", va="center")
+        figure.text(0.5, 0.4, "Every image is classified correctly.", ha="center", va="center")
         return figure
-    return _draw([cells[start : start + columns] for start in range(0, shown, columns)], inches=1.3, letters=9.5)
+    colors = (COLORS["vermilion"], COLORS["blue"])
+    return draw_sheet(split_into_rows(tiles, columns), font_size=9.5, colors=colors)
 
 
-def draw_extremes(outcome: Outcome, images: Tensor | ImageArrays, each: int = 3, most: int = 10) -> Figure:
-    """A row a class, at most `most` and those least recognised: the images with the smallest and the largest
-    probability of their class, of uint8 images `[N, 3, H, W]` in the outcome's order."""
-    least = outcome.recall.nan_to_num(2.0).argsort(stable=True)[:most]
-    rows, names = [], []
-    for label in sorted(least.tolist()):
-        own = (outcome.labels == label).nonzero()[:, 0]
-        if len(own):
-            order = own[outcome.of_truth[own].argsort(stable=True)].tolist()
-            half = (len(order) + 1) // 2  # of few images none stands on both sides
-            hardest, typical = order[:half][:each], order[half:][::-1][:each]
-            picked = [*hardest, *[None] * (each - len(hardest)), *typical, *[None] * (each - len(typical))]
-            rows.append([p if p is None else Cell(images[p], below=_of_truth(outcome, p)) for p in picked])
-            names.append(fit_name(outcome.classes[label], 2 * LETTERS))
-    return _draw(rows, names, halves=("hardest", "most typical"), inches=0.85)
+def describe_errors(predictions: Predictions) -> str:
+    """Count the errors, and the confident ones."""
+    wrong = ~predictions.correct
+    confident = int((wrong & (predictions.confidence > CONFIDENT)).sum())
+    return (
+        f"In this run, {int(wrong.sum()):,} of {len(wrong):,} predictions are wrong, {confident:,} of them with a "
+        f"confidence above {CONFIDENT:.0%}."
+    )
 
 
-def _of_truth(outcome: Outcome, place: int) -> str:
-    probability = f"{outcome.of_truth[place]:.1%}"
-    answer = fit_name(outcome.classes[int(outcome.predictions[place])], LETTERS - 2)
-    return probability if outcome.correct[place] else f"{probability}\n{answer}"
+def draw_extremes(predictions: Predictions, images: Tensor | ImageArrays, each: int = 3, most: int = 10) -> Figure:
+    """A row for each class, at most the `most` worst: the images with the lowest and the highest probability of their
+    class, of uint8 images `[N, 3, H, W]` in the order of the predictions."""
+    rows: list[list[Tile | None]] = []
+    labels = sorted(predictions.worst_classes(most))
+    for label in labels:
+        indices = (predictions.labels == label).nonzero()[:, 0]
+        order = indices[predictions.label_probability[indices].argsort(stable=True)].tolist()
+        half = (len(order) + 1) // 2  # no image appears on both sides
+        hardest, typical = order[:half][:each], order[half:][::-1][:each]
+        row = [*hardest, *[None] * (each - len(hardest) + 1), *typical, *[None] * (each - len(typical))]
+        rows.append(
+            [i if i is None else Tile(stretch_image(images[i], 128), below=_describe(predictions, i)) for i in row]
+        )
+    headings = [""] * (2 * each + 1)
+    headings[each // 2], headings[each + 1 + each // 2] = "hardest", "most typical"
+    names = [shorten_name(predictions.classes[label], 2 * NAME_LENGTH) for label in labels]
+    return draw_sheet(rows, headings, names, font_size=8.5)
 
 
-def _label(label: Tensor, classes: Sequence[str]) -> str:
+def draw_predictions(predictions: Sequence[tuple[Path, str, float]]) -> Figure:
+    """Image files, each whole, with its predicted class, the probability, and below it the file name."""
+    tiles = []
+    for path, name, probability in predictions:
+        image = read_image(path)
+        resampling = Image.Resampling.NEAREST if max(image.size) < 100 else Image.Resampling.BICUBIC
+        square = ImageOps.pad(image, (250, 250), resampling, "white")
+        pixels = stretch_image(torch.from_numpy(np.array(square)).permute(2, 0, 1), 250)
+        tiles.append(Tile(pixels, f"{shorten_name(name, 18)} {probability:.0%}", shorten_name(path.name, 22)))
+    rows = split_into_rows(tiles, min(6, len(tiles)))
+    return draw_sheet(rows, font_size=9, colors=("black", "0.4"))
+
+
+def _describe(predictions: Predictions, index: int) -> str:
+    probability = f"{predictions.label_probability[index]:.1%}"
+    predicted = shorten_name(predictions.classes[int(predictions.predicted[index])], NAME_LENGTH - 2)
+    return probability if predictions.correct[index] else f"{probability}\n{predicted}"
+
+
+def _describe_label(label: Tensor, classes: Sequence[str]) -> str:
     if not label.is_floating_point():
-        return fit_name(classes[int(label)], LETTERS)
-    shares, places = label.topk(min(2, len(label)))
+        return shorten_name(classes[int(label)], NAME_LENGTH)
+    fractions, labels = (values.tolist() for values in label.topk(min(2, len(label))))
     mixed = [
-        f"{fit_name(classes[p], LETTERS - 3)} {s:.0%}"
-        for s, p in zip(shares.tolist(), places.tolist(), strict=True)
-        if s > 0
+        f"{shorten_name(classes[index], NAME_LENGTH - 3)} {fraction:.0%}"
+        for fraction, index in zip(fractions, labels, strict=True)
+        if fraction > 0
     ]
     return "\n".join(mixed)
-
-
-def _draw(
-    rows: Sequence[Sequence[Cell | None]],
-    names: Sequence[str] = (),
-    halves: Sequence[str] = (),
-    inches: float = 1.0,
-    letters: float = 8.5,
-) -> Figure:
-    """Rows of cells in one axes: laying out an axes for each image takes seconds.
-
-    Args:
-        rows: From the top; None leaves a place empty.
-        names: Of the rows, on their left.
-        halves: Titles over the left and the right half of the columns, which stand apart.
-        inches: Side of an image.
-        letters: Height of the cells' letters, points.
-    """
-    columns = max(map(len, rows))
-    cells = [cell for row in rows for cell in row if cell is not None]
-    line = 0.2 / inches  # height of a line of text, in sides of an image
-    above = line * max(cell.above.count("\n") + bool(cell.above) for cell in cells)
-    below = line * max(cell.below.count("\n") + bool(cell.below) for cell in cells)
-    pitch, height = 1.06, 1.08 + above + below
-    gap = 0.35 if halves else 0.0
-    room = 0.085 / inches * max(map(len, names), default=0)  # of the names
-    width = columns * pitch + gap
-    figure = Figure(figsize=(inches * (width + room) + 0.1, inches * (len(rows) * height + line * len(halves)) + 0.35))
-    axes = figure.add_subplot()
-    axes.set_axis_off()
-    axes.set_aspect("equal")
-    for number, row in enumerate(rows):
-        top = number * height
-        for column, cell in enumerate(row):
-            left = column * pitch + (gap if column >= columns / 2 else 0.0)
-            if cell is not None:
-                _show(axes, cell, left, top + above, letters)
-        if names:
-            axes.text(-0.08, top + above + 0.5, names[number], ha="right", va="center", fontsize=10)
-    for half, title in enumerate(halves):
-        middle = half * (columns / 2 * pitch + gap) + columns / 4 * pitch
-        axes.text(middle, -0.06, title, ha="center", va="bottom", fontsize=11)
-    axes.set_xlim(-room, width)
-    axes.set_ylim(len(rows) * height, -line * bool(halves))
-    return figure
-
-
-def _show(axes: Axes, cell: Cell, left: float, top: float, letters: float) -> None:
-    image = cell.image / 255 if cell.image.dtype == torch.uint8 else cell.image.float().clamp(0, 1)
-    axes.imshow(image.permute(1, 2, 0).numpy(), extent=(left, left + 1, top + 1, top))
-    # The layout need not measure them, which takes longer than to draw them: their room is within the axes' limits.
-    look: dict[str, Any] = {"ha": "center", "fontsize": letters, "in_layout": False}
-    axes.text(left + 0.5, top - 0.04, cell.above, va="bottom", color=WRONG if cell.below else "black", **look)
-    axes.text(left + 0.5, top + 1.04, cell.below, va="top", color=RIGHT if cell.above else "black", **look)

@@ -1,4 +1,4 @@
-"""How figures look."""
+"""One look for all figures: colours, fonts, sizes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib
 from cycler import cycler
 
-# Told apart by colour-blind readers (Okabe and Ito 2008, "Color universal design"), in the order of use.
+# Colour-blind readers can distinguish these (Okabe and Ito 2008, "Color universal design"). In the order of use.
 COLORS = {
     "blue": "#0072B2",
     "orange": "#E69F00",
@@ -19,7 +19,7 @@ COLORS = {
     "black": "#000000",
 }
 STYLE: dict[Any, Any] = {
-    # Few inches with many dots each: TensorBoard shows an image some 340 pixels wide, and its words must be read there.
+    # Few inches with many dots each: TensorBoard shows an image about 340 pixels wide, and its text must be legible.
     "figure.dpi": 150,
     "figure.constrained_layout.use": True,
     "figure.figsize": (5.0, 3.4),  # inches
@@ -41,6 +41,6 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Figures that are made, and drawn, inside have the house's look."""
+    """Apply the style to figures that are created and drawn inside."""
     with matplotlib.rc_context(STYLE):
         yield

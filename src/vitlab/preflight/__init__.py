@@ -1,7 +1,7 @@
-"""Checks on the built objects and one real batch, in the first seconds of a run."""
+"""Checks of the built objects and one real batch before training."""
 
-from vitlab.preflight.check_result import CheckResult, Status
-from vitlab.preflight.checklist import Preflight, run_preflight
+from vitlab.preflight.check_result import CheckResult, Preflight, Status
+from vitlab.preflight.checklist import run_preflight
 from vitlab.preflight.context import CheckContext
 
 __all__ = ["CheckContext", "CheckResult", "Preflight", "Status", "run_preflight"]

@@ -1,11 +1,12 @@
-"""What a check has found."""
+"""Results of the preflight checks, and the report of all of them."""
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 
 class Status(Enum):
-    """`FAILED` refuses the run in strict mode; `WARNING` never does; `SKIPPED` could not be looked at."""
+    """`FAILED` stops a run with preflight=strict; `WARNING` never does; `SKIPPED` means the check could not run."""
 
     OK = "ok"
     WARNING = "warning"
@@ -15,38 +16,82 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check's result.
+    """Result of one check.
 
     Attributes:
-        check: Its name.
-        status: How it came out.
-        figure: What was measured, in words, with units.
-        meaning: Of anything but OK: what it means, and the usual causes.
+        status: The outcome.
+        figure: The measurement, in words and with units.
+        meaning: For warnings and failures: what is wrong, its usual causes, and what would work.
+        check: Name of the check; filled in by the runner.
     """
 
-    check: str
     status: Status
     figure: str
     meaning: str = ""
+    check: str = ""
 
 
-def ok(check: str, figure: str) -> CheckResult:
-    return CheckResult(check, Status.OK, figure)
+def ok(figure: str, check: str = "") -> CheckResult:
+    return CheckResult(Status.OK, figure, check=check)
 
 
-def warning(check: str, figure: str, meaning: str) -> CheckResult:
-    return CheckResult(check, Status.WARNING, figure, meaning)
+def warning(figure: str, meaning: str) -> CheckResult:
+    return CheckResult(Status.WARNING, figure, meaning)
 
 
-def failed(check: str, figure: str, meaning: str) -> CheckResult:
-    return CheckResult(check, Status.FAILED, figure, meaning)
+def failed(figure: str, meaning: str) -> CheckResult:
+    return CheckResult(Status.FAILED, figure, meaning)
 
 
-def skipped(check: str, why: str) -> CheckResult:
-    return CheckResult(check, Status.SKIPPED, why)
+def skipped(figure: str, check: str = "") -> CheckResult:
+    return CheckResult(Status.SKIPPED, figure, check=check)
 
 
-def some(names: list[str], count: int = 3) -> str:
+def list_some(names: list[str], count: int = 3) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Results of all checks, with the device and precision they ran in and how long they took."""
+
+    findings: list[CheckResult]
+    device: str
+    precision: str
+    seconds: float
+
+    @property
+    def warnings(self) -> list[CheckResult]:
+        return [finding for finding in self.findings if finding.status is Status.WARNING]
+
+    @property
+    def failures(self) -> list[CheckResult]:
+        return [finding for finding in self.findings if finding.status is Status.FAILED]
+
+    @property
+    def verdict(self) -> str:
+        """The number of checks by status, in one line."""
+        counts = {status: sum(f.status is status for f in self.findings) for status in Status}
+        parts = [f"{count} {status.value}" for status, count in counts.items() if count]
+        return f"{', '.join(parts)} in {self.seconds:.1f} s ({self.device}, {self.precision})"
+
+    def as_markdown(self) -> str:
+        """A table for TensorBoard and other loggers."""
+        found = [f"{f.figure} {f.meaning}".replace("|", "\\|") for f in self.findings]
+        rows = [f"| {f.status.value} | {f.check} | {text} |" for f, text in zip(self.findings, found, strict=True)]
+        return "\n".join([f"{self.verdict}\n", "| | check | found |", "|---|---|---|", *rows])
+
+    def as_data(self) -> dict[str, Any]:
+        """The content of preflight.json."""
+        return {
+            "passed": not self.failures,
+            "device": self.device,
+            "precision": self.precision,
+            "seconds": round(self.seconds, 2),
+            "checks": [
+                {"check": f.check, "status": f.status.value, "figure": f.figure, "meaning": f.meaning}
+                for f in self.findings
+            ],
+        }

@@ -1,149 +1,102 @@
-"""All checks in their order, and what came of them."""
+"""Run all preflight checks in order."""
 
 import copy
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vitlab.preflight import cost_checks, data_checks, learning_checks, network_checks
-from vitlab.preflight.check_result import CheckResult, Status, failed, skipped
-from vitlab.preflight.context import CheckContext, chance_untouched, exact_products
+from vitlab.preflight.check_result import CheckResult, Preflight, Status, failed, skipped
+from vitlab.preflight.context import CheckContext, full_float32_precision, rng_state_restored
 
 log = logging.getLogger(__name__)
 
-TOO_LARGE = (
-    "a smaller data.batch_size with a larger trainer.accumulate_grad_batches trains the same with less; these checks "
-    "hold a copy of the network beside the run's"
+OUT_OF_MEMORY = (
+    "lower data.batch_size and raise trainer.accumulate_grad_batches by the same factor: the training stays the same. "
+    "The checks need memory for a copy of the model"
 )
 
 
-@dataclass(frozen=True)
-class Preflight:
-    """What all checks found, on which device, in which precision and how many seconds."""
-
-    findings: list[CheckResult]
-    device: str
-    precision: str
-    seconds: float
-
-    @property
-    def failures(self) -> list[CheckResult]:
-        return [finding for finding in self.findings if finding.status is Status.FAILED]
-
-    @property
-    def verdict(self) -> str:
-        """One line."""
-        counts = {status: sum(f.status is status for f in self.findings) for status in Status}
-        said = [f"{counts[s]} {s.value}" for s in Status if counts[s]]
-        return f"{', '.join(said)} in {self.seconds:.1f} s ({self.device}, {self.precision})"
-
-    def as_markdown(self) -> str:
-        """A table for a dashboard."""
-        rows = [f"| {f.status.value} | {f.check} | {_cell(f'{f.figure} {f.meaning}')} |" for f in self.findings]
-        return "\n".join([f"{self.verdict}\n", "| | check | found |", "|---|---|---|", *rows])
-
-    def as_data(self) -> dict[str, Any]:
-        """What preflight.json holds."""
-        return {
-            "passed": not self.failures,
-            "device": self.device,
-            "precision": self.precision,
-            "seconds": round(self.seconds, 2),
-            "checks": [
-                {"check": f.check, "status": f.status.value, "figure": f.figure, "meaning": f.meaning}
-                for f in self.findings
-            ],
-        }
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def run_preflight(subject: CheckContext, folder: Path) -> Preflight:
-    """Runs all checks; the run's weights and random numbers are afterwards what they were.
-
-    Args:
-        subject: The run, before it starts.
-        folder: Where its checkpoints will go.
-    """
+def run_preflight(context: CheckContext, folder: Path) -> Preflight:
+    """Run all checks; `folder` will hold the checkpoints. Weights and random number generators do not change."""
     started = time.perf_counter()
-    with chance_untouched(subject.device):
-        findings = _all_checks(subject, folder)
-    return Preflight(findings, str(subject.device), str(subject.trainer.precision), time.perf_counter() - started)
+    with rng_state_restored(context.device):
+        findings = Checklist(context, folder).run_all()
+    return Preflight(findings, str(context.device), str(context.trainer.precision), time.perf_counter() - started)
 
 
-def _all_checks(subject: CheckContext, folder: Path) -> list[CheckResult]:
-    found: list[CheckResult] = []
+class Checklist:
+    """Run checks one by one and collect their results."""
 
-    def look(check: str, function: Callable[..., CheckResult | Iterable[CheckResult]], *arguments: Any) -> bool:
-        """Whether all that it found is in order.
+    def __init__(self, context: CheckContext, folder: Path) -> None:
+        self.context = context
+        self.folder = folder
+        self.findings: list[CheckResult] = []
 
-        A network that a check has not met the like of must not keep a sound run from starting.
+    def run(self, name: str, check: Callable[..., CheckResult | Iterable[CheckResult]], *arguments: Any) -> bool:
+        """Run `check(context, *arguments)` and record its results; returns whether none failed or was skipped.
+
+        A check that raises an error is skipped: it must not stop a run whose model it was not written for.
         """
-        new: list[CheckResult] = []
+        first = len(self.findings)
         try:
-            result = function(*arguments)
-            for finding in [result] if isinstance(result, CheckResult) else result:
-                new.append(finding)
-                found.append(finding)
+            results = check(self.context, *arguments)
+            for result in [results] if isinstance(results, CheckResult) else results:
+                self.findings.append(replace(result, check=result.check or name))
         except torch.OutOfMemoryError as error:
-            log.info("preflight: out of memory in %s", check, exc_info=error)
-            found.append(failed(check, "the GPU's memory is too small", TOO_LARGE))
-            return False
+            log.info("preflight: out of memory in %s", name, exc_info=error)
+            self.findings.append(replace(failed("the GPU runs out of memory", OUT_OF_MEMORY), check=name))
         except Exception as error:
-            log.info("preflight: %s could not be looked at", check, exc_info=error)
+            log.info("preflight: %s raised an error", name, exc_info=error)
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            found.append(skipped(check, f"could not be looked at ({reason[:200]}); run.log has more"))
-            return False
-        return all(finding.status in (Status.OK, Status.WARNING) for finding in new)
+            self.findings.append(skipped(f"the check itself failed ({reason[:200]}); see run.log", name))
+        return all(finding.status in (Status.OK, Status.WARNING) for finding in self.findings[first:])
 
-    look("what learns", learning_checks.what_learns, subject)
-    look("normalised input", data_checks.normalised_input, subject)
-    sound = look("augmentation", data_checks.augmented_range, subject)
-    look("splits are apart", data_checks.shared_images, subject)
-    if look("labels", data_checks.labels, subject):
-        look("labels fit images", data_checks.labels_are_learnable, subject)
-        look("mixing", data_checks.mixing, subject)
-    else:
-        sound = False
-    if not sound:
-        found.append(skipped("network", "not looked at: its images or labels are not in order"))
-    elif look("head", network_checks.head, subject):
-        look("loss at the start", learning_checks.loss_at_start, subject)
-        look("network", _on_a_trained_copy, subject, look)
-        look("recipe", _on_the_run_s_recipe, subject, look, folder)
-    return found
+    def run_all(self) -> list[CheckResult]:
+        self.run("trainable parameters", learning_checks.trainable_parameters)
+        self.run("normalisation", data_checks.normalisation)
+        images_ok = self.run("augmentation", data_checks.augmentation)
+        self.run("splits are disjoint", data_checks.splits_are_disjoint)
+        labels_ok = self.run("labels", data_checks.labels)
+        if labels_ok:
+            self.run("labels are learnable", data_checks.labels_are_learnable)
+            self.run("mixing", data_checks.mixing)
+        if not (images_ok and labels_ok):
+            self.findings.append(skipped("not checked, because the images or labels are wrong", "model"))
+        elif self.run("logits", network_checks.logits):
+            self.run("initial loss", learning_checks.initial_loss)
+            self.run("model", self._check_trained_copy)
+            self.run("recipe", self._check_recipe)
+        return self.findings
 
+    def _check_trained_copy(self, context: CheckContext) -> Iterable[CheckResult]:
+        trial = learning_checks.overfit(context)
+        self.run("overfits one batch", learning_checks.overfits_one_batch, trial)
+        self.run("gradients", learning_checks.gradients, trial)
+        if trial.broken:
+            return []
+        rounded = trial.classifier.network.eval()
+        network = copy.deepcopy(rounded).float()
+        with full_float32_precision():
+            self.run("images are independent", network_checks.images_are_independent, network)
+            if self.run("depends on input", network_checks.depends_on_input, network):
+                self.run("uses positions", network_checks.uses_positions, network)
+                # This compares with the differences between images.
+                self.run("precision", network_checks.precision, rounded, network)
+        self.run("compute", cost_checks.compute, network)
+        return []
 
-def _on_a_trained_copy(subject: CheckContext, look: Callable[..., bool]) -> Iterable[CheckResult]:
-    attempt = learning_checks.probe(subject)
-    yield learning_checks.overfits(attempt)
-    yield learning_checks.gradients(attempt)
-    if attempt.broken:
-        return
-    rounded = attempt.twin.network.eval()
-    network = copy.deepcopy(rounded).float()
-    with exact_products():
-        look("images are independent", network_checks.images_are_independent, subject, network)
-        if look("sees its input", network_checks.depends_on_input, subject, network):
-            look("order matters", network_checks.uses_positions, subject, network)
-            # It compares with what images differ by.
-            look("precision", network_checks.survives_precision, subject, rounded, network)
-    look("work", cost_checks.work, subject, network)
-
-
-def _on_the_run_s_recipe(subject: CheckContext, look: Callable[..., bool], folder: Path) -> Iterable[CheckResult]:
-    twin = subject.copy()
-    optimizer = twin.make_optimizer()
-    yield learning_checks.optimizer_groups(twin, optimizer)
-    started = time.perf_counter()
-    yield from learning_checks.recipe(subject, twin, optimizer)
-    seconds_per_image = (time.perf_counter() - started) / (learning_checks.STEPS * learning_checks.IMAGES)
-    look("time", cost_checks.time_and_memory, subject, twin, optimizer, seconds_per_image)
-    look("disk", cost_checks.disk, subject, twin, optimizer, folder)
+    def _check_recipe(self, context: CheckContext) -> Iterable[CheckResult]:
+        classifier = context.copy()
+        optimizer = classifier.make_optimizer()
+        self.run("optimizer", learning_checks.optimizer_groups, classifier, optimizer)
+        started = time.perf_counter()
+        yield from learning_checks.recipe(context, classifier, optimizer)
+        seconds_per_image = (time.perf_counter() - started) / (learning_checks.STEPS * learning_checks.IMAGES)
+        self.run("time", cost_checks.time_and_memory, classifier, optimizer, seconds_per_image)
+        self.run("disk", cost_checks.disk, classifier, optimizer, self.folder)

@@ -1,4 +1,4 @@
-"""What is checked: copies of the run's objects, and one of its batches."""
+"""The run as the preflight checks see it: copies of its objects, and its first batch."""
 
 import copy
 import math
@@ -16,22 +16,22 @@ from torch import Tensor, nn
 from vitlab.classifier import ImageClassifier
 from vitlab.data import Batch, ImageDataModule
 
-# Of the loss, against gradients too small for float16: the first that does not overflow.
+# Tried in turn for float16: the first loss scale that does not overflow keeps small gradients from becoming zero.
 FLOAT16_SCALES = (4096.0, 64.0, 1.0)
 
 
 @dataclass
 class CheckContext:
-    """The run as the checks see it; they change copies alone.
+    """The run before it starts. The checks change only copies.
 
     Attributes:
         classifier: The run's own, with its network on the CPU.
         data: Set up.
         trainer: Not yet started.
-        expected_input: What pretrained weights say of their images (`mean`, `std` ...); empty without.
-        head_is_loaded: The pretrained weights brought a head for these classes.
-        positions: Whether the network is meant to tell the order of patches.
-        batch: The first batch of the run, as the network gets it, on the device.
+        expected_input: The preprocessing of pretrained weights (`mean`, `std` ...); empty without such weights.
+        head_is_loaded: Whether the pretrained weights include a head for these classes.
+        positions: Whether the model is meant to depend on the order of the patches.
+        batch: The run's first batch, ready for the model, on the device.
     """
 
     classifier: ImageClassifier
@@ -48,74 +48,73 @@ class CheckContext:
 
     @property
     def num_classes(self) -> int:
-        return int(self.data.facts["num_classes"])
+        return int(self.data.spec.num_classes)
 
     def copy(self) -> ImageClassifier:
-        """The classifier as it starts, on the device, in the precision and the mode that it trains in."""
-        twin = copy.deepcopy(self.classifier).to(self.device)
-        twin.network = self.trainer.precision_plugin.convert_module(twin.network)
-        twin.train()
-        if twin.finetuning.freeze_epochs == "all":
-            twin.freeze_backbone(True)
-        return twin
+        """A copy of the classifier at its start, on the device, in the run's precision and training mode."""
+        classifier = copy.deepcopy(self.classifier).to(self.device)
+        classifier.network = self.trainer.precision_plugin.convert_module(classifier.network)
+        classifier.train()
+        if classifier.finetuning.freeze_epochs == "all":
+            classifier.freeze_backbone(True)
+        return classifier
 
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        """In the run's precision."""
+        """The network's output in the run's precision."""
         precision = self.trainer.precision_plugin
         with precision.forward_context():
             logits: Tensor = network(precision.convert_input(images))
         return logits
 
-    def loss(self, twin: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, classifier: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor:
         """The training loss in the run's precision, in nats, a scalar."""
         precision = self.trainer.precision_plugin
         with precision.forward_context():
-            return twin.training_loss(twin.network(precision.convert_input(images)), labels)
+            return classifier.training_loss(classifier.network(precision.convert_input(images)), labels)
 
-    def gradients(self, twin: ImageClassifier, images: Tensor, labels: Tensor) -> float:
-        """Leaves gradients in the parameters; returns the loss."""
+    def gradients(self, classifier: ImageClassifier, images: Tensor, labels: Tensor) -> float:
+        """Compute the parameters' gradients, and return the loss."""
         scales = FLOAT16_SCALES if str(self.trainer.precision) == "16-mixed" else (1.0,)
         for scale in scales:
-            twin.zero_grad()
-            loss = self.loss(twin, images, labels)
+            classifier.zero_grad()
+            loss = self.loss(classifier, images, labels)
             (loss * scale).backward()  # type: ignore[no-untyped-call]
-            for parameter in twin.network.parameters():
+            for parameter in classifier.network.parameters():
                 if parameter.grad is not None and scale != 1:
                     parameter.grad /= scale
-            if math.isfinite(gradient_norm(twin.network)):
+            if math.isfinite(gradient_norm(classifier.network)):
                 break
         return loss.item()
 
-    def clip(self, twin: ImageClassifier) -> None:
-        """Clips the gradients as the run does."""
+    def clip(self, classifier: ImageClassifier) -> None:
+        """Clip the gradients as the run does."""
         value = self.trainer.gradient_clip_val
         if not value:
             return
-        parameters = list(twin.network.parameters())
+        parameters = list(classifier.network.parameters())
         if self.trainer.gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, value)
         else:
             nn.utils.clip_grad_norm_(parameters, value)
 
     def plain_images(self, count: int) -> Tensor:
-        """Training images without augmentation, as the network gets them, float32 `[count, 3, H, W]`, spread over the
-        split."""
+        """Training images without augmentation, ready for the model, evenly spaced in the split: float32
+        `[count, 3, H, W]`, fewer if the split is smaller."""
         train = self.data.splits["train"]
-        index = torch.linspace(0, len(train) - 1, min(count, len(train))).long()
+        indices = torch.linspace(0, len(train) - 1, min(count, len(train))).long()
         transform = copy.deepcopy(self.data.transform).to(self.device)
-        images: Tensor = transform(train.pick(index).to(self.device))
-        return images
+        return transform(train.pick(indices).to(self.device)).float()
 
 
 def gradient_norm(network: nn.Module) -> float:
-    """Over all parameters."""
+    """The 2-norm over all parameters."""
     squares = [p.grad.float().square().sum() for p in network.parameters() if p.grad is not None]
     return math.sqrt(torch.stack(squares).sum().item()) if squares else 0.0
 
 
 @contextmanager
-def chance_untouched(device: torch.device) -> Iterator[None]:
-    """Gives the random numbers back as they were: torch's, numpy's and Python's."""
+def rng_state_restored(device: torch.device) -> Iterator[None]:
+    """Restore the random number generators of torch, numpy and Python afterwards."""
     state, numpy_state = random.getstate(), np.random.get_state()
     mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -129,8 +128,8 @@ def chance_untouched(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def exact_products() -> Iterator[None]:
-    """Float32 matrix products and convolutions in all of float32's digits, not in TF32."""
+def full_float32_precision() -> Iterator[None]:
+    """Turn off TF32 in matrix products and convolutions."""
     before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False

@@ -1,4 +1,4 @@
-"""What the run will cost."""
+"""Estimates of what the run will cost: compute, time, memory and disk."""
 
 import shutil
 import time
@@ -11,116 +11,95 @@ from torch import nn
 
 from vitlab.callbacks import EMA
 from vitlab.classifier import ImageClassifier
+from vitlab.compat import is_compiled
 from vitlab.memory import peak_memory, reset_peak_memory
 from vitlab.models.flops import forward_flops
 from vitlab.preflight.check_result import CheckResult, failed, ok
 from vitlab.preflight.context import CheckContext
 
-TIMED_SECONDS = 0.5  # about what a timed step may take on a CPU
-KEPT_FILES = 3  # best.ckpt, last.ckpt, and one of them while it is written anew
+TIMED_SECONDS = 0.5  # about the longest step to time on a CPU
+KEPT_FILES = 3  # best.ckpt, last.ckpt, and one of them while it is rewritten
 
 
-def work(subject: CheckContext, network: nn.Module) -> CheckResult:
-    """Parameters, and multiply-adds of an image's forward pass.
-
-    Args:
-        subject: The run.
-        network: In float32 and eval mode.
-    """
-    image = subject.plain_images(1)
+def compute(context: CheckContext, network: nn.Module) -> CheckResult:
+    """Parameters, and multiply-adds of one image's forward pass, of a float32 network in eval mode."""
     parameters = sum(p.numel() for p in network.parameters())
-    macs = forward_flops(network, image) / 2
-    return ok("work", f"{parameters / 1e6:,.1f} M parameters, {macs / 1e9:,.2f} G multiply-adds an image forward")
+    macs = forward_flops(network, context.plain_images(1)) / 2
+    return ok(f"{parameters / 1e6:,.1f} M parameters, {macs / 1e9:,.2f} G multiply-adds per image (forward)")
 
 
 def time_and_memory(
-    subject: CheckContext, twin: ImageClassifier, optimizer: torch.optim.Optimizer, seconds_per_image: float
+    context: CheckContext, classifier: ImageClassifier, optimizer: torch.optim.Optimizer, seconds_per_image: float
 ) -> Iterator[CheckResult]:
-    """Images a second of whole training steps, what that makes of the run, and the memory they take.
+    """Time training steps of a copy, and estimate the duration and memory of the run.
 
-    Args:
-        subject: The run.
-        twin: Its weights are trained away.
-        optimizer: Of the twin.
-        seconds_per_image: A guess, from smaller steps: how many images of the batch a CPU can be asked for.
+    `seconds_per_image` is a guess from smaller steps; it decides how many images a CPU gets.
     """
-    device, trainer = subject.device, subject.trainer
-    share = len(subject.batch.labels) // max(trainer.world_size, 1)
+    device, trainer = context.device, context.trainer
+    share = len(context.batch.labels) // max(trainer.world_size, 1)
     count = share if device.type == "cuda" else min(share, max(8, int(TIMED_SECONDS / seconds_per_image)))
-    images, labels = subject.batch.images[:count], subject.batch.labels[:count]
+    images, labels = context.batch.images[:count], context.batch.labels[:count]
 
-    def steps(number: int) -> float:
+    def time_steps(number: int) -> float:
         started = time.perf_counter()
         for _ in range(number):
-            subject.gradients(twin, images, labels)
-            subject.clip(twin)
+            context.gradients(classifier, images, labels)
+            context.clip(classifier)
             optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - started
+        return (time.perf_counter() - started) / number
 
     reset_peak_memory(device)
-    steps(1)  # the first of a size is slower
-    number = 5 if device.type == "cuda" else 1
-    seconds = steps(number) / number
-    speed = count * trainer.world_size / seconds
-    yield ok("time", _duration(subject, speed))
+    time_steps(1)  # the first step of a size is slower
+    seconds = time_steps(5 if device.type == "cuda" else 1)
+    yield ok(_duration(context, count * trainer.world_size / seconds))
     memory = peak_memory(device)
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory / 2**30
-        yield ok("memory", f"{memory:.1f} of {total:.0f} GiB of the GPU, this check's copies included")
+        yield ok(f"{memory:.1f} of {total:.0f} GiB on the GPU, including this check's copies", "memory")
     elif memory is not None:
-        yield ok("memory", f"{memory:.1f} GiB so far, at the most")
+        yield ok(f"{memory:.1f} GiB at most so far", "memory")
 
 
-def _duration(subject: CheckContext, speed: float) -> str:
-    trainer, splits = subject.trainer, subject.data.splits
-    batches = _limited(len(splits["train"]) // subject.data.batch_size, trainer.limit_train_batches)
-    validated = _limited(len(splits["val"]), trainer.limit_val_batches, subject.data.eval_batch_size)
-    lengths = []
+def _duration(context: CheckContext, speed: float) -> str:
+    """The speed in images per second, and the time that the run will take."""
+    trainer, splits = context.trainer, context.data.splits
+    batches = _limited(len(splits["train"]) // context.data.batch_size, trainer.limit_train_batches)
+    validated = _limited(len(splits["val"]), trainer.limit_val_batches, context.data.eval_batch_size)
+    totals = []
     if trainer.max_epochs and trainer.max_epochs > 0:
-        lengths.append(trainer.max_epochs * batches)
-    if trainer.max_steps > 0:
-        lengths.append(trainer.max_steps * trainer.accumulate_grad_batches)
-    compiled = getattr(subject.classifier.network, "_compiled_call_impl", None) is not None
-    figure = f"{speed:,.0f} images a second in training steps{', before torch.compile' if compiled else ''}"
+        totals.append(trainer.max_epochs * batches)
+    if context.classifier.max_steps > 0:
+        totals.append(context.classifier.max_steps * trainer.accumulate_grad_batches)
+    compiled = ", before torch.compile" if is_compiled(context.classifier.network) else ""
+    figure = f"{speed:,.0f} training images per second{compiled}"
     # A forward pass is about a third of a training step.
-    epoch = (batches * subject.data.batch_size + validated / 3) / speed
-    timers = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
-    left = min((t for t in timers if t is not None), default=None)
-    if not lengths:
-        return (
-            figure
-            if left is None
-            else f"{figure}: about {left / epoch:.2g} epochs in {_words(left)} of trainer.max_time"
-        )
-    total = min(lengths)
+    epoch = (batches * context.data.batch_size + validated / 3) / speed
+    limits = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    limit = min((seconds for seconds in limits if seconds is not None), default=None)
+    if not totals:
+        return figure if limit is None else f"{figure}: about {limit / epoch:.2g} epochs in {_format(limit)}"
+    total = min(totals)
     seconds = epoch * total / max(batches, 1)
-    if left is not None and left < seconds:
-        return (
-            f"{figure}: trainer.max_time ends the run after {_words(left)}, about {left / seconds:.0%} of its batches"
-        )
-    return f"{figure}: about {_words(seconds)} for {total:,} batches of {subject.data.batch_size}, validation included"
+    if limit is not None and limit < seconds:
+        return f"{figure}: trainer.max_time stops the run after {_format(limit)}, about {limit / seconds:.0%} of it"
+    return f"{figure}: about {_format(seconds)} for {total:,} batches of {context.data.batch_size}, with validation"
 
 
 def _limited(count: int, limit: int | float | None, size: int = 1) -> int:
-    """What a limit of the trainer's leaves: a number of batches of `size`, or a fraction."""
+    """`count` under one of the trainer's limits: a number of batches of `size`, or a fraction."""
     if limit is None:
         return count
     return min(count, limit * size) if isinstance(limit, int) else int(count * limit)
 
 
-def disk(subject: CheckContext, twin: ImageClassifier, optimizer: torch.optim.Optimizer, folder: Path) -> CheckResult:
-    """What the checkpoints take of what is free.
-
-    Args:
-        subject: The run.
-        twin: A copy.
-        optimizer: Has taken a step: its state is there.
-        folder: Where the checkpoints go.
-    """
-    averaged = any(isinstance(callback, EMA) for callback in subject.trainer.callbacks)  # type: ignore[attr-defined]
-    tensors = [*twin.network.state_dict().values()] * (2 if averaged else 1)
+def disk(
+    context: CheckContext, classifier: ImageClassifier, optimizer: torch.optim.Optimizer, folder: Path
+) -> CheckResult:
+    """The checkpoints fit into `folder`; the optimizer must have taken a step, so that its state exists."""
+    averaged = any(isinstance(callback, EMA) for callback in context.trainer.callbacks)  # type: ignore[attr-defined]
+    tensors = [*classifier.network.state_dict().values()] * (2 if averaged else 1)
     tensors += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     while not folder.exists():
@@ -128,13 +107,11 @@ def disk(subject: CheckContext, twin: ImageClassifier, optimizer: torch.optim.Op
     free = shutil.disk_usage(folder).free
     figure = f"checkpoints of {size / 1e6:,.0f} MB, up to {KEPT_FILES} at a time; {free / 1e9:,.1f} GB free"
     if KEPT_FILES * size > free:
-        return failed("disk", figure, "the run would lose its model: make room, or set hydra.run.dir to another disk")
-    return ok("disk", figure)
+        return failed(figure, "the checkpoints would not fit: free some space, or set hydra.run.dir to another disk")
+    return ok(figure)
 
 
-def _words(seconds: float) -> str:
+def _format(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

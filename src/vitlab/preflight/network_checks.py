@@ -1,221 +1,186 @@
-"""Checks of what the network does with images.
+"""Checks that the model's logits depend on each image as they should.
 
-They look at a copy that has taken a few steps: a head that starts at zero, as many do, hides everything before it.
+`network` is a float32 copy in eval mode, trained for a few steps: a head that starts at zero would hide the rest.
 """
 
 import logging
-from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.preflight.check_result import CheckResult, failed, ok, some
+from vitlab.preflight.check_result import CheckResult, failed, list_some, ok
 from vitlab.preflight.context import CheckContext
 
 log = logging.getLogger(__name__)
 
-GROUP = 7  # images looked at together; an odd number, so that no other dimension is taken for the batch
-ROUNDING = 1e-4  # relative difference that float32 arithmetic in another order may make
-# Of the difference between images: float32 rounds at 3e-7 of it in a network without positions; those of an untrained
-# network with LayerScale come to 4e-5.
+GROUP = 7  # images in a batch; odd, so that no other dimension is mistaken for the batch
+ROUNDING = 1e-4  # relative difference that float32 arithmetic in another order may cause
+# Relative to the difference between images: rounding in a network without positions causes 3e-7, positions in an
+# untrained network with LayerScale 4e-5.
 SAME_ORDER = 1e-5
-CELLS = 8  # a side: where nothing says how large the patches are
+CELLS = 8  # patches per side, if the network does not show its patch size
 
 
-def head(subject: CheckContext) -> CheckResult:
-    """Logits `[B, classes]`, finite, and not probabilities already."""
-    check, classes = "head", subject.num_classes
-    images = subject.batch.images[:GROUP]
+def logits(context: CheckContext) -> CheckResult:
+    """The model returns finite logits `[B, classes]`, not probabilities."""
+    classes, images = context.num_classes, context.batch.images[:GROUP]
     try:
         with torch.no_grad():
-            logits = subject.logits(subject.copy().network, images)
-    except Exception as error:  # the user's own code: anything may come out of it
-        log.info("preflight: the network fails on a batch", exc_info=error)
+            output = context.logits(context.copy().network, images)
+    except Exception as error:  # the user's code may raise anything
+        log.info("preflight: the model fails on a batch", exc_info=error)
         reason = next(iter(str(error).splitlines()), "")
         return failed(
-            check,
-            f"the network fails on images {list(images.shape)}: {type(error).__name__}: {reason}",
-            "run.log has the traceback. Usual causes: an image size that the network was not made for, a shape mistake",
+            f"the model fails on images of shape {list(images.shape)}: {type(error).__name__}: {reason}",
+            "run.log has the traceback. Usual causes: the model was built for another image size, a wrong reshape",
         )
-    if not isinstance(logits, Tensor):
+    if not isinstance(output, Tensor):
         return failed(
-            check,
-            f"the network returns a {type(logits).__name__}",
-            f"what trains is a tensor of logits [images, {classes}]: return that alone",
+            f"the model returns a {type(output).__name__}",
+            f"vitlab trains on one tensor of logits [images, {classes}]: return only that",
         )
-    figure = f"logits {list(logits.shape)} of {len(images)} images"
-    if logits.shape != (len(images), classes):
+    figure = f"logits {list(output.shape)} for {len(images)} images"
+    if output.shape != (len(images), classes):
         return failed(
-            check,
             figure,
-            f"there are {classes} classes: the shape must be [{len(images)}, {classes}]. Usual causes: a head made for "
-            "another data set, num_classes written into the network instead of taken from the config",
+            f"with {classes} classes, the shape must be [{len(images)}, {classes}]. Usual causes: a head for another "
+            "data set, a fixed number of classes in the model instead of num_classes from the config",
         )
-    if not logits.isfinite().all():
-        return failed(
-            check, f"{figure} are NaN or infinite", "the network overflows or divides by zero before it learns"
-        )
-    rows = logits.float()
+    if not output.isfinite().all():
+        return failed(f"{figure} are NaN or infinite", "the untrained model overflows or divides by zero")
+    rows = output.float()
     if (rows >= 0).all() and torch.allclose(rows.sum(dim=1), torch.ones(len(rows)).to(rows), atol=1e-2):
         return failed(
-            check,
             f"{figure} are positive and sum to 1",
-            "the network ends in a softmax, and the loss takes another one of it: gradients vanish and the loss stays "
-            "near that of guessing. Return the logits",
+            "the model ends in a softmax, and the loss applies another: the gradients vanish and the loss stays near "
+            "chance. Return the logits without softmax",
         )
-    return ok(check, f"{figure}, {classes} classes")
+    return ok(figure)
 
 
-def depends_on_input(subject: CheckContext, network: nn.Module) -> CheckResult:
-    """Logits differ between images; the gradient reaches every patch.
-
-    Args:
-        subject: The run.
-        network: Has taken a few steps; float32, in eval mode.
-    """
-    check = "sees its input"
-    images = subject.plain_images(GROUP).float()
+def depends_on_input(context: CheckContext, network: nn.Module) -> CheckResult:
+    """Logits differ between images, and the gradient reaches every patch."""
+    images = context.plain_images(GROUP)
     with torch.no_grad():
-        logits = network(images)
-    spread = _spread(logits)
-    if spread <= ROUNDING * max(logits.abs().max().item(), 1e-3):
-        module = first_mixing_module(network, images, subject.plain_images(2 * GROUP).float()[GROUP:])
-        why = "Usual causes: a class token that meets no patch, an activation dead from the start, a head on a constant"
-        if module:
-            why = (
-                f"inside, {module} mixes along the batch axis: it looks at the images of a batch where it should look "
-                "at the patches of an image. Usual cause: nn.MultiheadAttention or nn.TransformerEncoderLayer without "
-                "batch_first=True"
-            )
+        output = network(images)
+    spread = _spread(output)
+    if spread <= ROUNDING * _scale(output):
+        module = find_mixing_module(network, images, context.plain_images(2 * GROUP)[GROUP:])
         return failed(
-            check,
             f"the logits of {GROUP} images differ by {spread:.1g}",
-            f"the network is blind, all images give the same logits. {why[0].upper()}{why[1:]}",
+            "the logits are the same for every image. "
+            + (
+                f"{module} mixes along the batch axis: it attends over the images of a batch instead of the patches of "
+                "an image. Usual cause: nn.MultiheadAttention or nn.TransformerEncoderLayer without batch_first=True"
+                if module
+                else "Usual causes: a class token that attends to no patch, an activation that is always zero, a head "
+                "that gets a constant"
+            ),
         )
     images.requires_grad_()
-    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
     # A clone, for networks that change their input in place.
     (gradient,) = torch.autograd.grad((network(images.clone()) * weights).sum(), images, allow_unused=True)
     gradient = torch.zeros_like(images) if gradient is None else gradient
     size = gradient.abs().sum(dim=0)
-    reached = _per_cell(size.sum(dim=0), _cell(network, images)) > 0
-    share = f"{int(reached.sum())} of {reached.numel()} patches"
-    figure = f"logits differ by {spread:.2g} between images; the gradient reaches {share}"
-    dark = [channel for channel in range(len(size)) if not size[channel].any()]
-    if dark and reached.any():
-        channels = some([str(channel) for channel in dark])
-        return failed(check, f"{figure}, but none channel {channels}", "the network does not look at all colours")
+    reached = _sum_per_patch(size.sum(dim=0), _patch_size(network, images)) > 0
+    figure = (
+        f"logits differ by {spread:.2g} between images; the gradient reaches {int(reached.sum())} of "
+        f"{reached.numel()} patches"
+    )
+    unused = [str(channel) for channel in range(len(size)) if not size[channel].any()]
+    if unused and reached.any():
+        return failed(f"{figure}, but not channel {list_some(unused)}", "the model ignores a colour channel")
     if not reached.all():
         return failed(
-            check,
             figure,
-            "what stands in the other patches makes no difference. Usual causes: a crop or slice that loses tokens, a "
-            "stride larger than the patch",
+            "the model ignores the other patches. Usual causes: a slice that drops patch tokens, a stride larger than "
+            "the patch",
         )
-    return ok(check, figure)
+    return ok(figure)
 
 
-def images_are_independent(subject: CheckContext, network: nn.Module) -> CheckResult:
-    """An image's logits stay the same when the rest of the batch changes."""
-    check = "images are independent"
-    images, others = subject.plain_images(2 * GROUP).float().chunk(2)
-    changed = torch.cat([images[:1], others[1:]])
+def images_are_independent(context: CheckContext, network: nn.Module) -> CheckResult:
+    """An image's logits do not change with the rest of its batch."""
+    images, others = context.plain_images(2 * GROUP).chunk(2)
     with torch.no_grad():
-        before, again, after = network(images), network(images), network(changed)
-    chance = (before - again).abs().max().item()
-    if chance > ROUNDING * max(before.abs().max().item(), 1e-3):
+        before, again, after = network(images), network(images), network(torch.cat([images[:1], others[1:]]))
+    noise = (before - again).abs().max().item()
+    if noise > ROUNDING * _scale(before):
         return failed(
-            check,
-            f"the same images give logits that differ by {chance:.1g}",
-            "the network draws random numbers in eval mode, so that no evaluation can be repeated. Usual cause: "
-            "F.dropout without training=self.training",
+            f"the logits of the same images differ by {noise:.1g} between two passes",
+            "the model draws random numbers in eval mode, so no evaluation can be repeated. Usual cause: F.dropout "
+            "without training=self.training",
         )
     difference = (before[0] - after[0]).abs().max().item()
     figure = f"an image's logits change by {difference:.1g} with the rest of its batch"
-    if difference > ROUNDING * max(before.abs().max().item(), 1e-3):
-        module = first_mixing_module(network, images, others)
+    if difference > ROUNDING * _scale(before):
+        module = find_mixing_module(network, images, others)
+        where = f"{module}, or an operation just before it," if module else "the model"
         return failed(
-            check,
             figure,
-            f"images see each other along the batch axis{f', in {module} or just before' if module else ''}. "
-            "Usual causes: nn.MultiheadAttention or nn.TransformerEncoderLayer without batch_first=True, a softmax or "
-            "mean over dim=0, a reshape that mixes batch and tokens",
+            f"{where} mixes along the batch axis, so an image's logits depend on the other images. Usual causes: "
+            "nn.MultiheadAttention or nn.TransformerEncoderLayer without batch_first=True, a softmax or mean over "
+            "dim=0, a reshape that mixes batch and tokens",
         )
-    return ok(check, figure)
+    return ok(figure)
 
 
-def uses_positions(subject: CheckContext, network: nn.Module) -> CheckResult:
-    """Logits change when the patches change places; with patches of random colours, for real ones may be all alike."""
-    check = "order matters"
-    real = subject.plain_images(GROUP).float()
-    cell = _cell(network, real)
+def uses_positions(context: CheckContext, network: nn.Module) -> CheckResult:
+    """Logits change when patches swap positions; the patches have random colours, because real ones may be alike."""
+    real = context.plain_images(GROUP)
+    patch = _patch_size(network, real)
     generator = torch.Generator().manual_seed(0)
-    colours = torch.randn(len(real), 3, real.shape[2] // cell, real.shape[3] // cell, generator=generator)
+    colours = torch.randn(len(real), 3, real.shape[2] // patch, real.shape[3] // patch, generator=generator)
     shuffled = colours.flatten(2)[..., torch.randperm(colours[0, 0].numel(), generator=generator)].view_as(colours)
     with torch.no_grad():
-        logits, moved = (
-            network(F.interpolate(patches.to(real), size=real.shape[2:])) for patches in (colours, shuffled)
-        )
-    spread = _spread(logits)
-    change = (logits - moved).abs().max().item()
-    figure = f"logits change by {change:.1g} when patches of {cell} px change places, by {spread:.1g} between images"
-    if not subject.positions:
-        return ok(check, f"{figure}; model.pos_embed=none")
+        output, moved = (network(F.interpolate(c.to(real), size=real.shape[2:])) for c in (colours, shuffled))
+    spread = _spread(output)
+    change = (output - moved).abs().max().item()
+    figure = f"logits change by {change:.1g} when patches of {patch} px are shuffled, by {spread:.1g} between images"
+    if not context.positions:
+        return ok(f"{figure}; model.pos_embed=none")
     if change <= SAME_ORDER * max(spread, 1e-3):
         return failed(
-            check,
             figure,
-            "the network sees a bag of patches. Usual causes: position embeddings left out, or made and never added to "
-            "the tokens",
+            "the model ignores the order of the patches. Usual cause: the position embeddings are missing, or are "
+            "never added to the tokens. If that is intended, set model.pos_embed=none",
         )
-    return ok(check, figure)
+    return ok(figure)
 
 
-def survives_precision(subject: CheckContext, twin: nn.Module, network: nn.Module) -> CheckResult:
-    """Logits in the run's precision against float32.
-
-    Args:
-        subject: The run.
-        twin: In the run's precision, in eval mode.
-        network: The same in float32.
-    """
-    check, precision = "precision", str(subject.trainer.precision)
-    if precision in ("32-true", "64-true"):
-        return ok(check, f"{precision}: nothing is rounded")
-    images = subject.plain_images(GROUP).float()
+def precision(context: CheckContext, rounded: nn.Module, network: nn.Module) -> CheckResult:
+    """Logits of `rounded`, in the run's precision, are close to those of `network` in float32."""
+    name = str(context.trainer.precision)
+    if name in ("32-true", "64-true"):
+        return ok(f"{name}: no reduced precision")
+    images = context.plain_images(GROUP)
     with torch.no_grad():
         exact = network(images)
-        rounded = subject.logits(twin, images).float()
-    error = ((rounded - exact).square().mean().sqrt() / (exact - exact.mean(dim=0)).square().mean().sqrt()).item()
-    figure = f"{precision} logits differ from float32 by {error:.1%} of what images differ by"
+        output = context.logits(rounded, images).float()
+    error = ((output - exact).square().mean().sqrt() / (exact - exact.mean(dim=0)).square().mean().sqrt()).item()
+    figure = f"the rounding error of {name} logits is {error:.1%} of the difference between images"
     if not error < 0.5:
         return failed(
-            check,
             figure,
-            "the network does not survive rounding; trainer.precision=32-true keeps it. Usual causes: differences of "
-            "large numbers, values beyond float16's 65,504, a norm left out",
+            "the model does not work in this precision; trainer.precision=32-true does. Usual causes: differences "
+            "between large numbers, values above float16's 65,504, a missing norm",
         )
-    return ok(check, figure)
+    return ok(figure)
 
 
-def first_mixing_module(network: nn.Module, images: Tensor, others: Tensor) -> str | None:
-    """The first module whose output for image 0 depends on the rest of its batch: its name and class.
-
-    Args:
-        network: In eval mode.
-        images, others: `[GROUP, 3, H, W]`; the first of `images` is put among `others`.
-    """
+def find_mixing_module(network: nn.Module, images: Tensor, others: Tensor) -> str | None:
+    """Name and class of the first module whose output for the first of `images` changes among `others`."""
     before = _outputs(network, images)
     after = _outputs(network, torch.cat([images[:1], others[1:]]))
-    fewer = _outputs(network, images[:-1])  # tells the batch axis from others of the same length
+    fewer = _outputs(network, images[:-1])  # tells the batch axis from other axes of the same length
     for name, output in before.items():
         if len(output) != len(images) or len(fewer.get(name, output)) != len(images) - 1:
             continue
-        difference = (output[0].float() - after[name][0].float()).abs().max().item()
-        if difference > ROUNDING * max(output.float().abs().max().item(), 1e-3):
-            module = dict(network.named_modules())[name]
-            return f"{name or 'the network'} ({type(module).__name__})"
+        if (output[0].float() - after[name][0].float()).abs().max().item() > ROUNDING * _scale(output.float()):
+            return f"{name or 'the model'} ({type(network.get_submodule(name)).__name__})"
     return None
 
 
@@ -223,15 +188,12 @@ def _outputs(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Each module's output by its name, in the order of computation."""
     outputs: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
-        def hook(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-            first = output[0] if isinstance(output, tuple) and output else output
-            if isinstance(first, Tensor) and first.dim() > 0:
-                outputs[name] = first
+    def keep(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        first = output[0] if isinstance(output, tuple) and output else output
+        if isinstance(first, Tensor) and first.dim() > 0:
+            outputs[name] = first
 
-        return hook
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in network.named_modules()]
+    handles = [module.register_forward_hook(partial(keep, name)) for name, module in network.named_modules()]
     try:
         with torch.no_grad():
             network(images)
@@ -241,13 +203,17 @@ def _outputs(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return outputs
 
 
-def _spread(logits: Tensor) -> float:
-    """The largest difference between two images' logits of a class."""
-    return (logits.max(dim=0).values - logits.min(dim=0).values).max().item()
+def _scale(output: Tensor) -> float:
+    return max(output.abs().max().item(), 1e-3)
 
 
-def _cell(network: nn.Module, images: Tensor) -> int:
-    """Side of a patch in pixels: that of the first convolution whose stride is its kernel, else an eighth."""
+def _spread(output: Tensor) -> float:
+    """The largest difference between two images' logits for a class."""
+    return (output.max(dim=0).values - output.min(dim=0).values).max().item()
+
+
+def _patch_size(network: nn.Module, images: Tensor) -> int:
+    """The kernel size of the first convolution whose stride equals it, else an eighth of the image, in pixels."""
     side = images.shape[-1]
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.stride == module.kernel_size and module.kernel_size[0] > 1:
@@ -256,7 +222,7 @@ def _cell(network: nn.Module, images: Tensor) -> int:
     return max(side // CELLS, 1)
 
 
-def _per_cell(image: Tensor, cell: int) -> Tensor:
-    """Sums over cells, `[H, W]` -> `[H // cell, W // cell]`."""
-    rows, columns = image.shape[0] // cell, image.shape[1] // cell
-    return image[: rows * cell, : columns * cell].reshape(rows, cell, columns, cell).sum(dim=(1, 3))
+def _sum_per_patch(image: Tensor, patch: int) -> Tensor:
+    """`[H, W]` -> `[H // patch, W // patch]`."""
+    rows, columns = image.shape[0] // patch, image.shape[1] // patch
+    return image[: rows * patch, : columns * patch].reshape(rows, patch, columns, patch).sum(dim=(1, 3))

@@ -1,4 +1,4 @@
-"""HTML pages that open from disk: one file with its styles, figures and script inside, nothing fetched."""
+"""Build HTML pages that need no other file: styles, figures and script are inside."""
 
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ figure img { max-width: 100%; height: auto; background: white; border-radius: 6p
 pre { background: var(--head); padding: .8rem; overflow-x: auto }
 """
 
-# A click on a column's head sorts by it, numbers as numbers; a second click the other way round.
+# A click on a column's heading sorts by it, numbers as numbers; a second click reverses the order.
 SCRIPT = """
 for (const head of document.querySelectorAll("table.sortable thead th")) head.addEventListener("click", () => {
   const up = head.getAttribute("aria-sort") === "descending", body = head.closest("table").tBodies[0];
@@ -50,7 +50,7 @@ def page(title: str, subtitle: str, *sections: str) -> str:
 
 
 def section(heading: str, *parts: str) -> str:
-    """A heading and the HTML beneath it."""
+    """A heading and the HTML below it."""
     return f"<section><h2>{escape(heading)}</h2>\n" + "\n".join(parts) + "</section>"
 
 
@@ -63,7 +63,7 @@ def code(text: str) -> str:
 
 
 def in_columns(*parts: str) -> str:
-    """Parts in two columns of equal width where the window is wide enough, down the first one, then the second."""
+    """Parts in two columns of equal width if the window is wide enough: down the first, then the second."""
     return '<div class="columns">' + "\n".join(parts) + "</div>"
 
 
@@ -77,33 +77,26 @@ def table(
     """A table of texts and numbers.
 
     Args:
-        columns: Heads.
-        rows: A cell is a text, a number, or a text with the number that it is sorted by.
-        sortable: By a click on a head.
-        marked: Places of rows that stand out.
+        columns: Headings.
+        rows: A cell is a text, a number, or a text with the number to sort it by.
+        sortable: Whether a click on a heading sorts the rows.
+        marked: Indices of highlighted rows.
     """
     filled, marked = [list(row) for row in rows], set(marked)
-    numeric = [all(not isinstance(row[i], str) for row in filled) for i in range(len(columns))]
-    heads = "".join(f"<th{_class(number)}>{escape(c)}</th>" for c, number in zip(columns, numeric, strict=True))
+    classes = ["" if any(isinstance(row[i], str) for row in filled) else ' class="number"' for i in range(len(columns))]
+
+    def cell(content: str | float | tuple[str, float], css: str) -> str:
+        text, value = content if isinstance(content, tuple) else (content, None)
+        key = "" if value is None else f' data-value="{value:.10g}"'
+        return f"<td{css}{key}>{escape(text) if isinstance(text, str) else f'{text:.6g}'}</td>"
+
+    heads = "".join(f"<th{css}>{escape(name)}</th>" for name, css in zip(columns, classes, strict=True))
     lines = [
-        ('<tr class="marked">' if place in marked else "<tr>")
-        + "".join(_cell(cell, number) for cell, number in zip(row, numeric, strict=True))
-        + "</tr>"
-        for place, row in enumerate(filled)
+        ('<tr class="marked">' if index in marked else "<tr>") + "".join(map(cell, row, classes)) + "</tr>"
+        for index, row in enumerate(filled)
     ]
-    kind = ' class="sortable"' if sortable else ""
-    body = "\n".join(lines)
+    kind, body = ' class="sortable"' if sortable else "", "\n".join(lines)
     return f'<div class="wide"><table{kind}><thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
-
-
-def _cell(cell: str | float | tuple[str, float], number: bool) -> str:
-    if isinstance(cell, tuple):
-        return f'<td{_class(number)} data-value="{cell[1]:.10g}">{escape(cell[0])}</td>'
-    return f"<td{_class(number)}>{escape(cell) if isinstance(cell, str) else f'{cell:.6g}'}</td>"
-
-
-def _class(number: bool) -> str:
-    return ' class="number"' if number else ""
 
 
 def picture(figure: Figure, caption: str) -> str:

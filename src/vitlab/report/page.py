@@ -1,4 +1,4 @@
-"""The page."""
+"""Write report.html: setup, results, suggestions and figures of a run on one page."""
 
 import json
 import os
@@ -8,177 +8,223 @@ from collections.abc import Iterator
 from html import escape
 from math import log
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.config.instantiate import trust
 from vitlab.files import write_text
-from vitlab.plots import captions, never_failing, published, render, save
-from vitlab.plots.curves import draw_curves
-from vitlab.report.headline import headline, key_table, outcome, results, what_was_run
+from vitlab.plots.curves import CURVES, draw_curves
+from vitlab.plots.io import never_failing, read_figures, render, save
 from vitlab.report.html import code, in_columns, page, paragraph, png, section, table
-from vitlab.report.recommendations import advice
-from vitlab.report.run_summary import RunSummary, read_run_summary
+from vitlab.report.recommendations import recommend
+from vitlab.report.run_summary import RunSummary, accuracy_interval, read_run_summary
 from vitlab.runs.directory import RunDirectory
+from vitlab.runs.hparams import KEY_SETTINGS
 from vitlab.runs.manifest import entry_point
 
-SECTIONS = {  # of figures, by what stands before the slash of their tag; others go by that word
-    "curves": "Curves",
-    "test": "On the test images",
-    "val": "On the validation images",
-    "learnt": "What the network learnt",
-    "data": "What it was trained on",
-    "plan": "The plan",
+SECTIONS = {  # of figures, by the first part of their tag; others have that part as their title
+    "curves": "Training curves",
+    "test": "Test images",
+    "val": "Validation images",
+    "learnt": "Learned filters, positions and attention",
+    "data": "Training images",
+    "plan": "Learning rate schedule",
 }
 
-SHARPNESS = 1.5  # a figure's pixels by those of the page
+SHARPNESS = 1.5  # pixels of a figure per pixel of the page
 
 
 @rank_zero_only
 def write_report(run: RunDirectory) -> None:
-    """Writes `report.html` into a run that has an epoch's metrics, or writes it anew; never fails."""
+    """Write `report.html`, or write it again, once the run has an epoch's metrics; a failure is only a warning."""
     with never_failing("report.html"):
-        facts = read_run_summary(run)
-        if facts.epochs:
-            if facts.draws:
+        summary = read_run_summary(run)
+        if summary.epochs:
+            if OmegaConf.select(summary.config, "callbacks.figures.level") in ("light", "full"):
                 with never_failing("the curves"):
-                    _draw_curves(facts, run.path / "figures" / "20_curves.png")
-            write_text(run.path / "report.html", _page(facts, run))
+                    _draw_curves(summary, run.path / "figures" / "20_curves.png")
+            write_text(run.path / "report.html", _page(summary, run.path))
 
 
-def _draw_curves(facts: RunSummary, file: Path) -> None:
-    best = facts.best
-    passed, kept = [facts.passed(row) for row in facts.epochs], facts.passed(best) if best else None
-    image = render(lambda: draw_curves(facts.epochs, passed, kept, len(facts.classes)), captions.CURVES["title"])
-    said = f"Guessing has a loss of ln({len(facts.classes)}) = {log(len(facts.classes)):.3f} nats. {_two_kinds(facts)}"
-    about = {**captions.CURVES, "caption": f"{said} {captions.CURVES['caption']}"}
-    save(image, file, **about)  # type: ignore[arg-type]
-
-
-def _two_kinds(facts: RunSummary) -> str:
-    """Why the lines of training and validation can't be compared as they stand."""
-    smoothed = " and their loss has label smoothing" if facts.config.label_smoothing else ""
-    right = " (right is then the class with the larger share)" if "mixed" in facts.as_trained else ""
-    return (
-        f"Training images are {facts.as_trained}{right}{smoothed}: the two lines are not of one kind, and the training "
-        "line may lie on the worse side."
+def _draw_curves(summary: RunSummary, file: Path) -> None:
+    best, count = summary.best, len(summary.classes)
+    epochs, kept = [summary.epochs_at(row) for row in summary.epochs], summary.epochs_at(best) if best else None
+    image = render(lambda: draw_curves(summary.epochs, epochs, kept, count), CURVES.title)
+    # The reasons why the two lines can't be compared as they stand.
+    smoothed = ", and their loss includes label smoothing" if summary.config.label_smoothing else ""
+    mixed = " (correct is then the class with the larger fraction)" if "mixed" in summary.training_images else ""
+    context = (
+        f"Chance has a loss of ln({count}) = {log(count):.3f} nats. Training images are {summary.training_images}"
+        f"{mixed}{smoothed}, so the training line may be worse than the validation line."
     )
+    save(image, file, CURVES.add(context))
 
 
-def _page(facts: RunSummary, run: RunDirectory) -> str:
-    started = str(facts.manifest.get("started", ""))[:16].replace("T", " ")
+def _page(summary: RunSummary, run: Path) -> str:
+    started = str(summary.manifest.get("started", ""))[:16].replace("T", " ")
     return page(
-        f"{facts.config.name} on {facts.data_set}: {headline(facts)}",
-        f"a run of vitlab, {facts.manifest.get('status')}, begun {started}",
-        section("What was run", paragraph(what_was_run(facts)), key_table(facts)),
-        section("What came out", *map(paragraph, outcome(facts)), results(facts)),
-        section("What the numbers say, and what to try next", _advice(facts)),
-        *_figures(facts, run.path),
-        section("The run in detail", *_setting(facts, run.path)),
-        section("How to do it again", *_again(facts, run.path)),
+        f"{summary.config.name} on {summary.data_set}: {headline(summary)}",
+        f"vitlab run, {summary.manifest.get('status')}, started {started}",
+        section("Setup", paragraph(setup(summary)), key_settings(summary)),
+        section("Results", *map(paragraph, results(summary)), results_table(summary)),
+        section("Findings and suggestions", _recommendations(summary)),
+        *_figures(summary, run),
+        section("Details", *_details(summary, run)),
+        section("Reproduce this run", *_commands(summary, run)),
     )
 
 
-def _advice(facts: RunSummary) -> str:
-    items = [
-        f"<li>{escape(said)}{f' <b>To try:</b> {escape(attempt)}' if attempt else ''}</li>"
-        for said, attempt in advice(facts)
+def headline(summary: RunSummary) -> str:
+    for split in ("test", "validation"):
+        name = f"{split.removesuffix('idation')}/acc{summary.suffix}"
+        accuracy = summary.final.get(name, (summary.best or {}).get(name))
+        if accuracy is not None:
+            return f"{accuracy:.2%} {split} accuracy"
+    return f"{summary.epochs[-1]['train/acc']:.2%} training accuracy"
+
+
+def setup(summary: RunSummary) -> str:
+    """The model, its first weights, the classes and the training images in a sentence."""
+    parameters, weights = summary.manifest.get("parameters"), summary.manifest.get("weights")
+    size = f" with {parameters / 1e6:.2f} million parameters" if parameters else ""
+    origin = f"starting from {weights['from']}" if weights else "from random weights"
+    names = ", ".join(summary.classes[:10]) + (" ..." if len(summary.classes) > 10 else "")
+    side, repeats = summary.config.data.image_size, OmegaConf.select(summary.config, "data.repeated_augmentation") or 1
+    repeated = f" (each epoch shows one in {repeats} of them, {repeats} times each)" if repeats > 1 else ""
+    return (
+        f"{summary.hparams['model']}{size}, trained {origin} to classify images into {len(summary.classes)} classes "
+        f"({names}): {summary.length} on {summary.used('train'):,} images of {summary.data_set}{repeated}, at "
+        f"{side} x {side} pixels."
+    )
+
+
+def key_settings(summary: RunSummary) -> str:
+    rows = [
+        (KEY_SETTINGS[path], value if isinstance(value, str) else f"{value:g}", path)
+        for path, value in summary.hparams.items()
+        if path not in ("model", "data")  # the setup names them
     ]
-    return f"<ul>{''.join(items)}</ul>"
+    decay = OmegaConf.select(summary.config, "callbacks.ema.decay")
+    if decay is not None:
+        rows.append(("EMA decay of the weights", f"{decay:g}", "callbacks.ema.decay"))
+    half = (len(rows) + 1) // 2
+    return in_columns(*(table(("setting", "value", "key"), part) for part in (rows[:half], rows[half:])))
 
 
-def _figures(facts: RunSummary, run: Path) -> Iterator[str]:
+def results(summary: RunSummary) -> Iterator[str]:
+    accuracy, best = summary.final.get(f"test/acc{summary.suffix}"), summary.best
+    if accuracy is not None:
+        count, all_images = summary.used("test"), summary.images("test")
+        of_all = f" of the {all_images:,}" if count < all_images else ""
+        yield (
+            f"Test accuracy: {accuracy:.2%} (95% interval {accuracy_interval(accuracy, count)}), measured on {count:,}"
+            f"{of_all} test images. They were used neither for training nor for selecting weights. The interval covers "
+            "the choice of test images; another seed changes the result too."
+        )
+    if best and "val/acc" in best:
+        validated = sum("val/acc" in row for row in summary.epochs)
+        yield (
+            f"Of {validated} validated epochs, epoch {summary.epochs_at(best):g} had the best "
+            f"{summary.config.checkpoint.monitor} on {summary.used('val'):,} validation images: its weights were kept."
+        )
+
+
+def results_table(summary: RunSummary) -> str:
+    values = {**(summary.best or {}), **summary.final}
+    smoothed = ", with label smoothing" if summary.config.label_smoothing else ""
+    splits = {"train": f"training ({summary.training_images}{smoothed})", "val": "validation", "test": "test"}
+    rows = [
+        (words + weights, f"{values[f'{split}/acc{suffix}']:.2%}", f"{values[f'{split}/loss{suffix}']:.4f}")
+        for split, words in splits.items()
+        for suffix, weights in (("", ""), ("_ema", ", EMA weights"))
+        if f"{split}/acc{suffix}" in values
+    ]
+    count = len(summary.classes)
+    rows.append((f"chance, {count} classes", f"{1 / count:.2%}", f"ln({count}) = {log(count):.4f}"))
+    return table(("images", "accuracy", "loss (nats)"), rows)
+
+
+def _recommendations(summary: RunSummary) -> str:
+    items = [
+        f"<li>{escape(finding)}{f' <b>Try:</b> {escape(suggestion)}' if suggestion else ''}</li>"
+        for finding, suggestion in recommend(summary)
+    ]
+    return f"<ul>{''.join(items)}</ul>" if items else paragraph("Nothing stands out.")
+
+
+def _figures(summary: RunSummary, run: Path) -> Iterator[str]:
     groups: dict[str, list[str]] = {}
-    for figure in published(run):
+    for figure in read_figures(run):
         image = png(figure.file.read_bytes(), figure.caption, width=round(figure.width / SHARPNESS))
         group = figure.tag.partition("/")[0]
-        if group != "test" or facts.final:  # else they are of an earlier end, behind which the run went on
+        if group != "test" or summary.final:  # else they are those of an earlier end, before the run was resumed
             groups.setdefault(group, []).append(image)
     for group in sorted(groups, key=lambda name: [*SECTIONS, name].index(name)):
         shown = groups[group]
         yield section(SECTIONS.get(group, group), in_columns(*shown) if len(shown) > 1 else shown[0])
 
 
-def _checks(run: Path) -> Iterator[tuple[str, str]]:
-    """What the checks before training came to."""
-    file = run / "preflight.json"
-    if file.exists():
-        counts = Counter(check["status"] for check in json.loads(file.read_text(encoding="utf-8"))["checks"])
-        yield "checks before training", ", ".join(f"{count} {status}" for status, count in counts.items())
-
-
-def _setting(facts: RunSummary, run: Path) -> Iterator[str]:
-    manifest, config = facts.manifest, facts.config
+def _details(summary: RunSummary, run: Path) -> Iterator[str]:
+    manifest, config = summary.manifest, summary.config
     hardware, versions, git = (manifest.get(key) or {} for key in ("hardware", "versions", "git"))
-    gpus = ", ".join(hardware.get("gpus") or []) or "none"
-    dirty = ", with changes that are not committed" if git.get("dirty") else ""
-    seconds = facts.epochs[-1]["seconds"]
+    changed = ", with uncommitted changes" if git.get("dirty") else ""
+    seconds = summary.epochs[-1]["seconds"]
     time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
-    speed = [row["images_per_second"] for row in facts.epochs if "images_per_second" in row]
+    speeds = sorted(row["images_per_second"] for row in summary.epochs if "images_per_second" in row)
+    speed = f"; {speeds[len(speeds) // 2]:,.0f} images per second while training" if speeds else ""
     rows = [
         ("command", str(manifest.get("command"))),
-        (
-            "time in training",
-            f"{time} with validation"
-            + (f"; {sorted(speed)[len(speed) // 2]:,.0f} images a second while it trains" if speed else ""),
-        ),
-        ("images", ", ".join(f"{facts.images(split):,} {split}" for split in ("train", "val", "test"))),
-        ("data", " in ".join([facts.data_set, *([str(config.data.root)] if "root" in config.data else [])])),
-        ("processor", f"{hardware.get('cpu')}, {hardware.get('cpu_cores')} cores"),
-        ("GPUs", gpus),
-        *_checks(run),
-        ("code", f"revision {git.get('revision')}{dirty}" if git.get("revision") else "not from a checkout"),
+        ("training time", f"{time} including validation{speed}"),
+        ("images", ", ".join(f"{summary.images(split):,} {split}" for split in ("train", "val", "test"))),
+        ("data", " in ".join([summary.data_set, *([str(config.data.root)] if "root" in config.data else [])])),
+        ("CPU", f"{hardware.get('cpu')}, {hardware.get('cpu_cores')} cores"),
+        ("GPUs", ", ".join(hardware.get("gpus") or []) or "none"),
+        ("code", f"revision {git['revision']}{changed}" if git.get("revision") else "not from a git checkout"),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
-    for again in manifest.get("resumed", []):
-        rows.append(
-            (
-                "resumed",
-                f"{again['time'][:16].replace('T', ' ')}, from epoch {again['epoch'] + 1}, step {again['step']:,}",
-            )
-        )
-    yield table(("what", "as it was"), rows)
-    for group, heading in (("model", "The network"), ("optimizer", "The optimizer"), ("augment", "Augmentation")):
-        yield f"<details><summary>{heading}</summary>{code(_yaml(config[group]))}</details>"
-    yield f"<details><summary>The whole config</summary>{code(_yaml(config))}</details>"
+    preflight = run / "preflight.json"
+    if preflight.exists():
+        checks = Counter(check["status"] for check in json.loads(preflight.read_text(encoding="utf-8"))["checks"])
+        rows.append(("preflight checks", ", ".join(f"{count} {status}" for status, count in checks.items())))
+    for resumed in manifest.get("resumed", []):
+        at = f"{resumed['time'][:16].replace('T', ' ')}, from epoch {resumed['epoch']}, step {resumed['step']:,}"
+        rows.append(("resumed", at))
+    yield table(("item", "value"), rows)
+    for group, heading in (("model", "Model"), ("optimizer", "Optimizer"), ("augment", "Augmentation")):
+        yield f"<details><summary>{heading}</summary>{code(OmegaConf.to_yaml(config[group]))}</details>"
+    yield f"<details><summary>Full config</summary>{code(OmegaConf.to_yaml(config))}</details>"
 
 
-def _yaml(node: Any) -> str:
-    return OmegaConf.to_yaml(node)
-
-
-def _again(facts: RunSummary, run: Path) -> Iterator[str]:
-    folder, git = Path(facts.manifest.get("folder") or Path.cwd()), facts.manifest.get("git") or {}
-    path, trusted = os.path.relpath(run, folder), " ".join(["", *trust(facts.config)])
-    resume, reproduce, kept = (shlex.quote(f"{verb}={path}") + trusted for verb in ("resume", "reproduce", "run"))
-    command = str(facts.manifest.get("command", "python train.py"))
+def _commands(summary: RunSummary, run: Path) -> Iterator[str]:
+    folder, git = Path(summary.manifest.get("folder") or Path.cwd()), summary.manifest.get("git") or {}
+    path, trusted = os.path.relpath(run, folder), " ".join(["", *trust(summary.config)])
+    resume, reproduce, kept = (shlex.quote(f"{key}={path}") + trusted for key in ("resume", "reproduce", "run"))
+    command = str(summary.manifest.get("command", "python train.py"))
     train, evaluate = (entry_point(name, command, folder) for name in ("train.py", "evaluate.py"))
     yield paragraph(
-        f"From the folder in which the run was started ({folder}), with vitlab's code at the "
-        "run's revision and installed from there (pip install -e .):"
+        f"Run these commands in the folder in which the run was started ({folder}), with vitlab installed from its "
+        "checkout (pip install -e .):"
     )
     if git.get("dirty"):
-        yield paragraph("The code had changes that are in no revision: they are missing then.")
+        yield paragraph("The code had uncommitted changes, which the checkout does not contain.")
     code_folder = shlex.quote(str(Path(shlex.split(train)[0]).parent))
-    checkout = [f"git -C {code_folder} checkout {git['revision']}"] if git.get("revision") else []
-    if not facts.final:
-        yield paragraph("The run can go on; the first line does that.")
-        checkout = [f"python {train} {resume}", *checkout]
-    yield code("\n".join([*checkout, f"python {train} {reproduce}", f"python {evaluate} {kept}"]))
+    lines = [f"git -C {code_folder} checkout {git['revision']}"] if git.get("revision") else []
+    if not summary.final:
+        yield paragraph("The first command resumes the run.")
+        lines.insert(0, f"python {train} {resume}")
+    yield code("\n".join([*lines, f"python {train} {reproduce}", f"python {evaluate} {kept}"]))
     yield paragraph(
-        "reproduce= trains again in a new directory below outputs and prints the metrics of both side by side; "
-        f"{_likeness(facts)}. evaluate.py tests the weights that were kept. Weights are in checkpoints/, the log is "
-        "run.log."
+        f"reproduce= trains again in a new directory and compares the metrics of both runs: {_exactness(summary)}. "
+        "evaluate.py tests the kept weights. The weights are in checkpoints/, the log is run.log."
     )
 
 
-def _likeness(facts: RunSummary) -> str:
-    """How near a repetition comes."""
-    if facts.by_clock:
-        return "they will be near to each other, no more: the clock ends the run, and no two take the same steps in it"
-    same = "on the same machine with the same versions they are the same to the last bit"
-    on_gpu = bool((facts.manifest.get("hardware") or {}).get("gpus"))
-    exact = OmegaConf.select(facts.config, "trainer.deterministic")
-    return f"{same}, on a GPU where trainer.deterministic=true" if on_gpu and not exact else same
+def _exactness(summary: RunSummary) -> str:
+    """The degree to which a reproduction has the same metrics."""
+    if summary.time_limited:
+        return "they will be similar, not equal, because a time limit ends the run after a varying number of steps"
+    equal = "on the same machine with the same versions they are bitwise equal"
+    on_gpu = bool((summary.manifest.get("hardware") or {}).get("gpus"))
+    exact = OmegaConf.select(summary.config, "trainer.deterministic")
+    return f"{equal} (on a GPU only with trainer.deterministic=true)" if on_gpu and not exact else equal

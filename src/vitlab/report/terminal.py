@@ -1,16 +1,18 @@
-"""What a run says on the terminal before and after training."""
+"""Print what a person needs to know before and after training."""
 
 import logging
 import shlex
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from vitlab.config.instantiate import trust
@@ -18,151 +20,164 @@ from vitlab.data import ImageDataModule
 from vitlab.distributed.slurm import this_command
 from vitlab.files import shorten
 from vitlab.preflight import Preflight, Status
+from vitlab.report.run_summary import accuracy_interval, read_run_summary
 from vitlab.runs.checkpoint import EMA_KEY
+from vitlab.runs.console import show
 from vitlab.runs.directory import RunDirectory
+from vitlab.runs.hparams import data_set
 from vitlab.runs.manifest import entry_point
 from vitlab.weights import LoadReport, Weights
 
 log = logging.getLogger(__name__)
 
 
-def _console() -> Console:
-    # Paths and commands are there to be copied: no wrapping, no colouring of numbers.
-    return Console(soft_wrap=True, highlight=False)
-
-
 @rank_zero_only
-def print_header(config: DictConfig, data: ImageDataModule, network: nn.Module, run: Path) -> None:
-    parameters = sum(p.numel() for p in network.parameters())
-    sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
-    console = _console()
-    console.print(
-        f"{config.name}: {type(network).__name__}, {parameters:,} parameters, {config.trainer.precision}; "
-        f"{sizes} images, {len(data.facts['classes'])} classes"
+def print_header(config: DictConfig, data: ImageDataModule, network: nn.Module, trainer: pl.Trainer, run: Path) -> None:
+    """The model and its device, the data, and the run directory."""
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items() if len(split))
+    show(
+        f"{config.name}: {type(network).__name__}, {parameters:,} parameters, on {_device(trainer)}",
+        f"data: {data_set(config)}, {data.spec.num_classes} classes; {sizes} images",
     )
     if not len(data.splits["val"]):
-        console.print("data.val_size=0: all images are trained on, no epoch is selected, the last one is tested")
-    console.print(f"run directory: {shorten(run)}")
+        show("data.val_size=0: no validation, so no epoch is selected; the weights of the last epoch are tested")
+    show(f"run directory: {shorten(run)}")
+
+
+def _device(trainer: pl.Trainer) -> str:
+    """`2 x NVIDIA H200, precision bf16-mixed`."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    several = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+    return f"{several}{name}, precision {trainer.precision}"
 
 
 @rank_zero_only
 def print_weights(weights: Weights, report: LoadReport) -> None:
-    """What became of the weights: a warning, also in the log, where more than the head stays random."""
+    """The weights that training starts from: a warning if more than the head stays random."""
     text = report.describe(weights.origin)
     if not weights.input:
-        text += "\n  the file does not say how its images were normalised: here by data.mean and data.std"
-    log.log(logging.INFO if report.complete else logging.WARNING, text)
+        text += "\n  the file does not say how its images were normalised: using data.mean and data.std"
     if report.complete:
-        _console().print(text, markup=False)
+        show(text)
+    else:
+        log.warning(text)
 
 
 def print_choice(checkpoint: Mapping[str, Any], weights: str) -> None:
-    """Which of a checkpoint's weights are taken, where it has several."""
+    """Say which weights are used if a checkpoint has both raw and EMA weights."""
     if EMA_KEY in checkpoint:
-        other = "raw takes those that were trained" if weights == "ema" else "ema takes their average over the steps"
-        _console().print(f"weights: {weights} (weights={other})")
+        other = "weights=raw for the raw weights" if weights == "ema" else "weights=ema for their moving average"
+        show(f"weights: {weights} ({other})")
 
 
 STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "bold red", Status.SKIPPED: "dim"}
 
 
-def print_preflight(preflight: Preflight) -> None:
-    """A line a check; below what is not in order, what it means."""
-    console = _console()
-    for finding in preflight.findings:
-        style = STYLES[finding.status]
-        console.print(f"[{style}]{finding.status.value:<8}[/] {finding.check:<23} {escape(finding.figure)}")
-        if finding.meaning:
-            console.print(f"[{style}]{'':<9}{escape(finding.meaning)}[/]")
-    console.print(f"preflight: {preflight.verdict}", markup=False)
+def print_preflight(preflight: Preflight, every_check: bool) -> None:
+    """One line if all is well; else also the checks that warn or fail. `every_check` lists all of them."""
+    for result in preflight.findings:
+        if every_check or result.status in (Status.WARNING, Status.FAILED):
+            status = f"{result.status.value:<8}", STYLES[result.status]
+            show(Text.assemble(status, f" {result.check:<23} {result.figure}"))
+            if result.meaning:
+                show(f"{'':<9}{result.meaning}")
+    counts = Counter(result.status for result in preflight.findings)
+    others = [f"{counts[status]} {status.value}" for status in Status if status is not Status.OK and counts[status]]
+    said = ", ".join([f"{counts[Status.OK]} checks passed", *others])
+    show(f"preflight: {said} in {preflight.seconds:.1f} s")
 
 
 @rank_zero_only
 def print_interrupted(config: DictConfig, run: RunDirectory) -> None:
-    """Where the run stands, and what to type to go on."""
+    """The command that resumes the run."""
     last = run.checkpoints / "last.ckpt"
-    console = _console()
     if last.exists():
-        console.print(f"interrupted; the last state is in {shorten(last)}; to go on:", markup=False)
-        console.print(f"  {_typed('train.py', f'resume={shorten(run.path)}', config)}", markup=False)
+        show(f"Interrupted. The state is saved in {shorten(last)}. To resume:")
+        show(f"  {_command('train.py', f'resume={shorten(run.path)}', config)}")
     else:
-        console.print("interrupted; no checkpoint was written yet")
+        show("Interrupted before the first checkpoint was saved: there is nothing to resume.")
 
 
 @rank_zero_only
 def print_resumed(config: DictConfig, run: Path, epoch: int, step: int, changed: dict[str, str | None]) -> None:
-    """Where the run goes on, and what the changed keys make of it."""
-    console = _console()
-    console.print(f"{config.name}: going on from epoch {epoch + 1}, step {step:,}; {config.trainer.precision}")
-    console.print(f"run directory: {shorten(run)}", markup=False)
+    """The point at which the run resumes, and the effects of changed keys."""
+    show(f"Resuming {config.name} at epoch {epoch}, step {step:,} ({config.trainer.precision})")
+    show(f"run directory: {shorten(run)}")
     for key, effect in changed.items():
         if effect:
-            console.print(f"{key} changed: {effect}", markup=False)
+            show(f"{key} changed: {effect}")
 
 
 def print_comparison(run: Path, compared: dict[str, tuple[Any, Any]], different: list[str]) -> None:
-    """A row a metric, then and now; and what is different of the circumstances."""
-    table = Table(title=f"beside {shorten(run)}", title_justify="left")
-    for column in ("metric", "then", "now", ""):
-        table.add_column(column, justify="left" if column in ("metric", "") else "right")
+    """The metrics of a run and of its reproduction, and the differences in code, versions and hardware."""
+    table = _table(f"compared with {shorten(run)}", "metric", "then", "now", "")
     for name, (then, now) in compared.items():
         table.add_row(name, f"{then}", f"{now}", "the same" if then == now else "differs")
-    console = _console()
-    console.print(table)
-    for line in different:
-        console.print(f"different: {line}", markup=False)
+    show(table, *(f"different: {line}" for line in different))
 
 
+@rank_zero_only
 def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> None:
-    """The final table, where everything is, and what to type next."""
-    table = Table(title=config.name, title_justify="left")
-    for column in ("split", "loss", "accuracy"):
-        table.add_column(column, justify="left" if column == "split" else "right")
+    """The final table, the files of the run, and commands to continue with."""
+    summary = read_run_summary(RunDirectory(run))
+    table = _table(config.name, "split", "loss", "accuracy", "95% interval", "images")
     for split in ("val", "test"):
-        for suffix, words in (("", split), ("_ema", f"{split}, ema weights")):
+        for suffix, weights in (("", ""), ("_ema", ", EMA weights")):
             if f"{split}/loss{suffix}" in metrics:
                 loss, accuracy = (metrics[f"{split}/{name}{suffix}"] for name in ("loss", "acc"))
-                table.add_row(words, f"{loss:.4f}", f"{accuracy:.2%}")
-    console = _console()
+                images = summary.used(split)
+                cells = f"{loss:.4f}", f"{accuracy:.2%}", accuracy_interval(accuracy, images), f"{images:,}"
+                table.add_row(f"{split}{weights}", *cells)
     if table.row_count:
-        console.print(table)
+        show(table)
+    selected = f"the best by {config.checkpoint.monitor}" if "val/loss" in metrics else "the last one"
     minutes, seconds = divmod(round(metrics["seconds"]), 60)
-    what = "best epoch by val" if "val/loss" in metrics else "last epoch"
-    console.print(f"epoch {int(metrics['epoch']) + 1} ({what}); {minutes} min {seconds:02d} s in all")
-    console.print(f"run directory: {shorten(run)}")
-    console.print("next:", markup=False)
-    console.print(f"  {_typed('evaluate.py', f'run={shorten(run)}', config)}", markup=False)
-    console.print(f"  {_typed('predict.py', f'run={shorten(run)}', config)} images=photos/", markup=False)
+    show(f"weights kept: epoch {int(metrics['epoch'])} of {len(summary.epochs)}, {selected}")
+    show(f"total time: {minutes} min {seconds:02d} s", f"run directory: {shorten(run)}")
+    for pattern, line in (
+        ("report.html", "report.html  all results on one page"),
+        ("figures/*.png", "figures/     its figures"),
+    ):
+        if any(run.glob(pattern)):
+            show(f"  {line}")
+    show("next:", *(f"  {command}" for command in _next_commands(config, run)))
 
 
-def _typed(script: str, argument: str, config: DictConfig) -> str:
+def _next_commands(config: DictConfig, run: Path) -> Iterator[str]:
+    if (run / "tensorboard").exists():
+        yield f"tensorboard --logdir {shlex.quote(shorten(run))}"
+    yield _command("evaluate.py", f"run={shorten(run)}", config)
+    yield f"{_command('predict.py', f'run={shorten(run)}', config)} images=photos/"
+
+
+def _command(script: str, argument: str, config: DictConfig) -> str:
     here = entry_point(script, this_command(), Path.cwd())
     return " ".join(["python", here, shlex.quote(argument), *trust(config)])
 
 
 def print_evaluation(metrics: dict[str, Any], split: str, files: list[Path]) -> None:
-    """Loss, accuracy, and each class's accuracy."""
-    title = f"{split}: loss {metrics[f'{split}/loss']:.4f}  accuracy {metrics[f'{split}/acc']:.2%}"
-    if f"{split}/acc_flip" in metrics:
-        loss, accuracy = (metrics[f"{split}/{name}_flip"] for name in ("loss", "acc"))
-        title += f"\nwith the mirror images: loss {loss:.4f}  accuracy {accuracy:.2%}"
-    table = Table(title=title)
-    table.title_justify = "left"
-    table.add_column("class")
-    table.add_column("images", justify="right")
-    table.add_column("accuracy", justify="right")
-    for name, figures in metrics["per_class"].items():
-        accuracy = figures["acc"]
-        table.add_row(name, str(figures["images"]), "-" if accuracy is None else f"{accuracy:.2%}")
-    console = _console()
-    console.print(table)
-    for file in files:
-        console.print(f"written: {shorten(file)}")
+    """Loss, accuracy, and the accuracy of each class."""
+    for suffix, images in (("", split), ("_flip", "averaged with the mirror images")):
+        if f"{split}/acc{suffix}" in metrics:
+            loss, accuracy = (metrics[f"{split}/{name}{suffix}"] for name in ("loss", "acc"))
+            interval = accuracy_interval(accuracy, metrics["images"])
+            show(f"{images}: loss {loss:.4f}  accuracy {accuracy:.2%} (95% interval {interval})")
+    table = _table("", "class", "images", "accuracy")
+    for name, row in metrics["per_class"].items():
+        table.add_row(name, f"{row['images']:,}", "-" if row["acc"] is None else f"{row['acc']:.2%}")
+    show(table)
+    print_written(*files)
 
 
-def print_export(files: list[Path], difference: float | None = None, images: int = 0) -> None:
-    """Names the files, and by how much an ONNX file's logits differ from torch's."""
-    for file in files:
-        _console().print(f"written: {shorten(file)}", markup=False)
-    if difference is not None:
-        _console().print(f"  onnxruntime's logits of {images} test images are torch's to within {difference:.1e}")
+def print_written(*files: Path) -> None:
+    show(*(f"written: {shorten(file)}" for file in files))
+
+
+def _table(title: str, *columns: str) -> Table:
+    """An empty table: the first and any unnamed column hold text, the others numbers."""
+    table = Table(title=title, title_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place and column else "left")
+    return table

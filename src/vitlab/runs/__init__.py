@@ -1,1 +1,1 @@
-"""The run directory: what a run leaves behind, and a model back from it."""
+"""The run directory: manifest, metrics, checkpoints, hyperparameters."""

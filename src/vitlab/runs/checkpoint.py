@@ -1,4 +1,4 @@
-"""Checkpoint files: plain data and tensors, written whole, read without running anything."""
+"""Write checkpoints atomically; read them without running code from them."""
 
 import zipfile
 from collections.abc import Mapping
@@ -17,27 +17,27 @@ from vitlab.files import replacing
 
 CONFIG_KEY = "vitlab_config"
 METRICS_KEY = "vitlab_metrics"
-EMA_KEY = "vitlab_ema"  # the network's state_dict, averaged over the steps; of a run with callbacks=ema
-# Callbacks whose state earlier versions saved under another name.
+EMA_KEY = "vitlab_ema"  # state_dict of the averaged model, in runs with callbacks=ema
+# Callbacks whose state earlier versions saved under another name: old name -> new name.
 RENAMED_STATES = {"TrainingClock": "TimeLimit", "EpochMetricsCSV": "MetricsCSV"}
-WEIGHTS_PREFIX = "network."  # of the network's weights among the classifier's
+WEIGHTS_PREFIX = "network."  # of the model's weights in the classifier's state_dict
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its target and puts it in place in one step.
+    """Writes a checkpoint next to its target and replaces the target in one step.
 
-    Lightning's own moves it there from $TMPDIR: on another filesystem that copies, and a kill leaves a cut file.
+    Lightning moves it from $TMPDIR: between filesystems that is a copy, and a kill leaves a truncated file.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A file of Python's: what torch opens itself fails without saying that the disk is full.
+        # torch.save to an open file: to a path it does not report that the disk is full.
         with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """As Lightning's, also of a folder that several processes wrote."""
+        """Reads a checkpoint file, or a folder that several processes wrote."""
         if Path(path).is_dir():
             return consolidated(Path(path))
         return _with_new_state_names(super().load_checkpoint(path, map_location, weights_only))
@@ -51,8 +51,8 @@ def _with_new_state_names(checkpoint: Any) -> Any:
 
 
 class ConfigInCheckpoint(pl.Callback):
-    """Puts the resolved config into every checkpoint, so that a model can be rebuilt from one file, and the last
-    validation's metrics."""
+    """Adds to every checkpoint the config, so that one file suffices to rebuild the model, and the last validation's
+    metrics."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -66,14 +66,14 @@ class ConfigInCheckpoint(pl.Callback):
 
 
 def read_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
-    """A checkpoint of vitlab's, on the CPU; nothing in the file can run code.
+    """Reads a vitlab checkpoint to the CPU; nothing in the file can run code.
 
     Args:
         path: A file, or a folder that several processes wrote.
-        tensors: Whether weights and optimizer state are wanted of a folder, which may be more than fits into memory.
+        tensors: False leaves out weights and optimizer state of a folder, which may not fit into memory.
 
     Raises:
-        UserError: the file is missing, damaged, or no checkpoint of vitlab's.
+        UserError: the file is missing, damaged, or not a vitlab checkpoint.
     """
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}")
@@ -84,9 +84,9 @@ def read_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
             checkpoint = _read_file(path)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{path} can't be read as a checkpoint: it is damaged or of another kind ({reason})") from error
+        raise UserError(f"{path} can't be read as a checkpoint: it is damaged or no checkpoint ({reason})") from error
     if not isinstance(checkpoint, dict) or not is_whole(checkpoint):
-        raise UserError(f"{path} is no checkpoint of vitlab's: it does not carry the run's config and weights")
+        raise UserError(f"{path} is no checkpoint of vitlab's: it lacks the run's config or weights")
     checkpoint[CONFIG_KEY] = update_old_config(checkpoint[CONFIG_KEY])
     return checkpoint
 
@@ -97,10 +97,10 @@ def _read_file(path: Path) -> Any:
 
 
 def check_sums(path: Path) -> None:
-    """Compares what a file of torch.save's holds with the checksums in it, at which torch.load does not look.
+    """Verifies the checksums in a file of torch.save, which torch.load ignores.
 
     Raises:
-        ValueError, zipfile.BadZipFile: it was altered, or is no such file.
+        ValueError, zipfile.BadZipFile: the file was altered, or is not of torch.save.
     """
     with zipfile.ZipFile(path) as archive:
         if any(part.CRC for part in archive.infolist()):  # torch.serialization.set_crc32_options(False) writes none
@@ -110,17 +110,17 @@ def check_sums(path: Path) -> None:
 
 
 def is_whole(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether it holds a run's config and weights, and what else it holds of weights is some."""
+    """Whether a checkpoint has a config with model and data, and whether its weights are state_dicts."""
     config, state = checkpoint.get(CONFIG_KEY), checkpoint.get("state_dict")
     groups = [config.get(group) for group in ("model", "data")] if isinstance(config, Mapping) else [None]
     return all(isinstance(part, Mapping) for part in (state, checkpoint.get(EMA_KEY, {}), *groups))
 
 
 def choose_weights(checkpoint: Mapping[str, Any], choice: str | None, path: Path) -> str:
-    """Which weights of a checkpoint are meant, "raw" or "ema": `choice`, else those that the run selected epochs by.
+    """Chooses between a checkpoint's "raw" and "ema" weights: `choice`, or if None those that selected the best epoch.
 
     Raises:
-        UserError: the checkpoint has none such.
+        UserError: the checkpoint does not have the chosen weights.
     """
     if choice is None:
         monitor = str(checkpoint[CONFIG_KEY].get("checkpoint", {}).get("monitor"))
@@ -128,15 +128,15 @@ def choose_weights(checkpoint: Mapping[str, Any], choice: str | None, path: Path
     if choice not in ("raw", "ema"):
         raise UserError(f"weights={choice} is unknown; choose raw or ema")
     if choice == "ema" and EMA_KEY not in checkpoint:
-        raise UserError(f"weights=ema: {path} has no averaged weights, its run was not trained with callbacks=ema")
+        raise UserError(f"weights=ema: {path} has no averaged weights; its run was not trained with callbacks=ema")
     return choice
 
 
 def load_network(network: torch.nn.Module, checkpoint: dict[str, Any], path: Path, which: str) -> None:
-    """Puts a checkpoint's weights into a network, "raw" or "ema".
+    """Loads the "raw" or "ema" weights of a checkpoint into a model.
 
     Raises:
-        UserError: they are another network's.
+        UserError: the weights do not fit.
     """
     try:
         network.load_state_dict(network_weights(checkpoint, which))
@@ -146,7 +146,7 @@ def load_network(network: torch.nn.Module, checkpoint: dict[str, Any], path: Pat
 
 
 def network_weights(checkpoint: Mapping[str, Any], which: str) -> dict[str, Tensor]:
-    """The network's own state_dict, "raw" or "ema"."""
+    """The model's own state_dict, "raw" or "ema"."""
     if which == "ema":
         return dict(checkpoint[EMA_KEY])
     return {

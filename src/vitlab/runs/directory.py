@@ -1,9 +1,8 @@
-"""The run directory, `outputs/<name>/<time>/`."""
+"""The run directory `outputs/<name>/<time>/`: open it, read and write its files."""
 
-import csv
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,17 +11,22 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config.instantiate import update_old_config
+from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
-from vitlab.files import locked, write_json, write_text
+from vitlab.files import locked, set_aside, write_json, write_text
+from vitlab.runs.metrics_files import Row, read_epochs, read_final
 from vitlab.runs.rebase import check_links
+
+FORMAT = 2  # of a run's files; 1, without this key in the manifest: epochs are counted from 0
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Where each thing of a run lies.
+    """The files of one run.
 
-    `config.yaml` (resolved), `manifest.json`, `checkpoints/best.ckpt`, `checkpoints/last.ckpt`, `metrics.csv` (a row an
-    epoch), `metrics.json` (final), `tensorboard/`, `figures/`, `run.log`.
+    `config.yaml` (resolved), `manifest.json`, `checkpoints/best.ckpt`, `checkpoints/last.ckpt`, `metrics.csv` (one row
+    per epoch), `metrics.json` (final, only of a finished run), `tensorboard/`, `figures/`, `run.log`. Epochs count
+    from 1.
     """
 
     path: Path
@@ -44,16 +48,17 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     def create(self, config: dict[str, Any], manifest: dict[str, Any]) -> None:
-        """Begins a run: writes `config.yaml` and `manifest.json` (status "running").
+        """Starts a run: writes `config.yaml` and `manifest.json` (status "running").
 
         Raises:
-            UserError: the directory holds a run already, or can't be written to.
+            UserError: the directory already holds a run, or is not writable.
         """
         try:
             (self.path / "figures").mkdir(parents=True, exist_ok=True)
             self.manifest_file.open("x").close()
             write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-            write_json(self.manifest_file, {"status": "running", "started": _now(), "finished": None, **manifest})
+            status = {"status": "running", "started": _now(), "finished": None, "format": FORMAT}
+            write_json(self.manifest_file, {**status, **manifest})
         except FileExistsError:
             raise UserError(
                 f"{self.path} holds a run already: choose another directory with hydra.run.dir=..."
@@ -63,28 +68,43 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes from writing to the run; the operating system ends that with the process.
+        """Keeps other runs' processes from writing to this run; rank 0 holds the lock for all ranks, until it ends.
 
         Raises:
-            UserError: one does already.
+            UserError: another process holds the lock.
         """
-        with locked(self.path, f"another process is writing to {self.path}"):
+        with (
+            nullcontext()
+            if not this_process().is_rank_zero
+            else locked(self.path, f"another process is writing to {self.path}")
+        ):
             yield
 
     def reopen(self, entry: dict[str, Any]) -> None:
-        """Notes in the manifest that the run goes on, and removes what a killed process left half written."""
+        """Records a resume in the manifest, removes half-written files and sets aside the final metrics.
+
+        Args:
+            entry: Epoch (from 1) and step at which the run resumes, and this process's origin.
+        """
         for stale in self.path.rglob(".*.tmp"):
             stale.unlink(missing_ok=True)
-        manifest = self.manifest()
-        resumed = [*manifest.get("resumed", []), {"time": _now(), **entry}]
-        write_json(self.manifest_file, {**manifest, "status": "running", "finished": None, "resumed": resumed})
+        resumed = [*self.manifest().get("resumed", []), {"time": _now(), **entry}]
+        self._update_manifest(status="running", finished=None, resumed=resumed)
+        set_aside(self.metrics_file)  # of a finished run that is extended
 
     def manifest(self) -> dict[str, Any]:
-        """What `manifest.json` holds; nothing, where the run was killed before it was written.
+        """The content of `manifest.json` in today's format; empty if the run was killed before it was written.
 
         Raises:
-            UserError: it can't be read.
+            UserError: the file can't be read.
         """
+        manifest = self._read_manifest()
+        if manifest and "format" not in manifest:
+            resumed = [{**entry, "epoch": entry["epoch"] + 1} for entry in manifest.get("resumed", [])]
+            manifest |= {"format": FORMAT, **({"resumed": resumed} if resumed else {})}
+        return manifest
+
+    def _read_manifest(self) -> dict[str, Any]:
         try:
             text = self.manifest_file.read_text(encoding="utf-8") if self.manifest_file.exists() else ""
             content: Any = json.loads(text or "{}")
@@ -94,19 +114,35 @@ class RunDirectory:
             raise UserError(f"{self.manifest_file} holds no keys and values")
         return content
 
-    @classmethod
-    def open(cls, path: str, outputs: str, *, key: str = "run", finished: bool = True) -> "RunDirectory":
-        """A run that is there: `path`, or where that is "latest" the newest below `outputs`.
-
-        Args:
-            path, outputs: As typed.
-            key: What `path` was given as, for messages.
-            finished: Whether the newest finished run is meant, or the newest of the others that can go on.
+    def epoch_rows(self) -> list[Row]:
+        """The rows of `metrics.csv` so far, without empty cells.
 
         Raises:
-            UserError: there is none, or it has links that lead out of it.
+            OSError, ValueError: the file can't be read.
         """
-        what = "finished run" if finished else "run to go on with"
+        return read_epochs(self.epochs_file)
+
+    def final_metrics(self) -> dict[str, Any]:
+        """The content of `metrics.json`; empty before the run has finished.
+
+        Raises:
+            OSError, ValueError: the file can't be read.
+        """
+        return read_final(self.metrics_file, from_zero="format" not in self._read_manifest())
+
+    @classmethod
+    def open(cls, path: str, outputs: str, *, key: str = "run", finished: bool = True) -> "RunDirectory":
+        """Opens an existing run: `path`, or the newest one below `outputs` if `path` is "latest".
+
+        Args:
+            path, outputs: As given on the command line.
+            key: The key that `path` was given as, for messages.
+            finished: For "latest": take the newest finished run, or the newest one that can be resumed.
+
+        Raises:
+            UserError: there is no such run, or it contains links that lead out of it.
+        """
+        what = "finished run" if finished else "run to resume"
         if path == "latest":
             runs = [cls(file.parent) for file in Path(outputs).rglob("manifest.json")]
             time = "finished" if finished else "started"
@@ -118,7 +154,7 @@ class RunDirectory:
         if not (run.path / "config.yaml").is_file():
             fault = "is no run directory: it has no config.yaml" if run.path.is_dir() else "does not exist"
             raise UserError(f"{key}={path} {fault}; {key}=latest takes the newest {what} below {outputs}")
-        check_links(run.path)  # each verb writes something into the run
+        check_links(run.path)  # every verb writes something into the run
         return run
 
     def _is(self, finished: bool) -> bool:
@@ -146,11 +182,15 @@ class RunDirectory:
         return updated
 
     def end(self, status: str) -> None:
-        """Writes how the run ended into the manifest: "finished", "interrupted" or "failed"."""
-        write_json(self.manifest_file, {**self.manifest(), "status": status, "finished": _now()})
+        """Records in the manifest how the run ended: "finished", "interrupted", "failed" or "checked"."""
+        self._update_manifest(status=status, finished=_now())
+
+    def _update_manifest(self, **changes: Any) -> None:
+        if this_process().is_rank_zero:
+            write_json(self.manifest_file, {**self.manifest(), "format": FORMAT, **changes})
 
     def checkpoint(self, which: str) -> Path:
-        """The file behind "best", "last" or a path; the best of a run that selected none is its last.
+        """The file of "best", "last" or a path; "best" is the last checkpoint of a run that selected none.
 
         Raises:
             UserError: there is no such file.
@@ -162,14 +202,6 @@ class RunDirectory:
             there = ", ".join(sorted(f.name for f in self.checkpoints.glob("*.ckpt"))) or "none"
             raise UserError(f"checkpoint={which}: there is no file {file} (checkpoints of the run: {there})")
         return file
-
-    def epoch_row(self, epoch: int) -> dict[str, float]:
-        """The row of `metrics.csv` of an epoch (counted from 0), without empty cells."""
-        with self.epochs_file.open(newline="") as file:
-            for row in csv.DictReader(file):
-                if int(row["epoch"]) == epoch:
-                    return {key: float(value) for key, value in row.items() if value}
-        return {}
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""What runs are compared by, the most telling first."""
+"""Select the settings that runs are compared by, the most important first."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -6,26 +6,26 @@ from typing import Any
 
 Setting = float | str
 
-# By path, in the words of a report. Groups stand for the name of what they build.
+# Config path -> name in a report. A group is shown by the name of the class or function that it builds.
 KEY_SETTINGS = {
     "optimizer.lr": "learning rate",
     "augment": "augmentation",
-    "model": "network",
+    "model": "model",
     "data.batch_size": "batch size",
-    "trainer.max_epochs": "epochs at most",
-    "trainer.max_steps": "optimizer steps at most",
-    "trainer.max_time": "time at most",
-    "data": "images",
+    "trainer.max_epochs": "maximum epochs",
+    "trainer.max_steps": "maximum optimizer steps",
+    "trainer.max_time": "time limit",
+    "data": "data set",
     "model.patch_size": "patch size (px)",
-    "model.embed_dim": "width of a token",
+    "model.embed_dim": "embedding dimension",
     "model.depth": "depth (blocks)",
-    "model.num_heads": "heads",
-    "model.patch_dropout": "patches left out (share)",
+    "model.num_heads": "attention heads",
+    "model.patch_dropout": "patch dropout (fraction)",
     "optimizer": "optimizer",
     "optimizer.weight_decay": "weight decay",
-    "scheduler": "learning rate over time",
-    "scheduler.schedule.warmup": "warm-up (below 1: share of the run, else steps)",
-    "trainer.gradient_clip_val": "gradient clipping at",
+    "scheduler": "learning rate schedule",
+    "scheduler.schedule.warmup": "warmup (below 1: fraction of the run, else steps)",
+    "trainer.gradient_clip_val": "gradient clipping threshold",
     "label_smoothing": "label smoothing",
     "trainer.precision": "precision",
     "seed": "seed",
@@ -36,14 +36,14 @@ FURTHER = (
     "callbacks.ema.decay",
     *("trainer.accumulate_grad_batches", "trainer.limit_train_batches"),
 )
-SAID_ELSEWHERE = ("model.name", "model.image_size", "model.in_channels", "model.num_classes")
+REDUNDANT = ("model.name", "model.image_size", "model.in_channels", "model.num_classes")
 
 
 def hparams_of(config: Mapping[str, Any]) -> dict[str, Setting]:
-    """Those of `KEY_SETTINGS` that a resolved config has, by their paths, in that order."""
-    # The last one first: the first ones are common to most runs, and a narrow column shows no more.
-    acting = [node for node in config["augment"].values() if node is not None and node.get("p") != 0]
-    augmentations = [_built(node) for node in reversed(acting)]
+    """The values of `KEY_SETTINGS` that a resolved config sets, by path, in the same order."""
+    # Last augmentation first: the first ones are common to most runs, and a narrow column cuts off the rest.
+    active = [node for node in config["augment"].values() if node is not None and node.get("p") != 0]
+    augmentations = [_built(node) for node in reversed(active)]
     named = {
         "model": config["model"].get("name") or _built(config["model"]),
         "data": data_set(config),
@@ -54,24 +54,29 @@ def hparams_of(config: Mapping[str, Any]) -> dict[str, Setting]:
 
 
 def data_set(config: Mapping[str, Any]) -> str:
-    """The name of the images: of their folder, else of their source (`CIFAR10`)."""
+    """The name of the data set: of the image folder, else of the data module (`CIFAR10`)."""
     source = _built(config["data"]).removesuffix("DataModule")
     return Path(config["data"]["root"]).resolve().name if source == "ImageFolder" else source
 
 
 def all_settings(config: Mapping[str, Any]) -> dict[str, Setting]:
-    """The key settings, then what else runs may be compared by: numbers, switches, words; no lists, paths, plumbing."""
-    rest = {path: value for group in ALL_OF for path, value in _leaves(config[group], group)}
+    """The key settings, then all other numbers, switches and words that change training; no lists and no paths."""
+    rest = {
+        path: value
+        for path, value in flatten({group: config[group] for group in ALL_OF}).items()
+        if not path.rpartition(".")[2].startswith("_")
+    }
     rest |= {path: _at(config, path) for path in FURTHER}
-    return {**hparams_of(config), **dict(_plain({p: v for p, v in rest.items() if p not in SAID_ELSEWHERE}))}
+    return {**hparams_of(config), **dict(_plain({p: v for p, v in rest.items() if p not in REDUNDANT}))}
 
 
-def _leaves(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+def flatten(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """`{"optimizer.lr": 0.001}` from `{"optimizer": {"lr": 0.001}}`; an empty dict is a value."""
+    flat: dict[str, Any] = {}
     for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{path}.{key}")
-        elif not str(key).startswith("_"):
-            yield f"{path}.{key}", value
+        inner = f"{path}.{key}" if path else str(key)
+        flat |= flatten(value, inner) if isinstance(value, Mapping) and value else {inner: value}
+    return flat
 
 
 def _at(config: Mapping[str, Any], path: str) -> Any:

@@ -1,42 +1,46 @@
-"""A run's stream of values in its dashboard, which a run that goes on adds to."""
+"""Continue a run's curves in its logger when the run is resumed."""
 
+from collections.abc import Mapping
 from typing import Any
 
-import pytorch_lightning as pl
 from omegaconf import DictConfig
-from pytorch_lightning.utilities import rank_zero_only
 
-# By a logger's class, the key that names a run in it.
-NAMES = {"WandbLogger": "id", "MLFlowLogger": "run_id"}
+from vitlab.distributed.process import this_process
 
-
-@rank_zero_only
-def save_logger_run_id(trainer: pl.Trainer, resolved: dict[str, Any]) -> None:
-    """Writes the name that the run has got in its logger into the config, with which it is gone on with."""
-    for logger in trainer.loggers:
-        key = NAMES.get(type(logger).__name__)
-        if key is not None:
-            begun: Any = logger
-            resolved["logger"][key] = begun.experiment.id if key == "id" else begun.run_id
+# The key that identifies a run in a logger, by the logger's class.
+RUN_ID_KEYS = {"WandbLogger": "id", "MLFlowLogger": "run_id"}
 
 
-def clear_logger_run_id(logger: DictConfig) -> None:
-    """Takes the name out of a config again, for a run of its own."""
-    for key in NAMES.values():
-        if key in logger:
-            logger[key] = None
+def logger_run_id(logger: Any) -> dict[str, str]:
+    """The id that a logger gave the run, as a key of the config's `logger` group; with it the run is resumed.
 
-
-def resume_kwargs(logger: DictConfig, step: int | None) -> dict[str, Any]:
-    """What makes a logger of Lightning's add to what it has written before a step, and only that.
-
-    wandb and MLflow go on by the run's name, and keep what they were given after that step too.
+    Empty for loggers without ids, and on all ranks except the first.
     """
-    target = str(logger.get("_target_"))
+    key = RUN_ID_KEYS.get(type(logger).__name__)
+    if key is None or not this_process().is_rank_zero:
+        return {}
+    return {key: logger.experiment.id if key == "id" else logger.run_id}
+
+
+def clear_logger_run_id(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's `logger` group without the id, for a new run."""
+    return {key: None if key in RUN_ID_KEYS.values() else value for key, value in config.items()}
+
+
+def resume_kwargs(config: DictConfig, step: int | None) -> dict[str, Any]:
+    """Arguments with which a Lightning logger keeps its values before a step and appends to them.
+
+    wandb and MLflow find the run by its id, and also keep the values after that step.
+
+    Args:
+        config: The `logger` group.
+        step: Step at which the run is resumed; None for a new run.
+    """
+    target = str(config.get("_target_"))
     if step is None:
         return {}
     if target.endswith(".TensorBoardLogger"):
-        return {"purge_step": step}  # later values come again
+        return {"purge_step": step}
     if target.endswith(".CSVLogger"):
-        return {"version": f"{logger.version}_from_step_{step}"}  # it would delete its file
+        return {"version": f"{config.version}_from_step_{step}"}  # it would delete its earlier file
     return {}

@@ -1,4 +1,4 @@
-"""Where a run comes from: command, code, versions, machine."""
+"""Record the origin of a run: command, code, versions, machine."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics",
 
 
 def describe_origin() -> dict[str, Any]:
-    """Command, folder, job, git revision, versions and hardware of this process, as plain data."""
+    """Command, working directory, job, git revision, versions and hardware of this process, as plain data."""
     return {
         "command": this_command(),
         "folder": str(Path.cwd()),
@@ -29,24 +29,25 @@ def describe_origin() -> dict[str, Any]:
 
 
 def entry_point(name: str, command: str, folder: Path) -> str:
-    """An entry point as it is typed in `folder`: beside the script that `command` started from there."""
+    """The path of an entry point as you type it in `folder`: next to the script that `command` started from there."""
     script = folder / Path(shlex.split(command)[1]).parent / name
     return shlex.quote(str(script.relative_to(folder) if script.is_relative_to(folder) else script))
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What of code, versions, hardware and images two manifests have different; of what both know."""
+    """One phrase for each difference of two manifests in code, versions, hardware and images, if both record it."""
     found = []
     for group in ("git", "versions", "hardware", "data"):
         old, new = then.get(group) or {}, now.get(group) or {}
         for name in sorted(set(old) & set(new)):
             if old[name] != new[name]:
-                found.append(f"{name} images" if group == "data" else f"{name} {old[name]} -> {new[name]}")
+                what = f"from {old[name]} to {new[name]}" if group != "data" else ""
+                found.append(f"{name} changed {what}" if what else f"the {name} images changed")
     return found
 
 
 def _git() -> dict[str, Any]:
-    """Revision of the code that runs, and whether its tracked files differ from it; nulls outside a checkout."""
+    """Git revision of this code, and whether tracked files differ from it; None outside a git checkout."""
     here = Path(__file__).parent
 
     def ask(*arguments: str) -> str | None:

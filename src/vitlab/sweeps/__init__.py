@@ -1,1 +1,1 @@
-"""What happens around many runs: launching them, and the answer that they give together."""
+"""Launch many runs, resume them after an interruption, and search with Optuna."""

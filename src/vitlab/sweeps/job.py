@@ -1,7 +1,5 @@
-"""A job of a sweep, and what is on disk of it."""
+"""One run of a sweep, and its state on disk."""
 
-import csv
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -13,28 +11,29 @@ from filelock import FileLock, Timeout
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from vitlab.errors import UserError
+from vitlab.files import shorten
 from vitlab.runs.directory import RunDirectory
 
 Status = Literal["queued", "running", "done", "failed", "interrupted", "pruned"]
-Stage = Literal["new", "begun", "finished"]
+Stage = Literal["new", "started", "finished"]
 
-HOLD_WHERE_TYPED = ("data.cache_dir=", "data.url=")  # from a run's files they are not taken
-SAVES_SECONDS = 120  # for a run that was told to end
-SET_ASIDE = "earlier"  # folder in a sweep's: attempts that failed, and were made again
+COMMAND_LINE_ONLY = ("data.cache_dir=", "data.url=")  # never read from a run's files
+SAVE_SECONDS = 120  # time for a stopped run to save its checkpoint
+EARLIER_ATTEMPTS = "earlier"  # folder in the sweep's directory for failed attempts that were repeated
 
 
 @dataclass
 class Job:
-    """A run that a sweep makes in a process of its own.
+    """One run of a sweep, in its own process.
 
     Args:
-        number: Counted from 0, also the name of its folder by default.
-        overrides: What is typed after `train.py`.
+        number: Counted from 0; also the name of its directory by default.
+        overrides: Arguments for `train.py`.
         folder: The run directory.
-        devices: How many it needs; 0: all that there are.
-        epochs: `trainer.max_epochs`, None where its length is given otherwise.
-        monitor: Metric that is shown, and searched for.
-        trusted: Prefixes of the user's own classes in its config.
+        devices: Number of devices it needs; 0: all.
+        epochs: `trainer.max_epochs`, None if the length is set in another way.
+        monitor: Metric to show and to optimise.
+        trusted: Targets in its config, which resuming it may build again.
     """
 
     number: int
@@ -55,69 +54,64 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What its process prints."""
+        """Output of its process."""
         return self.folder / "terminal.log"
 
     def stage(self) -> Stage:
-        """How far the run is by its own files, which hold also where the sweep was killed.
+        """Tell from the run's files how far it got; they are correct even if the sweep was killed.
 
-        Of a failed run nothing counts: it is made again.
+        A failed run counts as new, because it is repeated from the start.
         """
         try:
             status = self.run.manifest().get("status")
         except UserError:
             return "new"
         if status == "checked" or (status == "finished" and self.run.metrics_file.exists()):
-            return "finished"  # "checked": of preflight=only
-        begun = status in ("running", "interrupted") and any(self.run.checkpoints.glob("*.ckpt"))
-        return "begun" if begun else "new"
+            return "finished"  # "checked" comes from preflight=only
+        started = status in ("running", "interrupted") and any(self.run.checkpoints.glob("*.ckpt"))
+        return "started" if started else "new"
 
-    def resuming(self, start: Sequence[str]) -> list[str]:
-        """What goes on with the run, behind `python train.py`."""
+    def resume_command(self, start: Sequence[str]) -> list[str]:
+        """Return the command that resumes the run; `start` is `python train.py`."""
         trust = [f"trusted_targets=[{','.join(self.trusted)}]"] if self.trusted else []
-        typed = [o.lstrip("+") for o in self.overrides if o.lstrip("+").startswith(HOLD_WHERE_TYPED)]
-        last = [] if (self.run.checkpoints / "last.ckpt").exists() else ["checkpoint=best"]
-        return [*start, f"resume={quoted(str(self.folder))}", *last, *trust, *typed]
+        given = [o.lstrip("+") for o in self.overrides if o.lstrip("+").startswith(COMMAND_LINE_ONLY)]
+        best = [] if (self.run.checkpoints / "last.ckpt").exists() else ["checkpoint=best"]
+        return [*start, f"resume={quote(str(self.folder))}", *best, *trust, *given]
 
-    def wait_until_left(self) -> None:
-        """Waits for a process that still writes to the run: one that a killed sweep left, and that saves.
+    def wait_for_writer(self) -> None:
+        """Wait until no process writes to the run; a killed sweep may leave one that is still saving.
 
         Raises:
-            UserError: it does not end.
+            UserError: It does not end within two minutes.
         """
-        if (self.folder / ".lock").exists():
-            lock = FileLock(self.folder / ".lock")
-            try:
-                lock.acquire(timeout=SAVES_SECONDS)
-            except Timeout:
-                raise UserError(f"another process is writing to {self.folder}, and does not end") from None
-            lock.release()
+        try:
+            if (self.folder / ".lock").exists():
+                with FileLock(self.folder / ".lock", timeout=SAVE_SECONDS):
+                    pass
+        except Timeout:
+            raise UserError(f"another process is still writing to {shorten(self.folder)}") from None
 
-    def make_room(self, sweep: Path) -> None:
-        """Moves away what an attempt left that can't be gone on with."""
+    def set_aside_earlier_attempt(self, sweep: Path) -> None:
+        """Move the files of an attempt that cannot be resumed to `earlier/`, and make an empty directory."""
         if any(self.folder.glob("*")):
-            aside = sweep / SET_ASIDE
-            aside.mkdir(exist_ok=True)
-            self.folder.rename(
-                aside / f"{self.folder.name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}_{time.time_ns() % 1000:03d}"
-            )
+            (sweep / EARLIER_ATTEMPTS).mkdir(exist_ok=True)
+            name = f"{self.folder.name}_{time.strftime('%Y-%m-%d_%H-%M-%S')}_{time.time_ns() % 1000:03d}"
+            self.folder.rename(sweep / EARLIER_ATTEMPTS / name)
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def epoch_rows(self) -> list[dict[str, float]]:
-        """The rows of `metrics.csv` so far."""
+    def epochs_so_far(self) -> list[dict[str, float]]:
+        """Return the rows of `metrics.csv`; none if there is no complete file yet."""
         try:
-            with self.run.epochs_file.open(newline="") as file:
-                return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+            return self.run.epoch_rows()
         except (OSError, ValueError):
             return []
 
     def final_metrics(self) -> dict[str, float]:
-        """What `metrics.json` holds; nothing of a run that only checked."""
-        file = self.run.metrics_file
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        """Return the content of `metrics.json`; empty for a run that was only checked."""
+        return self.run.final_metrics()
 
     def last_lines(self, count: int) -> list[str]:
-        """The end of what it printed, without the progress bar's control characters."""
+        """Return the end of its output, without the control characters of the progress bar."""
         try:
             text = self.log.read_text(encoding="utf-8", errors="replace")
         except OSError:
@@ -126,6 +120,6 @@ class Job:
         return [line for line in lines if line][-count:]
 
 
-def quoted(text: str) -> str:
-    """A value in Hydra's grammar that is this text, whatever it has in it."""
+def quote(text: str) -> str:
+    """Quote any text as a value in Hydra's override grammar."""
     return QuotedString(text, Quote.single).with_quotes()

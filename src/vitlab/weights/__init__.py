@@ -1,6 +1,6 @@
-"""Weights that come from elsewhere and go elsewhere: pretrained files and the hub, timm's layout, ONNX."""
+"""Load weights, fit them into a model, and export models to timm and ONNX."""
 
 from vitlab.weights.fitting import LoadReport, fit_weights
-from vitlab.weights.source import Weights, find_weights
+from vitlab.weights.loading import Weights, find_weights
 
 __all__ = ["LoadReport", "Weights", "find_weights", "fit_weights"]

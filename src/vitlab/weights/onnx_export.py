@@ -1,4 +1,4 @@
-"""A model as an ONNX file."""
+"""Export a model to ONNX, and check the file with onnxruntime."""
 
 import json
 import logging
@@ -18,10 +18,10 @@ TOLERANCE = 1e-3  # largest difference of a logit, float32, where the largest is
 
 
 def onnx_packages() -> tuple[Any, Any]:
-    """The modules onnx and onnxruntime.
+    """Import onnx and onnxruntime.
 
     Raises:
-        UserError: one of them, or what torch needs to write ONNX, is missing.
+        UserError: one of them, or onnxscript, is missing.
     """
     try:
         import onnx
@@ -35,16 +35,16 @@ def onnx_packages() -> tuple[Any, Any]:
 
 
 def save_onnx(network: nn.Module, data: Mapping[str, Any], images: Tensor, file: Path) -> float | None:
-    """Writes `model.onnx`: `images` float32 `[batch, 3, H, W]`, normalised -> `logits` float32 `[batch, classes]`.
+    """Write `model.onnx`: `images` float32 `[batch, 3, H, W]`, normalised -> `logits` float32 `[batch, classes]`.
 
-    The batch is of any size. The file's metadata say how an image becomes the input: `image_size`, `interpolation`,
-    `scale` (pixels are multiplied by it), `mean`, `std`, and `classes`, as JSON.
+    The batch size is free. The file's metadata describe the preprocessing as JSON: `image_size`, `interpolation`,
+    `scale` (pixels are multiplied by it), `mean`, `std`, and `classes`.
 
     Args:
         network: On the CPU, in eval mode.
         data: The `data` group of its run's config, as plain data.
-        images: Float32 `[B, 3, H, W]`, normalised, on which onnxruntime has to give torch's logits; B may be 0.
-        file: Where it goes.
+        images: float32 `[B, 3, H, W]`, normalised, for comparing onnxruntime's logits with torch's; B may be 0.
+        file: The file to write.
 
     Returns:
         The largest difference between torch's logits and onnxruntime's; None without images.
@@ -56,7 +56,7 @@ def save_onnx(network: nn.Module, data: Mapping[str, Any], images: Tensor, file:
     onnx, onnxruntime = onnx_packages()
     size = data["image_size"]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's, of its own versions and of torch's
+        warnings.simplefilter("ignore")  # the exporter warns about its own versions and torch's
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             network,
@@ -83,7 +83,7 @@ def _difference(network: nn.Module, session: Any, images: Tensor) -> float | Non
     with torch.inference_mode():
         expected = network(images).numpy()
     given = session.run(["logits"], {"images": images.numpy()})[0]
-    alone = session.run(["logits"], {"images": images[:1].numpy()})[0]  # another size of the batch
+    alone = session.run(["logits"], {"images": images[:1].numpy()})[0]  # another batch size
     difference = max(np.abs(given - expected).max().item(), np.abs(alone - expected[:1]).max().item())
     if not difference <= TOLERANCE * max(1.0, np.abs(expected).max().item()):
         raise RuntimeError(f"onnxruntime's logits differ by {difference:.2g} from torch's: the file was not written")

@@ -1,4 +1,4 @@
-"""A model in timm's layout: `model.safetensors` and `config.json`, which `timm.create_model` reads without vitlab."""
+"""Export a model to timm: files that `timm.create_model` reads without vitlab."""
 
 import tempfile
 from collections.abc import Mapping
@@ -16,24 +16,32 @@ from vitlab.models import VisionTransformer, timm_facts
 from vitlab.models.patch_embedding import PatchEmbedding
 
 ARCHITECTURE = "vit_base_patch16_224"  # an entry point to timm's VisionTransformer; every size is an argument of it
-# What timm's facts say of the weights that a fine-tuning began with alone.
-BEGINNING = ("test_input_size", "test_crop_pct", "test_pool_size", "label_offset", "label_names", "label_descriptions")
+# Facts of timm's about the weights that fine-tuning started from, not about the run's.
+STARTING_FACTS = (
+    "test_input_size",
+    "test_crop_pct",
+    "test_pool_size",
+    "label_offset",
+    "label_names",
+    "label_descriptions",
+)
 TOLERANCE = 1e-4  # largest difference of a logit, float32, where the largest is 1 or less; else in proportion
 
 
 def save_timm(network: nn.Module, model: Mapping[str, Any], data: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Writes both files, once timm has built the network from them and it has given the same logits.
+    """Write `model.safetensors` and `config.json`, after timm has rebuilt the model from them with the same logits.
 
-    `timm.create_model("local-dir:<folder>", pretrained=True)` takes all from them; for a network of timm's own at its
-    own image size `timm.create_model(<name>, num_classes=..., checkpoint_path="<folder>/model.safetensors")` does too.
+    `timm.create_model("local-dir:<folder>", pretrained=True)` reads both. For a model of timm's at its own image size,
+    `timm.create_model(<name>, num_classes=..., checkpoint_path="<folder>/model.safetensors")` works too.
 
     Args:
         network: On the CPU, in eval mode.
         model, data: These groups of its run's config, resolved, as plain data.
-        folder: Where the files go.
+        folder: The folder for the files.
 
     Raises:
-        UserError: timm has no such network.
+        UserError: timm has no such model.
+        RuntimeError: the logits differ; nothing is written.
     """
     architecture, arguments, facts = _describe(network, model, data)
     size = [3, data["image_size"], data["image_size"]]
@@ -44,11 +52,11 @@ def save_timm(network: nn.Module, model: Mapping[str, Any], data: Mapping[str, A
         "label_names": data["classes"],
         "model_args": arguments,
         "pretrained_cfg": {
-            **{key: value for key, value in facts.items() if key not in BEGINNING},
+            **{key: value for key, value in facts.items() if key not in STARTING_FACTS},
             "tag": "vitlab",
             "input_size": size,
             "num_classes": data["num_classes"],
-            "crop_pct": 1.0,  # images are brought straight to their size
+            "crop_pct": 1.0,  # images are resized without cropping
             **preprocessing,
         },
     }
@@ -57,15 +65,20 @@ def save_timm(network: nn.Module, model: Mapping[str, Any], data: Mapping[str, A
         temporary = Path(place)
         write_json(temporary / names[0], config)
         save_file(_weights(network), temporary / names[1], metadata={"format": "pt"})
-        again = timm.create_model(f"local-dir:{temporary}", pretrained=True).eval()
-        _check_same_logits(network, again, torch.randn(2, *size, generator=torch.Generator().manual_seed(0)))
+        rebuilt = timm.create_model(f"local-dir:{temporary}", pretrained=True).eval()
+        images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            expected, given = network(images), rebuilt(images)
+        difference = (expected - given).abs().max().item()
+        if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
+            raise RuntimeError(f"timm's logits differ by {difference:.2g} from the run's: the files were not written")
         return [(temporary / name).replace(folder / name) for name in names]
 
 
 def _describe(
     network: nn.Module, model: Mapping[str, Any], data: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """timm's architecture, its arguments, and what else timm should know."""
+    """timm's architecture, its arguments, and further facts for timm's pretrained_cfg."""
     if isinstance(network, VisionTransformer):
         facts = {"fixed_input_size": True, "first_conv": "patch_embed.proj", "classifier": "head"}
         return ARCHITECTURE, timm_arguments(network), facts
@@ -76,14 +89,14 @@ def _describe(
             arguments.setdefault("img_size", data["image_size"])
         facts = known.to_dict(remove_source=True, remove_null=True)  # type: ignore[no-untyped-call]
         return str(known.architecture), arguments, facts
-    raise UserError(f"timm has no {type(network).__name__}: formats=[onnx] writes it so that it needs no source code")
+    raise UserError(f"timm has no {type(network).__name__}: use formats=[onnx], which needs no source code")
 
 
 def timm_arguments(network: VisionTransformer) -> dict[str, Any]:
-    """What makes timm's VisionTransformer the same network, for `timm.create_model`.
+    """Arguments of `timm.create_model` that make timm's VisionTransformer the same model.
 
     Raises:
-        UserError: timm's has not all that this one has.
+        UserError: timm's lacks an option that this model uses.
     """
     block: Any = network.blocks[0]
     lacking = {
@@ -93,8 +106,8 @@ def timm_arguments(network: VisionTransformer) -> dict[str, Any]:
         "locality self-attention (model.locality_attention)": block.attn.scale is not None,
     }
     if any(lacking.values()):
-        what = ", ".join(name for name, is_there in lacking.items() if is_there)
-        raise UserError(f"timm's ViT has no {what}: formats=[onnx] writes it")
+        what = ", ".join(name for name, is_used in lacking.items() if is_used)
+        raise UserError(f"timm's ViT has no {what}: use formats=[onnx]")
     assert isinstance(network.patch_embed, PatchEmbedding)
     hidden, embed_dim = block.mlp.fc1.weight.shape
     return {
@@ -104,10 +117,10 @@ def timm_arguments(network: VisionTransformer) -> dict[str, Any]:
         "embed_dim": embed_dim,
         "depth": len(network.blocks),
         "num_heads": block.attn.num_heads,
-        # timm cuts the product with embed_dim off to a whole number; the half keeps it from one less.
+        # timm truncates the product with embed_dim to an integer; the half protects it from rounding down.
         "mlp_ratio": hidden / embed_dim if hidden % embed_dim == 0 else (hidden + 0.5) / embed_dim,
         "qk_norm": isinstance(block.attn.q_norm, nn.LayerNorm),
-        "init_values": None if isinstance(block.ls1, nn.Identity) else 1e-5,  # until the weights are loaded
+        "init_values": None if isinstance(block.ls1, nn.Identity) else 1e-5,  # the weights replace it
         "class_token": network.cls_token is not None,
         "reg_tokens": 0 if network.reg_token is None else network.reg_token.shape[1],
         "global_pool": "avg" if network.cls_token is None else "token",
@@ -120,13 +133,5 @@ def timm_arguments(network: VisionTransformer) -> dict[str, Any]:
 def _weights(network: nn.Module) -> dict[str, Tensor]:
     weights = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
     if isinstance(network, VisionTransformer) and network.pos_embed is not None:
-        weights["pos_embed"] = network.pos_embed.detach().clone().contiguous()  # fixed positions are no weight here
+        weights["pos_embed"] = network.pos_embed.detach().clone().contiguous()  # fixed ones are not in the state_dict
     return weights
-
-
-def _check_same_logits(network: nn.Module, again: nn.Module, images: Tensor) -> None:
-    with torch.inference_mode():
-        expected = network(images)
-        difference = (expected - again(images)).abs().max().item()
-    if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
-        raise RuntimeError(f"timm's logits differ by {difference:.2g} from the run's: the files were not written")

@@ -1,3 +1,5 @@
+"""Weights from files, timm's cache and a hub on localhost; timm's own loading is the reference."""
+
 import json
 from argparse import Namespace
 from collections import OrderedDict
@@ -7,11 +9,17 @@ from typing import Any
 import pytest
 import timm
 import torch
+from conftest import HUB_FILE, HUB_NAME
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vitlab.errors import UserError
-from vitlab.weights.formats import read_file
+from vitlab.models import timm_facts
+from vitlab.weights.loading import load_pretrained, read_file
+
+NOWHERE = "http://127.0.0.1:9"
+TEMPLATE = "/{repo_id}/resolve/{revision}/{filename}"
 
 
 def state() -> dict[str, Tensor]:
@@ -39,7 +47,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     ids=["bare", "ordered", "timm", "deit", "ema", "ddp", "compiled", "with a number", "network.", "model."],
 )
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".bin"])
-def test_state_dicts_wherever_they_lie(content: Any, suffix: str, tmp_path: Path) -> None:
+def test_state_dicts_are_found_in_every_known_layout(content: Any, suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"weights{suffix}"
     torch.save(content, file)
     weights = read_file(file)
@@ -47,7 +55,7 @@ def test_state_dicts_wherever_they_lie(content: Any, suffix: str, tmp_path: Path
     assert (weights.input, weights.classes) == ({}, None)
 
 
-def test_safetensors_with_and_without_timm_s_config(tmp_path: Path) -> None:
+def test_safetensors_with_and_without_timms_config(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     save_file(state(), file)
     assert same(read_file(file).state, state())
@@ -61,7 +69,7 @@ def test_safetensors_with_and_without_timm_s_config(tmp_path: Path) -> None:
     assert weights.input == expected
 
 
-def test_a_checkpoint_of_vitlab_s_brings_its_images_and_classes_along(small_run: Path) -> None:
+def test_a_vitlab_checkpoint_includes_its_input_and_classes(small_run: Path) -> None:
     weights = read_file(small_run / "checkpoints" / "best.ckpt")
     assert "patch_embed.proj.weight" in weights.state
     assert not any(name.startswith("network.") for name in weights.state)
@@ -72,17 +80,17 @@ def test_a_checkpoint_of_vitlab_s_brings_its_images_and_classes_along(small_run:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt"])
-def test_an_altered_file_is_recognised_by_its_checksums(suffix: str, tmp_path: Path) -> None:
+def test_checksums_reveal_an_altered_file(suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"weights{suffix}"
     torch.save({"a": torch.full((1000,), 1.5)}, file)
     content = file.read_bytes()
     place = content.index(torch.full((2,), 1.5).numpy().tobytes())
     file.write_bytes(content[: place + 100] + b"\x01" + content[place + 101 :])
-    with pytest.raises(UserError, match=r"can't be read as weights \(the checksum of .* is wrong\)"):
+    with pytest.raises(UserError, match=r"Cannot read .* \(the checksum of .* is wrong\)"):
         read_file(file)
 
 
-def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
+def test_files_without_checksums_are_read(tmp_path: Path) -> None:
     torch.serialization.set_crc32_options(False)
     try:
         torch.save(state(), tmp_path / "weights.pth")
@@ -92,7 +100,7 @@ def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [{}, {"model": {}, "data": {"image_size": 32}}, {"data": 3}, 7])
-def test_a_checkpoint_without_its_run_s_config_is_refused(config: Any, tmp_path: Path) -> None:
+def test_checkpoints_without_a_config_are_refused(config: Any, tmp_path: Path) -> None:
     torch.save({"vitlab_config": config, "state_dict": state()}, tmp_path / "last.ckpt")
     with pytest.raises(UserError, match=r"last.ckpt lacks its run's config"):
         read_file(tmp_path / "last.ckpt")
@@ -103,12 +111,10 @@ class Evil:
         return (__import__("os").mkdir, ("was_here",))
 
 
-def test_a_file_that_would_run_code_is_refused_and_runs_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_would_run_code_are_refused_unexecuted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": state(), "args": Evil()}, "evil.pth")
-    with pytest.raises(UserError, match=r"evil.pth can't be read as weights \(it holds posix\.mkdir: .* never loaded"):
+    with pytest.raises(UserError, match=r"Cannot read .*evil.pth \(it holds posix\.mkdir: .* never loaded"):
         read_file(Path("evil.pth"))
     assert not Path("was_here").exists()
 
@@ -116,32 +122,32 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "can't be read as weights"),
-        (b"<html>404</html>", "can't be read as weights"),
+        (b"", "Cannot read"),
+        (b"<html>404</html>", "Cannot read"),
         ([1, 2], "holds no tensors"),
         ({"epoch": 1}, "holds no tensors"),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_other_files_are_refused(content: Any, message: str, suffix: str, tmp_path: Path) -> None:
+def test_files_without_weights_are_refused(content: Any, message: str, suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"weights{suffix}"
     if isinstance(content, bytes):
         file.write_bytes(content)
     else:
         torch.save(content, file)
-    with pytest.raises(UserError, match=message if suffix == ".pth" else "can't be read as weights"):
+    with pytest.raises(UserError, match=message if suffix == ".pth" else "Cannot read"):
         read_file(file)
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing.pth does not exist"):
         read_file(tmp_path / "nothing.pth")
-    with pytest.raises(UserError, match="is a folder: name the file in it"):
+    with pytest.raises(UserError, match="is a folder: pass the file in it"):
         read_file(tmp_path)
 
 
-def test_the_fingerprint_tells_weights_apart(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_only_on_the_weights(tmp_path: Path) -> None:
     torch.save(state(), tmp_path / "a.pth")
     save_file(state(), tmp_path / "a.safetensors")
     changed = state()
@@ -151,7 +157,7 @@ def test_the_fingerprint_tells_weights_apart(tmp_path: Path) -> None:
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_an_average_of_the_weights_is_taken_before_the_last_and_said(tmp_path: Path) -> None:
+def test_averaged_weights_are_preferred_and_reported(tmp_path: Path) -> None:
     last = {name: tensor + 1 for name, tensor in state().items()}
     torch.save({"state_dict": last, "state_dict_ema": state()}, tmp_path / "a.pth")
     weights = read_file(tmp_path / "a.pth")
@@ -159,7 +165,65 @@ def test_an_average_of_the_weights_is_taken_before_the_last_and_said(tmp_path: P
     assert weights.origin.endswith("a.pth (its state_dict_ema)")
 
 
-def test_a_checkpoint_of_timm_s_own_training(tmp_path: Path) -> None:
+def test_a_checkpoint_of_timms_training_script(tmp_path: Path) -> None:
     network = timm.create_model("test_vit", pretrained=False)
     torch.save({"state_dict": network.state_dict(), "args": Namespace(lr=0.1), "epoch": 1}, tmp_path / "last.pth.tar")
     assert same(read_file(tmp_path / "last.pth.tar").state, network.state_dict())
+
+
+def test_weights_come_from_the_hub_then_from_the_cache(
+    hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    expected = timm.create_model(HUB_NAME, pretrained=False).state_dict()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    for endpoint in (hub, NOWHERE):
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + TEMPLATE)
+        state = load_pretrained(timm_facts(HUB_NAME))
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def test_the_error_without_hub_and_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", NOWHERE + TEMPLATE)
+    with pytest.raises(UserError, match=rf"Download {NOWHERE}/{HUB_FILE} .*model\.weights=<file>"):
+        load_pretrained(timm_facts(HUB_NAME))
+
+
+def test_a_model_without_pretrained_weights() -> None:
+    name = next(name for name in timm.list_models() if not timm.models.get_pretrained_cfg(name).has_weights)
+    with pytest.raises(UserError, match=rf"timm has no weights of {name}"):
+        load_pretrained(timm_facts(name))
+
+
+# For most of timm's ViTs, the authors' own file has another format than the one on the hub.
+CUSTOM = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+
+
+def test_a_model_whose_authors_published_another_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert timm_facts(CUSTOM).custom_load
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", NOWHERE + TEMPLATE)
+    with monkeypatch.context() as no_download:
+        # One request is made here, instead of the client's many retries.
+        no_download.setattr(timm, "create_model", lambda *_, **__: pytest.fail("timm was asked to download"))
+        with pytest.raises(UserError, match=f"Could not download the weights of {CUSTOM}"):
+            load_pretrained(timm_facts(CUSTOM))
+
+    folder = tmp_path / f"models--timm--{CUSTOM}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    file = folder / "snapshots" / ("0" * 40) / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    expected = timm.create_model(CUSTOM, pretrained=False).state_dict()
+    save_file(expected, file)
+    state = load_pretrained(timm_facts(CUSTOM))
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+    file.write_bytes(b"cut off")
+    with pytest.raises(UserError, match=rf"Cannot read {file}, the cached weights of {CUSTOM}: delete it"):
+        load_pretrained(timm_facts(CUSTOM))

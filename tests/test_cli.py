@@ -2,11 +2,11 @@ import gc
 import subprocess
 import sys
 
-from vitlab.config.importing import no_gc_imports
+from vitlab.cli import no_gc_imports
 
 BEGIN = """
 import gc
-from vitlab.config.importing import no_gc_imports
+from vitlab.cli import no_gc_imports
 with no_gc_imports():
     import torch
     assert not gc.isenabled()

@@ -1,0 +1,222 @@
+"""Load weights from a file, from timm's cache or from the Hugging Face hub.
+
+Files may be in timm's formats, vitlab's checkpoints or bare state_dicts. Loading one never runs code in it.
+"""
+
+import json
+import zipfile
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
+from safetensors.torch import load_file
+from timm.data import resolve_data_config
+from timm.models import PretrainedCfg, clean_state_dict
+from torch import Tensor
+
+from vitlab.errors import UserError
+from vitlab.models import timm_facts
+from vitlab.runs.checkpoint import (
+    CONFIG_KEY,
+    EMA_KEY,
+    WEIGHTS_PREFIX,
+    check_sums,
+    choose_weights,
+    is_whole,
+    network_weights,
+)
+
+INPUT_FACTS = ("image_size", "mean", "std", "interpolation")
+STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order: averaged weights first
+HUB_TIMEOUT = 5.0  # seconds
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that are not yet in a model.
+
+    Args:
+        origin: Where they come from, for people.
+        state: Tensors by name; empty leaves a model's random weights.
+        input: The images that they were trained with, as far as known: `image_size` in pixels, `mean` and `std` per
+            channel on the scale [0, 1], `interpolation`.
+        input_origin: The source of that knowledge, for people.
+        classes: The head's classes, if their names are known.
+    """
+
+    origin: str
+    state: dict[str, Tensor] = field(repr=False)
+    input: dict[str, Any] = field(default_factory=dict)
+    input_origin: str = ""
+    classes: list[str] | None = None
+
+    def fingerprint(self) -> str:
+        """Compute SHA-256 over names and values."""
+        digest = sha256()
+        for name, tensor in sorted(self.state.items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def find_weights(choice: Mapping[str, Any], name: Any = None, which: str | None = None) -> Weights | None:
+    """Read or download the weights that a run starts from.
+
+    Runs before everything slow, so that an error in the weights shows within seconds.
+
+    Args:
+        choice: `weights`, a file or None; for timm's models also `pretrained`, whether to use timm's own weights.
+        name: The name of timm's model.
+        which: "raw" or "ema" weights of a checkpoint, as in `read_file`.
+
+    Returns:
+        For timm's models always the input that the weights were made for; with `pretrained: false` an empty state.
+        None if no weights are asked for.
+
+    Raises:
+        UserError: the file cannot be read, timm has no such model or weights, or the download failed.
+    """
+    known: dict[str, Any] = {}
+    known_by = ""
+    if "pretrained" in choice:
+        try:
+            facts = timm_facts(name)
+        except ValueError as error:
+            raise UserError(f"model.name: {error}") from error
+        known, known_by = _input_of(asdict(facts)), f"timm's {_full_name(facts)}"
+        if choice["weights"] is None:
+            state = load_pretrained(facts) if choice["pretrained"] else {}
+            return Weights(known_by, state, known, known_by)
+    if choice.get("weights") is None:
+        return None
+    weights = read_file(Path(str(choice["weights"])).expanduser(), which)
+    return weights if weights.input else replace(weights, input=known, input_origin=known_by)
+
+
+def load_pretrained(facts: PretrainedCfg) -> dict[str, Tensor]:
+    """Load timm's pretrained weights from its cache without asking the hub, or download them.
+
+    Raises:
+        UserError: there are none, the cached file is broken, or the download failed.
+    """
+    name = _full_name(facts)
+    if not facts.has_weights:
+        raise UserError(
+            f"timm has no weights of {name}: choose another model.name, pass a file with model.weights=..., "
+            "or start from random weights with model.pretrained=false"
+        )
+    file = facts.hf_hub_filename or "model.safetensors"
+    cached = try_to_load_from_cache(facts.hf_hub_id, file) if facts.hf_hub_id else None
+    from_cache = isinstance(cached, str) and str(facts.custom_load) != "hf"
+    try:
+        if facts.hf_hub_id and not isinstance(cached, str):
+            # One request of our own: the hub's client retries for most of a minute before it gives up.
+            get_session().head(hf_hub_url(facts.hf_hub_id, file), timeout=HUB_TIMEOUT)
+        # With custom_load, timm would read the cached file in one of the formats that its authors published it in.
+        overlay = {"file": cached, "custom_load": False} if from_cache else {}
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+    except Exception as error:  # from the hub's client, from either HTTP library, from the readers of files
+        if from_cache:
+            raise UserError(f"Cannot read {cached}, the cached weights of {name}: delete it ({error})") from error
+        url = hf_hub_url(facts.hf_hub_id, file) if facts.hf_hub_id else facts.url
+        raise UserError(
+            f"Could not download the weights of {name} ({_first_line(error)}). "
+            f"Download {url} on a machine with a connection, copy the file here, and pass model.weights=<file>"
+        ) from error
+
+
+def read_file(path: Path, which: str | None = None) -> Weights:
+    """Read `.safetensors` (with the `config.json` next to it), a checkpoint of vitlab's, or a file of torch's with a
+    state_dict, bare or where timm's training script puts it.
+
+    Args:
+        path: The file.
+        which: "raw" or "ema" weights of a checkpoint of vitlab's; None: those that its run selected epochs by.
+
+    Raises:
+        UserError: the file is missing or damaged, holds more than tensors and plain data, or no tensors.
+    """
+    if not path.is_file():
+        problem = "is a folder: pass the file in it" if path.is_dir() else "does not exist"
+        raise UserError(f"model.weights={path} {problem}")
+    content = _read_content(path)
+    key = next((key for key in STATE_KEYS if isinstance(content.get(key), Mapping) and content[key]), None)
+    state = content if key is None else content[key]
+    state = {name: t for name, t in state.items() if isinstance(name, str) and isinstance(t, Tensor)}
+    state = dict(clean_state_dict(state))
+    if not state:
+        raise UserError(f"model.weights={path} holds no tensors by name")
+    if CONFIG_KEY in content:
+        data = content[CONFIG_KEY]["data"] if is_whole(content) else {}
+        if not {*INPUT_FACTS, "classes"} <= set(data):
+            raise UserError(f"{path} lacks its run's config, which describes the images of its weights: it was altered")
+        which = choose_weights(content, which, path)
+        origin = f"{path} (its {which} weights)" if EMA_KEY in content else str(path)
+        known = {fact: data[fact] for fact in INPUT_FACTS}
+        return Weights(origin, network_weights(content, which), known, str(path), list(data["classes"] or []))
+    for prefix in (WEIGHTS_PREFIX, "model.", "net."):  # common attribute names in people's LightningModules
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    known, classes = _read_timm_config(path)
+    return Weights(str(path) if key is None else f"{path} (its {key})", state, known, str(path), classes)
+
+
+def _read_content(path: Path) -> Mapping[str, Any]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if zipfile.is_zipfile(path):
+            check_sums(path)
+        with torch.serialization.safe_globals([Namespace]):  # the arguments that timm's training script saves
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers of these formats raise many kinds
+        reason = _first_line(error)[:200]
+        if isinstance(error, UnpicklingError) and zipfile.is_zipfile(path):
+            objects = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+            if objects:
+                reason = f"it holds {', '.join(objects[:3])}: objects could run code, and are never loaded"
+        raise UserError(
+            f"Cannot read model.weights={path} ({reason}); save weights with torch.save(model.state_dict(), file)"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"model.weights={path} holds no tensors by name")
+    return content
+
+
+def _read_timm_config(path: Path) -> tuple[dict[str, Any], list[str] | None]:
+    """Input and classes from timm's `config.json` next to a file; nothing without one."""
+    file = path.with_name("config.json")
+    if path.suffix != ".safetensors" or not file.exists():
+        return {}, None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}, next to the weights, is not valid JSON ({error})") from error
+    if not isinstance(config, dict) or "pretrained_cfg" not in config:
+        return {}, None  # another library's
+    return _input_of(config["pretrained_cfg"]), config.get("label_names")
+
+
+def _input_of(pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The images that timm's pretrained_cfg describes, as in `Weights.input`."""
+    known = resolve_data_config(pretrained_cfg=pretrained_cfg)  # type: ignore[no-untyped-call]
+    _, height, width = known["input_size"]
+    if height != width:
+        raise UserError(f"the weights take images of {height} x {width} px, but vitlab's images are square")
+    mean, std = ([float(value) for value in known[key]] for key in ("mean", "std"))
+    return {"image_size": height, "mean": mean, "std": std, "interpolation": known["interpolation"]}
+
+
+def _full_name(facts: PretrainedCfg) -> str:
+    return ".".join(filter(None, [facts.architecture, facts.tag]))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,0 +1,65 @@
+"""A contributor adds a function to `vitlab.optim` and a YAML file: every verb accepts it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, SMALL_RUN, Result, run_script
+
+SCHEDULE = '''
+
+def square_root_decay(optimizer: Optimizer, offset: float) -> LambdaLR:
+    """The optimizer's learning rate, divided by the square root of the step."""
+    return LambdaLR(optimizer, lambda step: (1 + step / offset) ** -0.5)
+'''
+CHOICE = """
+schedule:
+  _target_: vitlab.optim.square_root_decay
+  _partial_: true
+  offset: 10.0
+interval: step
+monitor: null
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the project with a schedule of its own."""
+    checkout = tmp_path / "checkout"
+    for folder in ("src", "conf"):
+        shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for script in ("train.py", "evaluate.py"):
+        shutil.copy(ROOT / script, checkout)
+    optim = checkout / "src" / "vitlab" / "optim"
+    with (optim / "schedules.py").open("a") as file:
+        file.write(SCHEDULE)
+    with (optim / "__init__.py").open("a") as file:
+        file.write("from vitlab.optim.schedules import square_root_decay\n")
+    (checkout / "conf" / "scheduler" / "square_root.yaml").write_text(CHOICE)
+    return checkout
+
+
+def test_a_new_schedule_and_its_yaml_file_are_all_it_takes(checkout: Path, tmp_path: Path) -> None:
+    def run(*arguments: str) -> Result:
+        result = run_script(*arguments, cwd=tmp_path, env={"PYTHONPATH": str(checkout / "src")})
+        assert result.returncode == 0, result.stderr
+        return result
+
+    train, evaluate = str(checkout / "train.py"), str(checkout / "evaluate.py")
+    small = [*SMALL_RUN, "trainer.max_epochs=1", "preflight=off", "logger=none", "hydra.run.dir=run"]
+    trained = run(train, *small, "scheduler=square_root")
+    assert "trusted_targets" not in trained.stdout
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["scheduler"]["schedule"]["_target_"] == "vitlab.optim.square_root_decay"
+    run(evaluate, "run=run")
+    run(train, "resume=run", "trainer.max_epochs=2")
+    run(train, "reproduce=run")
+    run("-m", "vitlab.export", "run=run")
+    assert (tmp_path / "run" / "export" / "model.safetensors").exists()
+
+    # Without the YAML file, a run that names the function comes from somebody else: it must be trusted.
+    (checkout / "conf" / "scheduler" / "square_root.yaml").unlink()
+    refused = run_script(evaluate, "run=run", cwd=tmp_path, env={"PYTHONPATH": str(checkout / "src")})
+    assert refused.returncode == 2
+    assert "vitlab.optim.square_root_decay" in refused.stderr

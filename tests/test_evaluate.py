@@ -112,7 +112,7 @@ def test_a_run_can_be_moved(run: Path, in_process: Command, tmp_path: Path) -> N
         (["run=latest", "splt=val"], "unknown key 'splt'. Did you mean 'split'?"),
         (
             ["run=latest", "weights=ema"],
-            "best.ckpt has no averaged weights, its run was not trained with callbacks=ema",
+            "best.ckpt has no averaged weights; its run was not trained with callbacks=ema",
         ),
         (["run=latest", "weights=best"], "weights=best is unknown; choose raw or ema"),
         (["run=latest", "flip=twice"], "flip=twice must be true or false"),

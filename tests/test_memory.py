@@ -6,11 +6,11 @@ import sys
 import pytest
 import torch
 
-from vitlab.memory import peak_memory
+from vitlab.compat import peak_memory
 
 MEASURE = """
 import resource, sys, torch
-from vitlab.memory import keep_freed_memory
+from vitlab.compat import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def step():

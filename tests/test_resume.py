@@ -163,7 +163,7 @@ def contents(run: Path) -> dict[Path, bytes]:
 REFUSED = [
     (["resume=run", "optimizer.lr=0.5"], "optimizer.lr=0.5 (the run has 0.002); init_from=<run> starts a new run"),
     (["resume=run", "optimizer.lrr=0.5"], "unknown key 'optimizer.lrr'. Did you mean 'lr'?"),
-    (["resume=run", "model.depth=3", "seed=1"], "model.depth=3 (the run has 2), seed=1 (the run has 0)"),
+    (["resume=run", "model.depth=3", "seed=1"], "seed=1 (the run has 0), model.depth=3 (the run has 2)"),
     (["resume=run"], "the run's config would run stoppers.SendSignal"),
     (["resume=elsewhere"], "resume=elsewhere does not exist"),
     (["resume=latest"], "resume=latest: there is no run to resume below"),
@@ -208,10 +208,7 @@ def test_a_finished_run_can_be_extended(in_process: Command, tmp_path: Path) -> 
     first = (tmp_path / "run" / "metrics.json").read_bytes()
     refused = in_process("train.py", "resume=run")
     assert refused.returncode == 2
-    assert (
-        "finished, after 2 epochs and 10 steps: give a larger trainer.max_epochs=... to extend it"
-        in refused.stderr
-    )
+    assert "finished, after 2 epochs and 10 steps: give a larger trainer.max_epochs=... to extend it" in refused.stderr
     longer = in_process("train.py", "resume=run", "trainer.max_epochs=3")
     assert longer.returncode == 0, longer.stderr
     assert "trainer.max_epochs changed: " in longer.stdout
@@ -429,9 +426,7 @@ def test_a_requeued_slurm_job_resumes_its_run(
     assert again.returncode == 0
     assert again.stdout == "runs/it is finished: nothing is left to do for this job\n"
     monkeypatch.setenv("SLURM_JOB_ID", "78")
-    assert (
-        "holds a run already" in in_process("train.py", *arguments).stderr
-    )  # another job is another run
+    assert "holds a run already" in in_process("train.py", *arguments).stderr  # another job is another run
 
 
 def test_a_hostile_run_can_not_write_elsewhere(interrupted: Path, in_process: Command, tmp_path: Path) -> None:

@@ -61,8 +61,7 @@ def bench(command: DictConfig, overrides: Sequence[Override]) -> None:
 
     # These import torch, which the checks above and --help do not need.
     from vitlab.benchmarks.measurement import Setup, compose_config, measure
-    from vitlab.compat import silence_libraries
-    from vitlab.memory import keep_freed_memory
+    from vitlab.compat import keep_freed_memory, silence_libraries
     from vitlab.runs.manifest import describe_origin
 
     silence_libraries()

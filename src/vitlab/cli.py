@@ -1,4 +1,4 @@
-"""The command line: one readable sentence and an exit status instead of a traceback for wrong input.
+"""The command line: exit statuses, and one sentence for each mistake.
 
 Status 0: finished. 2: the user's input is wrong. 130 and 143: interrupted by Ctrl-C and SIGTERM. 1: anything else.
 """

@@ -1,8 +1,10 @@
-"""Adapt other libraries: their exits, their warnings, and their private names."""
+"""Adapt libraries and the system: exits, warnings, private names, memory."""
 
+import ctypes
 import errno
 import logging
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,79 +21,84 @@ from torch.distributed import DistError
 
 from vitlab.errors import TerminatedError, UserError
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+HARMLESS_WARNINGS = (
+    r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning's use of torch's pytree
+    r"The number of training batches .* is smaller than the logging interval",
+    r".*`lr_scheduler\.step\(\)` before `optimizer\.step\(\)`",  # Lightning's order of calls in float16
+    r"`training_step` returned `None`",  # callbacks.nan.action=skip does so, and counts these steps
+    r"Checkpoint directory .* exists and is not empty",
+)
 
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16. torch 2.11 to 2.14 says so in private functions alone."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+# Exits and messages
 
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-
-
-def _is_disk(error: BaseException | None) -> bool:
-    return isinstance(error, OSError) and error.errno in DISK
+def _is_disk_error(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
 @contextmanager
 def translate_lightning_exits(trainer: pl.Trainer) -> Iterator[None]:
-    """Around fit, test and validate: Lightning ends the process with 1 at Ctrl-C and with 0 at SIGTERM.
+    """Turn Lightning's ways to end fit, test and validate into exceptions.
+
+    By itself Lightning ends the process with status 1 after Ctrl-C and with status 0 after SIGTERM.
 
     Raises:
-        KeyboardInterrupt: at Ctrl-C.
-        TerminatedError: at SIGTERM.
-        UserError: where the trainer's settings don't fit together, the disk takes no more, or a port is taken.
+        KeyboardInterrupt: after Ctrl-C.
+        TerminatedError: after SIGTERM.
+        UserError: the trainer's settings contradict each other, the disk is full or read-only, or a port is taken.
     """
     show = threading.excepthook
-    threading.excepthook = lambda found: None if _is_disk(found.exc_value) else show(found)  # TensorBoard's writer
+    # TensorBoard writes in a thread; the full disk is reported once, by the run itself.
+    threading.excepthook = lambda found: None if _is_disk_error(found.exc_value) else show(found)
     try:
         yield
     except SIGTERMException:
         raise TerminatedError from None
     except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):  # not one of the network's own
+        if isinstance(end.__context__, KeyboardInterrupt):  # not a sys.exit in the user's own code
             raise KeyboardInterrupt from None
         raise
     except OSError as error:
-        if not _is_disk(error):
+        if not _is_disk_error(error):
             raise
         what = f" {error.filename}" if error.filename else ""
-        raise UserError(f"can't write{what}: {error.strerror}; what was saved before is whole") from error
+        raise UserError(f"can't write{what}: {error.strerror}; everything saved before is intact") from error
     except DistError as error:
         if "listen" not in str(error):
             raise
-        raise UserError(f"the port {os.environ.get('MASTER_PORT')} is taken: set another MASTER_PORT=...") from error
+        raise UserError(f"port {os.environ.get('MASTER_PORT')} is taken: set another MASTER_PORT=...") from error
     except MisconfigurationException as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     finally:
         threading.excepthook = show
 
 
+def silence_libraries() -> None:
+    """Drop the libraries' messages below warnings, and harmless warnings; others reach the terminal and run.log."""
+    for message in HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a full disk also stops run.log, which needs no traceback of its own
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()  # their own handlers write to the terminal
+        logger.propagate = True
+        logger.setLevel(logging.WARNING)
+
+
+# Private names, each with its reason and the versions for which it was needed
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16; torch 2.11 to 2.14 tells it only in private functions."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
 def logged_step(trainer: pl.Trainer) -> int:
     """The step at which Lightning's loggers log next: it also counts steps whose update was skipped (Lightning 2.6)."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
-
-
-# Each is said by a library about itself or about a choice that the config makes on purpose.
-_HARMLESS_WARNINGS = (
-    r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning's, of torch's pytree
-    r"The number of training batches .* is smaller than the logging interval",
-    r".*`lr_scheduler\.step\(\)` before `optimizer\.step\(\)`",  # Lightning's order of calls under float16
-    r"`training_step` returned `None`",  # callbacks.nan.action=skip counts them
-    r"Checkpoint directory .* exists and is not empty",
-)
-
-
-def silence_libraries() -> None:
-    """Drop the libraries' messages below warnings, and harmless warnings; others reach the terminal and run.log."""
-    for message in _HARMLESS_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
-    logging.captureWarnings(True)
-    logging.raiseExceptions = False  # a run.log on a full disk is the least of the worries
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
-        logger = logging.getLogger(name)
-        logger.handlers.clear()  # a handler of their own, which writes to the terminal
-        logger.propagate = True
-        logger.setLevel(logging.WARNING)
 
 
 class _WatchedLauncher(_SubprocessScriptLauncher):
@@ -143,3 +150,36 @@ def validation_follows(trainer: pl.Trainer) -> bool:
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+# Memory of the process
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """Peak memory in GiB: of tensors on a GPU, otherwise of the process (None on Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Reset the peak on a GPU; that of a process cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep the memory that a step frees, for the next step; no effect without glibc.
+
+    By default glibc returns each large tensor to the operating system, which fills its pages with zeros in every step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4  # mallopt(3); not M_MMAP_THRESHOLD, which older versions limit to 32 MiB
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)

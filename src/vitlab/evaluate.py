@@ -53,6 +53,7 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
         from vitlab.distributed.strategies import cluster
         from vitlab.loaded_model import open_model
         from vitlab.report.terminal import print_evaluation
+        from vitlab.runs.metrics_files import shorten_values
 
     model = open_model(command, overrides, CONF)
     assert model.run is not None  # conf/evaluate.yaml asks for it
@@ -96,7 +97,7 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
     images, logits = data.splits[split].take(collected.index), collected.logits
     predictions = rank_classes(logits)[:, 0]
     metrics = {
-        **results[0],
+        **shorten_values(results[0]),
         "images": len(images),
         "per_class": per_class(predictions, images.labels, model.classes),
         "checkpoint": str(model.checkpoint),

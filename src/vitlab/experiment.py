@@ -23,7 +23,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.callbacks import BestCheckpoint, FinalValidation, LastCheckpoint, MetricsCSV, TimeLimit
 from vitlab.classifier import ImageClassifier
-from vitlab.compat import silence_libraries, translate_lightning_exits
+from vitlab.compat import keep_freed_memory, silence_libraries, translate_lightning_exits
 from vitlab.config.compose import typed_overrides
 from vitlab.config.instantiate import build as build_node
 from vitlab.config.instantiate import build_network, keep_accepted_model_keys, weight_keys
@@ -35,7 +35,6 @@ from vitlab.distributed.failure_report import FailureReporter, fail_together
 from vitlab.distributed.strategies import cluster
 from vitlab.errors import PeerError, TerminatedError, UserError
 from vitlab.files import write_json
-from vitlab.memory import keep_freed_memory
 from vitlab.preflight import CheckContext, run_preflight
 from vitlab.report.page import write_report
 from vitlab.report.tensorboard import finish_tensorboard, log_text, start_tensorboard

@@ -11,13 +11,12 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from vitlab.compat import silence_libraries
+from vitlab.compat import keep_freed_memory, silence_libraries
 from vitlab.config.compose import apply_overrides
 from vitlab.config.instantiate import build_network, check_trusted
 from vitlab.config.resolve import choose_attention, resolve_machine
 from vitlab.data import BatchTransform
 from vitlab.errors import UserError
-from vitlab.memory import keep_freed_memory
 from vitlab.report.terminal import print_choice
 from vitlab.runs.checkpoint import CONFIG_KEY, choose_weights, load_network, read_checkpoint
 from vitlab.runs.directory import RunDirectory

@@ -1,5 +1,6 @@
 """Resume interrupted and requeued runs; reproduce a run in a new directory."""
 
+import copy
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -96,8 +97,9 @@ def resume(command: DictConfig, overrides: Sequence[Override], conf: Path) -> di
     with run.locked():
         # Resolve: the run's own config, with the changes that the user asks for and the run allows.
         saved = _rebased(run.config(), run.path)
-        config = _with_changes(saved, run, command, overrides, conf)
+        config = _with_changes(saved, command, overrides, conf)
         changed = check_changes(as_plain_data(saved), as_plain_data(config))
+        _check_config(config, run.path, command)
         file = run.checkpoints / f"{command.checkpoint}.ckpt"
         file = file if command.checkpoint in ("last", "best") else Path(command.checkpoint)
         epoch, step = _position(run, file, config)
@@ -130,28 +132,25 @@ def _rebased(config: DictConfig, now: Path) -> DictConfig:
         raise UserError(f"the run's config.yaml: {str(error).splitlines()[0]}") from error
 
 
-def _with_changes(
-    saved: DictConfig, run: RunDirectory, command: DictConfig, overrides: Sequence[Override], conf: Path
-) -> DictConfig:
-    """The run's config with overrides, on as many machines and processes as were started; checked and trusted."""
-    config = saved.copy()
+def _with_changes(saved: DictConfig, command: DictConfig, overrides: Sequence[Override], conf: Path) -> DictConfig:
+    """The run's config with overrides, on as many machines and processes as were started."""
+    config = copy.deepcopy(saved)
     config.trainer.num_nodes = "auto"
     if this_process().has_peers:
         config.trainer.devices = "auto"
     apply_overrides(config, overrides, conf, command)
     resolve_processes(config)
-    _check_config(config, run.path, command)
-    wrong = find_mistakes(config, [])
-    if wrong:
-        raise UserError(f"{run.path / 'config.yaml'}: " + "; ".join(f"{m.subject}{m.rest}" for m in wrong))
     return config
 
 
 def _check_config(config: DictConfig, folder: Path, command: DictConfig) -> None:
-    """Refuses a config with untrusted targets, or with paths outside the run directory."""
+    """Refuses a config with untrusted targets, with paths outside the run directory, or with mistakes."""
     plain = as_plain_data(config)
     check_trusted(plain, list(command.trusted_targets))
     check_paths({group: plain.get(group) for group in ("callbacks", "logger", "trainer")}, folder)
+    mistakes = find_mistakes(config, [])
+    if mistakes:
+        raise UserError("the run's config.yaml: " + "; ".join(f"{m.subject}{m.rest}" for m in mistakes))
 
 
 def check_changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""Measure the seconds from Enter to the help, the composed config and the first step."""
+"""Time a command from Enter to its help, its config and its first step."""
 
 import os
 import sys

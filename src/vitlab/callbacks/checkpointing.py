@@ -35,12 +35,12 @@ BEST = {
 
 
 def sort_callbacks(trainer: pl.Trainer) -> None:
-    """Sort a trainer's callbacks by their attribute `position`; 0 without one, 3 for Lightning's Checkpoints.
+    """Sort a trainer's callbacks by their attribute `callback_position`; 0 without one, 3 for Lightning's Checkpoints.
 
     Callbacks whose work depends on the others call this in `setup`, so that their order in a config does not matter.
     """
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks = sorted(callbacks, key=lambda c: getattr(c, "position", 3 if isinstance(c, Checkpoint) else 0))
+    callbacks = sorted(callbacks, key=lambda c: getattr(c, "callback_position", 3 if isinstance(c, Checkpoint) else 0))
     trainer.callbacks = callbacks  # type: ignore[attr-defined]
 
 
@@ -83,7 +83,7 @@ class FinalValidation(pl.Callback):
     Lightning skips this validation if `check_val_every_n_epoch` does, or if `max_steps` ends the run within an epoch.
     """
 
-    position = 1  # after the callbacks that stop a run, before those that save it
+    callback_position = 1  # after the callbacks that stop a run, before those that save it
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         sort_callbacks(trainer)
@@ -114,7 +114,7 @@ class LastCheckpoint(Checkpoint):
         every_minutes: Interval within epochs; None for none.
     """
 
-    position = 4  # saves what the others have changed
+    callback_position = 4  # saves what the others have changed
 
     def __init__(self, file: Path, *, every_n_epochs: int, every_minutes: float | None) -> None:
         self.file = file

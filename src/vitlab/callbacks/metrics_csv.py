@@ -25,7 +25,7 @@ class MetricsCSV(Checkpoint):
         file: The CSV file.
     """
 
-    position = 2  # before the checkpoints, so that those of an epoch contain its row
+    callback_position = 2  # before the checkpoints, so that those of an epoch contain its row
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -7,8 +7,8 @@ import pytorch_lightning as pl
 from torch.distributed.fsdp import FSDPModule
 
 from vitlab.callbacks.checkpointing import sort_callbacks
+from vitlab.compat import peak_memory, reset_peak_memory
 from vitlab.data import Batch
-from vitlab.memory import peak_memory, reset_peak_memory
 from vitlab.models.flops import forward_flops, peak_flops
 
 
@@ -25,7 +25,7 @@ class Throughput(pl.Callback):
     Lightning's ThroughputMonitor measures some of this, under other names, and only into the logger.
     """
 
-    position = -1  # stops the clocks before all other callbacks
+    callback_position = -1  # stops the clocks before all other callbacks
 
     def __init__(self) -> None:
         self.images = 0
@@ -68,7 +68,7 @@ class Throughput(pl.Callback):
 class _Resume(pl.Callback):
     """Starts the clocks of Throughput again, after all other callbacks: their time is no time of waiting."""
 
-    position = 5
+    callback_position = 5
 
     def __init__(self, clocks: Throughput) -> None:
         self.clocks = clocks

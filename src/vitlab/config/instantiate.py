@@ -154,7 +154,7 @@ def shipped_nodes() -> list[tuple[str, dict[str, Any]]]:
 
 def target_nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Path and content of each node with a `_target_`, of a config as plain data."""
-    if isinstance(node, dict) and node.get("_target_") is not None:
+    if isinstance(node, dict) and "_target_" in node:
         yield path, node
     inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in inner:
@@ -163,7 +163,7 @@ def target_nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any
 
 def targets(node: Any) -> Iterator[str]:
     """All targets that a config, as plain data, names."""
-    return (str(found["_target_"]) for _, found in target_nodes(node))
+    return (str(found["_target_"]) for _, found in target_nodes(node) if found["_target_"] is not None)
 
 
 def keep_accepted_model_keys(config: DictConfig, overrides: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The allowed range of each value: of vitlab's settings by path, of a target's parameters by its class."""
+"""The allowed range of each value, by its path or by the class it belongs to."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Decide what the config leaves to the machine (`auto`), and refuse what the machine can't do."""
+"""Decide each `auto` of the config, and refuse what this machine can't do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""CIFAR-10 (Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images")."""
+"""Download and read CIFAR-10.
+
+Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images"."""
 
 import hashlib
 import os

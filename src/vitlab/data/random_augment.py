@@ -1,4 +1,4 @@
-"""RandAugment, TrivialAugment and AutoAugment for whole batches, with a separate draw for each image."""
+"""RandAugment, TrivialAugment and AutoAugment for whole batches."""
 
 from collections.abc import Callable
 from functools import cache

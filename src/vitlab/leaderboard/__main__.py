@@ -1,4 +1,4 @@
-"""Compare runs: `python -m vitlab.leaderboard outputs/sweeps/<time>`. All keys: `--help`."""
+"""Command line of the leaderboard: `python -m vitlab.leaderboard <folders>`."""
 
 import sys
 from pathlib import Path

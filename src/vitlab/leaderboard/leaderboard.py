@@ -1,4 +1,4 @@
-"""Make the leaderboard of runs: print it, and write it as CSV, Markdown and a web page."""
+"""Make a leaderboard: print it, and write CSV, Markdown and a web page."""
 
 import sys
 from collections.abc import Sequence

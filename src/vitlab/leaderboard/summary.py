@@ -1,4 +1,4 @@
-"""Summarise a leaderboard in sentences, and name the commands that reproduce its best row."""
+"""Summarise a leaderboard in sentences, with commands for its best row."""
 
 import shlex
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The table of a leaderboard: cells for terminal and page, Markdown, CSV, and number formats."""
+"""The table of a leaderboard, for terminal, page, Markdown and CSV."""
 
 import csv
 import io

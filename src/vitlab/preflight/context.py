@@ -1,4 +1,4 @@
-"""The run as the preflight checks see it: copies of its objects, and its first batch."""
+"""The context of the checks: copies of the run's objects, its first batch."""
 
 import copy
 import math

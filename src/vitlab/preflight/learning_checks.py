@@ -1,4 +1,4 @@
-"""Checks that the model can learn and that the recipe lets it, on copies that are thrown away."""
+"""Checks that model and recipe can learn, on copies that are thrown away."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Write the texts, the chart layout and the HPARAMS table of a run for TensorBoard."""
+"""Write a run's texts, chart layout and HPARAMS table for TensorBoard."""
 
 import json
 import os

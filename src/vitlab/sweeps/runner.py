@@ -1,4 +1,4 @@
-"""Run the jobs of a sweep: start and watch their processes, and stop them on request."""
+"""Run the jobs of a sweep: start, watch and stop their processes."""
 
 import signal
 import sys

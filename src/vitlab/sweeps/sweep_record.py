@@ -1,4 +1,4 @@
-"""`sweep.json`: the jobs of a sweep, its arguments, and the command that resumes it."""
+"""`sweep.json`: a sweep's jobs, arguments, and how to resume it."""
 
 import json
 import shlex

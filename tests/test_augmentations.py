@@ -7,11 +7,11 @@ import torch
 from conftest import Command
 from PIL import Image
 
+from vitlab.augmentations import apply_each
 from vitlab.data.random_augment import OPERATIONS
-from vitlab.plots.augmentation_sheet import apply_each
 
 DATA = ["data=synthetic", "data.train_images=60", "data.test_images=20", "data.val_size=20", "data.batch_size=4"]
-SCRIPT = "src/vitlab/plots/augmentation_sheet.py"
+SCRIPT = "src/vitlab/augmentations.py"
 
 
 def test_a_sheet_is_written_and_never_overwritten(in_process: Command, tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_unknown_keys_are_refused(key: str, in_process: Command) -> None:
 def test_help_does_not_import_torch() -> None:
     program = (
         "import runpy, sys; sys.argv[1:] = ['--help']\n"
-        "try: runpy.run_module('vitlab.plots.augmentation_sheet', run_name='__main__')\n"
+        "try: runpy.run_module('vitlab.augmentations', run_name='__main__')\n"
         "except SystemExit: assert 'torch' not in sys.modules"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

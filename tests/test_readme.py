@@ -1,13 +1,14 @@
-"""Every command in the README runs."""
+"""Every command in a bash block of a README.md works, cut short."""
 
 import hashlib
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from functools import partial
@@ -18,34 +19,68 @@ from typing import Any
 import numpy as np
 import pytest
 import timm
-from conftest import HUB_NAME, ROOT, Command
+from conftest import HUB_NAME, ROOT, Command, run_script
 from data.test_cifar10 import QuietHandler
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import save_file
 
-BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
-SHORT = "trainer.max_epochs=1 data.batch_size=10 data.val_size=10"
-SMALL = "model.embed_dim=32 model.depth=1 model.num_heads=2 model.patch_size=8"
-SMALL_PRETRAINED = f"model.name={HUB_NAME} trainer.max_steps=2 trainer.val_check_interval=1"
+FRONT = ROOT / "README.md"
+READMES = [FRONT, ROOT / "outputs" / "README.md"]
+READMES += [file for folder in ("conf", "src", "tests") for file in sorted((ROOT / folder).rglob("README.md"))]
+COMMANDS = {  # each once, with the page that it is from
+    line: file
+    for file in reversed(READMES)
+    for block in re.findall(r"```bash\n(.*?)```", file.read_text(), flags=re.DOTALL)
+    for line in block.splitlines()
+}
+TOOLS = ("pip", "pytest", "ruff", "mypy")
+RUNS = [line for line in COMMANDS if line.startswith("python ") and not line.startswith("python -m venv")]
+SWEEPS = [line for line in RUNS if re.match(r"python train.py (-m|sweep=)", line)]
+SEVERAL_PROCESSES = [line for line in RUNS if re.search(r"trainer=(ddp|ddp_cpu|fsdp)\b", line)]
+OF_A_RUN = [line for line in RUNS if not line.startswith(("python train.py ", "python -m vitlab.augmentations "))]
+OF_A_RUN += [line for line in RUNS if re.search(r" (resume|reproduce|init_from)=", line)]
+TRAINING = [line for line in RUNS if line not in {*SWEEPS, *SEVERAL_PROCESSES, *OF_A_RUN}]
+
+SHORT = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "data.batch_size=10", "data.val_size=10"]
+SMALL = ["model.embed_dim=32", "model.depth=1", "model.num_heads=2", "model.patch_size=8"]
+SMALL_PRETRAINED = [f"model.name={HUB_NAME}", "trainer.max_steps=2", "trainer.val_check_interval=1"]
+PLAIN = ["callbacks.figures.level=off", "preflight=off"]  # saves two seconds
+SMALL_SYNTHETIC = ["data.train_images=100", "data.test_images=20"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the README supposes: photos, and image files of one's own."""
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the READMEs suppose: photos, image files of one's own, weights, a finished run, and an interrupted one."""
     folder = tmp_path_factory.mktemp("readme")
     draw = np.random.default_rng(0)
     for split, count in (("train", 20), ("test", 2)):
         for name in ("cat", "dog"):
-            place = folder / "data" / "cifar10_jpeg" / split / name
-            place.mkdir(parents=True)
+            images = folder / "data" / "cifar10_jpeg" / split / name
+            images.mkdir(parents=True)
             for number in range(count):
-                Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place / f"{number}.jpg")
+                Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(images / f"{number}.jpg")
     (folder / "photos").mkdir()
-    save_file(timm.create_model(HUB_NAME, pretrained=False).state_dict(), folder / "model.safetensors")
     Image.new("RGB", (200, 100), "green").save(folder / "photos" / "meadow.jpg")
+    save_file(timm.create_model(HUB_NAME, pretrained=False).state_dict(), folder / "model.safetensors")
+
+    data = ["data=image_folder", "data.root=data/cifar10_jpeg"]
+    finished = folder / "outputs" / "first"
+    result = run_script("train.py", *data, *SHORT, *SMALL, *PLAIN, f"hydra.run.dir={finished}", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    shutil.copytree(finished, folder / "outputs" / "sweeps" / "size" / "0")
+    interrupted = folder / "outputs" / "vit_scratch" / "2026-11-28_10-00-00"
+    shutil.copytree(finished, interrupted)
+    (interrupted / "metrics.json").unlink()
+    manifest = json.loads((interrupted / "manifest.json").read_text())
+    (interrupted / "manifest.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
     return folder
+
+
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path) -> Path:
+    """A copy of it: each command finds the same."""
+    return Path(shutil.copytree(prepared, tmp_path / "here"))
 
 
 @pytest.fixture(scope="module")
@@ -60,21 +95,76 @@ def download(cifar_archive: Path) -> Iterator[list[str]]:
         http.shutdown()
 
 
-def test_the_fresh_machine_s_commands_are_what_ci_runs() -> None:
-    installs = [line for line in COMMANDS if line.startswith("pip ")]
-    assert len(installs) == 2
-    ci = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert all(line in ci for line in installs)
+def check(result: subprocess.CompletedProcess[str]) -> None:
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "warn" not in result.stderr.lower()
 
 
-SWEEPS = [line for line in COMMANDS if re.match(r"python train.py (-m|sweep=)", line)]
+def test_the_front_page_is_short() -> None:
+    text = FRONT.read_text()
+    assert len(text.splitlines()) <= 180
+    assert len(text.split()) <= 1600
+
+
+@pytest.mark.parametrize("file", READMES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(file: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", file.read_text()):
+        if "://" in target:
+            continue
+        path, _, heading = target.partition("#")
+        linked = (file.parent / path).resolve() if path else file
+        assert linked.exists(), target
+        if heading:
+            page = linked if linked.is_file() else linked / "README.md"
+            headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+            assert heading in {re.sub(r"[^\w\- ]", "", h).lower().replace(" ", "-") for h in headings}, target
+
+
+@pytest.mark.parametrize("file", READMES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_modules_that_a_page_names_exist(file: Path) -> None:
+    text = file.read_text().partition("If you come from")[0]  # then come the files of another project
+    for name in re.findall(r"`([\w./]+\.py)`", text):
+        assert any((base / name).exists() for base in (file.parent, ROOT, ROOT / "src" / "vitlab", ROOT / "tests")), (
+            name
+        )
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in READMES if file.parent.parent.name == "vitlab"], ids=lambda f: f.parent.name
+)
+def test_a_room_lists_its_files(file: Path) -> None:
+    names = {module.name for module in file.parent.glob("*.py")} - {"__init__.py"}
+    assert {name for name in names if f"`{name}`" not in file.read_text()} == set()
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith(TOOLS)])
+def test_tool(line: str) -> None:
+    """Installing, testing and checking: CI runs the same, or the line names tests that exist."""
+    steps = [part for script in (ROOT / ".ci" / "run").read_text().splitlines() for part in script.split(" && ")]
+    if not any(step == line or step.startswith(f"{line} #") for step in steps):
+        tests = [argument for argument in shlex.split(line) if argument.startswith("tests/")]
+        assert line.startswith("pytest ")
+        assert tests
+        assert all((ROOT / test).exists() for test in tests)
+
+
+def test_every_command_is_tried() -> None:
+    others = {line for line in COMMANDS if line not in RUNS and not line.startswith(TOOLS)}
+    assert others == {"python -m venv .venv && source .venv/bin/activate", "tensorboard --logdir outputs"}
 
 
 @pytest.mark.parametrize("line", SWEEPS)
 def test_sweep(line: str, folder: Path, in_process: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first job of a sweep is planned; none is run."""
     sources: list[Any] = []
     monkeypatch.setattr("vitlab.sweeps.runner.run_jobs", lambda *arguments: sources.append(arguments[2]))
     monkeypatch.setattr("vitlab.sweeps.search.run_jobs", lambda *arguments: sources.append(arguments[2]))
+    sweep = folder / "outputs" / "sweeps" / "size"
+    if "sweep=resume:" in line:
+        record = {"arguments": ["seed=0,1"], "cwd": str(folder), "jobs": []}
+        (sweep / "sweep.json").write_text(json.dumps(record))
+    shutil.rmtree(sweep / "0")
     result = in_process(*shlex.split(line)[1:], cwd=folder)
     assert result.returncode == 0, result.stderr
     (source,) = sources
@@ -83,42 +173,59 @@ def test_sweep(line: str, folder: Path, in_process: Command, monkeypatch: pytest
     assert first.overrides
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python ") and line not in SWEEPS])
-def test_command(
+@pytest.mark.parametrize("line", SEVERAL_PROCESSES)
+def test_several_processes(line: str, in_process: Command) -> None:
+    """The config composes; tests/distributed trains with several processes."""
+    check(in_process(*shlex.split(line)[1:], "--cfg", "job"))
+
+
+@pytest.mark.parametrize("line", TRAINING)
+def test_training(
     line: str, folder: Path, download: list[str], hub: str, in_process: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = line.replace("sweeps/<time>", "vit_scratch")  # the README's sweeps are not made here
-    if match := re.search(r"outputs/(\w+)/<time>", line):
-        runs = sorted((folder / "outputs" / match[1]).iterdir())
-        line = line.replace("<time>", runs[0].name)
+    use_hub(hub, folder, monkeypatch)
+    shutil.rmtree(folder / "outputs")
     script, *arguments = shlex.split(line)[1:]
-    goes_on = any(argument.startswith(("resume=", "reproduce=")) for argument in arguments)
-    if script == "train.py" and "--help" not in arguments and not goes_on:
+    if script == "-m":
+        arguments += [*download, "data.batch_size=10", "data.val_size=10"]
+    elif not {"--help", "--cfg"} & set(arguments):
         pretrained = "model=vit_pretrained" in line or "finetune" in line
-        arguments += [*SHORT.split(), *(SMALL_PRETRAINED if pretrained else SMALL).split()]
+        arguments += [*SHORT, *(SMALL_PRETRAINED if pretrained else SMALL)]
         if "time_budget" in line:
             arguments = [a for a in arguments if not a.startswith(("trainer.max_time=", "trainer.max_epochs=1"))]
             arguments.append("trainer.max_time=00:00:00:01")
-        if "callbacks.figures.level" not in line:
-            arguments.append("callbacks.figures.level=off")  # saves a second each
-        if "data=image_folder" not in arguments:
+        if "debug=profile" in line:
+            arguments.remove("trainer.limit_train_batches=2")
+        if "preflight" not in line and "experiment=demo" not in line:
+            arguments += PLAIN
+        if "experiment=demo" in line:
+            arguments += SMALL_SYNTHETIC
+        elif "data=image_folder" not in arguments:
             arguments += download
-    if script == "-m" and "vitlab.augmentations" in arguments:
-        arguments += [*download, "data.batch_size=10", "data.val_size=10"]
+    check(in_process(script, *arguments, cwd=folder))
+
+
+@pytest.mark.parametrize("line", OF_A_RUN)
+def test_command_on_a_run(line: str, folder: Path, in_process: Command) -> None:
+    script, *arguments = shlex.split(line)[1:]
+    if "trainer.max_epochs=40" in arguments:
+        arguments.append("trainer.max_epochs=2")
+    if "init_from" in line:
+        data = ["data=image_folder", "data.root=data/cifar10_jpeg"]
+        arguments += [*data, *SHORT, *SMALL, *PLAIN]
+    check(in_process(script, *arguments, cwd=folder))
+
+
+def use_hub(hub: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "huggingface"))
     monkeypatch.setattr(constants, "ENDPOINT", hub)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub + "/{repo_id}/resolve/{revision}/{filename}")
-    result = in_process(script, *arguments, cwd=folder)
-    assert result.returncode == 0, result.stderr
-    assert "Traceback" not in result.stderr
-    assert "warn" not in result.stderr.lower()
 
 
-def test_tensorboard_serves_the_runs(folder: Path) -> None:
-    assert "tensorboard --logdir outputs" in COMMANDS
+def test_tensorboard_serves_the_runs(prepared: Path) -> None:
     binary = Path(sys.executable).with_name("tensorboard")
     server = subprocess.Popen(
-        [binary, "--logdir", "outputs", "--port", "0"], cwd=folder, stderr=subprocess.PIPE, text=True
+        [binary, "--logdir", "outputs", "--port", "0"], cwd=prepared, stderr=subprocess.PIPE, text=True
     )
     try:
         assert server.stderr is not None
@@ -130,16 +237,16 @@ def test_tensorboard_serves_the_runs(folder: Path) -> None:
                 break
             assert time.monotonic() < deadline, runs
             time.sleep(0.5)
-        assert "vit_scratch/" in runs
+        assert "first/" in runs
     finally:
         server.terminate()
         server.wait(30)
 
 
-def test_every_group_and_choice_is_in_the_map() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_every_group_and_choice_is_listed() -> None:
+    page = (ROOT / "conf" / "README.md").read_text()
     for group in (ROOT / "conf").iterdir():
         if group.is_dir() and group.name != "hydra":
-            (row,) = [line for line in readme.splitlines() if line.startswith(f"| `{group.name}` |")]
+            (row,) = [line for line in page.splitlines() if line.startswith(f"| `{group.name}` |")]
             choices = set(re.findall(r"`(\w+)`", row.split("|")[2]))
             assert choices == {file.stem for file in group.glob("*.yaml")}

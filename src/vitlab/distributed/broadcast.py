@@ -52,8 +52,8 @@ def _receive(me: Process, what: str, wait: timedelta) -> str:
         store.set(f"{what} received by {me.rank}", "yes")
     except RuntimeError as error:  # the errors of torch.distributed are subclasses
         raise UserError(
-            f"process {me.rank} of {me.world_size} cannot reach process 0 at {os.environ['MASTER_ADDR']}: see the output of "
-            "process 0"
+            f"process {me.rank} of {me.world_size} cannot reach process 0 at "
+            f"{os.environ['MASTER_ADDR']}: see the output of process 0"
         ) from error
     return answer
 

@@ -62,4 +62,4 @@ def test_help_does_not_import_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    assert "augmentation_sheet" in result.stdout
+    assert "python -m vitlab.augmentations" in result.stdout

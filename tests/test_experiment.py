@@ -303,7 +303,7 @@ def test_debug_profile_reports_the_time_of_each_stage(in_process: Command, tmp_p
     assert result.stderr == ""
     too_few = in_process("train.py", *SMALL_RUN, "debug=profile", "trainer.profiler.warmup_steps=9")
     assert too_few.returncode == 0
-    assert "profile: 10 steps are too few: 14 come before" in too_few.stderr
+    assert "profile: 10 steps are too few: the first 14" in too_few.stderr
 
 
 @pytest.mark.parametrize("logger", ["csv", "none"])

@@ -190,7 +190,7 @@ def test_image_and_patch_size_are_restored(tmp_path: Path) -> None:
     ids=str,
 )
 def test_options_that_timm_s_vit_lacks_are_refused(changes: dict[str, Any], what: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=re.escape(f"timm's ViT has no {what}: formats=[onnx] writes it")):
+    with pytest.raises(UserError, match=re.escape(f"timm's ViT has no {what}: use formats=[onnx]")):
         save_timm(make(**changes), {}, DATA, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

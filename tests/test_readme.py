@@ -98,7 +98,9 @@ def download(cifar_archive: Path) -> Iterator[list[str]]:
 def check(result: subprocess.CompletedProcess[str]) -> None:
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
-    assert "warn" not in result.stderr.lower()
+    # A commit made while the tests run is another revision than that of the prepared run.
+    lines = [line for line in result.stderr.lower().splitlines() if "revision changed" not in line]
+    assert not [line for line in lines if "warn" in line]
 
 
 def test_the_front_page_is_short() -> None:

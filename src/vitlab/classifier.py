@@ -266,17 +266,20 @@ class ImageClassifier(pl.LightningModule):
         self.log_dict({f"{stage}/loss": loss, f"{stage}/acc": accuracy})
 
     def progress(self, epoch: int) -> float:
-        """Fraction of the run that has passed at an epoch (from 0), by epochs or time; 0 if neither is limited."""
+        """Fraction of the run that has passed at an epoch (from 0), by epochs, steps or time; 0 without any limit."""
         epochs = self.trainer.max_epochs
-        return max(
-            epoch / epochs if epochs and epochs > 0 else 0.0, self.time_progress() if self.time_progress else 0.0
-        )
+        by_epochs = epoch / epochs if epochs and epochs > 0 else 0.0
+        by_steps = self.global_step / self.max_steps if self.max_steps > 0 else 0.0
+        return max(by_epochs, by_steps, self.time_progress() if self.time_progress else 0.0)
+
+    def last_step(self) -> float:
+        """The number of optimizer steps of the whole run; infinite if neither epochs nor steps are limited."""
+        steps = self.trainer.estimated_stepping_batches
+        return min(steps, self.max_steps) if self.max_steps > 0 else steps
 
     def total_steps(self) -> int:
         """The number of times the schedule moves in the whole run."""
-        steps = self.trainer.estimated_stepping_batches
-        if self.max_steps > 0:
-            steps = min(steps, self.max_steps)
+        steps = self.last_step()
         if steps == float("inf"):
             raise UserError(
                 "this scheduler must know the length of the run: set trainer.max_epochs or trainer.max_steps"

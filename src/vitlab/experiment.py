@@ -348,7 +348,8 @@ def record_final_status(experiment: Experiment) -> Iterator[None]:
         with suppress(OSError):  # the disk may be full
             experiment.run.end("interrupted" if interrupted else "failed")
         if interrupted or isinstance(error, PeerError):
-            print_interrupted(experiment.config, experiment.run)
+            reason = "Interrupted" if interrupted else "Stopped because another process failed"
+            print_interrupted(experiment.config, experiment.run, reason)
         write_report(experiment.run)
         raise
 

@@ -159,7 +159,7 @@ ONE = [
     (["callbacks=ema", "callbacks.ema.decay=1"], "callbacks.ema.decay=1 must be a number of at least 0 and below 1"),
     (["callbacks=ema", "callbacks.ema.warmup=0"], "callbacks.ema.warmup=0 must be a number above 0"),
     (["optimizer=muon", "optimizer.ns_steps=0"], "optimizer.ns_steps=0 must be a whole number of at least 1"),
-    (["+checkpoint.mode=min"], "checkpoint.mode: mode=min of val/acc would take the worst epoch: take mode=max"),
+    (["+checkpoint.mode=min"], "checkpoint.mode: mode=min of val/acc would select the worst epoch: take mode=max"),
     (["+checkpoint.mode=best"], "checkpoint.mode=best must be one of min, max"),
     (["scheduler=plateau", "scheduler.monitor=val/f1"], "add scheduler.schedule.mode=max or min"),
     (["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/f1"], "add callbacks.early_stopping.mode=max"),

@@ -1,6 +1,12 @@
 """A config from a file may name only trusted targets."""
 
+import shutil
+from pathlib import Path
+
 import pytest
+import torch
+from conftest import ROOT, Command
+from omegaconf import OmegaConf
 
 from vitlab.config.instantiate import check_trusted, is_trusted, shipped_nodes, trust
 from vitlab.errors import UserError
@@ -28,7 +34,6 @@ def test_subclasses_of_what_a_config_builds_are_trusted(target: str) -> None:
             "nowhere.Net",
             "torch.nowhere",
             "",
-            "${x}",
             "conftest.Hub",
         ),
     ],
@@ -38,3 +43,34 @@ def test_everything_else_must_be_trusted_by_the_user(target: str) -> None:
     with pytest.raises(UserError, match="the run's config would run"):
         check_trusted(config, [])
     check_trusted(config, [target])
+
+
+@pytest.mark.parametrize("backslashes", [0, 1, 2, 3])
+def test_an_interpolation_in_a_saved_config_is_refused(backslashes: int) -> None:
+    text = "\\" * backslashes + "${oc.create:{_target_:builtins.print,_args_:[executed]}}"
+    with pytest.raises(UserError, match=r"interpolation at model\.depth"):
+        check_trusted({"model": {"_target_": "vitlab.models.VisionTransformer", "depth": text}}, [])
+
+
+@pytest.mark.parametrize("verb", ["evaluate.py", "resume"])
+@pytest.mark.parametrize("attack", ["interpolation", "import"])
+def test_a_hostile_run_executes_nothing(
+    verb: str, attack: str, in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, canary = tmp_path / "run", tmp_path / "executed"
+    shutil.copytree(ROOT / "tests" / "fixtures" / "old_run", run)
+    (tmp_path / "evil.py").write_text(f"import pathlib\npathlib.Path({str(canary)!r}).touch()\nThing = object\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = run / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    config = checkpoint["vitlab_config"]
+    if attack == "import":
+        config["callbacks"]["thing"] = {"_target_": "evil.thing"}  # no such name: only an import could tell
+    else:
+        config["model"]["activation"] = f"\\${{oc.create:{{_target_:pathlib.Path.touch,_args_:[{canary}]}}}}"
+    torch.save(checkpoint, file)
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    command = ["evaluate.py", "run=run"] if verb == "evaluate.py" else ["train.py", "resume=run"]
+    result = in_process(*command, "trainer.max_epochs=3")
+    assert result.returncode == 2
+    assert not canary.exists()

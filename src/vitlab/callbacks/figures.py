@@ -180,7 +180,7 @@ def _gather(trainer: pl.Trainer, collected: CollectLogits) -> tuple[Tensor, Tens
 
 
 def _draw_lr_schedule(trainer: pl.Trainer, module: Any) -> None:
-    steps, scheduler = trainer.estimated_stepping_batches, module.scheduler
+    steps, scheduler = module.last_step(), module.scheduler
     clock = next((c for c in trainer.callbacks if isinstance(c, TimeLimit)), None)  # type: ignore[attr-defined]
     if scheduler is None or module.monitor is not None:
         return  # nothing to draw, or it depends on a metric

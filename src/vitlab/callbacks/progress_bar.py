@@ -59,9 +59,7 @@ class RunProgressBar(ProgressBar):
         self._images = 0
         self._best = _best_score(trainer)
         self._limit: TimeLimit | None = None
-        steps = trainer.estimated_stepping_batches
-        if pl_module.max_steps > 0:
-            steps = min(steps, pl_module.max_steps)
+        steps = pl_module.last_step()
         if steps < float("inf"):
             done = trainer.fit_loop.epoch_loop.batch_progress.total.completed
             self._begin("training", steps * trainer.accumulate_grad_batches, done)

@@ -66,8 +66,8 @@ class ViTFigures(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seen = state_dict["seen"]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.steps = trainer.estimated_stepping_batches  # infinite if unknown
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.steps = pl_module.last_step()
         self.timer = next((c for c in trainer.callbacks if isinstance(c, Timer)), None)  # type: ignore[attr-defined]
         left = self.timer.time_remaining() if self.timer else None
         self.seconds = math.inf if left is None else left + self._elapsed()

@@ -165,7 +165,7 @@ def _monitors(config: Config) -> Found:
             yield f"{path}.monitor", f"{sentence} (for a metric of your own add {add})"
         if monitor in METRICS and mode not in (None, METRICS[monitor]):
             right = METRICS[monitor]
-            yield f"{place}.mode", f"mode={mode} of {monitor} would take the worst epoch: take mode={right}"
+            yield f"{place}.mode", f"mode={mode} of {monitor} would select the worst epoch: take mode={right}"
         if monitor in ("val/loss_ema", "val/acc_ema") and not averaged:
             yield f"{path}.monitor", f"{path} follows {monitor}, which callbacks=ema measures: add that"
         if path != "checkpoint" and monitor.startswith("val/") and no_validation:  # without one, the last epoch is kept

@@ -86,28 +86,39 @@ def build_network(node: DictConfig) -> Any:
         UserError: as `build`.
     """
     left_out = weight_keys(node)
-    return build(OmegaConf.create({key: node[key] for key in node if key not in left_out}), "model")
+    return build(OmegaConf.masked_copy(node, [key for key in node if key not in left_out]), "model")
 
 
 def check_trusted(node: Any, trusted: Sequence[str]) -> None:
     """Refuse a config from a file (a run, a checkpoint, a sweep) that names a target which is not trusted.
 
     Trusted are the targets that a file in `conf/` names, subclasses of the kinds that a config builds in the libraries
-    that vitlab is made of, and what the user trusts.
+    that vitlab is made of, and what the user trusts. A saved config is resolved: `${` in it can only be an attempt to
+    name a target later, when the check is over.
 
     Args:
         node: The config as plain data.
         trusted: Prefixes of further targets.
 
     Raises:
-        UserError: naming the target and how to trust it.
+        UserError: naming the target and how to trust it, or the place of an interpolation.
     """
+    _refuse_interpolations(node, "")
     for target in targets(node):
         if not is_trusted(target) and not target.startswith(tuple(trusted)):
             raise UserError(
                 f"the run's config would run {target}, which is not vitlab's; "
                 f"if you trust it, add 'trusted_targets=[{target.split('.')[0]}.]'"
             )
+
+
+def _refuse_interpolations(node: Any, path: str) -> None:
+    if isinstance(node, str) and "${" in node:
+        raise UserError(f"the run's config has an interpolation at {path}, which no saved config has: {node}")
+    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in inner:
+        _refuse_interpolations(key, path)
+        _refuse_interpolations(value, f"{path}.{key}" if path else str(key))
 
 
 def trust(config: Mapping[str, Any]) -> list[str]:

@@ -90,14 +90,14 @@ def print_preflight(preflight: Preflight, every_check: bool) -> None:
 
 
 @rank_zero_only
-def print_interrupted(config: DictConfig, run: RunDirectory) -> None:
-    """The command that resumes the run."""
+def print_interrupted(config: DictConfig, run: RunDirectory, reason: str = "Interrupted") -> None:
+    """The command that resumes the run, after the reason why it stopped."""
     last = run.checkpoints / "last.ckpt"
     if last.exists():
-        show(f"Interrupted. The state is saved in {shorten(last)}. To resume:")
+        show(f"{reason}. The state is saved in {shorten(last)}. To resume:")
         show(f"  {_command('train.py', f'resume={shorten(run.path)}', config)}")
     else:
-        show("Interrupted before the first checkpoint was saved: there is nothing to resume.")
+        show(f"{reason} before the first checkpoint was saved: there is nothing to resume.")
 
 
 @rank_zero_only

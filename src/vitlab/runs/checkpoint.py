@@ -19,7 +19,7 @@ CONFIG_KEY = "vitlab_config"
 METRICS_KEY = "vitlab_metrics"
 EMA_KEY = "vitlab_ema"  # state_dict of the averaged model, in runs with callbacks=ema
 # Callbacks whose state earlier versions saved under another name: old name -> new name.
-RENAMED_STATES = {"TrainingClock": "TimeLimit", "EpochMetricsCSV": "MetricsCSV"}
+RENAMED_STATES = {"TrainingClock": "TimeLimit", "EpochMetricsCSV": "MetricsCSV", "FiniteLoss": "NaNGuard"}
 WEIGHTS_PREFIX = "network."  # of the model's weights in the classifier's state_dict
 
 
@@ -39,7 +39,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a checkpoint file, or a folder that several processes wrote."""
         if Path(path).is_dir():
-            return consolidated(Path(path))
+            return _with_new_state_names(consolidated(Path(path)))
         return _with_new_state_names(super().load_checkpoint(path, map_location, weights_only))
 
 
@@ -80,6 +80,7 @@ def read_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
     try:
         if path.is_dir():
             checkpoint = consolidated(path) if tensors else {"state_dict": {}, "optimizer_states": [], **about(path)}
+            checkpoint = _with_new_state_names(checkpoint)
         else:
             checkpoint = _read_file(path)
     except Exception as error:

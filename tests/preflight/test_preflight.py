@@ -190,7 +190,8 @@ def test_a_network_that_fails_in_bfloat16(tmp_path: Path) -> None:
 
 def test_the_readme_counts_the_planted_mistakes() -> None:
     count = len(FAULTY_NETWORKS) + len(FAULTY_DATA) + len(FAULTY_RECIPES) + 1
-    assert f"`tests/preflight` plants {count} mistakes" in (ROOT / "README.md").read_text()
+    page = ROOT / "src" / "vitlab" / "preflight" / "README.md"
+    assert f"`tests/preflight` plants {count} mistakes" in page.read_text()
 
 
 def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

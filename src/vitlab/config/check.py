@@ -49,17 +49,18 @@ class Mistake:
         return self.subject + self.rest
 
 
-def find_mistakes(config: DictConfig, overrides: Sequence[str]) -> list[Mistake]:
+def find_mistakes(config: DictConfig, overrides: Sequence[str], *, imports: bool = True) -> list[Mistake]:
     """Find all mistakes of a composed config.
 
     Args:
         config: Without Hydra's own node; not changed.
         overrides: As given on the command line.
+        imports: False for a config that is not trusted yet: nothing that it names is imported.
     """
     config = copy.deepcopy(config)
     with suppress(UserError, OmegaConfBaseException):  # a missing or unknown target is reported below
         keep_accepted_model_keys(config, overrides)
-    return _Check(config).mistakes()
+    return _Check(config, imports).mistakes()
 
 
 class _Check:
@@ -72,8 +73,9 @@ class _Check:
         found: The mistakes so far.
     """
 
-    def __init__(self, config: DictConfig) -> None:
+    def __init__(self, config: DictConfig, imports: bool) -> None:
         self.config = config
+        self.imports = imports
         self.derived: dict[str, str] = {}
         self.missing: set[str] = set()
         self.found: list[Mistake] = []
@@ -169,12 +171,12 @@ class _Check:
         if package and find_spec(package) is None:
             self._add(f"{path}._target_", f" needs the package {package}: pip install -e '.[{package}]'", path)
         try:
-            signature = read_signature(target, path)
+            signature = read_signature(target, path, imports=self.imports)
         except UserError as error:
             self._add(f"{path}._target_", str(error), "")
             return
         passed = PASSED.get(path, set())
-        for_weights = weight_keys(node) if path == "model" else set()
+        for_weights = weight_keys(node, imports=self.imports) if path == "model" else set()
         parameters = {name: p for name, p in signature.parameters.items() if name not in passed}
         for key, value in node.items():
             inner = _join(path, key)

@@ -106,7 +106,8 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Pat
                 takes = "keys and values" if isinstance(OmegaConf.select(config, key), DictConfig) else "a list"
                 raise UserError(f"{override.input_line}: {key} takes {takes}") from error
     changed = tuple(override.key_or_group for override in overrides)
-    wrong = [str(mistake) for mistake in find_mistakes(config, []) if mistake.path.startswith(changed)]
+    found = find_mistakes(config, [], imports=False)  # the config may come from a stranger
+    wrong = [str(mistake) for mistake in found if mistake.path.startswith(changed)]
     if wrong:
         raise UserError("; ".join(wrong))
 

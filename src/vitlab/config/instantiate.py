@@ -70,13 +70,13 @@ def _rename_targets(node: Any) -> Any:
     return [_rename_targets(value) for value in node] if isinstance(node, list) else node
 
 
-def weight_keys(node: Mapping[str, Any]) -> set[str]:
+def weight_keys(node: Mapping[str, Any], *, imports: bool = True) -> set[str]:
     """The keys of the `model` group that name weights to load: `weights`, unless the target takes an argument of that
     name itself, and `pretrained` of timm's networks."""
     target = node["_target_"]
     if target == "vitlab.models.timm_model":
         return {"pretrained", "weights"}
-    return {"weights"} - set(read_signature(target, "model").parameters)
+    return {"weights"} - set(read_signature(target, "model", imports=imports).parameters)
 
 
 def build_network(node: DictConfig) -> Any:
@@ -86,7 +86,7 @@ def build_network(node: DictConfig) -> Any:
         UserError: as `build`.
     """
     left_out = weight_keys(node)
-    return build(OmegaConf.masked_copy(node, [key for key in node if key not in left_out]), "model")
+    return build(OmegaConf.masked_copy(node, [str(key) for key in node if key not in left_out]), "model")
 
 
 def check_trusted(node: Any, trusted: Sequence[str]) -> None:

@@ -73,4 +73,4 @@ def read_final(file: Path, *, from_zero: bool) -> dict[str, Any]:
         raise ValueError(f"{file} holds no keys and values")
     if from_zero and "epoch" in metrics:
         metrics["epoch"] += 1
-    return metrics
+    return shorten_values(metrics) if from_zero else metrics

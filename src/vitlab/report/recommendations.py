@@ -54,7 +54,7 @@ def _at_chance(summary: RunSummary) -> Finding | None:
         return None
     return (
         f"The model is no better than chance ({accuracy:.1%}; chance is {chance:.1%}).",
-        "Another optimizer.lr, ten times smaller or larger; debug=overfit shows whether the model can learn at all.",
+        "More steps, or an optimizer.lr ten times smaller or larger; debug=overfit shows whether the model can learn.",
     )
 
 

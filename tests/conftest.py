@@ -73,7 +73,10 @@ def in_process(
 ) -> Iterator[Command]:
     """As `command`, without a process of its own: saves the seconds of importing torch."""
 
+    handlers = list(logging.root.handlers)
+
     def run_here(script: str, *arguments: str, cwd: Path = tmp_path) -> Result:
+        logging.root.handlers[:] = handlers  # not those of an earlier run, which write to its run.log
         monkeypatch.chdir(cwd)
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the entry point sets it: undone with the test
         monkeypatch.setattr(sys, "argv", [script, *arguments])
@@ -86,7 +89,6 @@ def in_process(
             go(run_name="__main__")
         return Result(sys.argv, int(end.value.code or 0), *capsys.readouterr())
 
-    handlers = list(logging.root.handlers)
     yield run_here
     logging.captureWarnings(False)
     # Hydra's write to this test's terminal, which is closed with it.

@@ -1,11 +1,12 @@
-"""A contributor adds a function to `vitlab.optim` and a YAML file: every verb accepts it."""
+"""What a contributor adds works everywhere: a schedule with its YAML file, a metric of a callback."""
 
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from conftest import ROOT, SMALL_RUN, Result, run_script
+from conftest import ROOT, SMALL_RUN, Command, Result, run_script
 
 SCHEDULE = '''
 
@@ -63,3 +64,28 @@ def test_a_new_schedule_and_its_yaml_file_are_all_it_takes(checkout: Path, tmp_p
     refused = run_script(evaluate, "run=run", cwd=tmp_path, env={"PYTHONPATH": str(checkout / "src")})
     assert refused.returncode == 2
     assert "vitlab.optim.square_root_decay" in refused.stderr
+
+
+METRIC = """
+import pytorch_lightning as pl
+
+class Mine(pl.Callback):
+    def on_validation_epoch_end(self, trainer, pl_module):
+        pl_module.log("val/mine", float(-trainer.current_epoch))
+"""
+
+
+def test_a_metric_of_one_s_own_selects_the_checkpoint(
+    in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_metric.py").write_text(METRIC)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ["callbacks=early_stopping", "+callbacks.mine._target_=my_metric.Mine", "checkpoint.monitor=val/mine"]
+    run = ["preflight=off", "logger=none", "hydra.run.dir=run"]
+    refused = in_process("train.py", *SMALL_RUN, *own, *run)
+    assert refused.returncode == 2
+    assert "add +checkpoint.mode=max or min" in refused.stderr
+    modes = ["+checkpoint.mode=max", "callbacks.early_stopping.mode=max"]
+    result = in_process("train.py", *SMALL_RUN, *own, *modes, *run)
+    assert result.returncode == 0, result.stderr
+    assert torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 0

@@ -88,10 +88,11 @@ class _Check:
         for path, kind in {**RANGES, **OPTIONAL}.items():
             self._check_range(path, kind)
         wrong = {mistake.path for mistake in self.found}
-        # A value that refers to a wrong one is not wrong itself.
+        # A value that refers to a wrong one is not wrong itself, and tells nothing about others.
         sources = {path: set(re.findall(r"[\w.]+", reference)) for path, reference in self.derived.items()}
-        self.found = [mistake for mistake in self.found if not sources.get(mistake.path, set()) & wrong]
-        for path, sentence in cross_field_mistakes(_without(self.values, "", wrong)):
+        follows = {path for path, named in sources.items() if named & wrong}
+        self.found = [mistake for mistake in self.found if mistake.path not in follows]
+        for path, sentence in cross_field_mistakes(_without(self.values, "", wrong | follows)):
             self._add(path, f": {sentence}")
         return list({(mistake.path, mistake.rest): mistake for mistake in self.found}.values())
 

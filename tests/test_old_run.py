@@ -48,8 +48,9 @@ def test_predict_and_export_take_it(in_process: Command, old_run: Path, tmp_path
     assert (tmp_path / "export" / "model.safetensors").exists()
 
 
-def test_resume_goes_on_with_epochs_clock_and_names_of_today(in_process: Command, old_run: Path) -> None:
-    result = in_process("train.py", f"resume={old_run}", "trainer.max_epochs=3")
+# In a process of its own: trainer=ddp_cpu leaves a process group behind.
+def test_resume_goes_on_with_epochs_clock_and_names_of_today(command: Command, old_run: Path) -> None:
+    result = command("train.py", f"resume={old_run}", "trainer.max_epochs=3")
     assert result.returncode == 0, result.stderr
     assert len((old_run / "metrics.csv").read_text().splitlines()) == 4  # header, two old epochs, a new one
     config = yaml.safe_load((old_run / "config.yaml").read_text())
@@ -59,8 +60,8 @@ def test_resume_goes_on_with_epochs_clock_and_names_of_today(in_process: Command
     assert json.loads((old_run / "manifest.json").read_text())["status"] == "finished"
 
 
-def test_reproduce_trains_it_again(in_process: Command, old_run: Path) -> None:
-    result = in_process("train.py", f"reproduce={old_run}")
+def test_reproduce_trains_it_again(command: Command, old_run: Path) -> None:
+    result = command("train.py", f"reproduce={old_run}")
     assert result.returncode == 0, result.stderr
     runs = sorted(old_run.parent.iterdir())
     assert len(runs) == 2

@@ -164,7 +164,7 @@ def test_a_rank_that_fails_ends_all_and_one_process_goes_on(alone: Path, tmp_pat
     go_on = ["resume=latest", "trainer.devices=1", "trusted_targets=[faults.]", "callbacks.fault=null"]
     status, output = _ended([[sys.executable, ROOT / "train.py", *go_on]], tmp_path, [{}])
     assert status == 0, output
-    assert "the same run to rounding, but for dropout" in output
+    assert "equal up to rounding" in output
     assert_same_experiment(run, alone)
 
 

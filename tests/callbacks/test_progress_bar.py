@@ -18,12 +18,12 @@ METRICS = {
 def run(metrics: list[dict[str, float]], scores: list[float], max_steps: int = -1, **length: int) -> None:
     """Train as many epochs as there are metrics; after each, the best epoch so far has the score."""
     selector = ModelCheckpoint()
-    module: Any = SimpleNamespace(max_steps=max_steps)
+    last_step = min(100, max_steps) if max_steps > 0 else 100
+    module: Any = SimpleNamespace(max_steps=max_steps, last_step=lambda: last_step)
     trainer = SimpleNamespace(
         callbacks=[selector],
         current_epoch=0,
         global_step=0,
-        estimated_stepping_batches=100,
         accumulate_grad_batches=1,
         fit_loop=SimpleNamespace(
             epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(completed=0)))

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 
-from vitlab.experiment import choose_execution
 from vitlab.models import fuse_timm_attention
+from vitlab.models.execution import choose_execution
 
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
 DATA = ["data=synthetic", "data.train_images=200", "data.test_images=50", "data.val_size=50", "data.batch_size=10"]

@@ -26,15 +26,16 @@ from vitlab.classifier import ImageClassifier
 from vitlab.compat import keep_freed_memory, silence_libraries, translate_lightning_exits
 from vitlab.config.compose import typed_overrides
 from vitlab.config.instantiate import build as build_node
-from vitlab.config.instantiate import build_network, keep_accepted_model_keys, weight_keys
+from vitlab.config.instantiate import build_network, keep_accepted_model_keys
 from vitlab.config.ranges import mode_of
-from vitlab.config.resolve import choose_attention, resolve_machine
+from vitlab.config.resolve import resolve_machine
 from vitlab.data import DataSpec, ImageDataModule
 from vitlab.distributed.broadcast import broadcast_from_rank0
 from vitlab.distributed.failure_report import FailureReporter, fail_together
 from vitlab.distributed.strategies import cluster
 from vitlab.errors import PeerError, TerminatedError, UserError
 from vitlab.files import write_json
+from vitlab.models.execution import choose_execution
 from vitlab.preflight import CheckContext, run_preflight
 from vitlab.report.page import write_report
 from vitlab.report.tensorboard import finish_tensorboard, log_text, start_tensorboard
@@ -44,7 +45,7 @@ from vitlab.runs.directory import RunDirectory
 from vitlab.runs.loggers import logger_run_id, resume_kwargs
 from vitlab.runs.manifest import describe_origin, differences
 from vitlab.runs.metrics_files import shorten_values
-from vitlab.weights import LoadReport, Weights, find_weights, fit_weights
+from vitlab.weights import LoadReport, Weights, fit_weights, weights_to_start_from
 
 log = logging.getLogger(__name__)
 
@@ -112,27 +113,6 @@ def prepare_process(config: DictConfig) -> None:
     keep_freed_memory()
     torch.set_float32_matmul_precision(config.matmul_precision)
     pl.seed_everything(config.seed, verbose=False)
-
-
-def weights_to_start_from(config: DictConfig) -> Weights | None:
-    """Reads or downloads the weights that `init_from`, `model.weights` or `model.pretrained` names; None without.
-
-    They come first: they may decide image size and normalisation, and a mistake here shows within seconds.
-
-    Raises:
-        UserError: there are no such weights, or they can't be read.
-    """
-    choice = {key: config.model.get(key) for key in weight_keys(config.model)}
-    if config.init_from is not None:
-        if config.model.get("weights") is not None:
-            raise UserError("init_from and model.weights both name weights to start from: give only one")
-        path = Path(config.init_from)
-        if not path.exists():
-            raise UserError(f"init_from={path} does not exist; give a run directory or a checkpoint")
-        if path.is_dir():
-            path = RunDirectory.open(str(path), "outputs", key="init_from").checkpoint("best")
-        choice["weights"] = str(path)
-    return find_weights(choice, config.model.get("name"), config.init_weights)
 
 
 def resolve(config: DictConfig, weights: Weights | None = None, overrides: Sequence[str] = ()) -> DictConfig:
@@ -237,26 +217,6 @@ def build_data(config: DictConfig) -> ImageDataModule:
     augmentations = [build_node(node, f"augment.{name}") for name, node in config.augment.items() if node is not None]
     data: ImageDataModule = build_node(config.data, "data", augmentations=augmentations, seed=config.seed)
     return data
-
-
-def choose_execution(config: DictConfig, model: torch.nn.Module) -> None:
-    """Applies gradient checkpointing, the choice of attention kernel and torch.compile to a model, in place.
-
-    Raises:
-        UserError: the model does not support gradient checkpointing.
-    """
-    if config.gradient_checkpointing:
-        enable: Any = getattr(model, "set_grad_checkpointing", None)
-        try:
-            enable(True)
-        except (TypeError, AssertionError):  # no such method, or timm's way to refuse
-            raise UserError(
-                f"gradient_checkpointing=true: {type(model).__name__} does not support it; give it timm's method "
-                "set_grad_checkpointing(enable)"
-            ) from None
-    choose_attention(config, model)
-    if config.compile:
-        model.compile()  # in place: unlike torch.compile(model), it does not rename the weights
 
 
 def build_classifier(config: DictConfig, model: torch.nn.Module) -> ImageClassifier:

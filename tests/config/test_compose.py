@@ -12,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config.instantiate import build, build_network
 from vitlab.config.resolve import resolve_machine
-from vitlab.experiment import build_classifier, build_data, resolve, weights_to_start_from
+from vitlab.experiment import build_classifier, build_data, resolve
 from vitlab.models import VisionTransformer
+from vitlab.weights import weights_to_start_from
 
 CONF = ROOT / "conf"
 GROUPS = (

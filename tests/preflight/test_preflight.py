@@ -17,9 +17,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vitlab.config.instantiate import build, build_network
 from vitlab.data.arrays import ImageArrays
-from vitlab.experiment import add_data_spec, build_classifier, load_data, resolve, weights_to_start_from
+from vitlab.experiment import add_data_spec, build_classifier, load_data, resolve
 from vitlab.preflight import CheckContext, Preflight, Status, run_preflight
 from vitlab.runs.checkpoint import read_checkpoint
+from vitlab.weights import weights_to_start_from
 
 DATA = ["data=synthetic", "data.train_images=1600", "data.test_images=100", "data.batch_size=32", "trainer=cpu"]
 TINY = ["model.patch_size=8", "model.embed_dim=32", "model.depth=2", "model.num_heads=2"]

@@ -12,7 +12,8 @@ from vitlab.config.compose import CONF, compose_training
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import ImageDataModule
 from vitlab.errors import UserError
-from vitlab.experiment import add_data_spec, load_data, resolve, weights_to_start_from
+from vitlab.experiment import add_data_spec, load_data, resolve
+from vitlab.weights import weights_to_start_from
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -13,7 +13,7 @@ from vitlab.data import ImageDataModule
 from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.loader import ResidentLoader
 from vitlab.data.transforms import BatchTransform
-from vitlab.experiment import choose_execution
+from vitlab.models.execution import choose_execution
 
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # dtype of matrix products by Lightning's precision
 

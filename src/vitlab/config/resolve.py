@@ -11,7 +11,7 @@ from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def resolve_machine(config: DictConfig) -> None:
     if trainer.precision == "auto":
         trainer.precision = best
     chosen = str(trainer.precision)
-    if chosen in ("16-mixed", "16-true") and not _has_gpu(str(trainer.accelerator)):
+    if chosen in ("16-mixed", "16-true") and not has_gpu(str(trainer.accelerator)):
         raise UserError(f"trainer.precision={chosen}: a CPU does not train in float16; take auto ({best} here)")
     if chosen.startswith("bf16") and not best.startswith("bf16"):
         log.warning(
@@ -74,31 +74,13 @@ def best_precision(accelerator: str) -> str:
     return "bf16-mixed" if cpu_has_bfloat16() else "32-true"
 
 
-def choose_attention(config: DictConfig, network: nn.Module) -> None:
-    """Give timm's attention layers the faster kernel, in place, if the config leaves it open; vitlab's own layers
-    choose for themselves.
-
-    Args:
-        config: Without `auto`.
-        network: timm's or another.
-    """
-    import torch
-
-    from vitlab.models import fuse_timm_attention, fused_is_faster
-
-    place = "gpu" if _has_gpu(str(config.trainer.accelerator)) else "cpu"
-    dtype = torch.bfloat16 if str(config.trainer.precision).startswith("bf16") else torch.float32
-    if config.model.get("fused_attention") is None and not fused_is_faster(place, dtype):
-        fuse_timm_attention(network, False)
-
-
 def _has_cuda(accelerator: str) -> bool:
     import torch
 
     return accelerator in ("auto", "gpu") and torch.cuda.is_available()
 
 
-def _has_gpu(accelerator: str) -> bool:
+def has_gpu(accelerator: str) -> bool:
     import torch
 
     return accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())

@@ -16,11 +16,13 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
+from omegaconf import DictConfig
 from safetensors.torch import load_file
 from timm.data import resolve_data_config
 from timm.models import PretrainedCfg, clean_state_dict
 from torch import Tensor
 
+from vitlab.config.instantiate import weight_keys
 from vitlab.errors import UserError
 from vitlab.models import timm_facts
 from vitlab.runs.checkpoint import (
@@ -32,6 +34,7 @@ from vitlab.runs.checkpoint import (
     is_whole,
     network_weights,
 )
+from vitlab.runs.directory import RunDirectory
 
 INPUT_FACTS = ("image_size", "mean", "std", "interpolation")
 STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order: averaged weights first
@@ -64,6 +67,27 @@ class Weights:
             digest.update(name.encode())
             digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+
+def weights_to_start_from(config: DictConfig) -> Weights | None:
+    """Reads or downloads the weights that `init_from`, `model.weights` or `model.pretrained` names; None without.
+
+    They come first: they may decide image size and normalisation, and a mistake here shows within seconds.
+
+    Raises:
+        UserError: there are no such weights, or they can't be read.
+    """
+    choice = {key: config.model.get(key) for key in weight_keys(config.model)}
+    if config.init_from is not None:
+        if config.model.get("weights") is not None:
+            raise UserError("init_from and model.weights both name weights to start from: give only one")
+        path = Path(config.init_from)
+        if not path.exists():
+            raise UserError(f"init_from={path} does not exist; give a run directory or a checkpoint")
+        if path.is_dir():
+            path = RunDirectory.open(str(path), "outputs", key="init_from").checkpoint("best")
+        choice["weights"] = str(path)
+    return find_weights(choice, config.model.get("name"), config.init_weights)
 
 
 def find_weights(choice: Mapping[str, Any], name: Any = None, which: str | None = None) -> Weights | None:

@@ -86,7 +86,7 @@ def build_network(node: DictConfig) -> Any:
         UserError: as `build`.
     """
     left_out = weight_keys(node)
-    return build(OmegaConf.masked_copy(node, [str(key) for key in node if key not in left_out]), "model")
+    return build(OmegaConf.create({key: node[key] for key in node if key not in left_out}), "model")
 
 
 def check_trusted(node: Any, trusted: Sequence[str]) -> None:

@@ -129,7 +129,7 @@ ONE = [
     (["+width=abc", "model.embed_dim=${width}"], "model.embed_dim=abc must be a whole number of at least 1"),
     (["+experiment.optimizer.lr=1"], "experiment takes no effect"),
     # together
-    (["scheduler=plateau", "scheduler.schedule.mode=min"], "scheduler.schedule.mode: mode=min of val/acc would take"),
+    (["scheduler=plateau", "scheduler.schedule.mode=min"], "scheduler.schedule.mode: mode=min of val/acc would select"),
     (["model.image_size=[32,30]", "model.patch_size=[8,8]"], "image_size=30 is not a multiple of patch_size=8"),
     (["model.patch_size=5"], "image_size=32 is not a multiple of patch_size=5: take patch_size=4"),
     (["model.stem=conv", "model.patch_size=6"], "stem=conv halves the sides: patch_size must be 2, 4, 8 ...: take 8"),

@@ -109,7 +109,7 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
         set_aside(old)
     write_text(csv_file, predictions_csv(logits, predictions, images, model.classes))
     write_json(json_file, metrics)
-    print_evaluation(metrics, split, [json_file, csv_file])
+    print_evaluation(metrics, split, len(data.splits[split]), [json_file, csv_file])
     return metrics
 
 

@@ -85,7 +85,7 @@ def open_model(command: DictConfig, overrides: Sequence[Override], conf: Path) -
     weights = choose_weights(checkpoint, command.weights, file)
     network = rebuild_network(config, checkpoint, file, list(command.trusted_targets), weights)
     choose_attention(config, network)
-    print_choice(checkpoint, weights)
+    print_choice(file, checkpoint, weights)
 
     torch.set_float32_matmul_precision(config.matmul_precision)
     try:

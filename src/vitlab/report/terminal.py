@@ -65,8 +65,9 @@ def print_weights(weights: Weights, report: LoadReport) -> None:
         log.warning(text)
 
 
-def print_choice(checkpoint: Mapping[str, Any], weights: str) -> None:
-    """Say which weights are used if a checkpoint has both raw and EMA weights."""
+def print_choice(file: Path, checkpoint: Mapping[str, Any], weights: str) -> None:
+    """The checkpoint that is used, and which of its weights if it has both raw and EMA weights."""
+    show(f"checkpoint: {shorten(file)}")
     if EMA_KEY in checkpoint:
         other = "weights=raw for the raw weights" if weights == "ema" else "weights=ema for their moving average"
         show(f"weights: {weights} ({other})")
@@ -157,8 +158,11 @@ def _command(script: str, argument: str, config: DictConfig) -> str:
     return " ".join(["python", here, shlex.quote(argument), *trust(config)])
 
 
-def print_evaluation(metrics: dict[str, Any], split: str, files: list[Path]) -> None:
-    """Loss, accuracy, and the accuracy of each class."""
+def print_evaluation(metrics: dict[str, Any], split: str, available: int, files: list[Path]) -> None:
+    """Loss, accuracy, and the accuracy of each class; and if only some of the `available` images were used."""
+    if metrics["images"] < available:
+        limit = f"trainer.limit_{split}_batches"
+        show(f"only {metrics['images']:,} of {available:,} {split} images, as the run has it; for all: {limit}=null")
     for suffix, images in (("", split), ("_flip", "averaged with the mirror images")):
         if f"{split}/acc{suffix}" in metrics:
             loss, accuracy = (metrics[f"{split}/{name}{suffix}"] for name in ("loss", "acc"))

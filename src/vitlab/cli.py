@@ -12,12 +12,21 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from textwrap import fill
 from typing import Any, NoReturn
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config.check import FILLING, GROUPS
-from vitlab.config.compose import CONF, NOT_COMPOSED, composition_mistakes, explain, read_command, refuse
+from vitlab.config.compose import (
+    CONF,
+    NOT_COMPOSED,
+    compose_training,
+    composition_mistakes,
+    explain,
+    read_command,
+    refuse,
+)
 from vitlab.distributed.process import check_start, die_with_parent, this_process
 from vitlab.distributed.slurm import is_requeued
 from vitlab.errors import INTERRUPTED, TERMINATED, PeerError, TerminatedError, UserError
@@ -27,22 +36,25 @@ Job = Callable[[DictConfig], Any]
 
 def run(main: Callable[[], Any]) -> NoReturn:
     """Call the main function of a command that is one process, and exit with the status of its outcome."""
-
-    def alone() -> None:
+    with _statuses():
         check_start(several=False)
         main()
-
-    _exit_with_status(alone)
+    sys.exit(0)
 
 
 def launch(main: Callable[[], Any]) -> NoReturn:
     """As `run`, for `train.py`, whose `main` composes a config by Hydra: trains, resumes, reproduces or sweeps."""
-    _exit_with_status(lambda: _train(main))
+    with _statuses():
+        _train(main)
+    sys.exit(0)
 
 
 def _train(main: Callable[[], Any]) -> None:
     arguments = sys.argv[1:]
     given = {argument.partition("=")[0] for argument in arguments}
+    if given & {"-h", "--help"}:
+        _print_help([argument for argument in arguments if not argument.startswith("-")])
+        return
     is_sweep = bool(given & {"-m", "--multirun", "sweep"})
     check_start(several=not is_sweep)
     if this_process().started_by == "Lightning":  # a rank is of no use without rank 0
@@ -55,18 +67,13 @@ def _train(main: Callable[[], Any]) -> None:
             from vitlab.resume import resume_requeued
         if resume_requeued(arguments):
             return
-    if "resume" in given:
-        command, overrides = read_command(CONF, "resume", arguments)
-        with no_gc_imports():
-            from vitlab.resume import resume
-        resume(command, overrides, CONF)
-        return
-    if "reproduce" in given:
-        command, overrides = read_command(CONF, "reproduce", arguments)
-        with no_gc_imports():
-            from vitlab.resume import reproduce
-        reproduce(command, overrides, CONF)
-        return
+    for verb in ("resume", "reproduce"):
+        if verb in given:
+            command, overrides = read_command(CONF, verb, arguments)
+            with no_gc_imports():
+                from vitlab import resume
+            getattr(resume, verb)(command, overrides, CONF)
+            return
 
     if any(argument.startswith("sweep=resume:") for argument in arguments):
         from vitlab.sweeps.sweep_record import restore_arguments
@@ -75,14 +82,26 @@ def _train(main: Callable[[], Any]) -> None:
     for argument in sys.argv[1:]:
         group, _, option = argument.partition("=")
         if group in (*GROUPS, *FILLING) and re.fullmatch(r"null|true|false|-?[\d.]+", option):  # Hydra fails at it
-            options = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
-            raise UserError(f"{argument}: no such choice; choose of {options}")
+            raise UserError(f"{argument}: no such choice; choose of {_choices(group)}")
     # Hydra would print errors in its own way and exit with 1; with this set it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         main()
     except NOT_COMPOSED as error:
         refuse(composition_mistakes(sys.argv[1:]) or [explain(error)])
+
+
+def _print_help(overrides: list[str]) -> None:
+    """Print the commands, the choices of each group, and the config: what Hydra's own help shows a second later."""
+    text = OmegaConf.load(CONF / "help.yaml")
+    print(text.header, "== Choices, as group=option ==\n", sep="\n")
+    for group in (*GROUPS, *FILLING):
+        print(fill(f"{group}: {_choices(group)}", 110, subsequent_indent="  "))
+    print("\n== The config ==\n", OmegaConf.to_yaml(compose_training(overrides, CONF)), text.footer, sep="\n")
+
+
+def _choices(group: str) -> str:
+    return ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
 
 
 def job(function: Job) -> Job:
@@ -94,12 +113,6 @@ def job(function: Job) -> Job:
             return function(config)
 
     return wrapped
-
-
-def _exit_with_status(main: Callable[[], Any]) -> NoReturn:
-    with _statuses():
-        main()
-    sys.exit(0)
 
 
 @contextmanager

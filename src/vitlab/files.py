@@ -13,6 +13,8 @@ from filelock import FileLock, Timeout
 
 from vitlab.errors import UserError
 
+CONF = Path(__file__).parents[2] / "conf"  # the YAML files of the checkout that vitlab is installed from
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

@@ -20,7 +20,6 @@ from vitlab.config.check import find_mistakes
 from vitlab.config.compose import CONF, apply_overrides, read_command
 from vitlab.config.instantiate import check_trusted, targets
 from vitlab.config.resolve import resolve_processes
-from vitlab.config.run_guard import log_to
 from vitlab.distributed.broadcast import broadcast_from_rank0
 from vitlab.distributed.failure_report import clear_failures
 from vitlab.distributed.process import this_process
@@ -41,6 +40,7 @@ from vitlab.files import folder_for, set_aside, write_text
 from vitlab.report.tensorboard import log_run_text
 from vitlab.report.terminal import print_comparison, print_resumed
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
+from vitlab.runs.console import log_to
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import flatten
 from vitlab.runs.loggers import clear_logger_run_id
@@ -103,7 +103,7 @@ def resume(command: DictConfig, overrides: Sequence[Override], conf: Path) -> di
         file = run.checkpoints / f"{command.checkpoint}.ckpt"
         file = file if command.checkpoint in ("last", "best") else Path(command.checkpoint)
         epoch, step = _position(run, file, config)
-        log_to(run.path, conf)
+        log_to(run.path)
         prepare_process(config)
 
         # Build: as in a new run; the weights come from the checkpoint.
@@ -282,7 +282,7 @@ def reproduce(command: DictConfig, overrides: Sequence[Override], conf: Path) ->
     config.logger = clear_logger_run_id(config.logger) if config.logger else None
     apply_overrides(config, overrides, conf, command)
     _check_config(config, folder, command)
-    log_to(folder, conf)
+    log_to(folder)
 
     metrics = train(config, overrides=[], compare_with=run.manifest())
     if metrics:

@@ -175,7 +175,7 @@ ONE = [
     (["trainer.max_epochs=-1"], "this schedule must know the run's length"),
     (["trainer.max_epochs=-1", "scheduler=constant"], "the run would never end"),
     (["data.num_classes=9"], "num_classes=9, but data.classes names 10"),
-    (["data.val_size=50000"], "val_size=50000 leaves none of the 50000 images to train on"),
+    (["data.val_size=50000"], "val_size=50000 leaves no image to train on"),
     (["data.max_train_images=100"], "batch_size=128 is more than the 100 training images"),
 ]
 

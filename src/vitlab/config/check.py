@@ -34,6 +34,7 @@ PASSED = {
 }
 SET_LATER = ("scheduler.schedule.total_steps", "scheduler.schedule.progress")  # null until the run is built
 EXTRAS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # packages that an extra of the same name installs
+NO_TARGET = " has no _target_, the class or function to build"
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
@@ -64,22 +65,15 @@ def find_mistakes(config: DictConfig, overrides: Sequence[str], *, imports: bool
 
 
 class _Check:
-    """The mistakes of one config.
-
-    Attributes:
-        values: The config as nested dicts, without the values that are missing or can't be resolved.
-        derived: The paths of the values that are interpolations, with the interpolation.
-        missing: The paths of the values that must be given, and are not.
-        found: The mistakes so far.
-    """
+    """The mistakes of one config."""
 
     def __init__(self, config: DictConfig, imports: bool) -> None:
         self.config = config
         self.imports = imports
-        self.derived: dict[str, str] = {}
-        self.missing: set[str] = set()
+        self.derived: dict[str, str] = {}  # the values that are interpolations: path -> interpolation
+        self.missing: set[str] = set()  # the paths of the values that must be given, and are not
         self.found: list[Mistake] = []
-        self.values = self._resolve(config, "")
+        self.values = self._resolve(config, "")  # nested dicts, without what is missing or can't be resolved
 
     def mistakes(self) -> list[Mistake]:
         self._check_names()
@@ -136,30 +130,29 @@ class _Check:
             if name not in self.config:
                 self._add(name, " is missing: every run needs it")
         for group in PLAIN:
-            known = {path.partition(".")[2]: path for path in (*RANGES, *OPTIONAL) if path.startswith(f"{group}.")}
+            known = {path.partition(".")[2] for path in (*RANGES, *OPTIONAL) if path.startswith(f"{group}.")}
             node = self.values.get(group)
             if not isinstance(node, dict):
-                self._add(group, f" must hold {', '.join(known)}", f"{group}={_show(node)}")
+                self._add(group, f" must hold {', '.join(sorted(known))}", f"{group}={_show(node)}")
                 continue
-            for name in sorted(set(node) - set(known)):
+            for name in sorted(set(node) - known):
                 self._add(f"{group}.{name}", did_you_mean(name, known), f"unknown key '{group}.{name}'")
-            for name, path in known.items():
-                if path not in OPTIONAL and path not in self.missing and name not in self.config[group]:
-                    self._add(path, " is missing")
+            for name in sorted(known - set(self.config[group])):
+                if f"{group}.{name}" not in OPTIONAL:
+                    self._add(f"{group}.{name}", " is missing")
         for path in TARGETS:
             node = _get(self.values, path)
             if isinstance(node, str):
                 rest = f" is a word, not a choice: write '- override /{path}: {node}' under defaults"
                 self._add(path, rest, f"{path}={node}")
             elif not isinstance(node, dict) or "_target_" not in node:
-                self._add(path, " has no _target_, the class or function to build")
+                self._add(path, NO_TARGET)
         for group in COLLECTIONS:
             nodes = self.values.get(group) or {}
+            with_target = {name for name, node in nodes.items() if isinstance(node, dict) and "_target_" in node}
             for name, node in nodes.items():
-                if isinstance(node, dict) and "_target_" not in node:
-                    siblings = {other for other, n in nodes.items() if isinstance(n, dict) and "_target_" in n}
-                    rest = f" has no _target_, the class or function to build{did_you_mean(name, siblings)}"
-                    self._add(f"{group}.{name}", rest)
+                if isinstance(node, dict) and name not in with_target:
+                    self._add(f"{group}.{name}", NO_TARGET + did_you_mean(name, with_target))
                 elif node is not None and not isinstance(node, dict):
                     self._add(f"{group}.{name}", _keys_hint(f"{group}.{name}"), f"{group}.{name}={_show(node)}")
 
@@ -179,20 +172,16 @@ class _Check:
         passed = PASSED.get(path, set())
         for_weights = weight_keys(node, imports=self.imports) if path == "model" else set()
         parameters = {name: p for name, p in signature.parameters.items() if name not in passed}
-        for key, value in node.items():
+        for key in [key for key in node if key not in HYDRA_KEYS | for_weights]:
             inner = _join(path, key)
-            if key in HYDRA_KEYS or key in for_weights:
-                continue
             if key in passed:
                 self._add(inner, f" can't be set here: vitlab passes it to {target} itself")
             elif key not in parameters and not signature.is_open:
                 self._add(inner, did_you_mean(key, {*parameters, *for_weights}), f"unknown key '{inner}'")
             elif kind := parameter_range(target, key):
                 self._check_range(inner, kind)
-            elif key in parameters and inner not in RANGES:
-                parameter = parameters[key]
-                if value is not None or not parameter.none_by_default:
-                    self._check_range(inner, kind_of(parameter.annotation, parameter.module))
+            elif (p := parameters.get(key)) and inner not in RANGES and not (p.none_by_default and node[key] is None):
+                self._check_range(inner, kind_of(p.annotation, p.module))
         open_names = {name for name in parameters if _join(path, name) in self.missing | set(self.derived)}
         lacking = [name for name, p in parameters.items() if p.required and name not in {*node, *open_names}]
         if lacking and "_args_" not in node:

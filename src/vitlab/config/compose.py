@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigTypeError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from vitlab.config import CONF
 from vitlab.config.check import find_mistakes
 from vitlab.errors import UserError, did_you_mean, nearest
+from vitlab.files import CONF
 
 NOT_COMPOSED = (CompactHydraException, OmegaConfBaseException, YAMLError)
 # What a model was trained with does not change with the images that it is shown.
@@ -76,12 +76,7 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Pat
     """Change a run's resolved config in place: values (`data.root=x`), and whole groups (`data=image_folder`).
 
     The run's own `data.cache_dir` and `data.url` are dropped: somebody else may have written the config, and would
-    choose what is written on this machine, and where.
-
-    Args:
-        config: The run's.
-        overrides, command: As `read_command` gives them.
-        conf: The folder of YAML files.
+    choose what is written on this machine, and where. `overrides` and `command` are those of `read_command`.
 
     Raises:
         UserError: a key is unknown, or a value is out of its range.
@@ -169,11 +164,10 @@ def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
         UserError: an interval, which only a search can sweep over.
         hydra.errors.OverrideParseException: an argument is no override.
     """
-    parsed = parse_overrides(overrides)
-    for override in parsed:
+    for override in parse_overrides(overrides):
         if isinstance(override.value(), IntervalSweep):
             raise UserError(f"{override.input_line}: only a search takes an interval: add hydra/sweeper=optuna")
-    return [list(job) for job in product(*_choices(parsed))]
+    return [list(job) for job in product(*_choices(overrides))]
 
 
 def covering_jobs(
@@ -181,39 +175,37 @@ def covering_jobs(
 ) -> list[list[str]]:
     """The overrides of some jobs of a search that cover each listed value and both ends of each interval.
 
-    Args:
-        params, when: Of the search's config.
-        overrides: As given on the command line; they replace `params`.
+    `params` and `when` are those of the search's config; overrides on the command line replace `params`.
     """
     always = [*(f"{key}={value}" for key, value in params.items()), *overrides]
     jobs = []
     for more in [[], *([condition, *(f"{k}={v}" for k, v in keys.items())] for condition, keys in when.items())]:
-        choices = _choices(parse_overrides([*always, *more]))
+        choices = _choices([*always, *more])
         count = max(map(len, choices), default=1)
         jobs += [[values[min(job, len(values) - 1)] for values in choices] for job in range(count)]
     return jobs
 
 
-def _choices(overrides: Sequence[Override]) -> list[list[str]]:
+def _choices(overrides: Sequence[str]) -> list[list[str]]:
     """For each key its possible overrides: `key=a`, `key=b`; for an interval its ends. A key's last override wins."""
     choices = []
-    for override in {override.get_key_element(): override for override in overrides}.values():
-        value = override.value()
-        if isinstance(value, IntervalSweep):
+    for key, override in {override.get_key_element(): override for override in parse_overrides(overrides)}.items():
+        if isinstance(value := override.value(), IntervalSweep):
             values = [str(value.start), str(value.end)]
         elif override.is_sweep_override():
             values = list(override.sweep_string_iterator())
         else:
             values = [override.get_value_element_as_str()]
-        choices.append([f"{override.get_key_element()}={text}" for text in values])
+        choices.append([f"{key}={text}" for text in values])
     return choices
 
 
-def refuse(lines: Sequence[str]) -> NoReturn:
-    """Print each line as an error, and end the process with the status of wrong input."""
-    for line in lines:
-        print(f"error: {line}", file=sys.stderr)
-    sys.exit(2)
+def refuse(mistakes: Sequence[str]) -> None:
+    """Print each mistake once, and end the process with the status of wrong input; without mistakes do nothing."""
+    for mistake in dict.fromkeys(mistakes):
+        print(f"error: {mistake}", file=sys.stderr)
+    if mistakes:
+        sys.exit(2)
 
 
 def composition_mistakes(arguments: Sequence[str]) -> list[str]:
@@ -226,7 +218,7 @@ def composition_mistakes(arguments: Sequence[str]) -> list[str]:
         jobs = [overrides] if len(overrides) == len(arguments) else sweep_jobs(overrides)
     except (UserError, OverrideParseException) as error:
         return [explain(error)]
-    return list(dict.fromkeys(line for job in jobs for line in _mistakes_of_job(job)))
+    return [line for job in jobs for line in _mistakes_of_job(job)]
 
 
 def _mistakes_of_job(overrides: Sequence[str]) -> list[str]:
@@ -256,28 +248,29 @@ def _diagnose(error: Exception) -> tuple[str, str]:
     """The sentence for an error, and the override, or the key of the override, that it is about."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key = str(getattr(cause, "full_key", None) or "")
-    if isinstance(error, UserError):
-        return str(error), ""
-    if isinstance(error, OverrideParseException):
-        reason = next(iter(str(error.message).splitlines()), "")
-        return f"'{error.override}' is not of the form key=value ({reason})", str(error.override)
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        options = list(error.options or [])
-        known = f"{nearest(option, options)} ({group}: {', '.join(options)})"
-        sentence = f"there is no {group}={option}{known}" if group else f"there is no config file '{option}'"
-        return sentence, f"{group}={option}"
-    if isinstance(cause, MissingMandatoryValue):
-        return f"{key} must be given: add {key}=...", key
-    if isinstance(cause, OmegaConfBaseException) and "is not in struct" in str(cause):
-        siblings = list(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else []
-        return f"unknown key '{key}'{did_you_mean(str(cause.key), siblings)}", key
+    match error, cause:
+        case UserError(), _:
+            return str(error), ""
+        case OverrideParseException(override=text, message=message), _:
+            reason = next(iter(str(message).splitlines()), "")
+            return f"'{text}' is not of the form key=value ({reason})", str(text)
+        case MissingConfigException(missing_cfg_file=str() as file, options=options), _:
+            group, _, option = file.rpartition("/")
+            if not group:
+                return f"there is no config file '{option}'", ""
+            known = f"{nearest(option, options or [])} ({group}: {', '.join(options or [])})"
+            return f"there is no {group}={option}{known}", f"{group}={option}"
+        case _, MissingMandatoryValue():
+            return f"{key} must be given: add {key}=...", key
+        case _, OmegaConfBaseException(parent_node=parent) if "is not in struct" in str(cause):
+            siblings = list(parent) if isinstance(parent, DictConfig) else []
+            return f"unknown key '{key}'{did_you_mean(str(cause.key), siblings)}", key
+        case YAMLError(), _:
+            mark: Any = getattr(error, "problem_mark", None)
+            where = f"{mark.name}, line {mark.line + 1}" if mark else "a config file"
+            return f"{where} is no YAML: {getattr(error, 'problem', None) or error}", ""
     if str(error).startswith("Ambiguous value for argument"):
         argument = str(error).split("'")[1]
         return f"{argument} has several values: add -m to sweep over them, or write key=[a,b] for a list", argument
-    if isinstance(error, YAMLError):
-        mark: Any = getattr(error, "problem_mark", None)
-        where = f"{mark.name}, line {mark.line + 1}" if mark else "a config file"
-        return f"{where} is no YAML: {getattr(error, 'problem', None) or error}", ""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) if lines else type(error).__name__, key

@@ -1,7 +1,7 @@
 """Check values that are right on their own and wrong together."""
 
 from collections.abc import Callable, Iterator, Mapping
-from math import log2
+from math import ceil, log2
 from typing import Any
 
 from vitlab.config.ranges import METRICS
@@ -101,16 +101,10 @@ def _end_of_mixing(config: Config) -> Found:
 
 
 def _images(config: Config) -> Found:
-    data = config["data"]
-    available = _available_images(data)
-    if available is None:
-        return
-    left = available - _held_out(data, available)
-    if left < 1:
-        yield "data.val_size", f"val_size={data['val_size']} leaves none of the {available} images to train on"
-        return
-    left = min(left, data["max_train_images"] or left)
-    if data["batch_size"] > left:
+    data, left = config["data"], _train_images(config["data"])
+    if left is not None and left < 1:
+        yield "data.val_size", f"val_size={data['val_size']} leaves no image to train on"
+    elif left is not None and data["batch_size"] > left:
         yield "data.batch_size", f"batch_size={data['batch_size']} is more than the {left} training images"
 
 
@@ -119,14 +113,14 @@ def _devices(config: Config) -> Found:
     devices = len(trainer["devices"]) if isinstance(trainer["devices"], list) else trainer["devices"]
     if me.launched_together:
         per_node = me.world_size // me.nodes
-        if devices not in ("auto", -1, per_node):
-            sentence = f"devices={trainer['devices']}, but {me.started_by} started {per_node} processes on each machine"
-            yield "trainer.devices", f"{sentence}: leave it out, or take {per_node}"
-            return
-        if trainer["num_nodes"] not in ("auto", -1, me.nodes):
-            sentence = f"num_nodes={trainer['num_nodes']}, but {me.started_by} started processes on {me.nodes} machines"
-            yield "trainer.num_nodes", f"{sentence}: leave it out, or take {me.nodes}"
-            return
+        for key, value, right, started in (
+            ("devices", devices, per_node, f"{per_node} processes on each machine"),
+            ("num_nodes", trainer["num_nodes"], me.nodes, f"processes on {me.nodes} machines"),
+        ):
+            if value not in ("auto", -1, right):
+                sentence = f"{key}={trainer[key]}, but {me.started_by} started {started}"
+                yield f"trainer.{key}", f"{sentence}: leave it out, or take {right}"
+                return
     ranks = me.world_size if me.launched_together else devices
     if isinstance(ranks, int) and ranks > 0 and batch % ranks:
         near = max(round(batch / ranks), 1) * ranks
@@ -145,10 +139,9 @@ def _sharding(config: Config) -> Found:
 
 
 def _precision(config: Config) -> Found:
-    precision = config["trainer"]["precision"]
-    if config["trainer"]["accelerator"] == "cpu" and precision == "16-mixed":
-        sentence = f"precision={precision}: a CPU does not train in float16"
-        yield "trainer.precision", f"{sentence}; take auto, bf16-mixed or 32-true"
+    if config["trainer"]["accelerator"] == "cpu" and config["trainer"]["precision"] == "16-mixed":
+        sentence = "precision=16-mixed: a CPU does not train in float16; take auto, bf16-mixed or 32-true"
+        yield "trainer.precision", sentence
 
 
 def _monitors(config: Config) -> Found:
@@ -201,29 +194,27 @@ def _followers(config: Config) -> Iterator[tuple[str, str, str, Config]]:
             yield f"callbacks.{name}", node["monitor"], f"callbacks.{name}", node
 
 
-def _available_images(data: Mapping[str, Any]) -> int | None:
-    """The number of images to train and validate on, if it is known before they are read."""
+def _train_images(data: Config) -> int | None:
+    """The number of images to train on, if it is known before they are read."""
     if data["_target_"] == "vitlab.data.SyntheticDataModule":
-        return int(data["train_images"])
-    is_official = data["_target_"] == "vitlab.data.CIFAR10DataModule" and "cs.toronto.edu" in data["url"]
-    return CIFAR10_TRAIN_IMAGES if is_official else None
-
-
-def _held_out(data: Mapping[str, Any], available: int) -> int:
-    return round(data["val_size"] * available) if data["val_size"] < 1 else int(data["val_size"])
+        available = int(data["train_images"])
+    elif data["_target_"] == "vitlab.data.CIFAR10DataModule" and "cs.toronto.edu" in data["url"]:
+        available = CIFAR10_TRAIN_IMAGES
+    else:
+        return None
+    left = available - round(data["val_size"] * (available if data["val_size"] < 1 else 1))
+    return min(left, data["max_train_images"] or left)
 
 
 def _total_steps(config: Config) -> int | None:
     """The run's optimizer steps, if they are known before the images are read."""
-    trainer, data = config["trainer"], config["data"]
+    trainer, images = config["trainer"], _train_images(config["data"])
     if trainer["max_steps"] != -1:
         return int(trainer["max_steps"])
-    available = _available_images(data)
-    if available is None or trainer["limit_train_batches"] is not None or trainer["max_epochs"] in ENDLESS:
+    if images is None or trainer["limit_train_batches"] is not None or trainer["max_epochs"] in ENDLESS:
         return None
-    images = min(available - _held_out(data, available), data["max_train_images"] or available)
-    batches = images // data["batch_size"]
-    return -(-batches // trainer["accumulate_grad_batches"]) * int(trainer["max_epochs"])
+    batches = images // config["data"]["batch_size"]
+    return ceil(batches / trainer["accumulate_grad_batches"]) * int(trainer["max_epochs"])
 
 
 def _pair(size: Any) -> tuple[int, int]:

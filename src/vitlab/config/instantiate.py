@@ -10,24 +10,11 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from vitlab.config import CONF
-from vitlab.config.ranges import METRICS
 from vitlab.config.signatures import read_signature
 from vitlab.errors import UserError
+from vitlab.files import CONF
 
 LIBRARIES = ("vitlab.", "torch.", "timm.", "torchvision.", "pytorch_lightning.")
-# Targets in the configs of runs that earlier versions wrote -> their names today.
-RENAMED_TARGETS = {
-    "vitlab.ranks.strategies.DataParallel": "vitlab.distributed.strategies.DataParallel",
-    "vitlab.ranks.strategies.FullySharded": "vitlab.distributed.strategies.FullySharded",
-    "vitlab.callbacks.FiniteLoss": "vitlab.callbacks.NaNGuard",
-    "vitlab.callbacks.RunProgress": "vitlab.callbacks.RunProgressBar",
-}
-# Values of `trainer` -> their names today.
-RENAMED_VALUES = {
-    "precision": {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"},
-    "accelerator": {"cuda": "gpu"},
-}
 
 
 def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
@@ -45,34 +32,8 @@ def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
         raise UserError(explanation) from error
 
 
-def update_old_config(config: Any) -> Any:
-    """Bring a run's config, plain data, to the names, values and keys of this version."""
-    config = _rename_targets(config)
-    if not isinstance(config, dict):
-        return config
-    groups = (config.get(name) for name in ("model", "checkpoint", "trainer"))
-    model, checkpoint, trainer = (group if isinstance(group, dict) else {} for group in groups)
-    if model.get("_target_") == "vitlab.models.VisionTransformer" and model.get("in_channels") == 3:
-        del model["in_channels"]
-    if str(checkpoint.get("monitor")) in METRICS:  # which tells the mode
-        checkpoint.pop("mode", None)
-    for key, renamed in RENAMED_VALUES.items():
-        if str(trainer.get(key)) in renamed:
-            trainer[key] = renamed[str(trainer[key])]
-    return config
-
-
-def _rename_targets(node: Any) -> Any:
-    if isinstance(node, dict):
-        target = str(node.get("_target_"))
-        renamed = {"_target_": RENAMED_TARGETS[target]} if target in RENAMED_TARGETS else {}
-        return {key: _rename_targets(value) for key, value in node.items()} | renamed
-    return [_rename_targets(value) for value in node] if isinstance(node, list) else node
-
-
 def weight_keys(node: Mapping[str, Any], *, imports: bool = True) -> set[str]:
-    """The keys of the `model` group that name weights to load: `weights`, unless the target takes an argument of that
-    name itself, and `pretrained` of timm's networks."""
+    """The keys of the `model` group that name weights to load, and not arguments of the network."""
     target = node["_target_"]
     if target == "vitlab.models.timm_model":
         return {"pretrained", "weights"}
@@ -89,36 +50,25 @@ def build_network(node: DictConfig) -> Any:
     return build(OmegaConf.create({key: node[key] for key in node if key not in left_out}), "model")
 
 
-def check_trusted(node: Any, trusted: Sequence[str]) -> None:
+def check_trusted(config: Any, trusted: Sequence[str]) -> None:
     """Refuse a config from a file (a run, a checkpoint, a sweep) that names a target which is not trusted.
 
     Trusted are the targets that a file in `conf/` names, subclasses of the kinds that a config builds in the libraries
-    that vitlab is made of, and what the user trusts. A saved config is resolved: `${` in it can only be an attempt to
-    name a target later, when the check is over.
-
-    Args:
-        node: The config as plain data.
-        trusted: Prefixes of further targets.
+    that vitlab is made of, and targets that begin with one of `trusted`. A saved config is resolved: `${` in it can
+    only be an attempt to name a target later, when the check is over.
 
     Raises:
         UserError: naming the target and how to trust it, or the place of an interpolation.
     """
-    _refuse_interpolations(node, "")
-    for target in targets(node):
+    for path, value in _walk(config):
+        if "${" in path or (isinstance(value, str) and "${" in value):
+            raise UserError(f"the run's config has an interpolation at {path}, which no saved config has: {value}")
+    for target in targets(config):
         if not is_trusted(target) and not target.startswith(tuple(trusted)):
             raise UserError(
                 f"the run's config would run {target}, which is not vitlab's; "
                 f"if you trust it, add 'trusted_targets=[{target.split('.')[0]}.]'"
             )
-
-
-def _refuse_interpolations(node: Any, path: str) -> None:
-    if isinstance(node, str) and "${" in node:
-        raise UserError(f"the run's config has an interpolation at {path}, which no saved config has: {node}")
-    inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in inner:
-        _refuse_interpolations(key, path)
-        _refuse_interpolations(value, f"{path}.{key}" if path else str(key))
 
 
 def trust(config: Mapping[str, Any]) -> list[str]:
@@ -163,18 +113,22 @@ def shipped_nodes() -> list[tuple[str, dict[str, Any]]]:
     return [(path, node) for path, node in found if not path.startswith("hydra.")]
 
 
-def target_nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Path and content of each node with a `_target_`, of a config as plain data."""
-    if isinstance(node, dict) and "_target_" in node:
-        yield path, node
+def _walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and content of a node and of all inside of it."""
+    yield path, node
     inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in inner:
-        yield from target_nodes(value, f"{path}.{key}" if path else str(key))
+        yield from _walk(value, f"{path}.{key}" if path else str(key))
 
 
-def targets(node: Any) -> Iterator[str]:
+def target_nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path and content of each node with a `_target_`, of a config as plain data."""
+    return ((where, n) for where, n in _walk(node, path) if isinstance(n, dict) and "_target_" in n)
+
+
+def targets(config: Any) -> Iterator[str]:
     """All targets that a config, as plain data, names."""
-    return (str(found["_target_"]) for _, found in target_nodes(node) if found["_target_"] is not None)
+    return (str(node["_target_"]) for _, node in target_nodes(config) if node["_target_"] is not None)
 
 
 def keep_accepted_model_keys(config: DictConfig, overrides: Sequence[str]) -> None:
@@ -182,10 +136,6 @@ def keep_accepted_model_keys(config: DictConfig, overrides: Sequence[str]) -> No
 
     They belong to the network of the chosen group. A key given on the command line stays: if the network does not take
     it, that is a mistake to report.
-
-    Args:
-        config: With the `model` group.
-        overrides: As given on the command line.
 
     Raises:
         UserError: the target can't be imported.
@@ -201,14 +151,12 @@ def keep_accepted_model_keys(config: DictConfig, overrides: Sequence[str]) -> No
 
 def _explain(error: InstantiationException, where: str) -> str | None:
     """Explain the error in one sentence if the input is at fault; None if the target's own code is."""
-    cause = error.__cause__
+    cause = error.__cause__ or error
     if isinstance(cause, UserError):
         return str(cause)
+    input_errors = (InstantiationException, ImportError, ValueError, TypeError)
     # By name: importing Lightning for the class would take seconds.
-    at_fault = (
-        isinstance(cause, ImportError | ValueError | TypeError) or type(cause).__name__ == "MisconfigurationException"
-    )
-    if cause is not None and not at_fault:
+    if not isinstance(cause, input_errors) and type(cause).__name__ != "MisconfigurationException":
         return None
-    lines = [line.strip() for line in str(cause or error).splitlines() if line.strip()]
-    return f"{where}: {lines[0] if lines else type(cause or error).__name__}"
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{where}: {lines[0] if lines else type(cause).__name__}"

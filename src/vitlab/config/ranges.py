@@ -2,41 +2,23 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from omegaconf import OmegaConf
 
-from vitlab.config.types import (
-    ANYTHING,
-    NULL,
-    NUMBER,
-    OBJECT,
-    SWITCH,
-    TEXT,
-    Kind,
-    choice,
-    each,
-    is_number,
-    is_whole,
-    number,
-    whole,
-)
+from vitlab.config.types import ANYTHING, NULL, NUMBER, OBJECT, SWITCH, TEXT, Kind, choice, each, number, whole
 from vitlab.errors import UserError
 
 # The metrics that every run logs on its own, and the direction of the better value.
 METRICS = {
-    **{f"{split}/loss": "min" for split in ("train", "val")},
-    **{f"{split}/acc": "max" for split in ("train", "val")},
+    **{"train/loss": "min", "val/loss": "min", "train/acc": "max", "val/acc": "max"},
     **{"val/loss_ema": "min", "val/acc_ema": "max"},
 }
 
 
 def mode_of(monitor: str, mode: str | None = None) -> str:
-    """The direction of the better value of a metric, "min" or "max".
-
-    Args:
-        monitor: The metric's name.
-        mode: For a metric that vitlab does not know.
+    """Whether the smaller ("min") or the larger ("max") value of a metric is better; `mode` if vitlab does not know it.
 
     Raises:
         UserError: vitlab does not know the metric, and there is no mode.
@@ -54,19 +36,15 @@ FRACTION = number(0, 1)
 BELOW_ONE = number(0, 1, below=True)
 POSITIVE = number(0, above=True)
 RATIO = number(0, 1, above=True)
-SIDE = whole(1) | Kind("a list of two", lambda v: isinstance(v, list) and len(v) == 2 and all(map(whole(1).fits, v)))
-LIMIT = Kind(
-    "a whole number of batches, or a fraction from 0.0 to 1.0",
-    lambda v: is_number(v) and v >= 0 and (is_whole(v) or v <= 1),
+SIDE = whole(1) | each(whole(1), 2)
+LIMIT = replace(whole(0) | FRACTION, words="a whole number of batches, or a fraction from 0.0 to 1.0")
+INTERVAL = replace(
+    whole(1) | RATIO, words="a whole number of batches of at least 1, or a fraction of an epoch up to 1.0"
 )
-INTERVAL = Kind(
-    "a whole number of batches of at least 1, or a fraction of an epoch up to 1.0",
-    lambda v: is_number(v) and v > 0 and (is_whole(v) or v <= 1),
-)
-LENGTH = whole(1) | Kind("-1 for no limit", lambda v: is_whole(v) and v == -1)
-DEVICES = Kind(
-    "auto, a number of devices, or a list of their indices",
-    lambda v: all(map(is_whole, v)) if isinstance(v, list) else v == "auto" or (is_whole(v) and (v >= 1 or v == -1)),
+LENGTH = whole(1) | replace(whole(-1, -1), words="-1 for no limit")
+DEVICES = replace(
+    choice("auto") | whole(-1, -1) | whole(1) | each(whole(0)),
+    words="auto, a number of devices, or a list of their indices",
 )
 DURATION = Kind("DD:HH:MM:SS", lambda v: isinstance(v, str) and bool(re.fullmatch(r"\d+:\d\d:\d\d:\d\d", v))) | OBJECT
 OFF = Kind("off", lambda v: v is False)  # as YAML reads an unquoted off
@@ -94,8 +72,8 @@ SETTINGS: Mapping[str, Kind] = {
     "data.stored_size": whole(1) | NULL,
     "data.interpolation": choice("bilinear", "bicubic") | NULL,
     "data.num_classes": whole(2) | NULL,
-    "data.mean": each(3, NUMBER) | NULL,
-    "data.std": each(3, POSITIVE) | NULL,
+    "data.mean": each(NUMBER, 3) | NULL,
+    "data.std": each(POSITIVE, 3) | NULL,
     "data.val_size": number(0),
     "data.split_seed": whole(0),
     "data.max_train_images": whole(1) | NULL,
@@ -131,16 +109,16 @@ PARAMETERS: Mapping[str, Mapping[str, Kind]] = {
     },
     "vitlab.data.RandomCrop": {"padding": whole(0)},
     "vitlab.data.RandomHorizontalFlip": {"p": FRACTION},
-    "vitlab.data.RandomErasing": {"p": FRACTION, "area": each(2, FRACTION), "aspect": each(2, POSITIVE)},
+    "vitlab.data.RandomErasing": {"p": FRACTION, "area": each(FRACTION, 2), "aspect": each(POSITIVE, 2)},
     "vitlab.data.RandAugment": {"num_ops": whole(1), "magnitude": whole(0, 30)},
     "vitlab.data.Mixing": {"p cutmix_share off_share": FRACTION, "mixup_alpha cutmix_alpha": POSITIVE},
-    "torch.optim.*Adam*": {"lr": POSITIVE, "betas": each(2, BELOW_ONE), "eps weight_decay": number(0)},
+    "torch.optim.*Adam*": {"lr": POSITIVE, "betas": each(BELOW_ONE, 2), "eps weight_decay": number(0)},
     "torch.optim.SGD": {"lr": POSITIVE, "momentum": BELOW_ONE, "weight_decay": number(0)},
     "vitlab.optim.Muon": {
         "lr": POSITIVE,
         "weight_decay": number(0),
         "momentum": BELOW_ONE,
-        "betas": each(2, BELOW_ONE),
+        "betas": each(BELOW_ONE, 2),
         "ns_steps": whole(1),
         "adjust_lr_fn": choice("match_rms_adamw", "original", "rms_to_rms"),
     },

@@ -1,17 +1,11 @@
 """Decide each `auto` of the config, and refuse what this machine can't do."""
 
-from __future__ import annotations
-
 import logging
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +18,13 @@ def resolve_machine(config: DictConfig) -> None:
     """
     resolve_processes(config)
     trainer = config.trainer
-    best = best_precision(str(trainer.accelerator))
+    best = best_precision(trainer.accelerator)
     if trainer.sync_batchnorm == "auto":
-        trainer.sync_batchnorm = _has_cuda(str(trainer.accelerator))
+        trainer.sync_batchnorm = _has_cuda(trainer.accelerator)
     if trainer.precision == "auto":
         trainer.precision = best
     chosen = str(trainer.precision)
-    if chosen in ("16-mixed", "16-true") and not has_gpu(str(trainer.accelerator)):
+    if chosen in ("16-mixed", "16-true") and not has_gpu(trainer.accelerator):
         raise UserError(f"trainer.precision={chosen}: a CPU does not train in float16; take auto ({best} here)")
     if chosen.startswith("bf16") and not best.startswith("bf16"):
         log.warning(
@@ -57,7 +51,7 @@ def resolve_processes(config: DictConfig) -> None:
         trainer.devices = me.world_size // me.nodes
 
 
-def best_precision(accelerator: str) -> str:
+def best_precision(accelerator: object) -> str:
     """Lightning's name of the fastest precision that trains well on this machine.
 
     bfloat16 if there are instructions for it: CUDA from Ampere on, and CPUs with AMX or AVX512-BF16 (a training step
@@ -69,18 +63,16 @@ def best_precision(accelerator: str) -> str:
 
     if _has_cuda(accelerator):
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
-        return "32-true"
-    return "bf16-mixed" if cpu_has_bfloat16() else "32-true"
+    return "32-true" if has_gpu(accelerator) or not cpu_has_bfloat16() else "bf16-mixed"
 
 
-def _has_cuda(accelerator: str) -> bool:
+def _has_cuda(accelerator: object) -> bool:
     import torch
 
     return accelerator in ("auto", "gpu") and torch.cuda.is_available()
 
 
-def has_gpu(accelerator: str) -> bool:
+def has_gpu(accelerator: object) -> bool:
     import torch
 
     return accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())

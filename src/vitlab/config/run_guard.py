@@ -1,6 +1,5 @@
 """Check the config and claim the run directory before Hydra writes anything."""
 
-import logging.config
 import sys
 import traceback
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from vitlab.config.compose import (
 from vitlab.distributed.broadcast import broadcast_from_rank0
 from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
+from vitlab.runs.console import log_settings
 
 
 class RunGuard(Callback):
@@ -35,15 +35,13 @@ class RunGuard(Callback):
         me = this_process()
         with _exit_on_error():
             if me.is_rank_zero:
-                _refuse_mistakes(describe_mistakes(config))
+                refuse(describe_mistakes(config))
             folder = broadcast_from_rank0("folder", lambda: _claim_folder(config))
             with read_write(config.hydra), open_dict(config.hydra):
                 config.hydra.run.dir = folder
                 if not me.is_rank_zero:  # rank 0 writes what belongs to the run; the others have logs of their own
-                    file = me.log_file(Path(folder))
-                    file.parent.mkdir(parents=True, exist_ok=True)
                     config.hydra.output_subdir = None
-                    config.hydra.job_logging = log_settings(config.hydra.job_logging, file)
+                    config.hydra.job_logging = log_settings(config.hydra.job_logging, Path(folder))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check all jobs before the first one trains."""
@@ -58,7 +56,7 @@ class RunGuard(Callback):
                     continue
                 HydraConfig.instance().set_config(job)
                 lines += describe_mistakes(job)
-            _refuse_mistakes(lines)
+            refuse(lines)
 
 
 def _jobs(config: DictConfig) -> list[list[str]]:
@@ -68,11 +66,6 @@ def _jobs(config: DictConfig) -> list[list[str]]:
     if "n_trials" in sweeper:
         return covering_jobs(params, OmegaConf.to_container(sweeper.when), typed)  # type: ignore[arg-type]
     return sweep_jobs([*(f"{key}={value}" for key, value in params.items()), *typed])
-
-
-def _refuse_mistakes(lines: list[str]) -> None:
-    if lines:
-        refuse(list(dict.fromkeys(lines)))
 
 
 @contextmanager
@@ -107,22 +100,3 @@ def _claim_folder(config: DictConfig) -> str:
             claimed = folder.with_name(f"{folder.name}_{count}")
         except OSError:  # the run itself reports it
             return str(claimed)
-
-
-def log_to(run: Path, conf: Path) -> None:
-    """Starts logging to a run's `run.log` in a process without Hydra, with the settings that Hydra would use."""
-    file = this_process().log_file(run)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    logging.config.dictConfig(log_settings(OmegaConf.load(conf / "hydra" / "job_logging" / "run_log.yaml"), file))
-
-
-def log_settings(settings: Any, file: Path) -> dict[str, Any]:
-    """The logging settings of `conf/hydra/job_logging` with this log file; only rank 0 writes to the terminal."""
-    assert isinstance(settings, DictConfig)
-    handlers = settings.get("handlers", {})  # the user's own settings may lack these
-    if "file" in handlers:
-        handlers.file.filename = str(file)
-    if "console" in handlers and not this_process().is_rank_zero:
-        handlers.console.level = "CRITICAL"
-    plain: Any = OmegaConf.to_container(settings, resolve=True)
-    return dict(plain)

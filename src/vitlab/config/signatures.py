@@ -29,13 +29,12 @@ class Module:
 
 @dataclass(frozen=True)
 class Parameter:
-    """Whether a parameter is required, whether its default is None (then null is right whatever the annotation says),
-    and its annotation, with the module whose names the annotation uses."""
+    """A parameter of a target."""
 
     required: bool
-    none_by_default: bool = False
+    none_by_default: bool = False  # then null is right whatever the annotation says
     annotation: ast.expr | None = None
-    module: Module | None = None
+    module: Module | None = None  # whose names the annotation uses
 
 
 @dataclass(frozen=True)
@@ -59,16 +58,16 @@ def read_signature(target: str, where: str, *, imports: bool = True) -> Signatur
     """
     found = find_definition(target)
     signature = signature_of(*found) if found else None
-    if signature is not None:
-        return signature
+    if signature is not None or not imports:
+        return signature or Signature(is_open=True)
     parent, _, name = target.rpartition(".")
-    known = _names_of(parent)
-    if known and name not in known:
-        raise UserError(f"{where}._target_={target}: {parent} has no {name}{nearest(name, known)}")
-    if not imports:
-        return Signature(is_open=True)
     try:
-        parameters = inspect.signature(pkgutil.resolve_name(target)).parameters.values()
+        owner = pkgutil.resolve_name(parent)
+        if not hasattr(owner, name):
+            raise UserError(f"{where}._target_={target}: {parent} has no {name}{nearest(name, dir(owner))}")
+        parameters = inspect.signature(getattr(owner, name)).parameters.values()
+    except UserError:
+        raise
     except ValueError:  # a class of Python's own, written in C
         return Signature(is_open=True)
     except Exception as error:  # importing runs the user's module: anything may come out of it
@@ -150,23 +149,6 @@ def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
             yield from _flat([*statement.body, *(s for handler in handlers for s in handler.body), *statement.orelse])
         else:
             yield statement
-
-
-def _names_of(module_name: str) -> set[str]:
-    """All names of a module; empty if its source does not tell them all."""
-    module = _find_module(module_name)
-    names: set[str] = set()
-    for statement in _statements(module) if module else []:
-        match statement:
-            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
-                names.add(name)
-            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
-                names |= {alias.asname or alias.name.split(".")[0] for alias in aliases}
-            case ast.Assign(targets=targets):
-                names |= {target.id for target in targets if isinstance(target, ast.Name)}
-            case ast.For() | ast.With() | ast.Expr(value=ast.Call()):  # may make names
-                return set()
-    return set() if names & {"*", "__getattr__"} else names
 
 
 def signature_of(module: Module, definition: Definition) -> Signature | None:

@@ -2,10 +2,11 @@
 
 import ast
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import reduce
-from operator import or_
+from operator import le, lt, or_
 from typing import Any
 
 from vitlab.config.signatures import Module, find_name
@@ -13,17 +14,11 @@ from vitlab.config.signatures import Module, find_name
 
 @dataclass(frozen=True)
 class Kind:
-    """A set of allowed values; `a | b` allows the values of both.
+    """A set of allowed values; `a | b` allows the values of both."""
 
-    Attributes:
-        words: Describes the values in messages: "must be {words}".
-        fits: Whether a value is allowed.
-        names: The words to choose from, if any, for "Did you mean".
-    """
-
-    words: str
+    words: str  # in messages: "must be {words}"
     fits: Callable[[Any], bool]
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()  # the words to choose from, if any, for "Did you mean"
 
     def __or__(self, other: "Kind") -> "Kind":
         if ANYTHING in (self, other):
@@ -62,13 +57,8 @@ def number(low: float, high: float = math.inf, *, above: bool = False, below: bo
     words = f"a number {'above' if above else 'of at least'} {low:g}"
     if high != math.inf:
         words += f" and {'below' if below else 'at most'} {high:g}"
-
-    def fits(value: Any) -> bool:
-        return (
-            is_number(value) and low <= value <= high and not (above and value == low) and not (below and value == high)
-        )
-
-    return Kind(words, fits)
+    at_low, at_high = lt if above else le, lt if below else le
+    return Kind(words, lambda v: is_number(v) and at_low(low, v) and at_high(v, high))
 
 
 def choice(*names: str) -> Kind:
@@ -76,9 +66,10 @@ def choice(*names: str) -> Kind:
     return Kind(words, lambda value: value in names, names)
 
 
-def each(count: int, kind: Kind) -> Kind:
-    words = f"a list of {count}, each {kind.words}"
-    return Kind(words, lambda v: isinstance(v, list) and len(v) == count and all(map(kind.fits, v)))
+def each(kind: Kind, count: int | None = None) -> Kind:
+    """Lists of any number of values of a kind, or of `count`."""
+    words = f"a list{'' if count is None else f' of {count}'}, each {kind.words}"
+    return Kind(words, lambda v: isinstance(v, list) and count in (None, len(v)) and all(map(kind.fits, v)))
 
 
 BY_NAME = {
@@ -93,54 +84,39 @@ PLAIN_BASES = {"Enum", "enum.Enum", "StrEnum", "str", "TypedDict", "NamedTuple",
 
 
 def kind_of(annotation: ast.expr | None, module: Module | None) -> Kind:
-    """The kind that an annotation allows; ANYTHING if the source does not tell.
-
-    Args:
-        annotation: As `vitlab.config.signatures` reads it.
-        module: The module whose names it uses.
-    """
+    """The kind that an annotation, whose names are those of a module, allows; ANYTHING if the source does not tell."""
     match annotation:
         case ast.Constant(value=None):
             return NULL
         case ast.Constant(value=str() as text):
-            try:
+            with suppress(SyntaxError):
                 return kind_of(ast.parse(text, mode="eval").body, module)
-            except SyntaxError:
-                return ANYTHING
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _any_of([left, right], module)
+            return kind_of(left, module) | kind_of(right, module)
         case ast.Subscript(value=head, slice=inner):
             parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-            return _generic(ast.unparse(head).rpartition(".")[2], parts, module)
+            return _kind_of_generic(ast.unparse(head).rpartition(".")[2], parts, module)
+        case ast.Name(id=name) if name not in BY_NAME and module is not None:
+            return _kind_of_definition(find_name(module, name))
         case ast.Name(id=name) | ast.Attribute(attr=name):
-            if name in BY_NAME or module is None or not isinstance(annotation, ast.Name):
-                return BY_NAME.get(name, ANYTHING)
-            return _defined(module, name)
+            return BY_NAME.get(name, ANYTHING)
     return ANYTHING
 
 
-def _generic(head: str, parts: list[ast.expr], module: Module | None) -> Kind:
-    if head == "Optional":
-        return _any_of(parts, module) | NULL
-    if head == "Union":
-        return _any_of(parts, module)
+def _kind_of_generic(head: str, parts: list[ast.expr], module: Module | None) -> Kind:
     if head == "Literal":
         values = [part.value for part in parts if isinstance(part, ast.Constant)]
         return replace(choice(*map(str, values)), fits=lambda v: v in values)
-    if BY_NAME.get(head) is not LIST:
-        return BY_NAME.get(head, ANYTHING)
-    element = _any_of([part for part in parts if ast.unparse(part) != "..."], module)
-    if element is ANYTHING:
-        return LIST
-    return Kind(f"a list, each {element.words}", lambda v: isinstance(v, list) and all(map(element.fits, v)))
+    kinds = [kind_of(part, module) for part in parts if ast.unparse(part) != "..."]
+    if head in ("Optional", "Union"):
+        return reduce(or_, [*kinds, NULL] if head == "Optional" else kinds)
+    if BY_NAME.get(head) is LIST and ANYTHING not in kinds:
+        return each(reduce(or_, kinds))
+    return BY_NAME.get(head, ANYTHING)
 
 
-def _any_of(parts: Iterable[ast.expr], module: Module | None) -> Kind:
-    return reduce(or_, [kind_of(part, module) for part in parts])
-
-
-def _defined(module: Module, name: str) -> Kind:
-    match find_name(module, name):
+def _kind_of_definition(found: tuple[Module, ast.stmt] | None) -> Kind:
+    match found:
         case (_, ast.ClassDef(bases=bases)):
             return ANYTHING if {ast.unparse(base) for base in bases} & PLAIN_BASES else OBJECT
         case (owner, ast.Assign(value=value)):  # a name for another annotation

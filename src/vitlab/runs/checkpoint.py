@@ -10,10 +10,10 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from vitlab.config.instantiate import update_old_config
 from vitlab.distributed.sharded_checkpoint import about, consolidated
 from vitlab.errors import UserError
 from vitlab.files import replacing
+from vitlab.runs.old_config import update_old_config
 
 CONFIG_KEY = "vitlab_config"
 METRICS_KEY = "vitlab_metrics"

@@ -1,10 +1,15 @@
 """Print on the terminal and write the same lines to run.log."""
 
 import io
-import logging
+import logging.config
+from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from rich.console import Console, RenderableType
+
+from vitlab.distributed.process import this_process
+from vitlab.files import CONF
 
 log = logging.getLogger(__name__)
 
@@ -29,3 +34,22 @@ def show(*lines: RenderableType, style: str = "", console: Console | None = None
         plain.print(*lines, sep="\n")
         for line in text.getvalue().splitlines():
             log.info(line.rstrip())
+
+
+def log_to(run: Path) -> None:
+    """Start logging to a run's `run.log` in a process without Hydra, with the settings that Hydra would use."""
+    settings = OmegaConf.load(CONF / "hydra" / "job_logging" / "run_log.yaml")
+    logging.config.dictConfig(log_settings(settings, run))
+
+
+def log_settings(settings: Any, run: Path) -> dict[str, Any]:
+    """The settings of `conf/hydra/job_logging` for a run; only rank 0 writes to the terminal."""
+    file = this_process().log_file(run)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handlers = settings.get("handlers", {})  # the user's own settings may lack these
+    if "file" in handlers:
+        handlers.file.filename = str(file)
+    if "console" in handlers and not this_process().is_rank_zero:
+        handlers.console.level = "CRITICAL"
+    plain: Any = OmegaConf.to_container(settings, resolve=True)
+    return dict(plain)

@@ -10,11 +10,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.config.instantiate import update_old_config
 from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
 from vitlab.files import locked, set_aside, write_json, write_text
 from vitlab.runs.metrics_files import Row, read_epochs, read_final
+from vitlab.runs.old_config import update_old_config
 from vitlab.runs.rebase import check_links
 
 FORMAT = 2  # of a run's files; 1, without this key in the manifest: epochs are counted from 0

@@ -1,0 +1,43 @@
+"""Update the config of a run that an earlier version wrote."""
+
+from typing import Any
+
+# Targets -> their names today.
+RENAMED_TARGETS = {
+    "vitlab.ranks.strategies.DataParallel": "vitlab.distributed.strategies.DataParallel",
+    "vitlab.ranks.strategies.FullySharded": "vitlab.distributed.strategies.FullySharded",
+    "vitlab.callbacks.FiniteLoss": "vitlab.callbacks.NaNGuard",
+    "vitlab.callbacks.RunProgress": "vitlab.callbacks.RunProgressBar",
+}
+# Values of `trainer` -> their names today.
+RENAMED_VALUES = {
+    "precision": {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"},
+    "accelerator": {"cuda": "gpu"},
+}
+# What a run could be told to monitor: the metric tells the mode.
+MONITORS = ("train/loss", "val/loss", "train/acc", "val/acc", "val/loss_ema", "val/acc_ema")
+
+
+def update_old_config(config: Any) -> Any:
+    """Bring a run's config, plain data, to the names, values and keys of this version."""
+    config = _rename_targets(config)
+    if not isinstance(config, dict):
+        return config
+    groups = (config.get(name) for name in ("model", "checkpoint", "trainer"))
+    model, checkpoint, trainer = (group if isinstance(group, dict) else {} for group in groups)
+    if model.get("_target_") == "vitlab.models.VisionTransformer" and model.get("in_channels") == 3:
+        del model["in_channels"]
+    if checkpoint.get("monitor") in MONITORS:
+        checkpoint.pop("mode", None)
+    for key, renamed in RENAMED_VALUES.items():
+        if str(trainer.get(key)) in renamed:
+            trainer[key] = renamed[str(trainer[key])]
+    return config
+
+
+def _rename_targets(node: Any) -> Any:
+    if isinstance(node, dict):
+        target = str(node.get("_target_"))
+        renamed = {"_target_": RENAMED_TARGETS[target]} if target in RENAMED_TARGETS else {}
+        return {key: _rename_targets(value) for key, value in node.items()} | renamed
+    return [_rename_targets(value) for value in node] if isinstance(node, list) else node

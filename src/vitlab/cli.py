@@ -18,15 +18,7 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config.check import FILLING, GROUPS
-from vitlab.config.compose import (
-    CONF,
-    NOT_COMPOSED,
-    compose_training,
-    composition_mistakes,
-    explain,
-    read_command,
-    refuse,
-)
+from vitlab.config.compose import CONF, NOT_COMPOSED, compose_training, explain, read_command, refuse
 from vitlab.distributed.process import check_start, die_with_parent, this_process
 from vitlab.distributed.slurm import is_requeued
 from vitlab.errors import INTERRUPTED, TERMINATED, PeerError, TerminatedError, UserError
@@ -88,6 +80,8 @@ def _train(main: Callable[[], Any]) -> None:
     try:
         main()
     except NOT_COMPOSED as error:
+        from vitlab.sweeps.jobs import composition_mistakes
+
         refuse(composition_mistakes(sys.argv[1:]) or [explain(error)])
 
 

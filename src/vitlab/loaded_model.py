@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitlab.compat import keep_freed_memory, silence_libraries
 from vitlab.config.compose import apply_overrides
-from vitlab.config.instantiate import build_network, check_trusted
+from vitlab.config.instantiate import build_network
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import BatchTransform
 from vitlab.errors import UserError
@@ -21,6 +21,7 @@ from vitlab.models.execution import choose_attention
 from vitlab.report.terminal import print_choice
 from vitlab.runs.checkpoint import CONFIG_KEY, choose_weights, load_network, read_checkpoint
 from vitlab.runs.directory import RunDirectory
+from vitlab.runs.trust import check_trusted
 
 
 @dataclass(frozen=True)

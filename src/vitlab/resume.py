@@ -18,7 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.config.check import find_mistakes
 from vitlab.config.compose import CONF, apply_overrides, read_command
-from vitlab.config.instantiate import check_trusted, targets
+from vitlab.config.instantiate import targets
 from vitlab.config.resolve import resolve_processes
 from vitlab.distributed.broadcast import broadcast_from_rank0
 from vitlab.distributed.failure_report import clear_failures
@@ -46,6 +46,7 @@ from vitlab.runs.hparams import flatten
 from vitlab.runs.loggers import clear_logger_run_id
 from vitlab.runs.manifest import describe_origin, differences
 from vitlab.runs.rebase import check_paths, rebase_paths
+from vitlab.runs.trust import check_trusted
 
 log = logging.getLogger(__name__)
 

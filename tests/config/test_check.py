@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from vitlab.config import compose as composition
 from vitlab.config.check import FILLING, GROUPS, SETTINGS
-from vitlab.config.run_guard import describe_mistakes
+from vitlab.config.compose import describe_mistakes
 from vitlab.config.signatures import find_definition, read_signature, signature_of
 
 
@@ -396,7 +396,7 @@ OTHERS = [
 
 @pytest.mark.parametrize(
     "target",
-    [t for t in (*targets(), *OTHERS) if not t.startswith(("vitlab.config.run_guard", "hydra_plugins.", "optuna."))],
+    [t for t in (*targets(), *OTHERS) if not t.startswith(("vitlab.runs.run_guard", "hydra_plugins.", "optuna."))],
 )
 def test_what_is_read_from_the_source_is_what_python_says(target: str) -> None:
     if "Wandb" in target or "MLFlow" in target:

@@ -14,9 +14,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 from sweeps.test_sweep import FAKE, fake_processes, make_sweep, wait_for
 
-from vitlab.config.compose import covering_jobs
 from vitlab.errors import UserError
 from vitlab.sweeps.executors import LocalExecutor
+from vitlab.sweeps.jobs import covering_jobs
 from vitlab.sweeps.runner import run_grid
 from vitlab.sweeps.search import parameter_importance, run_search
 from vitlab.sweeps.search_space import Parameter, read_space

@@ -1,8 +1,7 @@
 """Compose configs, read commands, and explain what keeps a config from composing."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from itertools import product
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import Override
 from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -157,49 +156,6 @@ def _key(override: str) -> str:
     return override.lstrip("+~").split("=")[0].split("@")[0]
 
 
-def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job of a sweep over `key=a,b`: all combinations.
-
-    Raises:
-        UserError: an interval, which only a search can sweep over.
-        hydra.errors.OverrideParseException: an argument is no override.
-    """
-    for override in parse_overrides(overrides):
-        if isinstance(override.value(), IntervalSweep):
-            raise UserError(f"{override.input_line}: only a search takes an interval: add hydra/sweeper=optuna")
-    return [list(job) for job in product(*_choices(overrides))]
-
-
-def covering_jobs(
-    params: Mapping[str, Any], when: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]
-) -> list[list[str]]:
-    """The overrides of some jobs of a search that cover each listed value and both ends of each interval.
-
-    `params` and `when` are those of the search's config; overrides on the command line replace `params`.
-    """
-    always = [*(f"{key}={value}" for key, value in params.items()), *overrides]
-    jobs = []
-    for more in [[], *([condition, *(f"{k}={v}" for k, v in keys.items())] for condition, keys in when.items())]:
-        choices = _choices([*always, *more])
-        count = max(map(len, choices), default=1)
-        jobs += [[values[min(job, len(values) - 1)] for values in choices] for job in range(count)]
-    return jobs
-
-
-def _choices(overrides: Sequence[str]) -> list[list[str]]:
-    """For each key its possible overrides: `key=a`, `key=b`; for an interval its ends. A key's last override wins."""
-    choices = []
-    for key, override in {override.get_key_element(): override for override in parse_overrides(overrides)}.items():
-        if isinstance(value := override.value(), IntervalSweep):
-            values = [str(value.start), str(value.end)]
-        elif override.is_sweep_override():
-            values = list(override.sweep_string_iterator())
-        else:
-            values = [override.get_value_element_as_str()]
-        choices.append([f"{key}={text}" for text in values])
-    return choices
-
-
 def refuse(mistakes: Sequence[str]) -> None:
     """Print each mistake once, and end the process with the status of wrong input; without mistakes do nothing."""
     for mistake in dict.fromkeys(mistakes):
@@ -208,35 +164,25 @@ def refuse(mistakes: Sequence[str]) -> None:
         sys.exit(2)
 
 
-def composition_mistakes(arguments: Sequence[str]) -> list[str]:
-    """Describe each argument that keeps the config, or that of a job of a sweep, from composing, and each mistake in
-    what is left; empty if the arguments are more than overrides."""
-    overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
-    if any(argument.startswith("-") for argument in overrides):
-        return []
-    try:
-        jobs = [overrides] if len(overrides) == len(arguments) else sweep_jobs(overrides)
-    except (UserError, OverrideParseException) as error:
-        return [explain(error)]
-    return [line for job in jobs for line in _mistakes_of_job(job)]
+def job_mistakes(overrides: Sequence[str]) -> list[str]:
+    """Describe each override that keeps a config from composing, and each mistake in what is left of it.
 
-
-def _mistakes_of_job(overrides: Sequence[str]) -> list[str]:
+    Called inside of Hydra: in a job, or with `initialize_config_dir`.
+    """
     left, lines = list(overrides), []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        while True:
-            try:
-                config = compose("train", left, return_hydra_config=True)
-                break
-            except NOT_COMPOSED as error:
-                sentence, subject = _diagnose(error)
-                lines.append(sentence)
-                culprit = next((o for o in left if subject and subject in (o, o.lstrip("+"), _key(o))), None)
-                if culprit is None:
-                    return lines
-                left.remove(culprit)
-        HydraConfig.instance().set_config(config)
-        return lines + describe_mistakes(config)
+    while True:
+        try:
+            config = compose("train", left, return_hydra_config=True)
+            break
+        except NOT_COMPOSED as error:
+            sentence, subject = _diagnose(error)
+            lines.append(sentence)
+            culprit = next((o for o in left if subject and subject in (o, o.lstrip("+"), _key(o))), None)
+            if culprit is None:
+                return lines
+            left.remove(culprit)
+    HydraConfig.instance().set_config(config)
+    return lines + describe_mistakes(config)
 
 
 def explain(error: Exception) -> str:

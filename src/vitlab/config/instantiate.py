@@ -7,14 +7,12 @@ from typing import Any
 
 import yaml
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vitlab.config.signatures import read_signature
 from vitlab.errors import UserError
 from vitlab.files import CONF
-
-LIBRARIES = ("vitlab.", "torch.", "timm.", "torchvision.", "pytorch_lightning.")
 
 
 def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
@@ -50,54 +48,6 @@ def build_network(node: DictConfig) -> Any:
     return build(OmegaConf.create({key: node[key] for key in node if key not in left_out}), "model")
 
 
-def check_trusted(config: Any, trusted: Sequence[str]) -> None:
-    """Refuse a config from a file (a run, a checkpoint, a sweep) that names a target which is not trusted.
-
-    Trusted are the targets that a file in `conf/` names, subclasses of the kinds that a config builds in the libraries
-    that vitlab is made of, and targets that begin with one of `trusted`. A saved config is resolved: `${` in it can
-    only be an attempt to name a target later, when the check is over.
-
-    Raises:
-        UserError: naming the target and how to trust it, or the place of an interpolation.
-    """
-    for path, value in _walk(config):
-        if "${" in path or (isinstance(value, str) and "${" in value):
-            raise UserError(f"the run's config has an interpolation at {path}, which no saved config has: {value}")
-    for target in targets(config):
-        if not is_trusted(target) and not target.startswith(tuple(trusted)):
-            raise UserError(
-                f"the run's config would run {target}, which is not vitlab's; "
-                f"if you trust it, add 'trusted_targets=[{target.split('.')[0]}.]'"
-            )
-
-
-def trust(config: Mapping[str, Any]) -> list[str]:
-    """The argument that trusts the user's own classes in a run's config; empty without such classes."""
-    plain = OmegaConf.to_container(config) if isinstance(config, DictConfig) else config
-    found = sorted({target.split(".")[0] for target in targets(plain) if not is_trusted(target)})
-    return [f"'trusted_targets=[{','.join(f'{package}.' for package in found)}]'"] if found else []
-
-
-def is_trusted(target: str) -> bool:
-    """Whether a target may be built without being trusted by the user; see `check_trusted`."""
-    if target in {str(node["_target_"]) for _, node in shipped_nodes()}:
-        return True
-    if not target.startswith(LIBRARIES):  # finding the class imports its module
-        return False
-    import pytorch_lightning as pl  # not before: checking a config does not wait for torch
-    import torch
-
-    try:
-        found = get_object(target)
-    except Exception:  # importing a module by a name in a file can fail in any way
-        return False
-    kinds = (
-        *(torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, pl.Trainer, pl.Callback),
-        *(pl.LightningDataModule, pl.loggers.Logger, pl.profilers.Profiler, pl.strategies.Strategy),
-    )
-    return isinstance(found, type) and issubclass(found, kinds)
-
-
 @cache
 def shipped_nodes() -> list[tuple[str, dict[str, Any]]]:
     """Path and content of each node with a `_target_` in the files in `conf/` that fill a run's config."""
@@ -113,17 +63,17 @@ def shipped_nodes() -> list[tuple[str, dict[str, Any]]]:
     return [(path, node) for path, node in found if not path.startswith("hydra.")]
 
 
-def _walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Path and content of a node and of all inside of it."""
     yield path, node
     inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in inner:
-        yield from _walk(value, f"{path}.{key}" if path else str(key))
+        yield from walk(value, f"{path}.{key}" if path else str(key))
 
 
 def target_nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Path and content of each node with a `_target_`, of a config as plain data."""
-    return ((where, n) for where, n in _walk(node, path) if isinstance(n, dict) and "_target_" in n)
+    return ((where, n) for where, n in walk(node, path) if isinstance(n, dict) and "_target_" in n)
 
 
 def targets(config: Any) -> Iterator[str]:

@@ -102,11 +102,7 @@ PARAMETERS: Mapping[str, Mapping[str, Kind]] = {
     },
     "vitlab.models.timm_model": {"dropout drop_path": BELOW_ONE | NULL},
     "vitlab.data.ImageFolderDataModule": {"test_size": number(0)},
-    "vitlab.data.SyntheticDataModule": {
-        "train_images test_images": whole(1),
-        "noise": number(0),
-        "data_seed": whole(0),
-    },
+    "vitlab.data.SyntheticDataModule": {"train_images test_images": whole(1), "noise": number(0)},
     "vitlab.data.RandomCrop": {"padding": whole(0)},
     "vitlab.data.RandomHorizontalFlip": {"p": FRACTION},
     "vitlab.data.RandomErasing": {"p": FRACTION, "area": each(FRACTION, 2), "aspect": each(POSITIVE, 2)},

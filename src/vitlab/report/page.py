@@ -12,7 +12,6 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from vitlab.config.instantiate import trust
 from vitlab.files import write_text
 from vitlab.plots.curves import CURVES, draw_curves
 from vitlab.plots.io import never_failing, read_figures, render, save
@@ -22,6 +21,7 @@ from vitlab.report.run_summary import RunSummary, accuracy_interval, read_run_su
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import KEY_SETTINGS
 from vitlab.runs.manifest import entry_point
+from vitlab.runs.trust import trust
 
 SECTIONS = {  # of figures, by the first part of their tag; others have that part as their title
     "curves": "Training curves",

@@ -16,12 +16,12 @@ from torch.utils.tensorboard.summary import hparams
 
 from vitlab.callbacks.checkpointing import best_metrics
 from vitlab.compat import logged_step
-from vitlab.config.instantiate import trust
 from vitlab.distributed.slurm import this_command
 from vitlab.plots.io import never_failing, writers
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import all_settings
 from vitlab.runs.manifest import entry_point
+from vitlab.runs.trust import trust
 
 # Charts with several curves, by patterns of their tags. TensorBoard matches them at the start of a tag only.
 LAYOUT = {

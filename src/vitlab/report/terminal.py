@@ -15,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from vitlab.config.instantiate import trust
 from vitlab.data import ImageDataModule
 from vitlab.distributed.slurm import this_command
 from vitlab.files import shorten
@@ -26,6 +25,7 @@ from vitlab.runs.console import show
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import data_set
 from vitlab.runs.manifest import entry_point
+from vitlab.runs.trust import trust
 from vitlab.weights import LoadReport, Weights
 
 log = logging.getLogger(__name__)

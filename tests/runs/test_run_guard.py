@@ -5,7 +5,7 @@ from pathlib import Path
 from config.test_compose import CONF
 from hydra import compose, initialize_config_dir
 
-from vitlab.config.run_guard import RunGuard
+from vitlab.runs.run_guard import RunGuard
 
 
 def start(folder: Path) -> str:

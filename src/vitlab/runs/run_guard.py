@@ -7,20 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
-from vitlab.config.compose import (
-    NOT_COMPOSED,
-    covering_jobs,
-    describe_mistakes,
-    explain,
-    refuse,
-    sweep_jobs,
-    typed_overrides,
-)
+from vitlab.config.compose import describe_mistakes, refuse
 from vitlab.distributed.broadcast import broadcast_from_rank0
 from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
@@ -33,7 +24,7 @@ class RunGuard(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         HydraConfig.instance().set_config(config)  # run.dir may ask it for the choices; Hydra sets it later
         me = this_process()
-        with _exit_on_error():
+        with exit_on_error():
             if me.is_rank_zero:
                 refuse(describe_mistakes(config))
             folder = broadcast_from_rank0("folder", lambda: _claim_folder(config))
@@ -43,33 +34,9 @@ class RunGuard(Callback):
                     config.hydra.output_subdir = None
                     config.hydra.job_logging = log_settings(config.hydra.job_logging, Path(folder))
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check all jobs before the first one trains."""
-        with _exit_on_error():
-            loader = GlobalHydra.instance().config_loader()
-            lines = []
-            for overrides in _jobs(config):
-                try:
-                    job = loader.load_sweep_config(config, overrides)
-                except NOT_COMPOSED as error:
-                    lines.append(explain(error))
-                    continue
-                HydraConfig.instance().set_config(job)
-                lines += describe_mistakes(job)
-            refuse(lines)
-
-
-def _jobs(config: DictConfig) -> list[list[str]]:
-    """The overrides of a sweep's jobs; for a search, of some jobs that cover its choices."""
-    sweeper, typed = config.hydra.sweeper, typed_overrides(config.hydra)
-    params: Any = OmegaConf.to_container(sweeper.params) if sweeper.get("params") else {}
-    if "n_trials" in sweeper:
-        return covering_jobs(params, OmegaConf.to_container(sweeper.when), typed)  # type: ignore[arg-type]
-    return sweep_jobs([*(f"{key}={value}" for key, value in params.items()), *typed])
-
 
 @contextmanager
-def _exit_on_error() -> Iterator[None]:
+def exit_on_error() -> Iterator[None]:
     """End the process at any exception: Hydra turns a callback's exceptions into warnings and continues."""
     try:
         yield

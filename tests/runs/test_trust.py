@@ -8,8 +8,9 @@ import torch
 from conftest import ROOT, Command
 from omegaconf import OmegaConf
 
-from vitlab.config.instantiate import check_trusted, is_trusted, shipped_nodes, trust
+from vitlab.config.instantiate import shipped_nodes
 from vitlab.errors import UserError
+from vitlab.runs.trust import check_trusted, is_trusted, trust
 
 
 def test_the_targets_of_conf_are_trusted_but_not_those_for_hydra() -> None:
@@ -29,7 +30,7 @@ def test_subclasses_of_what_a_config_builds_are_trusted(target: str) -> None:
     [
         *("os.system", "builtins.exec", "subprocess.run", "torch.hub.load", "torch.load", "vitlab.files.write_text"),
         *(
-            "vitlab.config.run_guard.RunGuard",
+            "vitlab.runs.run_guard.RunGuard",
             "pathlib.Path",
             "nowhere.Net",
             "torch.nowhere",

@@ -1,0 +1,60 @@
+"""Refuse a config from a file that names what nobody trusts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from vitlab.config.instantiate import shipped_nodes, targets, walk
+from vitlab.errors import UserError
+
+LIBRARIES = ("vitlab.", "torch.", "timm.", "torchvision.", "pytorch_lightning.")
+
+
+def check_trusted(config: Any, trusted: Sequence[str]) -> None:
+    """Refuse a config from a file (a run, a checkpoint, a sweep) that names a target which is not trusted.
+
+    Trusted are the targets that a file in `conf/` names, subclasses of the kinds that a config builds in the libraries
+    that vitlab is made of, and targets that begin with one of `trusted`. A saved config is resolved: `${` in it can
+    only be an attempt to name a target later, when the check is over.
+
+    Raises:
+        UserError: naming the target and how to trust it, or the place of an interpolation.
+    """
+    for path, value in walk(config):
+        if "${" in path or (isinstance(value, str) and "${" in value):
+            raise UserError(f"the run's config has an interpolation at {path}, which no saved config has: {value}")
+    for target in targets(config):
+        if not is_trusted(target) and not target.startswith(tuple(trusted)):
+            raise UserError(
+                f"the run's config would run {target}, which is not vitlab's; "
+                f"if you trust it, add 'trusted_targets=[{target.split('.')[0]}.]'"
+            )
+
+
+def trust(config: Mapping[str, Any]) -> list[str]:
+    """The argument that trusts the user's own classes in a run's config; empty without such classes."""
+    plain = OmegaConf.to_container(config) if isinstance(config, DictConfig) else config
+    found = sorted({target.split(".")[0] for target in targets(plain) if not is_trusted(target)})
+    return [f"'trusted_targets=[{','.join(f'{package}.' for package in found)}]'"] if found else []
+
+
+def is_trusted(target: str) -> bool:
+    """Whether a target may be built without being trusted by the user; see `check_trusted`."""
+    if target in {str(node["_target_"]) for _, node in shipped_nodes()}:
+        return True
+    if not target.startswith(LIBRARIES):  # finding the class imports its module
+        return False
+    import pytorch_lightning as pl  # not before: checking a config does not wait for torch
+    import torch
+
+    try:
+        found = get_object(target)
+    except Exception:  # importing a module by a name in a file can fail in any way
+        return False
+    kinds = (
+        *(torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, pl.Trainer, pl.Callback),
+        *(pl.LightningDataModule, pl.loggers.Logger, pl.profilers.Profiler, pl.strategies.Strategy),
+    )
+    return isinstance(found, type) and issubclass(found, kinds)

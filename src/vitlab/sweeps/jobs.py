@@ -1,0 +1,87 @@
+"""List the jobs of a sweep or search, and check them before the first one trains."""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra.core.override_parser.types import IntervalSweep
+from hydra.errors import OverrideParseException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from vitlab.config.compose import CONF, explain, job_mistakes, parse_overrides, refuse, typed_overrides
+from vitlab.errors import UserError
+from vitlab.runs.run_guard import exit_on_error
+
+
+class SweepGuard(Callback):
+    """Hydra's callback before a sweep or search: refuses it if one of its jobs has a mistake."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        sweeper, typed = config.hydra.sweeper, typed_overrides(config.hydra)
+        params: Any = OmegaConf.to_container(sweeper.params) if sweeper.get("params") else {}
+        when: Any = OmegaConf.to_container(sweeper.when) if sweeper.get("when") else {}
+        with exit_on_error():
+            if "n_trials" in sweeper:
+                jobs = covering_jobs(params, when, typed)
+            else:
+                jobs = sweep_jobs([*(f"{key}={value}" for key, value in params.items()), *typed])
+            refuse([line for job in jobs for line in job_mistakes(job)])
+
+
+def composition_mistakes(arguments: Sequence[str]) -> list[str]:
+    """Describe each argument that keeps the config, or that of a job of a sweep, from composing, and each mistake in
+    what is left; empty if the arguments are more than overrides."""
+    overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+    if any(argument.startswith("-") for argument in overrides):
+        return []
+    try:
+        jobs = [overrides] if len(overrides) == len(arguments) else sweep_jobs(overrides)
+    except (UserError, OverrideParseException) as error:
+        return [explain(error)]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return [line for job in jobs for line in job_mistakes(job)]
+
+
+def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job of a sweep over `key=a,b`: all combinations.
+
+    Raises:
+        UserError: an interval, which only a search can sweep over.
+        hydra.errors.OverrideParseException: an argument is no override.
+    """
+    for override in parse_overrides(overrides):
+        if isinstance(override.value(), IntervalSweep):
+            raise UserError(f"{override.input_line}: only a search takes an interval: add hydra/sweeper=optuna")
+    return [list(job) for job in product(*_choices(overrides))]
+
+
+def covering_jobs(
+    params: Mapping[str, Any], when: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]
+) -> list[list[str]]:
+    """The overrides of some jobs of a search that cover each listed value and both ends of each interval.
+
+    `params` and `when` are those of the search's config; overrides on the command line replace `params`.
+    """
+    always = [*(f"{key}={value}" for key, value in params.items()), *overrides]
+    jobs = []
+    for more in [[], *([condition, *(f"{k}={v}" for k, v in keys.items())] for condition, keys in when.items())]:
+        choices = _choices([*always, *more])
+        count = max(map(len, choices), default=1)
+        jobs += [[values[min(job, len(values) - 1)] for values in choices] for job in range(count)]
+    return jobs
+
+
+def _choices(overrides: Sequence[str]) -> list[list[str]]:
+    """For each key its possible overrides: `key=a`, `key=b`; for an interval its ends. A key's last override wins."""
+    choices = []
+    for key, override in {override.get_key_element(): override for override in parse_overrides(overrides)}.items():
+        if isinstance(value := override.value(), IntervalSweep):
+            values = [str(value.start), str(value.end)]
+        elif override.is_sweep_override():
+            values = list(override.sweep_string_iterator())
+        else:
+            values = [override.get_value_element_as_str()]
+        choices.append([f"{key}={text}" for text in values])
+    return choices

@@ -80,7 +80,7 @@ def _train(main: Callable[[], Any]) -> None:
     try:
         main()
     except NOT_COMPOSED as error:
-        from vitlab.sweeps.jobs import composition_mistakes
+        from vitlab.sweeps.sweep_guard import composition_mistakes
 
         refuse(composition_mistakes(sys.argv[1:]) or [explain(error)])
 

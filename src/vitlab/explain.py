@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vitlab.loaded_model import LoadedModel
-    from vitlab.plots.explanation import Explanation
+    from vitlab.plots.vit_plots import Explanation
 
 SIDE = 448  # largest side of the drawn image, in pixels
 
@@ -52,8 +52,8 @@ def explain(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
 
         from vitlab.loaded_model import open_model
         from vitlab.models.attention_maps import record_attention
-        from vitlab.plots.explanation import CAPTION, draw_explanation
         from vitlab.plots.io import FigureText, render, save
+        from vitlab.plots.vit_plots import EXPLANATION_CAPTION, draw_explanation
         from vitlab.runs.console import show
 
     model = open_model(command, overrides, CONF)
@@ -76,7 +76,7 @@ def explain(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
         written.append(folder / names[path])
         title = f"Attention of the model to {path.name}"
         figure = render(partial(draw_explanation, explanation), title)
-        save(figure, written[-1], FigureText("explain", title, CAPTION))
+        save(figure, written[-1], FigureText("explain", title, EXPLANATION_CAPTION))
         show(f"{path}  {explanation.summary}  written: {shorten(written[-1])}")
     check_all_read(failures, len(written), command.images)
     return written
@@ -98,7 +98,7 @@ def _explanation(
     from vitlab.data.decoding import read_image, to_square
     from vitlab.models.attention_maps import attention_gradients
     from vitlab.models.interpretation import gradient_rollout, last_layer, rollout, seen_by_head
-    from vitlab.plots.explanation import Explanation
+    from vitlab.plots.vit_plots import Explanation
 
     logits = model.logits(image)
     ranked = rank_classes(logits)[0].tolist()

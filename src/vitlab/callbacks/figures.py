@@ -16,9 +16,9 @@ from torch.utils.tensorboard.summary import compute_curve
 from torch.utils.tensorboard.writer import SummaryWriter
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from vitlab.callbacks.auxiliary_logits import EMA
 from vitlab.callbacks.checkpointing import BestCheckpoint
-from vitlab.callbacks.ema import EMA
-from vitlab.callbacks.time_limit import TimeLimit
+from vitlab.callbacks.stopping import TimeLimit
 from vitlab.classifier import rank_classes
 from vitlab.compat import add_summary
 from vitlab.data import Batch
@@ -147,15 +147,10 @@ class Figures(pl.Callback):
     on_validation_batch_end = _collect
     on_test_batch_end = _collect
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._draw(trainer, "val")
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._draw(trainer, "test")
-
-    def _draw(self, trainer: pl.Trainer, split: str) -> None:
+    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.collected is None:
             return
+        split = "test" if trainer.testing else "val"
         logits, index = self.collected.gather(trainer)
         if not trainer.is_global_zero:
             return
@@ -178,6 +173,8 @@ class Figures(pl.Callback):
                 file = Path(trainer.default_root_dir) / "test_details.json"
                 set_aside(file)
                 write_json(file, found.as_data())
+
+    on_validation_end = on_test_end = _draw
 
 
 def _draw_lr_schedule(trainer: pl.Trainer, module: Any) -> None:

@@ -69,16 +69,20 @@ class ViTFigures(pl.Callback):
         self.timer = next((c for c in trainer.callbacks if isinstance(c, Timer)), None)  # type: ignore[attr-defined]
         left = self.timer.time_remaining() if self.timer else None
         self.seconds = math.inf if left is None else left + self._elapsed()
-        self._record_if_due(trainer, pl_module, float(trainer.current_epoch))
+        # Of a sharded model, `python -m vitlab.explain` draws the attention after training.
+        sharded = isinstance(pl_module.network, FSDPModule)
+        self.draws = self.level != "off" and trainer.is_global_zero and not sharded
+        if self.draws and self._is_due(trainer):
+            self._record(trainer, pl_module, float(trainer.current_epoch))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        epoch = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
-        self._record_if_due(trainer, pl_module, epoch)
+        if self.draws and self._is_due(trainer):
+            self._record(trainer, pl_module, trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._draws(trainer, pl_module):
+        if self.draws:
             if not self.seen or self.seen[-1]["step"] < trainer.global_step:  # the run ended early
                 self._record(trainer, pl_module, float(trainer.current_epoch))
             with never_failing("what the ViT has learnt"):
@@ -87,14 +91,6 @@ class ViTFigures(pl.Callback):
     def _elapsed(self) -> float:
         """Seconds of training so far, if they are limited."""
         return self.timer.time_elapsed() if self.timer else 0.0
-
-    def _draws(self, trainer: pl.Trainer, module: Any) -> bool:
-        """On rank 0, unless the model is sharded: `python -m vitlab.explain` draws its attention after training."""
-        return self.level != "off" and trainer.is_global_zero and not isinstance(module.network, FSDPModule)
-
-    def _record_if_due(self, trainer: pl.Trainer, module: Any, epoch: float) -> None:
-        if self._draws(trainer, module) and self._is_due(trainer):
-            self._record(trainer, module, epoch)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         if not self.seen:
@@ -187,8 +183,8 @@ class _Probe:
         self.device = module.device
 
     def attention(self, indices: Tensor) -> Attention | None:
-        images, labels = self.split.pick(indices), self.split.labels[indices]
-        batch = StoredBatch(*(part.to(self.device) for part in (images, labels, indices)))
+        images, labels, device = self.split.pick(indices), self.split.labels[indices], self.device
+        batch = StoredBatch(images.to(device), labels.to(device), indices.to(device))
         return record_attention(self.network, self.data.prepare_batch(batch, None).images)
 
     def distances(self, count: int) -> Tensor:

@@ -112,9 +112,10 @@ def draw_tiles(
 ) -> None:
     """Draw rows of tiles into axes, with `rooms` of so many pixels for the texts above and below each."""
     height, width = next(tile for row in rows for tile in row if tile is not None).pixels.shape[:2]
-    step = np.array([height + GAP + sum(rooms), width + GAP])
-    sheet = np.ones((*(step * [len(rows), max(map(len, rows))]), 3), dtype=np.float32)
-    centers = [column * step[1] + width / 2 for column in range(max(map(len, rows)))]
+    step = height + GAP + sum(rooms), width + GAP
+    widest = max(map(len, rows))
+    sheet = np.ones((step[0] * len(rows), step[1] * widest, 3), dtype=np.float32)
+    centers = [column * step[1] + width / 2 for column in range(widest)]
     for row, tiles in enumerate(rows):
         for column, tile in enumerate(tiles):
             if tile is None:

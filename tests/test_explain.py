@@ -40,11 +40,12 @@ def test_probabilities_equal_those_of_predict_and_nothing_is_overwritten(
     run: Path, in_process: Command, tmp_path: Path
 ) -> None:
     picture(tmp_path / "one.png")
-    predicted = in_process("predict.py", "run=latest", "images=one.png", "top_k=1", "grid=0").stdout.splitlines()[0]
+    said = in_process("predict.py", "run=latest", "images=one.png", "top_k=1", "grid=0").stdout
+    checkpoint, predicted = said.splitlines()[:2]
     for folder in ("here", "here_2"):
         result = in_process("-m", "vitlab.explain", "run=latest", "images=one.png", "out=here")
         assert result.returncode == 0, result.stderr
-        assert result.stdout == f"{predicted}  written: {folder}/one.png\n"
+        assert result.stdout == f"{checkpoint}\n{predicted}  written: {folder}/one.png\n"
 
 
 def test_a_model_without_attention_is_refused(in_process: Command, tmp_path: Path, image_root: Path) -> None:

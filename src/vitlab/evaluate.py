@@ -94,7 +94,8 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
     if not results:
         raise UserError(f"trainer.limit_{split}_batches=0 leaves no image to evaluate")
 
-    images, logits = data.splits[split].take(collected.index), collected.logits
+    logits, index = collected.gather(trainer)
+    images = data.splits[split].take(index)
     predictions = rank_classes(logits)[:, 0]
     metrics = {
         **shorten_values(results[0]),

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vitlab.loaded_model import LoadedModel
-    from vitlab.plots.explanation import Explanation
+    from vitlab.plots.vit_plots import Explanation
 
 SIDE = 448  # largest side of the drawn image, in pixels
 
@@ -33,14 +34,11 @@ def main() -> None:
 
 
 def explain(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
-    """Write a figure for each image into a folder that has none of them.
+    """Write a figure for each image into a folder that has none of them, and return the files.
 
     Args:
         command: The values of `conf/explain.yaml`.
         overrides: Of the run's config.
-
-    Returns:
-        The files of the figures.
 
     Raises:
         UserError: run, checkpoint, class or an override is wrong, or the model has no attention to draw; or, after all
@@ -52,12 +50,16 @@ def explain(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
 
         from vitlab.loaded_model import open_model
         from vitlab.models.attention_maps import record_attention
-        from vitlab.plots.explanation import CAPTION, draw_explanation
         from vitlab.plots.io import FigureText, render, save
+        from vitlab.plots.vit_plots import EXPLANATION_CAPTION, draw_explanation
         from vitlab.runs.console import show
 
     model = open_model(command, overrides, CONF)
-    target = None if command.target is None else _label(str(command.target), model.classes)
+    target = None if command.target is None else str(command.target)
+    if target not in (None, *model.classes):
+        hint = did_you_mean(str(target), set(model.classes))
+        classes = ", ".join(model.classes)
+        raise UserError(f"target={target} is none of the run's classes, which are {classes}{hint}")
     network = copy.deepcopy(model.network).float().eval()
     side = model.config.data.stored_size
     if record_attention(network, model.preprocess(torch.zeros(1, 3, side, side, dtype=torch.uint8))) is None:
@@ -74,23 +76,15 @@ def explain(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
         folder = folder or folder_for(Path(str(base)), *names.values())
         explanation = _explanation(model, network, path, image, target, command.top_k)
         written.append(folder / names[path])
-        title = f"Attention of the model to {path.name}"
-        figure = render(partial(draw_explanation, explanation), title)
-        save(figure, written[-1], FigureText("explain", title, CAPTION))
+        text = FigureText("explain", f"Attention of the model to {path.name}", EXPLANATION_CAPTION)
+        save(render(partial(draw_explanation, explanation), text.title), written[-1], text)
         show(f"{path}  {explanation.summary}  written: {shorten(written[-1])}")
     check_all_read(failures, len(written), command.images)
     return written
 
 
-def _label(target: str, classes: list[str]) -> int:
-    if target not in classes:
-        hint = did_you_mean(target, set(classes))
-        raise UserError(f"target={target} is none of the run's classes, which are {', '.join(classes)}{hint}")
-    return classes.index(target)
-
-
 def _explanation(
-    model: LoadedModel, network: nn.Module, path: Path, image: Tensor, target: int | None, top_k: int
+    model: LoadedModel, network: nn.Module, path: Path, image: Tensor, target: str | None, top_k: int
 ) -> Explanation:
     import torch
 
@@ -98,12 +92,12 @@ def _explanation(
     from vitlab.data.decoding import read_image, to_square
     from vitlab.models.attention_maps import attention_gradients
     from vitlab.models.interpretation import gradient_rollout, last_layer, rollout, seen_by_head
-    from vitlab.plots.explanation import Explanation
+    from vitlab.plots.vit_plots import Explanation
 
     logits = model.logits(image)
     ranked = rank_classes(logits)[0].tolist()
-    explained = ranked[0] if target is None else target
-    shown = ranked[:top_k] if explained in ranked[:top_k] else [*ranked[:top_k], explained]
+    explained = ranked[0] if target is None else model.classes.index(target)
+    shown = dict.fromkeys([*ranked[:top_k], explained])
     probabilities = logits.softmax(dim=1)[0]
 
     found = attention_gradients(network, model.preprocess(image), torch.tensor([explained], device=model.device))
@@ -122,14 +116,11 @@ def _explanation(
 
 def _figure_names(files: Sequence[Path]) -> dict[Path, str]:
     """A different file name for each image's figure."""
-    names: dict[Path, str] = {}
+    names: dict[str, Path] = {}
     for path in files:
-        name, count = f"{path.stem}.png", 1
-        while name in names.values():
-            count += 1
-            name = f"{path.stem}_{count}.png"
-        names[path] = name
-    return names
+        candidates = chain([path.stem], (f"{path.stem}_{number}" for number in count(2)))
+        names[next(name for name in candidates if name not in names)] = path
+    return {path: f"{name}.png" for name, path in names.items()}
 
 
 if __name__ == "__main__":

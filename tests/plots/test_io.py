@@ -10,7 +10,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_classifier import trainer
 
-from vitlab.plots.io import FigureText, publish, read_figures
+from vitlab.callbacks.figures import publish
+from vitlab.plots.io import FigureText, read_figures
 
 TEXT = FigureText("test/line", "A line: 5 € at $x", "Up is better.")
 
@@ -25,10 +26,11 @@ def make(tmp_path: Path, **options: Any) -> Any:
     return trainer(default_root_dir=str(tmp_path), logger=TensorBoardLogger(tmp_path, "", "tensorboard"), **options)
 
 
-def test_a_figure_is_written_to_the_folder_and_the_dashboard(tmp_path: Path) -> None:
+def test_a_figure_is_written_to_the_folder_and_the_dashboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(tmp_path)
-    publish(run, "20_line", line, TEXT, 7)
-    publish(run, "10_other", line, replace(TEXT, title="Other"), 7)
+    monkeypatch.setattr(type(run), "global_step", 7)
+    publish(run, "20_line", TEXT, line)
+    publish(run, "10_other", replace(TEXT, title="Other"), line)
     first, second = read_figures(tmp_path)
     assert (first.file.name, first.title) == ("10_other.png", "Other")
     assert (second.title, second.caption, second.tag) == (TEXT.title, TEXT.caption, "test/line")
@@ -40,9 +42,9 @@ def test_a_figure_is_written_to_the_folder_and_the_dashboard(tmp_path: Path) -> 
 
 def test_a_later_figure_replaces_the_earlier_one(tmp_path: Path) -> None:
     run = make(tmp_path)
-    publish(run, "line", line, TEXT, 1)
+    publish(run, "line", TEXT, line)
     before = (tmp_path / "figures" / "line.png").read_bytes()
-    publish(run, "line", lambda: line(-1.0), TEXT, 2)
+    publish(run, "line", TEXT, lambda: line(-1.0))
     assert [file.name for file in (tmp_path / "figures").iterdir()] == ["line.png"]
     assert (tmp_path / "figures" / "line.png").read_bytes() != before
 
@@ -59,13 +61,13 @@ def test_a_failure_becomes_a_warning_with_its_cause(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make(tmp_path)
-    publish(run, "line", line, TEXT, 1)
+    publish(run, "line", TEXT, line)
     before = (tmp_path / "figures" / "line.png").read_bytes()
     with caplog.at_level(logging.WARNING):
-        publish(run, "line", broken, TEXT, 2)
+        publish(run, "line", TEXT, broken)
     assert "the figure line is left out: ZeroDivisionError: no images" in caplog.messages
     monkeypatch.setattr(Image.Image, "save", full_disk)
-    publish(run, "line", line, TEXT, 3)
+    publish(run, "line", TEXT, line)
     assert any("OSError: [Errno 28] No space left on device" in message for message in caplog.messages)
     assert [file.read_bytes() for file in (tmp_path / "figures").iterdir()] == [before]
 
@@ -73,5 +75,5 @@ def test_a_failure_becomes_a_warning_with_its_cause(
 def test_only_the_first_rank_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(tmp_path)
     monkeypatch.setattr(type(run), "is_global_zero", False)
-    publish(run, "line", broken, TEXT, 1)
+    publish(run, "line", TEXT, broken)
     assert not (tmp_path / "figures").exists()

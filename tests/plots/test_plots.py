@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vitlab.plots.classification import (
+    Predictions,
     draw_class_accuracy,
     draw_confusion_matrix,
     draw_reliability,
@@ -15,7 +16,6 @@ from vitlab.plots.classification import (
 from vitlab.plots.curves import compute_lr_schedule, draw_curves
 from vitlab.plots.image_grid import draw_batch, draw_errors, draw_extremes
 from vitlab.plots.io import render
-from vitlab.plots.predictions import Predictions
 
 
 def predict(probabilities: Tensor, labels: list[int], classes: int | None = None) -> Predictions:

@@ -5,26 +5,32 @@ import torch
 from matplotlib.figure import Figure
 
 from vitlab.plots import grid
-from vitlab.plots.attention_heatmaps import draw_attention, draw_distances
-from vitlab.plots.embeddings import draw_filters, draw_positions
-from vitlab.plots.explanation import Explanation, draw_explanation
 from vitlab.plots.io import render
+from vitlab.plots.vit_plots import (
+    Explanation,
+    draw_attention,
+    draw_distances,
+    draw_explanation,
+    draw_filters,
+    draw_positions,
+    fit_scale,
+)
 
 WHITE, BLACK = (torch.full((3, 32, 32), value, dtype=torch.uint8) for value in (255, 0))
 
 
 def test_the_average_patch_has_the_colour_in_the_middle() -> None:
-    scale = grid.fit_scale([torch.tensor([[0.5, 1.0], [4.0, 1.0]])])
+    scale = fit_scale([torch.tensor([[0.5, 1.0], [4.0, 1.0]])])
     assert scale(1.0) == pytest.approx(0.5)
     assert scale(0.5) == pytest.approx(1 - scale(2.0))
     assert scale(0.0) == 0.0  # a patch without attention is black, not missing
-    even = grid.fit_scale([torch.ones(2, 8, 8)])
+    even = fit_scale([torch.ones(2, 8, 8)])
     assert (even.vmin, even.vmax) == pytest.approx((2**-0.5, 2**0.5))  # small differences stay small
 
 
 def test_the_brightness_of_an_image_does_not_look_like_attention() -> None:
     heat = torch.tensor([[0.5, 2.0]])
-    scale = grid.fit_scale([heat])
+    scale = fit_scale([heat])
     white, black = (grid.overlay_heat(image, heat, scale) for image in (WHITE, BLACK))
     for drawn in (white, black):
         assert drawn[:, -1].sum() > 1.5 * drawn[:, 0].sum()

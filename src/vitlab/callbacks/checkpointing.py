@@ -1,4 +1,4 @@
-"""Save `best.ckpt` and `last.ckpt`, stop on signals, validate the final weights."""
+"""Save checkpoints and metrics.csv, stop on signals, validate the last weights."""
 
 import os
 import signal
@@ -17,11 +17,16 @@ from pytorch_lightning.utilities import rank_zero_only
 from vitlab.compat import validation_follows
 from vitlab.distributed.slurm import requeue
 from vitlab.errors import TerminatedError
+from vitlab.runs.metrics_files import count_from_one, write_epochs
 from vitlab.runs.rebase import rebase_paths
 
 SYNC_EVERY = 10  # optimizer steps between two questions to the other ranks
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
+CSV_COLUMNS = (
+    *("train/loss", "train/acc", "val/loss", "val/acc", "val/loss_ema", "val/acc_ema", "lr"),
+    *("images_per_second", "data_wait", "memory_gib", "mfu", "skipped_steps"),
+)
 # Metric names for comparing runs. TensorBoard's HPARAMS tab selects the first five by name.
 BEST = {
     "val/acc": "best/acc",
@@ -34,14 +39,17 @@ BEST = {
 }
 
 
-def sort_callbacks(trainer: pl.Trainer) -> None:
-    """Sort a trainer's callbacks by their attribute `callback_position`; 0 without one, 3 for Lightning's Checkpoints.
+class SortedCallback(pl.Callback):
+    """A callback whose work depends on the others: their order in a config does not matter.
 
-    Callbacks whose work depends on the others call this in `setup`, so that their order in a config does not matter.
+    All are sorted by their attribute `callback_position`; it is 0 without one, and 3 for Lightning's Checkpoints.
     """
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks = sorted(callbacks, key=lambda c: getattr(c, "callback_position", 3 if isinstance(c, Checkpoint) else 0))
-    trainer.callbacks = callbacks  # type: ignore[attr-defined]
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        def position(callback: pl.Callback) -> int:
+            return getattr(callback, "callback_position", 3 if isinstance(callback, Checkpoint) else 0)
+
+        trainer.callbacks = sorted(trainer.callbacks, key=position)  # type: ignore[attr-defined]
 
 
 def best_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -77,16 +85,13 @@ class BestCheckpoint(ModelCheckpoint):
                 logger.log_metrics(values, step=trainer.global_step - 1)  # the step of the epoch's other metrics
 
 
-class FinalValidation(pl.Callback):
+class FinalValidation(SortedCallback):
     """Ends a run after the classifier's `max_steps`, and validates the final weights of a run, usually the best.
 
     Lightning skips this validation if `check_val_every_n_epoch` does, or if `max_steps` ends the run within an epoch.
     """
 
     callback_position = 1  # after the callbacks that stop a run, before those that save it
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        sort_callbacks(trainer)
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if 0 < pl_module.max_steps <= checkpoint["global_step"]:
@@ -100,7 +105,51 @@ class FinalValidation(pl.Callback):
             trainer.check_val_every_n_epoch = 1
 
 
-class LastCheckpoint(Checkpoint):
+class MetricsCSV(SortedCallback, Checkpoint):
+    """Writes `epoch, step, seconds` and the epoch's metrics as a row of a CSV file; each write replaces the file.
+
+    It is a Checkpoint because Lightning calls those after the module has logged the metrics of an epoch.
+    """
+
+    callback_position = 2  # before the checkpoints, so that those of an epoch contain its row
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.rows: list[dict[str, float]] = []
+        self.validated = False
+        self.seconds = 0.0  # of training before this process
+        self.started = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": list(self.rows), "validated": self.validated, "seconds": time.perf_counter() - self.started}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Rows that were written after the checkpoint are dropped: a resumed run repeats their epochs.
+        self.rows = count_from_one(state_dict["rows"])
+        self.validated = state_dict["validated"]
+        self.seconds = state_dict["seconds"]
+
+    def on_train_start(self, *_: Any) -> None:
+        self.started = time.perf_counter() - self.seconds
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.validated = False
+
+    def on_validation_end(self, *_: Any) -> None:
+        self.validated = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        metrics = trainer.callback_metrics
+        # Without a validation in this epoch, Lightning keeps the metrics of an earlier one.
+        columns = [name for name in CSV_COLUMNS if name in metrics and (self.validated or not name.startswith("val/"))]
+        seconds = round(time.perf_counter() - self.started, 3)
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "seconds": seconds}
+        self.rows.append({**row, **{name: float(metrics[name]) for name in columns}})
+        if trainer.is_global_zero:
+            write_epochs(self.file, self.rows, CSV_COLUMNS)
+
+
+class LastCheckpoint(SortedCallback, Checkpoint):
     """Saves a checkpoint every few epochs and minutes, and when the run receives a signal.
 
     Ctrl-C, SIGTERM and SIGUSR1 (SLURM's warning before the time limit, which also requeues the job) stop the run after
@@ -122,20 +171,16 @@ class LastCheckpoint(Checkpoint):
         self.every_minutes = every_minutes
         self.received: int | None = None
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        sort_callbacks(trainer)
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._listen()  # Lightning has just set its own handlers
         self.saved = time.monotonic()
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._listen()
-
-    def _listen(self) -> None:
+    def _listen(self, *_: Any, **__: Any) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._receive)
+
+    on_test_start = _listen
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received == number:
@@ -164,18 +209,13 @@ class LastCheckpoint(Checkpoint):
             self._stop_if_told(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0 or _run_ends(trainer)
+        epochs = trainer.current_epoch + 1
+        due = epochs % self.every_n_epochs == 0 or trainer.should_stop or epochs == trainer.max_epochs
         if self._any_rank(trainer, due or self.received is not None):
             self._save(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _flush(trainer)  # metrics of the last epoch, which are logged after its checkpoint
-        self._stop_if_told(trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._stop_if_told(trainer)
-
-    def on_test_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self._stop_if_told(trainer)
 
     def _any_rank(self, trainer: pl.Trainer, wish: bool) -> bool:
@@ -189,7 +229,7 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.file)
         self.saved = time.monotonic()
 
-    def _stop_if_told(self, trainer: pl.Trainer) -> None:
+    def _stop_if_told(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         received = self.received or 0
         if trainer.world_size > 1:  # another rank may have received it
             number = torch.tensor(received, device=trainer.strategy.root_device)
@@ -201,11 +241,9 @@ class LastCheckpoint(Checkpoint):
         if received:
             raise TerminatedError
 
+    on_train_end = on_test_batch_end = _stop_if_told
+
 
 def _flush(trainer: pl.Trainer) -> None:
     for logger in trainer.loggers:
         logger.save()
-
-
-def _run_ends(trainer: pl.Trainer) -> bool:
-    return trainer.should_stop or 0 < (trainer.max_epochs or -1) <= trainer.current_epoch + 1

@@ -1,5 +1,7 @@
 """Draw the figures of a run: schedule, first batch, test predictions."""
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,50 +9,63 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
+from tensorboard.compat.proto.summary_pb2 import Summary
 from timm.layers import PatchDropout
 from torch import Tensor
 from torch.utils.tensorboard.summary import compute_curve
+from torch.utils.tensorboard.writer import SummaryWriter
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from vitlab.callbacks.auxiliary_logits import EMA
 from vitlab.callbacks.checkpointing import BestCheckpoint
-from vitlab.callbacks.ema import EMA
-from vitlab.callbacks.time_limit import TimeLimit
+from vitlab.callbacks.stopping import TimeLimit
 from vitlab.classifier import rank_classes
-from vitlab.data import Batch, DataSpec
+from vitlab.compat import add_summary
+from vitlab.data import Batch
 from vitlab.files import set_aside, write_json
 from vitlab.plots import image_grid
-from vitlab.plots.classification import (
-    CLASS_ACCURACY,
-    CONFUSION_MATRIX,
-    MAX_NAMED,
-    RELIABILITY,
-    WORST_CLASSES,
-    describe_classes,
-    describe_confusions,
-    describe_reliability,
-    draw_class_accuracy,
-    draw_confusion_matrix,
-    draw_reliability,
-    draw_worst_classes,
-)
+from vitlab.plots.classification import EVALUATION_FIGURES, MAX_NAMED, Predictions, draw_worst_classes
 from vitlab.plots.curves import LR_SCHEDULE, compute_lr_schedule, draw_lr_schedule
-from vitlab.plots.io import never_failing, publish, writers
-from vitlab.plots.predictions import Predictions
+from vitlab.plots.io import FigureText, never_failing, render, save
 
 THRESHOLDS = 1001  # of a precision-recall curve
 FIRST_BATCH_IMAGES = 20
 TIME_STEPS = 500  # points of a schedule over time
-EVALUATION_FIGURES = (  # the first number is the second digit of the file name
-    (0, CONFUSION_MATRIX, draw_confusion_matrix, describe_confusions),
-    (0, WORST_CLASSES, draw_worst_classes, describe_classes),
-    (1, CLASS_ACCURACY, draw_class_accuracy, describe_classes),
-    (2, RELIABILITY, draw_reliability, describe_reliability),
-)
+
+
+def publish(trainer: pl.Trainer, name: str, text: FigureText, draw: Callable[..., Figure], *args: Any) -> None:
+    """Draw a figure into `figures/<name>.png` of the run and into its dashboard, on rank 0; never fails.
+
+    Args:
+        trainer: The run's trainer.
+        name: File name. It starts with two digits, because `figures/` is read in the order of names. An existing file
+            is replaced: the same figure at an earlier time.
+        text: Its texts; plain text, also stored in the PNG.
+        draw: Creates the figure from `args`.
+    """
+    if not trainer.is_global_zero:
+        return
+    with never_failing(f"the figure {name}"):
+        image = render(partial(draw, *args), text.title)
+        file = Path(trainer.default_root_dir) / "figures" / f"{name}.png"
+        save(image, file, text)
+        # Not add_image, which would encode the image a second time.
+        size = {"height": image.height, "width": image.width, "colorspace": 3}
+        value = Summary.Value(tag=text.tag, image=Summary.Image(**size, encoded_image_string=file.read_bytes()))
+        for writer in writers(trainer):
+            add_summary(writer, Summary(value=[value]), trainer.global_step)
+
+
+def writers(trainer: pl.Trainer) -> Iterator[Any]:
+    """Yield the TensorBoard SummaryWriters of a run's loggers."""
+    for logger in trainer.loggers:
+        writer = getattr(logger, "experiment", None)
+        if isinstance(writer, SummaryWriter):
+            yield writer
 
 
 class CollectLogits(pl.Callback):
-    """Keeps the logits of an evaluation on the CPU, in the order of the split: `logits` float32 `[N, classes]` and the
-    images' indices `index`, int64 `[N]`, ascending."""
+    """Keeps the logits of an evaluation on the CPU."""
 
     def __init__(self) -> None:
         self._batches: list[tuple[Tensor, Tensor]] = []
@@ -63,16 +78,17 @@ class CollectLogits(pl.Callback):
     on_validation_batch_end = keep
     on_test_batch_end = keep
 
-    @property
-    def logits(self) -> Tensor:
-        return torch.cat([logits for logits, _ in self._batches])[self._order()]
+    def gather(self, trainer: pl.Trainer) -> tuple[Tensor, Tensor]:
+        """Logits, float32 `[N, classes]`, and indices, int64 `[N]`, of all ranks' images, in the order of the split.
 
-    @property
-    def index(self) -> Tensor:
-        return torch.cat([indices for _, indices in self._batches])[self._order()]
-
-    def _order(self) -> Tensor:
-        return torch.cat([indices for _, indices in self._batches]).argsort()
+        All ranks must call it.
+        """
+        logits, index = (torch.cat(parts) for parts in zip(*self._batches, strict=True))
+        if trainer.world_size > 1:
+            device = trainer.strategy.root_device
+            logits, index = (torch.cat(gather_all_tensors(part.to(device))).cpu() for part in (logits, index))
+        order = index.argsort()
+        return logits[order], index[order]
 
 
 class Figures(pl.Callback):
@@ -88,14 +104,13 @@ class Figures(pl.Callback):
     """
 
     def __init__(self, level: str | bool) -> None:
-        if level not in (False, "off", "light", "full"):
-            raise ValueError(f"level={level} of Figures is unknown; choose off, light or full")
         self.level = level or "off"
         self.collected: CollectLogits | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.batch_is_due = self.level != "off" and trainer.global_step == 0
-        if self.level != "off" and trainer.is_global_zero:
+        draws = self.level != "off" and trainer.is_global_zero
+        self.batch_is_due = draws and trainer.global_step == 0
+        if draws:
             with never_failing("the planned learning rate"):
                 _draw_lr_schedule(trainer, pl_module)
 
@@ -104,10 +119,14 @@ class Figures(pl.Callback):
     ) -> None:
         if self.batch_is_due:
             self.batch_is_due = False
-            dropout = next((part.prob for part in pl_module.modules() if isinstance(part, PatchDropout)), 0.0)
-            text = image_grid.FIRST_BATCH.add(image_grid.describe_first_batch(dropout))
             spec = trainer.datamodule.spec  # type: ignore[attr-defined]
-            publish(trainer, "12_first_batch", partial(_draw_batch, batch, spec), text, step=0)
+            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
+            images, labels = (part[:FIRST_BATCH_IMAGES].cpu() for part in (batch.images, batch.labels))
+            dropout = next((part.prob for part in pl_module.modules() if isinstance(part, PatchDropout)), 0.0)
+            hidden = f"The model leaves out a random {dropout:.0%} of each image's patches, which is not shown."
+            text = image_grid.FIRST_BATCH.add(hidden if dropout else "")
+            shown = images.float() * std + mean, labels, spec.classes
+            publish(trainer, "12_first_batch", text, image_grid.draw_batch, *shown)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.collected = CollectLogits() if self.level == "full" and not trainer.sanity_checking else None
@@ -128,55 +147,34 @@ class Figures(pl.Callback):
     on_validation_batch_end = _collect
     on_test_batch_end = _collect
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._draw(trainer, "val")
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._draw(trainer, "test")
-
-    def _draw(self, trainer: pl.Trainer, split: str) -> None:
+    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.collected is None:
             return
-        logits, index = _gather(trainer, self.collected)
+        split = "test" if trainer.testing else "val"
+        logits, index = self.collected.gather(trainer)
         if not trainer.is_global_zero:
             return
         with never_failing(f"the {split} figures"):
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             whole = data.splits[split]
             arrays = whole if len(index) == len(whole) else whole.take(index)  # without copying all images
-            classes = data.spec.classes
-            found = Predictions(logits.softmax(dim=1), rank_classes(logits)[:, 0], arrays.labels, classes)
-            show = partial(publish, trainer, step=trainer.global_step)
+            found = Predictions(logits.softmax(dim=1), rank_classes(logits)[:, 0], arrays.labels, data.spec.classes)
             first = 80 if split == "test" else 70
             for number, text, draw, describe in EVALUATION_FIGURES:
                 # The whole matrix names up to MAX_NAMED classes.
-                if draw is not draw_worst_classes or len(classes) > MAX_NAMED:
-                    described = text.add(describe(found), f"{split}/")
-                    show(f"{first + number}_{split}_{text.tag}", partial(draw, found), described)
+                if draw is not draw_worst_classes or len(found.classes) > MAX_NAMED:
+                    described = replace(text, tag=f"{split}/{text.tag}").add(describe(found))
+                    publish(trainer, f"{first + number}_{split}_{text.tag}", described, draw, found)
             if split == "test":
                 errors = image_grid.ERRORS.add(image_grid.describe_errors(found))
-                show("83_test_errors", partial(image_grid.draw_errors, found, arrays), errors)
-                show("84_test_extremes", partial(image_grid.draw_extremes, found, arrays), image_grid.EXTREMES)
+                publish(trainer, "83_test_errors", errors, image_grid.draw_errors, found, arrays)
+                publish(trainer, "84_test_extremes", image_grid.EXTREMES, image_grid.draw_extremes, found, arrays)
                 _log_precision_recall(trainer, found)
                 file = Path(trainer.default_root_dir) / "test_details.json"
                 set_aside(file)
                 write_json(file, found.as_data())
 
-
-def _draw_batch(batch: Batch, spec: DataSpec) -> Figure:
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
-    images, labels = (part[:FIRST_BATCH_IMAGES].cpu() for part in (batch.images, batch.labels))
-    return image_grid.draw_batch(images.float() * std + mean, labels, spec.classes)
-
-
-def _gather(trainer: pl.Trainer, collected: CollectLogits) -> tuple[Tensor, Tensor]:
-    """Logits and indices of all ranks' images, in the order of the split; all ranks must call it."""
-    logits, index = collected.logits, collected.index
-    if trainer.world_size > 1:
-        device = trainer.strategy.root_device
-        logits, index = (torch.cat(gather_all_tensors(part.to(device))).cpu() for part in (logits, index))
-    order = index.argsort()
-    return logits[order], index[order]
+    on_validation_end = on_test_end = _draw
 
 
 def _draw_lr_schedule(trainer: pl.Trainer, module: Any) -> None:
@@ -193,16 +191,15 @@ def _draw_lr_schedule(trainer: pl.Trainer, module: Any) -> None:
     else:
         return  # the run has no set length
     rate = module.optimizer.keywords.get("lr")
-    rates = []
+    rates = {}
     for scale in sorted({group["lr_scale"] for group in trainer.optimizers[0].param_groups}, reverse=True):
         keywords: dict[str, Any] = {"total_steps": module.total_steps()} if "total_steps" in scheduler.keywords else {}
         if "progress" in scheduler.keywords:
             keywords["progress"] = partial(next, iter([update / TIME_STEPS for update in range(TIME_STEPS + 1)]))
         group = {} if rate is None else {"lr": rate * scale}
         planned = compute_lr_schedule(module.optimizer, partial(scheduler, **keywords), updates, group)
-        rates.append((f"{scale:.3g} x optimizer.lr", planned))
-    draw = partial(draw_lr_schedule, rates, interval, epoch, unit)
-    publish(trainer, "10_learning_rate", draw, LR_SCHEDULE, trainer.global_step)
+        rates[f"{scale:.3g} x optimizer.lr"] = planned
+    publish(trainer, "10_learning_rate", LR_SCHEDULE, draw_lr_schedule, rates, interval, epoch, unit)
 
 
 def _log_precision_recall(trainer: pl.Trainer, found: Predictions) -> None:

@@ -71,12 +71,8 @@ def _norm(tensors: list[Tensor]) -> Tensor:
 def group_by_layer(network: nn.Module, head: list[str]) -> dict[str, list[nn.Parameter]]:
     """Group a model's parameters by layer, in the order of the model.
 
-    The head is one layer; other layers are the elements of lists (`blocks.03`) and the other parts of the model
-    (`patch_embed`).
-
-    Args:
-        network: Any module.
-        head: Names of the head's parameters.
+    The head, of these parameter names, is one layer; others are the elements of lists (`blocks.03`) and the other parts
+    of the model (`patch_embed`).
     """
     layers: dict[str, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
 from rich.text import Text
 
-from vitlab.callbacks.time_limit import TimeLimit
+from vitlab.callbacks.stopping import TimeLimit
 from vitlab.data import Batch
 from vitlab.runs.console import show, terminal
 
@@ -70,17 +70,10 @@ class RunProgressBar(ProgressBar):
             self._begin("training", None)
 
     def _begin(self, what: str, total: float | None, done: float = 0) -> None:
+        columns = "{task.description}", BarColumn(None), "{task.fields[metrics]}", TimeRemainingColumn(), "left"
+        shown = self.console.is_terminal
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[metrics]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=self.console,
-            expand=True,
-            transient=True,
-            refresh_per_second=4,
-            disable=not self.console.is_terminal,
+            *columns, console=self.console, expand=True, transient=True, refresh_per_second=4, disable=not shown
         )
         self._task: TaskID = self._progress.add_task(what, total=total, completed=int(done), metrics="")
         self._progress.start()
@@ -91,16 +84,14 @@ class RunProgressBar(ProgressBar):
         if self._progress is None:
             return
         self._images += len(batch.labels) * trainer.world_size
-        now = time.perf_counter()
-        metrics: dict[str, str] = {}
-        if now - self._last_reading >= self.refresh_seconds:
+        changed: dict[str, Any] = {"completed": self._limit.time_elapsed()} if self._limit else {"advance": 1}
+        seconds = time.perf_counter() - self._last_reading
+        if seconds >= self.refresh_seconds:
             loss, accuracy = pl_module.train_metrics_so_far()
-            speed = self._images / (now - self._last_reading)
-            self._images, self._last_reading = 0, now
-            metrics = {"metrics": f"loss {loss:.3f}  acc {accuracy:.1%}  {speed:,.0f} img/s"}
-        moved = {"completed": self._limit.time_elapsed()} if self._limit else {"advance": 1.0}
+            changed["metrics"] = f"loss {loss:.3f}  acc {accuracy:.1%}  {self._images / seconds:,.0f} img/s"
+            self._images, self._last_reading = 0, self._last_reading + seconds
         position = f"epoch {_position(trainer, trainer.current_epoch + 1)[1].strip()}"
-        self._progress.update(self._task, description=position, **moved, **metrics)  # type: ignore[arg-type]
+        self._progress.update(self._task, description=position, **changed)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "validate":

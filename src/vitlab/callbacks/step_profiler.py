@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
@@ -36,9 +36,7 @@ STAGES = {
 REST = "Lightning, callbacks, logging"
 # Kinds of torch's operations by the beginnings of their names; the first match counts.
 KINDS = {
-    "matrix products, convolutions": (
-        *("addmm", "mm", "bmm", "baddbmm", "mkldnn_", "cudnn_", "convolution", "_slow_conv"),
-    ),
+    "matrix products, convolutions": ("addmm", "mm", "bmm", "baddbmm", "mkldnn_", "cudnn_", "conv", "_slow_conv"),
     "attention kernels": ("_scaled_dot_product", "_flash_attention", "_efficient_attention", "_cudnn_attention"),
     "softmax, loss": ("_softmax", "_log_softmax", "nll_loss"),
     "norms": ("native_layer_norm", "native_batch_norm", "cudnn_batch_norm", "native_group_norm"),
@@ -66,7 +64,7 @@ class StepProfiler(Profiler):
         super().__init__(dirpath=dirpath)
         self.folder = Path(dirpath)
         self.warmup_steps = warmup_steps
-        self.operation_steps = operation_steps
+        self.first_timed = warmup_steps + operation_steps
         self.started_steps = 0
         self.steps: list[dict[str, float]] = []
         self.operations: dict[str, float] = {}
@@ -105,15 +103,14 @@ class StepProfiler(Profiler):
         return time.perf_counter()
 
     def _begin_step(self) -> None:
-        first_timed = self.warmup_steps + self.operation_steps
-        if self.started_steps == self.warmup_steps and self.operation_steps:
+        if self.warmup_steps == self.started_steps < self.first_timed:
             os.environ["KINETO_LOG_LEVEL"] = "99"  # torch's CUDA build warns if there is no GPU
             cuda = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
             self._torch = torch.profiler.profile(activities=[ProfilerActivity.CPU, *cuda])
             self._torch.start()
-        elif self.started_steps == first_timed:
+        elif self.started_steps == self.first_timed:
             self._end_operations()
-        self._step = defaultdict(float) if self.started_steps >= first_timed else None
+        self._step = defaultdict(float) if self.started_steps >= self.first_timed else None
         self.started_steps += 1
 
     def _end_step(self, now: float) -> None:
@@ -132,8 +129,7 @@ class StepProfiler(Profiler):
         """Print and write the tables once, after training."""
         self._end_operations()
         if self.started_steps and not self.steps:
-            needed = self.warmup_steps + self.operation_steps
-            log.warning(f"profile: {self.started_steps} steps are too few: the first {needed} are not timed")
+            log.warning(f"profile: {self.started_steps} steps are too few: the first {self.first_timed} are not timed")
         self.started_steps = 0
         if not self.steps:
             return
@@ -142,8 +138,8 @@ class StepProfiler(Profiler):
         tables = [make_table(f"a training step (median of {len(self.steps)})", milliseconds, "ms")]
         result: dict[str, Any] = {"steps": len(self.steps), "milliseconds": milliseconds}
         if self.operations:
-            result["operations"] = {kind: share for kind, share in self.operations.items() if share}
-            tables.append(make_table("inside: torch's operations", result["operations"]))
+            result["operations"] = self.operations
+            tables.append(make_table("inside: torch's operations", self.operations))
         self.folder.mkdir(parents=True, exist_ok=True)
         with (console := Console(soft_wrap=True, width=100)).capture() as text:
             console.print(*tables)
@@ -154,26 +150,26 @@ class StepProfiler(Profiler):
 
 
 def sum_by_kind(events: Any) -> dict[str, float]:
-    """The fraction of time of each kind of operation in events of torch's profiler: on the GPU if there is one."""
+    """The fraction of time of each kind of operation in events of torch's profiler, on the GPU if there is one; the
+    largest first."""
     rows = [event for event in events if event.key.startswith("aten::")]
     on_device = any(event.self_device_time_total for event in rows)
-    seconds: dict[str, float] = dict.fromkeys((*KINDS, OTHERS), 0.0)
+    seconds: Counter[str] = Counter()
     for event in rows:
         name = event.key.removeprefix("aten::")
         kind = next((kind for kind, names in KINDS.items() if name.startswith(names)), OTHERS)
         seconds[kind] += event.self_device_time_total if on_device else event.self_cpu_time_total
-    total = sum(seconds.values()) or 1.0
-    return {kind: value / total for kind, value in seconds.items()}
+    return {kind: value / seconds.total() for kind, value in seconds.most_common() if value}
 
 
 def make_table(title: str, values: Mapping[str, float], unit: str | None = None) -> Table:
-    """A row with a bar for each value; with a unit also the values and their total, without one sorted by size."""
+    """A row with a bar for each value; with a unit also the values and their total."""
+    total = sum(values.values())
     table = Table("stage" if unit else "operations", title=title, title_justify="left")
     for heading in filter(None, (unit, "share")):
         table.add_column(heading, justify="right")
     table.add_column("")
-    total = sum(values.values()) or 1.0
-    for name, value in values.items() if unit else sorted(values.items(), key=lambda row: -row[1]):
+    for name, value in values.items():
         amount = [f"{value:,.2f}"] if unit else []
         table.add_row(name, *amount, f"{value / total:.1%}", "█" * round(30 * value / total))
     if unit:

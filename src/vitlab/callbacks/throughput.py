@@ -6,13 +6,13 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.distributed.fsdp import FSDPModule
 
-from vitlab.callbacks.checkpointing import sort_callbacks
+from vitlab.callbacks.checkpointing import SortedCallback
 from vitlab.compat import peak_memory, reset_peak_memory
 from vitlab.data import Batch
 from vitlab.models.flops import forward_flops, peak_flops
 
 
-class Throughput(pl.Callback):
+class Throughput(SortedCallback):
     """Logs each epoch:
 
     - `images_per_second`: training images of all ranks, per second outside validation;
@@ -37,7 +37,7 @@ class Throughput(pl.Callback):
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if self.resume not in callbacks:
             trainer.callbacks = [*callbacks, self.resume]  # type: ignore[attr-defined]
-        sort_callbacks(trainer)
+        super().setup(trainer, pl_module, stage)
         self.peak = peak_flops(trainer.strategy.root_device, str(trainer.precision))
         self.flops: int | None = None
 

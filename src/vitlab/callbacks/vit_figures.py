@@ -3,7 +3,6 @@
 import copy
 import math
 from collections import Counter
-from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,9 +11,10 @@ from pytorch_lightning.callbacks import Timer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from vitlab.callbacks.figures import publish
 from vitlab.data.arrays import ImageArrays
 from vitlab.data.loader import StoredBatch, epoch_order
-from vitlab.models.attention_maps import Attention, TokenLayout, record_attention, token_layout
+from vitlab.models.attention_maps import Attention, record_attention, token_layout
 from vitlab.models.interpretation import (
     filter_components,
     last_layer,
@@ -25,8 +25,8 @@ from vitlab.models.interpretation import (
     seen_by_head,
 )
 from vitlab.models.patch_embedding import ConvolutionalTokenizer, ShiftedPatchTokenization
-from vitlab.plots import attention_heatmaps, embeddings
-from vitlab.plots.io import never_failing, publish
+from vitlab.plots import vit_plots
+from vitlab.plots.io import never_failing
 
 MOMENTS = {"off": (), "light": (0, 1 / 2, 1), "full": (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)}  # parts of the run
 IMAGES = {"light": 6, "full": 10}
@@ -55,8 +55,6 @@ class ViTFigures(pl.Callback):
     """
 
     def __init__(self, level: str | bool) -> None:
-        if level not in (False, *MOMENTS):
-            raise ValueError(f"level={level} of ViTFigures is unknown; choose off, light or full")
         self.level = str(level or "off")
         self.seen: list[dict[str, Any]] = []  # a dict for each moment: plain numbers and tensors
 
@@ -71,16 +69,20 @@ class ViTFigures(pl.Callback):
         self.timer = next((c for c in trainer.callbacks if isinstance(c, Timer)), None)  # type: ignore[attr-defined]
         left = self.timer.time_remaining() if self.timer else None
         self.seconds = math.inf if left is None else left + self._elapsed()
-        self._record_if_due(trainer, pl_module, float(trainer.current_epoch))
+        # Of a sharded model, `python -m vitlab.explain` draws the attention after training.
+        sharded = isinstance(pl_module.network, FSDPModule)
+        self.draws = self.level != "off" and trainer.is_global_zero and not sharded
+        if self.draws and self._is_due(trainer):
+            self._record(trainer, pl_module, float(trainer.current_epoch))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        epoch = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
-        self._record_if_due(trainer, pl_module, epoch)
+        if self.draws and self._is_due(trainer):
+            self._record(trainer, pl_module, trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._draws(trainer, pl_module):
+        if self.draws:
             if not self.seen or self.seen[-1]["step"] < trainer.global_step:  # the run ended early
                 self._record(trainer, pl_module, float(trainer.current_epoch))
             with never_failing("what the ViT has learnt"):
@@ -89,14 +91,6 @@ class ViTFigures(pl.Callback):
     def _elapsed(self) -> float:
         """Seconds of training so far, if they are limited."""
         return self.timer.time_elapsed() if self.timer else 0.0
-
-    def _draws(self, trainer: pl.Trainer, module: Any) -> bool:
-        """On rank 0, unless the model is sharded: `python -m vitlab.explain` draws its attention after training."""
-        return self.level != "off" and trainer.is_global_zero and not isinstance(module.network, FSDPModule)
-
-    def _record_if_due(self, trainer: pl.Trainer, module: Any, epoch: float) -> None:
-        if self._draws(trainer, module) and self._is_due(trainer):
-            self._record(trainer, module, epoch)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         if not self.seen:
@@ -114,59 +108,54 @@ class ViTFigures(pl.Callback):
         moment: dict[str, Any] = {"step": trainer.global_step, "epoch": epoch, "seconds": self._elapsed()}
         self.seen.append(moment)
         with never_failing("the attention of the model"):
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            split = _examined_split(data)
-            indices = choose_examples(split.labels, IMAGES[self.level])
-            network = _copy_network(module)
-            attention = _record_attention(network, data, split, indices, module.device)
+            probe = _Probe(trainer, module)
+            indices = choose_examples(probe.split.labels, IMAGES[self.level])
+            attention = probe.attention(indices)
             if attention is None:
                 return
             moment["rollout"] = seen_by_head(rollout(attention.weights), attention).cpu()
             moment["heads"] = last_layer(attention).cpu()
             if len(self._drawable()) == 1:  # drawn next to those of the end
-                moment["distances"] = _attention_distances(network, data, module.device, DISTANCE_IMAGES[self.level])
+                moment["distances"] = probe.distances(DISTANCE_IMAGES[self.level])
             # At "light", the start is drawn later, next to the middle, so that the first step does not wait.
             if trainer.global_step or self.level == "full":
                 # A run resumed at another level has moments with fewer images, which are the first of these.
                 fewest = min(len(moment["rollout"]) for moment in self._drawable())
-                self._draw_attention(trainer, data, split.take(indices[:fewest]))
+                self._draw_attention(trainer, probe.split.take(indices[:fewest]))
 
-    def _draw_attention(self, trainer: pl.Trainer, data: Any, examples: ImageArrays) -> None:
-        names = [data.spec.classes[label] for label in examples.labels.tolist()]
-        show = partial(publish, trainer, step=trainer.global_step)
-        draw = partial(attention_heatmaps.draw_attention, examples.pick(slice(None)), names)
+    def _draw_attention(self, trainer: pl.Trainer, examples: ImageArrays) -> None:
+        classes = trainer.datamodule.spec.classes  # type: ignore[attr-defined]
+        images, names = examples.pick(slice(None)), [classes[label] for label in examples.labels.tolist()]
         rollouts = {_name(moment): moment["rollout"] for moment in self._drawable()}
         last_block = {_name(moment): moment["heads"].mean(dim=1) for moment in self._drawable()}
-        show("43_attention_rollout", partial(draw, rollouts), attention_heatmaps.ROLLOUT)
-        show("44_attention_last_block", partial(draw, last_block), attention_heatmaps.LAST_BLOCK)
+        figures = [("43_attention_rollout", vit_plots.ROLLOUT, rollouts)]
+        figures.append(("44_attention_last_block", vit_plots.LAST_BLOCK, last_block))
         if self.level == "full":
             heads = {f"head {head}": each for head, each in enumerate(self.seen[-1]["heads"].unbind(dim=1), 1)}
-            show("45_attention_heads", partial(draw, heads), attention_heatmaps.HEADS)
+            figures.append(("45_attention_heads", vit_plots.HEADS, heads))
+        for name, text, maps in figures:
+            publish(trainer, name, text, vit_plots.draw_attention, images, names, maps)
 
     def _draw_end(self, trainer: pl.Trainer, module: Any) -> None:
-        show = partial(publish, trainer, step=trainer.global_step)
         components = filter_components(module.network, COMPONENTS)
         if components is not None:
-            text = embeddings.FILTERS.add(STEM_FILTERS.get(type(module.network.patch_embed), ""), last=True)
-            show("40_patch_filters", partial(embeddings.draw_filters, *components), text)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        layout = token_layout(module.network, (data.image_size, data.image_size))
+            text = vit_plots.FILTERS.add(STEM_FILTERS.get(type(module.network.patch_embed), ""), last=True)
+            publish(trainer, "40_patch_filters", text, vit_plots.draw_filters, *components)
+        size: int = trainer.datamodule.image_size  # type: ignore[attr-defined]
+        layout = token_layout(module.network, (size, size))
         if layout is None:
             return
         similarity = position_similarity(module.network, layout)
         if similarity is not None:
             learned = isinstance(module.network.pos_embed, nn.Parameter)
-            origin = embeddings.LEARNED_POSITIONS if learned else embeddings.FIXED_POSITIONS
-            draw = partial(embeddings.draw_positions, similarity, layout.grid)
-            show("41_position_similarity", draw, embeddings.POSITIONS.add(origin, last=True))
-        now = self.seen[-1]
-        if "rollout" in now:
-            count = DISTANCE_IMAGES[self.level]
-            now["distances"] = _attention_distances(_copy_network(module), data, module.device, count)
+            text = vit_plots.POSITIONS.add(vit_plots.POSITION_ORIGIN[learned], last=True)
+            publish(trainer, "41_position_similarity", text, vit_plots.draw_positions, similarity, layout.grid)
+        if "rollout" in self.seen[-1]:
+            self.seen[-1]["distances"] = _Probe(trainer, module).distances(DISTANCE_IMAGES[self.level])
             distances = {_name(moment): moment["distances"] for moment in self.seen if "distances" in moment}
-            uniform = patch_distances(layout.grid, _patch_size(layout, data.image_size)).mean().item()
-            draw = partial(attention_heatmaps.draw_distances, distances, uniform, data.image_size)
-            show("42_attention_distance", draw, attention_heatmaps.DISTANCE)
+            uniform = patch_distances(layout.grid, _patch_size(layout.grid, size)).mean().item()
+            shown = distances, uniform, size
+            publish(trainer, "42_attention_distance", vit_plots.DISTANCE, vit_plots.draw_distances, *shown)
 
     def _drawable(self) -> list[dict[str, Any]]:
         return [moment for moment in self.seen if "rollout" in moment]
@@ -184,37 +173,36 @@ def choose_examples(labels: Tensor, count: int) -> Tensor:
     return torch.tensor([index for _, _, index in sorted(found)[:count]])
 
 
-def _copy_network(module: Any) -> nn.Module:
-    return copy.deepcopy(module.network).float().eval()
+class _Probe:
+    """A copy of the model, in eval mode and float32, and the split whose images it is shown."""
+
+    def __init__(self, trainer: pl.Trainer, module: Any) -> None:
+        self.data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self.split: ImageArrays = next(s for s in map(self.data.splits.get, ("val", "test", "train")) if len(s))
+        self.network = copy.deepcopy(module.network).float().eval()
+        self.device = module.device
+
+    def attention(self, indices: Tensor) -> Attention | None:
+        images, labels, device = self.split.pick(indices), self.split.labels[indices], self.device
+        batch = StoredBatch(images.to(device), labels.to(device), indices.to(device))
+        return record_attention(self.network, self.data.prepare_batch(batch, None).images)
+
+    def distances(self, count: int) -> Tensor:
+        """Mean attention distance in pixels, float32 `[depth, heads]`, over `count` images."""
+        size = self.data.image_size
+        layout = token_layout(self.network, (size, size))
+        assert layout is not None
+        order = epoch_order(len(self.split), 0, 0)[:count]
+        total: Any = 0.0
+        for indices in torch.split(order, max(1, TOKENS_AT_ONCE // layout.tokens)):
+            attention = self.attention(indices)
+            assert attention is not None
+            total = total + mean_attention_distance(attention, _patch_size(layout.grid, size)) * len(indices)
+        return (total / len(order)).cpu()
 
 
-def _examined_split(data: Any) -> ImageArrays:
-    return next(arrays for arrays in map(data.splits.get, ("val", "test", "train")) if len(arrays))
-
-
-def _record_attention(
-    network: nn.Module, data: Any, split: ImageArrays, indices: Tensor, device: torch.device
-) -> Attention | None:
-    batch = StoredBatch(split.pick(indices).to(device), split.labels[indices].to(device), indices.to(device))
-    return record_attention(network, data.prepare_batch(batch, None).images)
-
-
-def _attention_distances(network: nn.Module, data: Any, device: torch.device, count: int) -> Tensor:
-    """Mean attention distance in pixels, float32 `[depth, heads]`, over `count` images of the examined split."""
-    layout = token_layout(network, (data.image_size, data.image_size))
-    assert layout is not None
-    split = _examined_split(data)
-    order = epoch_order(len(split), 0, 0)[:count]
-    total: Any = 0.0
-    for indices in torch.split(order, max(1, TOKENS_AT_ONCE // layout.tokens)):
-        attention = _record_attention(network, data, split, indices, device)
-        assert attention is not None
-        total = total + mean_attention_distance(attention, _patch_size(layout, data.image_size)) * len(indices)
-    return (total / len(order)).cpu()
-
-
-def _patch_size(layout: TokenLayout, image_size: int) -> tuple[float, float]:
-    return image_size / layout.grid[0], image_size / layout.grid[1]
+def _patch_size(grid: tuple[int, int], image_size: int) -> tuple[float, float]:
+    return image_size / grid[0], image_size / grid[1]
 
 
 def _name(moment: dict[str, Any]) -> str:

@@ -15,16 +15,19 @@ from vitlab.leaderboard.table import (
     metric_label,
     row_label,
 )
-from vitlab.plots.score_plots import (
+from vitlab.plots.leaderboard_plots import (
     RankedRow,
     RankedRuns,
     Setting,
     caption_curves_of_runs,
+    caption_effects,
+    caption_parallel,
     caption_scores,
     draw_curves_of_runs,
+    draw_effects,
+    draw_parallel,
     draw_scores,
 )
-from vitlab.plots.setting_plots import caption_effects, caption_parallel, draw_effects, draw_parallel
 from vitlab.report.html import code, page, paragraph, picture, section, table
 
 MAX_NAME = 70  # characters of a row's name in a legend

@@ -1,16 +1,21 @@
-"""Confusion matrix, accuracy by class, reliability diagram."""
+"""Predictions on labelled images: confusion matrix, accuracy, calibration."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
 from vitlab.plots.grid import shorten_name
-from vitlab.plots.io import FigureText
-from vitlab.plots.predictions import BINS, Predictions
-from vitlab.plots.style import COLORS
+from vitlab.plots.io import COLORS, FigureText
+
+BINS = 15  # of the confidence, as in Guo et al. 2017, "On calibration of modern neural networks"
 
 NAME_LENGTH = 24  # characters of a class name next to a row
 FEW_IMAGES = 10  # an accuracy on fewer is unreliable, and its bar is pale
@@ -47,6 +52,89 @@ RELIABILITY = FigureText(
 )
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions on `N` labelled images, and their statistics."""
+
+    probabilities: Tensor  # float32 [N, classes]
+    predicted: Tensor  # int64 [N], the predicted classes
+    labels: Tensor  # int64 [N], the true classes
+    classes: Sequence[str]  # names
+
+    @cached_property
+    def correct(self) -> Tensor:
+        return self.predicted == self.labels
+
+    @cached_property
+    def confidence(self) -> Tensor:
+        """Probabilities of the predicted classes, `[N]`."""
+        return self.probabilities.gather(1, self.predicted[:, None])[:, 0]
+
+    @cached_property
+    def label_probability(self) -> Tensor:
+        """Probabilities of the true classes, `[N]`."""
+        return self.probabilities.gather(1, self.labels[:, None])[:, 0]
+
+    @cached_property
+    def confusion_matrix(self) -> Tensor:
+        """Number of images by true class (row) and predicted class (column), int64 `[classes, classes]`."""
+        return multiclass_confusion_matrix(self.predicted, self.labels, len(self.classes))
+
+    @cached_property
+    def recall(self) -> Tensor:
+        """Fraction of each class's images that is classified correctly, `[classes]`; NaN without images."""
+        return self.confusion_matrix.diag() / self.confusion_matrix.sum(dim=1)
+
+    def worst_classes(self, most: int) -> list[int]:
+        """Classes that have images, by rising recall."""
+        order = self.recall.nan_to_num(2.0).argsort(stable=True)
+        return [int(label) for label in order if not self.recall[label].isnan()][:most]
+
+    @cached_property
+    def calibration_error(self) -> float:
+        """ECE: mean distance between confidence and accuracy over `BINS` bins of the confidence, weighted by images."""
+        return multiclass_calibration_error(self.probabilities, self.labels, len(self.classes), n_bins=BINS).item()
+
+    @cached_property
+    def bins(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, mean confidence and accuracy (NaN without images) in each of `BINS` equal bins of the confidence."""
+        index = torch.bucketize(self.confidence, torch.linspace(0, 1, BINS + 1)[1:-1], right=True)
+        count = torch.bincount(index, minlength=BINS)
+        confidence, accuracy = (
+            torch.zeros(BINS).index_add(0, index, values.float()) / count for values in (self.confidence, self.correct)
+        )
+        return count, confidence, accuracy
+
+    def confused_pairs(self, most: int = 3) -> list[tuple[str, str, int]]:
+        """(true class, predicted class, images) of the most frequent errors."""
+        errors = self.confusion_matrix.clone().fill_diagonal_(0)
+        pairs = []
+        for index in errors.flatten().argsort(descending=True, stable=True)[:most].tolist():
+            true, predicted = divmod(index, len(self.classes))
+            if errors[true, predicted]:
+                pairs.append((self.classes[true], self.classes[predicted], int(errors[true, predicted])))
+        return pairs
+
+    def as_data(self) -> dict[str, Any]:
+        """The content of `test_details.json`."""
+        images, answers = (self.confusion_matrix.sum(dim=dim).tolist() for dim in (1, 0))
+        per_class = {
+            name: {"images": count, "answers": predicted, "acc": recall if count else None}
+            for name, count, predicted, recall in zip(self.classes, images, answers, self.recall.tolist(), strict=True)
+        }
+        return {
+            "images": len(self.labels),
+            "accuracy": self.correct.float().mean().item(),
+            "confidence": self.confidence.mean().item(),
+            "calibration_error": self.calibration_error,
+            "per_class": per_class,
+            "most_confused": [
+                {"class": true, "taken_for": predicted, "images": count}
+                for true, predicted, count in self.confused_pairs()
+            ],
+        }
+
+
 def draw_confusion_matrix(predictions: Predictions) -> Figure:
     """The fraction of each true class (row) by predicted class, as colours; also in percent for at most `MAX_NAMED`
     classes, and with the numbers of images for at most `MAX_COUNTED`."""
@@ -55,7 +143,6 @@ def draw_confusion_matrix(predictions: Predictions) -> Figure:
 
 
 def describe_confusions(predictions: Predictions) -> str:
-    """Name the most frequent error."""
     if not (pairs := predictions.confused_pairs(1)):
         return "In this run, every image is classified correctly."
     true, predicted, images = pairs[0]
@@ -121,7 +208,6 @@ def draw_class_accuracy(predictions: Predictions) -> Figure:
 
 
 def describe_classes(predictions: Predictions) -> str:
-    """Name the worst and the best class."""
     order = predictions.worst_classes(len(predictions.classes))
     best = max(order, key=lambda label: float(predictions.recall[label]))
     low, high = (f"{predictions.classes[label]} ({predictions.recall[label]:.1%})" for label in (order[0], best))
@@ -161,6 +247,14 @@ def draw_reliability(predictions: Predictions) -> Figure:
 
 
 def describe_reliability(predictions: Predictions) -> str:
-    """Compare the mean confidence with the accuracy."""
     confidence, accuracy = predictions.confidence.mean().item(), predictions.correct.float().mean().item()
     return f"In this run, the mean confidence is {confidence:.1%} and the accuracy {accuracy:.1%}."
+
+
+# Number of the file name, texts, and the functions that draw the figure and describe what it shows.
+EVALUATION_FIGURES = (
+    (0, CONFUSION_MATRIX, draw_confusion_matrix, describe_confusions),
+    (0, WORST_CLASSES, draw_worst_classes, describe_classes),
+    (1, CLASS_ACCURACY, draw_class_accuracy, describe_classes),
+    (2, RELIABILITY, draw_reliability, describe_reliability),
+)

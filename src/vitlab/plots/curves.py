@@ -9,8 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vitlab.plots.io import FigureText
-from vitlab.plots.style import COLORS
+from vitlab.plots.io import COLORS, FigureText
 
 LINES = {
     "train": ("train/{}", COLORS["orange"]),
@@ -72,13 +71,9 @@ def draw_curves(
 
 
 def compute_lr_schedule(optimizer: Any, scheduler: Any, updates: int, group: dict[str, Any]) -> list[float]:
-    """The learning rates of a parameter group, one for each interval between two updates of the schedule.
+    """The learning rate of a parameter group with these settings before each update of the schedule.
 
-    Args:
-        optimizer: Creates an optimizer from parameter groups.
-        scheduler: Creates a schedule from an optimizer.
-        updates: Number of the schedule's updates in the run.
-        group: The group's settings, without its parameters.
+    `optimizer` creates one from parameter groups, and `scheduler` a schedule from an optimizer.
     """
     dummy = optimizer([{**group, "params": [torch.nn.Parameter(torch.zeros(1))]}])
     schedule = scheduler(dummy)
@@ -91,22 +86,16 @@ def compute_lr_schedule(optimizer: Any, scheduler: Any, updates: int, group: dic
     return rates
 
 
-def draw_lr_schedule(
-    rates: Sequence[tuple[str, Sequence[float]]], interval: float, epoch: float | None, unit: str
-) -> Figure:
-    """Learning rates over the run.
+def draw_lr_schedule(rates: dict[str, list[float]], interval: float, epoch: float | None, unit: str) -> Figure:
+    """Learning rates over the run: a line for each name, with values from `compute_lr_schedule`.
 
-    Args:
-        rates: Name and learning rates, from `compute_lr_schedule`, of each line.
-        interval: Length of the time between two updates, in `unit`.
-        epoch: Length of an epoch, in `unit`; None if unknown.
-        unit: Unit of the horizontal axis.
+    The time between two updates (`interval`) and that of an epoch (None if unknown) are in `unit`.
     """
     figure = Figure()
     axes: Any = figure.add_subplot(xlabel=unit, ylabel="learning rate")
-    for (name, values), color in zip(rates, [*COLORS.values()] * len(rates), strict=False):
+    for name, values in rates.items():
         times = [update * interval for update in range(len(values) + 1)]
-        axes.plot(times, [*values, values[-1]], label=name, drawstyle="steps-post", linewidth=2.0, color=color)
+        axes.plot(times, [*values, values[-1]], label=name, drawstyle="steps-post", linewidth=2.0)
     axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
     axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.3g}")

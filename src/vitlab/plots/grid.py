@@ -3,18 +3,14 @@
 One axes for all tiles takes a tenth of a second to draw; one axes for each tile takes seconds.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colorbar import Colorbar
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -87,8 +83,8 @@ def draw_sheet(
     dpi = matplotlib.rcParams["figure.dpi"]
     tiles = [tile for row in rows for tile in row if tile is not None]
     line = 1.25 * font_size / 72  # inches
-    above = line * max(tile.above.count("\n") + bool(tile.above) for tile in tiles)
-    below = line * max(tile.below.count("\n") + bool(tile.below) for tile in tiles)
+    above = line * max(len(tile.above.splitlines()) for tile in tiles)
+    below = line * max(len(tile.below.splitlines()) for tile in tiles)
     left = 0.15 + 0.085 * max(map(len, names), default=0) + 0.25 * bool(label)
     top, bottom = 0.4 + 0.25 * bool(columns), 0.12
     height, width = tiles[0].pixels.shape[:2]
@@ -116,9 +112,10 @@ def draw_tiles(
 ) -> None:
     """Draw rows of tiles into axes, with `rooms` of so many pixels for the texts above and below each."""
     height, width = next(tile for row in rows for tile in row if tile is not None).pixels.shape[:2]
-    step = np.array([height + GAP + sum(rooms), width + GAP])
-    sheet = np.ones((*(step * [len(rows), max(map(len, rows))]), 3), dtype=np.float32)
-    centers = [column * step[1] + width / 2 for column in range(max(map(len, rows)))]
+    step = height + GAP + sum(rooms), width + GAP
+    widest = max(map(len, rows))
+    sheet = np.ones((step[0] * len(rows), step[1] * widest, 3), dtype=np.float32)
+    centers = [column * step[1] + width / 2 for column in range(widest)]
     for row, tiles in enumerate(rows):
         for column, tile in enumerate(tiles):
             if tile is None:
@@ -144,42 +141,6 @@ def remove_frame(axes: Axes) -> None:
     """Hide the grid lines and the frame of axes that show an image."""
     axes.grid(False)
     axes.spines[:].set_visible(False)
-
-
-def fit_scale(maps: Sequence[Tensor]) -> Normalize:
-    """A logarithmic colour scale with the average patch, which is 1, in its middle.
-
-    Attention has a long tail: on a linear scale, one patch would leave the rest dark. The scale covers 98 % of the
-    patches, at most from 1/8 to 8.
-    """
-    octaves = torch.cat([one.flatten() for one in maps]).clamp_min(1e-6).log2().abs()
-    widest = float(octaves.quantile(0.98).clamp(0.5, 3.0))
-    return LogNorm(2.0**-widest, 2.0**widest, clip=True)
-
-
-def add_colorbar(figure: Figure, scale: Normalize, label: str, **place: Any) -> None:
-    """Add a heat map's colour bar, with ticks at powers of two."""
-    label_powers(figure.colorbar(ScalarMappable(scale, HEAT), label=label, **place))
-
-
-def add_colorbar_in_margin(figure: Figure, scale: Normalize, label: str) -> None:
-    """Add a colour bar in the right margin of a sheet."""
-    width, sheet = figure.get_figwidth(), figure.axes[0].get_position()
-    place = figure.add_axes((sheet.x1 + 0.12 / width, sheet.y0, 0.18 / width, sheet.height))
-    add_colorbar(figure, scale, label, cax=place)
-
-
-def label_powers(bar: Colorbar) -> None:
-    """Put ticks at powers of two, as fractions below 1; the ends of the bar also stand for values beyond them."""
-    low, high = (math.log2(limit) for limit in bar.mappable.get_clim())
-    if high >= 1:
-        powers = range(math.ceil(low), math.floor(high) + 1)
-        labels = [f"1/{2**-power}" if power < 0 else str(2**power) for power in powers]
-        bar.set_ticks([2.0**power for power in powers], labels=labels)
-    else:
-        ticks = [2.0 ** (0.9 * low), 1.0, 2.0 ** (0.9 * high)]
-        bar.set_ticks(ticks, labels=["1" if tick == 1 else f"{tick:.2f}" for tick in ticks])
-    bar.minorticks_off()
 
 
 def shorten_name(name: str, length: int) -> str:

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from vitlab.data.arrays import ImageArrays
 from vitlab.data.decoding import read_image
+from vitlab.plots.classification import Predictions
 from vitlab.plots.grid import Tile, draw_sheet, shorten_name, split_into_rows, stretch_image
-from vitlab.plots.io import FigureText
-from vitlab.plots.predictions import Predictions
-from vitlab.plots.style import COLORS
+from vitlab.plots.io import COLORS, FigureText
 
+BATCH_COLUMNS, ERROR_COLUMNS = 5, 4
+ERRORS_SHOWN = 16
+EXTREMES_SHOWN, EXTREME_CLASSES = 3, 10  # images on each side of a row, and rows
 NAME_LENGTH = 12  # characters of a class name next to an image
 CONFIDENT = 0.9  # probability
 
@@ -40,33 +42,19 @@ EXTREMES = FigureText(
 )
 
 
-def draw_batch(images: Tensor, labels: Tensor, classes: Sequence[str], columns: int = 5, rows: int = 4) -> Figure:
-    """The first images of a training batch.
-
-    Args:
-        images: Float `[B, 3, H, W]` in [0, 1].
-        labels: int64 `[B]`, or float32 `[B, classes]` of mixed images.
-        classes: Class names.
-        columns, rows: Size of the grid.
-    """
-    pairs = list(zip(255 * images.clamp(0, 1), labels, strict=True))[: columns * rows]
+def draw_batch(images: Tensor, labels: Tensor, classes: Sequence[str]) -> Figure:
+    """Training images, float `[B, 3, H, W]` in [0, 1]; labels are int64 `[B]`, or float32 `[B, classes]` if mixed."""
+    pairs = zip(255 * images.clamp(0, 1), labels, strict=True)
     tiles = [Tile(stretch_image(image, 150), _describe_label(label, classes)) for image, label in pairs]
-    return draw_sheet(split_into_rows(tiles, columns), font_size=10.5)
+    return draw_sheet(split_into_rows(tiles, BATCH_COLUMNS), font_size=10.5)
 
 
-def describe_first_batch(patch_dropout: float) -> str:
-    """Mention what the figure does not show: the fraction of patches that the model leaves out."""
-    if not patch_dropout:
-        return ""
-    return f"The model leaves out a random {patch_dropout:.0%} of each image's patches, which is not shown."
-
-
-def draw_errors(predictions: Predictions, images: Tensor | ImageArrays, columns: int = 4, rows: int = 4) -> Figure:
+def draw_errors(predictions: Predictions, images: Tensor | ImageArrays) -> Figure:
     """The most confident errors, of uint8 images `[N, 3, H, W]` in the order of the predictions."""
-    confidence = predictions.confidence.masked_fill(predictions.correct, -1)
-    shown = min(columns * rows, int((~predictions.correct).sum()))
+    wrong = (~predictions.correct).nonzero()[:, 0]
+    order = predictions.confidence[wrong].argsort(descending=True, stable=True)
     tiles = []
-    for index in confidence.argsort(descending=True, stable=True)[:shown].tolist():
+    for index in wrong[order][:ERRORS_SHOWN].tolist():
         above, below = (
             f"{shorten_name(predictions.classes[label], NAME_LENGTH)} {predictions.probabilities[index, label]:.1%}"
             for label in (int(predictions.predicted[index]), int(predictions.labels[index]))
@@ -77,11 +65,10 @@ def draw_errors(predictions: Predictions, images: Tensor | ImageArrays, columns:
         figure.text(0.5, 0.4, "Every image is classified correctly.", ha="center", va="center")
         return figure
     colors = (COLORS["vermilion"], COLORS["blue"])
-    return draw_sheet(split_into_rows(tiles, columns), font_size=9.5, colors=colors)
+    return draw_sheet(split_into_rows(tiles, ERROR_COLUMNS), font_size=9.5, colors=colors)
 
 
 def describe_errors(predictions: Predictions) -> str:
-    """Count the errors, and the confident ones."""
     wrong = ~predictions.correct
     confident = int((wrong & (predictions.confidence > CONFIDENT)).sum())
     return (
@@ -90,22 +77,22 @@ def describe_errors(predictions: Predictions) -> str:
     )
 
 
-def draw_extremes(predictions: Predictions, images: Tensor | ImageArrays, each: int = 3, most: int = 10) -> Figure:
-    """A row for each class, at most the `most` worst: the images with the lowest and the highest probability of their
-    class, of uint8 images `[N, 3, H, W]` in the order of the predictions."""
+def draw_extremes(predictions: Predictions, images: Tensor | ImageArrays) -> Figure:
+    """A row for each class, or the worst: the images with the lowest and the highest probability of their class, of
+    uint8 images `[N, 3, H, W]` in the order of the predictions."""
     rows: list[list[Tile | None]] = []
-    labels = sorted(predictions.worst_classes(most))
+    labels = sorted(predictions.worst_classes(EXTREME_CLASSES))
     for label in labels:
         indices = (predictions.labels == label).nonzero()[:, 0]
         order = indices[predictions.label_probability[indices].argsort(stable=True)].tolist()
         half = (len(order) + 1) // 2  # no image appears on both sides
-        hardest, typical = order[:half][:each], order[half:][::-1][:each]
-        row = [*hardest, *[None] * (each - len(hardest) + 1), *typical, *[None] * (each - len(typical))]
-        rows.append(
-            [i if i is None else Tile(stretch_image(images[i], 128), below=_describe(predictions, i)) for i in row]
-        )
-    headings = [""] * (2 * each + 1)
-    headings[each // 2], headings[each + 1 + each // 2] = "hardest", "most typical"
+        row: list[Tile | None] = [None] * (2 * EXTREMES_SHOWN + 1)
+        for first, chosen in ((0, order[:half]), (EXTREMES_SHOWN + 1, order[half:][::-1])):
+            for place, index in enumerate(chosen[:EXTREMES_SHOWN], first):
+                row[place] = Tile(stretch_image(images[index], 128), below=_describe(predictions, index))
+        rows.append(row)
+    headings = [""] * (2 * EXTREMES_SHOWN + 1)
+    headings[EXTREMES_SHOWN // 2], headings[-1 - EXTREMES_SHOWN // 2] = "hardest", "most typical"
     names = [shorten_name(predictions.classes[label], 2 * NAME_LENGTH) for label in labels]
     return draw_sheet(rows, headings, names, font_size=8.5)
 
@@ -133,9 +120,5 @@ def _describe_label(label: Tensor, classes: Sequence[str]) -> str:
     if not label.is_floating_point():
         return shorten_name(classes[int(label)], NAME_LENGTH)
     fractions, labels = (values.tolist() for values in label.topk(min(2, len(label))))
-    mixed = [
-        f"{shorten_name(classes[index], NAME_LENGTH - 3)} {fraction:.0%}"
-        for fraction, index in zip(fractions, labels, strict=True)
-        if fraction > 0
-    ]
-    return "\n".join(mixed)
+    names = [shorten_name(classes[index], NAME_LENGTH - 3) for index in labels]
+    return "\n".join(f"{name} {part:.0%}" for name, part in zip(names, fractions, strict=True) if part > 0)

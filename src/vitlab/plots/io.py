@@ -1,26 +1,54 @@
-"""Write figures as PNG files and as images of the dashboard."""
+"""One look for all figures, and their PNG files with title and caption."""
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
-import pytorch_lightning as pl
+from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard.writer import SummaryWriter
 
-from vitlab.compat import add_summary
 from vitlab.files import replacing
-from vitlab.plots.style import styled
 
 log = logging.getLogger(__name__)
+
+# Colour-blind readers can distinguish these (Okabe and Ito 2008, "Color universal design"). In the order of use.
+COLORS = {
+    "blue": "#0072B2",
+    "orange": "#E69F00",
+    "green": "#009E73",
+    "vermilion": "#D55E00",
+    "purple": "#CC79A7",
+    "sky": "#56B4E9",
+    "yellow": "#F0E442",
+    "black": "#000000",
+}
+STYLE: dict[Any, Any] = {
+    # Few inches with many dots each: TensorBoard shows an image about 340 pixels wide, and its text must be legible.
+    "figure.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "figure.figsize": (5.0, 3.4),  # inches
+    "font.size": 11.0,
+    "axes.titlesize": 11.0,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "axes.prop_cycle": cycler(color=list(COLORS.values())),
+    "image.cmap": "cividis",
+    "image.interpolation": "nearest",
+    "legend.frameon": False,
+    "text.parse_math": False,  # a class may be called $
+}
 
 
 @dataclass(frozen=True)
@@ -31,10 +59,10 @@ class FigureText:
     title: str
     caption: str
 
-    def add(self, finding: str, section: str = "", *, last: bool = False) -> "FigureText":
-        """Add a sentence at the beginning, or the end, of the caption, and a section before the tag."""
+    def add(self, finding: str, *, last: bool = False) -> "FigureText":
+        """Add a sentence at the beginning, or the end, of the caption."""
         sentences = (self.caption, finding) if last else (finding, self.caption)
-        return FigureText(f"{section}{self.tag}", self.title, " ".join(filter(None, sentences)))
+        return replace(self, caption=" ".join(filter(None, sentences)))
 
 
 @dataclass(frozen=True)
@@ -55,41 +83,9 @@ def never_failing(what: str) -> Iterator[None]:
         log.info("traceback:", exc_info=error)
 
 
-def publish(trainer: pl.Trainer, name: str, draw: Callable[[], Figure], text: FigureText, step: int) -> None:
-    """Draw a figure into `figures/<name>.png` of the run and into its dashboard, on rank 0; never fails.
-
-    Args:
-        trainer: The run's trainer.
-        name: File name. It starts with two digits, because `figures/` is read in the order of names. An existing file
-            is replaced: the same figure at an earlier time.
-        draw: Creates the figure.
-        text: Its texts; plain text, also stored in the PNG.
-        step: Optimizer steps so far.
-    """
-    if not trainer.is_global_zero:
-        return
-    with never_failing(f"the figure {name}"):
-        image = render(draw, text.title)
-        file = Path(trainer.default_root_dir) / "figures" / f"{name}.png"
-        save(image, file, text)
-        # Not add_image, which would encode the image a second time.
-        size = {"height": image.height, "width": image.width, "colorspace": 3}
-        value = Summary.Value(tag=text.tag, image=Summary.Image(**size, encoded_image_string=file.read_bytes()))
-        for writer in writers(trainer):
-            add_summary(writer, Summary(value=[value]), step)
-
-
-def writers(trainer: pl.Trainer) -> Iterator[Any]:
-    """Yield the TensorBoard SummaryWriters of a run's loggers."""
-    for logger in trainer.loggers:
-        writer = getattr(logger, "experiment", None)
-        if isinstance(writer, SummaryWriter):
-            yield writer
-
-
 def render(draw: Callable[[], Figure], title: str) -> Image.Image:
     """Draw a figure below its title and return its pixels."""
-    with styled():
+    with matplotlib.rc_context(STYLE):
         figure = draw()
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         canvas: Any = FigureCanvasAgg(figure)

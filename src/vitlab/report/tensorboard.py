@@ -15,9 +15,10 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 from vitlab.callbacks.checkpointing import best_metrics
+from vitlab.callbacks.figures import writers
 from vitlab.compat import logged_step
 from vitlab.distributed.slurm import this_command
-from vitlab.plots.io import never_failing, writers
+from vitlab.plots.io import never_failing
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import all_settings
 from vitlab.runs.manifest import entry_point

@@ -56,10 +56,11 @@ def draw_augmentations(command: DictConfig, overrides: Sequence[Override], conf:
 def apply_each(images: Tensor, indices: Tensor) -> Iterator[Row]:
     """Apply each augmentation to uint8 images `[N, 3, H, W]`, which have these indices, at three strengths."""
     import torch
+    from torchvision.transforms import v2
 
     from vitlab.data import Mixing, RandomCrop, RandomErasing, RandomHorizontalFlip
     from vitlab.data.counter_rng import CounterRNG
-    from vitlab.data.random_augment import BINS, OPERATIONS, SIGNED, apply, wide_magnitudes
+    from vitlab.data.random_augment import BINS, OPERATIONS, SIGNED, apply, magnitudes
 
     side, rng = images.shape[-1], CounterRNG(0, 0, indices)
     paddings = [side // divisor for divisor in PADDINGS]
@@ -68,7 +69,7 @@ def apply_each(images: Tensor, indices: Tensor) -> Iterator[Row]:
     flip = RandomHorizontalFlip(0.5, alternating=True)
     epochs = [(f"epoch {epoch + 1}", flip(images, CounterRNG(0, epoch, indices), 1)) for epoch in range(3)]
     yield "RandomHorizontalFlip, alternating", epochs
-    table = wide_magnitudes(images.device)
+    table = magnitudes(v2.TrivialAugmentWide, side, images.device)
     for operation, name in enumerate(OPERATIONS[1:], start=1):
         panels = []
         for strength in (BINS // 3, 2 * BINS // 3, BINS - 1):

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tvf
 
 from vitlab.data.counter_rng import CounterRNG
 
@@ -32,11 +33,9 @@ def apply_where(
 
 
 def transform_affinely(images: Tensor, inverse: Tensor) -> Tensor:
-    """Move pixels: nearest neighbour, black outside the image.
+    """Move pixels of uint8 images `[N, 3, H, W]`: nearest neighbour, black outside the image.
 
-    Args:
-        images: uint8 `[N, 3, H, W]`.
-        inverse: float64 `[N, 2, 3]`, maps a position in the result, in pixels from the centre, to one in the image.
+    `inverse`, float64 `[N, 2, 3]`, maps a position in the result, in pixels from the centre, to one in the image.
     """
     height, width = images.shape[-2:]
     x = torch.linspace((1 - width) * 0.5, (width - 1) * 0.5, width, device=images.device)
@@ -55,11 +54,8 @@ def invert_affine(
 ) -> Tensor:
     """The inverse of a shear, a shift or a rotation, for `transform_affinely`; all but one of an image's are zero.
 
-    Args:
-        shear_x, shear_y: Tangents of the shear about the corner that moves rows sideways, or columns up and down.
-        shift_x, shift_y: Shift to the right and down in pixels, truncated to whole ones.
-        degrees: Rotation about the centre, counter-clockwise.
-        height, width: Of the images, in pixels.
+    Shears are tangents and keep the top left corner; shifts, to the right and down, are in pixels, truncated to whole
+    ones; the rotation about the centre is counter-clockwise.
     """
     angle = degrees.deg2rad()
     x = [angle.cos(), shear_x - angle.sin(), shear_x * height / 2 - shift_x.trunc()]
@@ -74,12 +70,12 @@ def adjust_brightness(images: Tensor, magnitude: Tensor) -> Tensor:
 
 def adjust_colour(images: Tensor, magnitude: Tensor) -> Tensor:
     """Blend towards grey or away from it."""
-    return _blend(images, _grey(images), magnitude)
+    return _blend(images, tvf.rgb_to_grayscale(images), magnitude)
 
 
 def adjust_contrast(images: Tensor, magnitude: Tensor) -> Tensor:
     """Blend towards the image's mean grey or away from it."""
-    return _blend(images, _grey(images).mean(dim=(-3, -2, -1), keepdim=True), magnitude)
+    return _blend(images, tvf.rgb_to_grayscale(images).float().mean(dim=(-3, -2, -1), keepdim=True), magnitude)
 
 
 def adjust_sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
@@ -108,8 +104,3 @@ def solarize(images: Tensor, magnitude: Tensor) -> Tensor:
 def _blend(images: Tensor, others: Tensor, magnitude: Tensor) -> Tensor:
     weight = (1 + magnitude).view(-1, 1, 1, 1)
     return (images * weight.float() + others * (1 - weight).float()).clamp_(0, 255).to(torch.uint8)
-
-
-def _grey(images: Tensor) -> Tensor:
-    red, green, blue = images.unbind(dim=1)
-    return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_().unsqueeze(1)

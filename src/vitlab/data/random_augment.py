@@ -5,8 +5,10 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
+from vitlab.compat import augmentation_space, autoaugment_policies
 from vitlab.data import image_ops
 from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.image_ops import apply_where
@@ -25,39 +27,8 @@ COLOURS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")  # in the order of `image_ops.invert_affine`
 OPERATIONS = ("Identity", *MOVES, *COLOURS)
 NAMES = OPERATIONS[:-1]  # RandAugment and TrivialAugment do not invert
-BLENDS = ("Brightness", "Color", "Contrast", "Sharpness")
-SIGNED = frozenset((*MOVES, *BLENDS))
+SIGNED = frozenset(name for name, (_, signed) in augmentation_space(v2.TrivialAugmentWide).items() if signed)
 BINS = 31  # magnitudes of RandAugment and TrivialAugment, from none to the largest
-AUTOAUGMENT_BINS = 10
-# Cubuk et al. 2019, "AutoAugment", table 7, found on CIFAR-10: two operations in a row, each with its probability and
-# its magnitude bin.
-CIFAR10_POLICIES: tuple[tuple[tuple[str, float, int], tuple[str, float, int]], ...] = (
-    (("Invert", 0.1, 0), ("Contrast", 0.2, 6)),
-    (("Rotate", 0.7, 2), ("TranslateX", 0.3, 9)),
-    (("Sharpness", 0.8, 1), ("Sharpness", 0.9, 3)),
-    (("ShearY", 0.5, 8), ("TranslateY", 0.7, 9)),
-    (("AutoContrast", 0.5, 0), ("Equalize", 0.9, 0)),
-    (("ShearY", 0.2, 7), ("Posterize", 0.3, 7)),
-    (("Color", 0.4, 3), ("Brightness", 0.6, 7)),
-    (("Sharpness", 0.3, 9), ("Brightness", 0.7, 9)),
-    (("Equalize", 0.6, 0), ("Equalize", 0.5, 0)),
-    (("Contrast", 0.6, 7), ("Sharpness", 0.6, 5)),
-    (("Color", 0.7, 7), ("TranslateX", 0.5, 8)),
-    (("Equalize", 0.3, 0), ("AutoContrast", 0.4, 0)),
-    (("TranslateY", 0.4, 3), ("Sharpness", 0.2, 6)),
-    (("Brightness", 0.9, 6), ("Color", 0.2, 8)),
-    (("Solarize", 0.5, 2), ("Invert", 0.0, 0)),
-    (("Equalize", 0.2, 0), ("AutoContrast", 0.6, 0)),
-    (("Equalize", 0.2, 0), ("Equalize", 0.6, 0)),
-    (("Color", 0.9, 9), ("Equalize", 0.6, 0)),
-    (("AutoContrast", 0.8, 0), ("Solarize", 0.2, 8)),
-    (("Brightness", 0.1, 3), ("Color", 0.7, 0)),
-    (("Solarize", 0.4, 5), ("AutoContrast", 0.9, 0)),
-    (("TranslateY", 0.9, 9), ("TranslateY", 0.7, 9)),
-    (("AutoContrast", 0.9, 0), ("Solarize", 0.8, 3)),
-    (("Equalize", 0.8, 0), ("Invert", 0.1, 0)),
-    (("TranslateY", 0.7, 9), ("AutoContrast", 0.9, 0)),
-)
 
 
 class RandAugment(nn.Module):
@@ -82,7 +53,7 @@ class RandAugment(nn.Module):
 
     def forward(self, images: Tensor, rng: CounterRNG, op_index: int) -> Tensor:
         """uint8 `[B, 3, H, W]` -> the same."""
-        table = standard_magnitudes(images.shape[-1], images.device)
+        table = magnitudes(v2.RandAugment, images.shape[-1], images.device)
         uniform = rng.uniform(op_index, 2 * self.num_ops)
         for step in range(self.num_ops):
             operation = (uniform[:, 2 * step] * len(NAMES)).long()
@@ -98,7 +69,8 @@ class TrivialAugment(nn.Module):
         """uint8 `[B, 3, H, W]` -> the same."""
         uniform = rng.uniform(op_index, 3)
         operation = (uniform[:, 0] * len(NAMES)).long()
-        magnitude = wide_magnitudes(images.device)[operation, (uniform[:, 1] * BINS).long()]
+        table = magnitudes(v2.TrivialAugmentWide, images.shape[-1], images.device)
+        magnitude = table[operation, (uniform[:, 1] * BINS).long()]
         return apply(images, operation, magnitude * signs(operation, uniform[:, 2]))
 
 
@@ -109,7 +81,7 @@ class AutoAugment(nn.Module):
         """uint8 `[B, 3, H, W]` -> the same."""
         operations, probabilities, strengths = _policies(images.shape[-1], images.device)
         uniform = rng.uniform(op_index, 5)
-        policy = (uniform[:, 0] * len(CIFAR10_POLICIES)).long()
+        policy = (uniform[:, 0] * len(operations)).long()
         for step in range(2):
             used = uniform[:, 2 * step + 1] < probabilities[policy, step]
             operation = torch.where(used, operations[policy, step], 0)
@@ -150,46 +122,26 @@ def _has_direction(device: torch.device) -> Tensor:
 
 
 @cache
-def magnitudes(
-    *, shear: float, translate: float, rotate: float, colour: float, posterize: int, device: torch.device, bins: int
-) -> Tensor:
-    """Each operation's magnitudes, float64 `[operations, bins]`, from none to the largest.
+def magnitudes(transform: type[nn.Module], side: int, device: torch.device, bins: int = BINS) -> Tensor:
+    """The magnitudes of torchvision's RandAugment, TrivialAugmentWide or AutoAugment for images of `side` pixels.
 
-    Args:
-        shear: The largest tangent.
-        translate: The largest shift in pixels.
-        rotate: The largest angle in degrees.
-        colour: The largest change of brightness, colour, contrast and sharpness.
-        posterize: The largest number of dropped bits.
-        device: The device to put the table on.
-        bins: Number of magnitudes.
+    Returns:
+        float64 `[operations, bins]`, from none to the largest; zeros for operations without a magnitude.
     """
-    largest = dict(zip(MOVES, (shear, shear, translate, translate, rotate), strict=True))
-    largest |= dict.fromkeys(BLENDS, colour)
-    rows = {name: torch.linspace(0.0, value, bins) for name, value in largest.items()}
-    rows["Posterize"] = (8 - torch.arange(bins) / ((bins - 1) / posterize)).round()
-    rows["Solarize"] = torch.linspace(1.0, 0.0, bins)
-    return torch.stack([rows.get(name, torch.zeros(bins)) for name in OPERATIONS]).double().to(device)
-
-
-def standard_magnitudes(side: int, device: torch.device, bins: int = BINS) -> Tensor:
-    """The magnitudes of AutoAugment and RandAugment for images of `side` pixels, see `magnitudes`."""
-    return magnitudes(
-        shear=0.3, translate=150 / 331 * side, rotate=30.0, colour=0.9, posterize=4, device=device, bins=bins
-    )
-
-
-def wide_magnitudes(device: torch.device) -> Tensor:
-    """TrivialAugment's wide search space (Müller and Hutter 2021, table 1), see `magnitudes`."""
-    return magnitudes(shear=0.99, translate=32.0, rotate=135.0, colour=0.99, posterize=6, device=device, bins=BINS)
+    table = torch.zeros(len(OPERATIONS), bins, dtype=torch.float64)
+    for name, (magnitudes_of, _) in augmentation_space(transform).items():
+        values = magnitudes_of(bins, side, side)
+        if values is not None:
+            table[OPERATIONS.index(name)] = values
+    return table.to(device)
 
 
 @cache
 def _policies(side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """AutoAugment's operations (indices into `OPERATIONS`), probabilities and magnitudes, each `[policies, 2]`."""
-    names, probabilities, steps = (
-        [[operation[column] for operation in policy] for policy in CIFAR10_POLICIES] for column in range(3)
-    )
-    operations = torch.tensor([[OPERATIONS.index(str(name)) for name in pair] for pair in names], device=device)
-    table = standard_magnitudes(side, device, AUTOAUGMENT_BINS)
-    return operations, torch.tensor(probabilities, device=device), table[operations, torch.tensor(steps, device=device)]
+    policies = autoaugment_policies(v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10))
+    operations = torch.tensor([[OPERATIONS.index(name) for name, _, _ in policy] for policy in policies], device=device)
+    probabilities = torch.tensor([[probability for _, probability, _ in policy] for policy in policies], device=device)
+    steps = torch.tensor([[step or 0 for _, _, step in policy] for policy in policies], device=device)
+    table = magnitudes(v2.AutoAugment, side, device, bins=10)
+    return operations, probabilities, table[operations, steps]

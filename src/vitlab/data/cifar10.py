@@ -7,7 +7,7 @@ import os
 import pickle
 import shutil
 import tarfile
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -59,16 +59,25 @@ class CIFAR10DataModule(ImageDataModule):
         self._decoded: Decoded | None = None
 
     def fetch(self) -> None:
-        self._decoded = self._cached()
-        if self._decoded is not None:
-            return
+        self._decoded = self._read()
+
+    def load(self) -> Dataset:
+        decoded = self._decoded or self._read()
+        return Dataset(decoded.split("train"), decoded.split("test"), decoded.classes)
+
+    def _read(self) -> Decoded:
+        cached = self._cached()
+        if cached is not None:
+            return cached
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             # One process downloads and decodes; the run's other ranks and a sweep's other jobs wait.
             with FileLock(self.root / ".lock") if os.access(self.root, os.W_OK) else nullcontext():
                 if not self._has_files():
                     self._download()
-                self._decoded = self._cached() or self._decode()
+                return self._cached() or self._decode()
+        except UserError:
+            raise
         except (OSError, EOFError, ValueError, HTTPException, tarfile.TarError) as error:
             raise UserError(
                 f"CIFAR-10 is not in {self.root.resolve()} and could not be downloaded from {self.url} ({error}). "
@@ -76,10 +85,6 @@ class CIFAR10DataModule(ImageDataModule):
                 "with data.root=..., or use other images: data=image_folder data.root=... for your own, data=synthetic "
                 "for generated ones"
             ) from error
-
-    def load(self) -> Dataset:
-        decoded = self._decoded or self._cached() or self._decode()
-        return Dataset(decoded.split("train"), decoded.split("test"), decoded.classes)
 
     def _cache(self) -> DecodedCache | None:
         """The cache of these files; None if no folder is writable, then each process decodes for itself."""
@@ -117,27 +122,25 @@ class CIFAR10DataModule(ImageDataModule):
 
     def _decode(self) -> Decoded:
         try:
-            batches = {split: [self._unpickle(name) for name, _ in parts] for split, parts in PARTS.items()}
-            labels = {split: [label for part in parts for label in part["labels"]] for split, parts in batches.items()}
-            pixels = np.concatenate([part["data"] for parts in batches.values() for part in parts])
-            decoded = Decoded(
-                images=pixels.reshape(-1, 3, SIDE, SIDE),
-                labels=labels["train"] + labels["test"],
-                names=[f"{split}/{i}" for split, values in labels.items() for i in range(len(values))],
-                classes=self._unpickle(META["filename"])[META["key"]],
-                skipped={},
-            )
+            pixels, labels, names = [], [], []
+            for split, parts in PARTS.items():
+                batches = [self._unpickle(name) for name, _ in parts]
+                pixels += [batch["data"] for batch in batches]
+                found = [label for batch in batches for label in batch["labels"]]
+                labels += found
+                names += [f"{split}/{number}" for number in range(len(found))]
+            classes = self._unpickle(META["filename"])[META["key"]]
+            decoded = Decoded(np.concatenate(pixels).reshape(-1, 3, SIDE, SIDE), labels, names, classes, skipped={})
         except Exception as error:  # damaged pickles raise anything
             raise UserError(
                 f"the CIFAR-10 files in {self.root.resolve() / CIFAR10.base_folder} are missing or damaged ({error}); "
                 "delete the folder to unpack or download them again"
             ) from error
         cache = self._cache()
-        if cache is None:
+        try:
+            return cache.write(SIDE, decoded) if cache else decoded
+        except UserError:  # a full disk: each process decodes for itself
             return decoded
-        with suppress(UserError):  # a full disk: each process decodes for itself
-            cache.write(SIDE, decoded)
-        return cache.read(SIDE) or decoded
 
     def _unpickle(self, name: str) -> dict[str, Any]:
         with (self.root / CIFAR10.base_folder / name).open("rb") as file:

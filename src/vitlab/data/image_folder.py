@@ -3,18 +3,17 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from filelock import FileLock
 from PIL import Image
 from rich.progress import track
 
 from vitlab.data.arrays import Dataset, stratified_split
 from vitlab.data.datamodule import ImageDataModule
-from vitlab.data.decoding import Decoded, DecodedCache, describe_failure, image_suffixes, read_image, to_square
+from vitlab.data.decoding import Decoded, DecodedCache, decode_files, image_suffixes
 from vitlab.errors import UserError
 
 
@@ -56,30 +55,32 @@ class ImageFolderDataModule(ImageDataModule):
         self._decoded: Decoded | None = None
 
     def fetch(self) -> None:
+        self._decoded = self._read()
+
+    def _read(self) -> Decoded:
         classes = self._class_names()
         files = [file for split in ("train", "test") for file in _list_files(self.root, split, classes)]
         if not any(file.name.startswith("train/") for file in files):
             raise UserError(f"no image files in {self.root / 'train'}/<class>/")
         key = hashlib.sha256("".join(map(repr, files)).encode()).hexdigest()[:24]
         cache = DecodedCache.choose(self.cache_dir, beside=self.root, key=key)
-        self._decoded = self._cached(cache)
-        if self._decoded is None:
-            with cache.lock():
-                # Another process, such as a rank of the same run, may have decoded meanwhile.
-                self._decoded = self._cached(cache) or self._decode(cache, files, classes)
+        cached = self._cached(cache)
+        if cached is not None:
+            return cached
+        with FileLock(cache.folder / ".lock"):
+            # Another process, such as a rank of the same run, may have decoded meanwhile.
+            return self._cached(cache) or self._decode(cache, files, classes)
 
     def load(self) -> Dataset:
-        if self._decoded is None:
-            self.fetch()
-        assert self._decoded is not None
-        train, test = self._decoded.split("train"), self._decoded.split("test")
+        decoded = self._decoded or self._read()
+        train, test = decoded.split("train"), decoded.split("test")
         if not len(test):
             try:
                 kept, held_out = stratified_split(train.labels, self.test_size, self.split_seed)
             except ValueError as error:
                 raise UserError(f"data: {error}; change data.test_size") from None
             train, test = train.take(kept), train.take(held_out)
-        return Dataset(train, test, self._decoded.classes)
+        return Dataset(train, test, decoded.classes)
 
     def _class_names(self) -> list[str]:
         train, test = self.root / "train", self.root / "test"
@@ -101,16 +102,8 @@ class ImageFolderDataModule(ImageDataModule):
 
     def _decode(self, cache: DecodedCache, files: list[ImageFile], classes: list[str]) -> Decoded:
         side = self.stored_size or self._common_side(files)
-
-        def decode(file: ImageFile) -> NDArray[np.uint8] | str:
-            try:
-                return to_square(read_image(self.root / file.name), side)
-            except Exception as error:  # Pillow's decoders raise anything
-                return describe_failure(error)
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter lock
-            results = pool.map(decode, files)
-            decoded = list(track(results, f"Decoding into {cache.folder}", total=len(files), transient=True))
+        results = decode_files((self.root / file.name for file in files), side)
+        decoded = list(track(results, f"Decoding into {cache.folder}", total=len(files), transient=True))
         good = [(file, pixels) for file, pixels in zip(files, decoded, strict=True) if not isinstance(pixels, str)]
         skipped = {file.name: why for file, why in zip(files, decoded, strict=True) if isinstance(why, str)}
         if skipped and not self.skip_unreadable:
@@ -128,10 +121,10 @@ class ImageFolderDataModule(ImageDataModule):
             classes=classes,
             skipped=skipped,
         )
-        cache.write(side, content)
+        stored = cache.write(side, content)
         if self.stored_size is None:
             cache.store_size(self.image_size, side)
-        return cache.read(side) or content
+        return stored
 
     def _common_side(self, files: list[ImageFile]) -> int:
         """The side to store: that of the files if all share one of at most `image_size`, else `image_size`."""

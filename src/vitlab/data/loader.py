@@ -10,28 +10,20 @@ from vitlab.data.arrays import ImageArrays
 
 
 class StoredBatch(NamedTuple):
-    """A batch as it is stored, before augmentation.
+    """A batch as it is stored, before augmentation."""
 
-    Attributes:
-        images: uint8 `[b, 3, h, w]`.
-        labels: int64 `[b]`.
-        indices: int64 `[b]`, the images' indices in their split.
-        repetitions: int64 `[b]`, how often each image has already been used in this epoch; None means never.
-        number: The batch's number in its epoch, from 0.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-    repetitions: Tensor | None = None
-    number: int = 0
+    images: Tensor  # uint8 [b, 3, h, w]
+    labels: Tensor  # int64 [b]
+    indices: Tensor  # int64 [b], the images' indices in their split
+    repetitions: Tensor | None = None  # int64 [b], how often each image has been used in this epoch; None means never
+    number: int = 0  # of the batch in its epoch
 
 
 class ResidentLoader:
     """Iterate over batches of uint8 images that are resident on `device`.
 
-    Each batch of `batch_size` images is divided among `world_size` ranks. This rank takes the `rank`-th shard; the
-    shards in order of rank are the batch of a single process.
+    Each batch of `batch_size` images is divided among `world_size` ranks; the shards in order of rank are the batch of
+    a single process.
 
     Args:
         seed: With the epoch, decides the order of the images (`epoch_order`).
@@ -110,13 +102,11 @@ def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
 
 
 def repeated_order(order: Tensor, repeats: int, batch_size: int) -> tuple[Tensor, Tensor]:
-    """The order of an epoch that uses the first images of `order` `repeats` times each, as long as `order`.
+    """The order of an epoch that uses the first images of `order`, int64 `[N]`, `repeats` times each.
 
     The repetitions of an image are in one batch (Hoffer et al. 2020, "Augment Your Batch"), except at a batch's end,
-    and never adjacent: mixing adjacent images must not mix an image with itself.
-
-    Returns:
-        The images' indices, and how often each has already been used, both int64 `[N]`.
+    and never adjacent: mixing adjacent images must not mix an image with itself. Returns the images' indices, and how
+    often each has already been used, both int64 `[N]`.
     """
     slot = torch.arange(len(order))
     slot = slot[(slot // batch_size * repeats + slot % repeats).argsort(stable=True)]

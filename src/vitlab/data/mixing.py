@@ -15,9 +15,8 @@ class Mixing(nn.Module):
 
     Args:
         p: Fraction of the batches that are mixed.
-        mixup_alpha: mixup draws the weight of the image from Beta(alpha, alpha). 1 is uniform; smaller values keep
-            mostly one image.
-        cutmix_alpha: The same for CutMix, whose weight is the fraction of the area that stays.
+        mixup_alpha, cutmix_alpha: The weight of the image, for CutMix the fraction of the area that stays, is drawn
+            from Beta(alpha, alpha). 1 is uniform; smaller values keep mostly one image.
         cutmix_share: Fraction of the mixed batches that get CutMix; the others get mixup.
         off_share: Fraction of the run, at its end, without mixing.
 
@@ -46,14 +45,10 @@ class Mixing(nn.Module):
     def forward(
         self, images: Tensor, labels: Tensor, *, classes: int, seed: int, epoch: int, number: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the mixed batch, or the same batch if it is not drawn for mixing.
+        """Mix float images `[B, 3, H, W]` and int64 labels `[B]`, which become float32 `[B, classes]`.
 
-        Args:
-            images: Float `[B, 3, H, W]`.
-            labels: int64 `[B]`; those of a mixed batch become float32 `[B, classes]`.
-            classes: Number of classes.
-            seed: The run's seed.
-            epoch, number: The batch's epoch and its number in it; with the seed they decide all random numbers.
+        The run's seed, the epoch and the batch's number in it decide all random numbers, also whether the batch is
+        mixed; otherwise it is returned as it is.
         """
         with fork_batch_rng(seed, epoch, number):
             mix = self._draw_kind()

@@ -1,30 +1,101 @@
-"""RandAugment, TrivialAugment and AutoAugment for whole batches."""
+"""RandAugment, TrivialAugment and AutoAugment for whole batches.
+
+The operations take uint8 images `[N, 3, H, W]` and a magnitude for each, float64 `[N]` on the images' device. Their
+result for each image is that of torchvision's `transforms.v2.functional`, which take one magnitude for all images.
+"""
 
 from collections.abc import Callable
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
 from vitlab.compat import augmentation_space, autoaugment_policies
-from vitlab.data import image_ops
 from vitlab.data.counter_rng import CounterRNG
-from vitlab.data.image_ops import apply_where
+from vitlab.data.transforms import apply_where
+
+
+def transform_affinely(images: Tensor, inverse: Tensor) -> Tensor:
+    """Move pixels of uint8 images: nearest neighbour, black outside; `inverse` is that of `invert_affine`."""
+    grid = F.affine_grid(inverse.float(), list(images.shape), align_corners=False)
+    return F.grid_sample(images.float(), grid, mode="nearest", align_corners=False).round_().to(torch.uint8)
+
+
+def invert_affine(
+    shear_x: Tensor, shear_y: Tensor, shift_x: Tensor, shift_y: Tensor, degrees: Tensor, height: int, width: int
+) -> Tensor:
+    """The inverse of a shear, a shift or a rotation, each float64 `[N]`; all but one of an image's are zero.
+
+    Shears are tangents and keep the top left corner; shifts, to the right and down, are in pixels, truncated to whole
+    ones; the rotation about the centre is counter-clockwise.
+
+    Returns:
+        float64 `[N, 2, 3]`, maps positions in the result to those in the image, both on the scale [-1, 1].
+    """
+    angle = degrees.deg2rad()
+    x = [angle.cos(), (shear_x - angle.sin()) * height / width, (shear_x * height - 2 * shift_x.trunc()) / width]
+    y = [(shear_y + angle.sin()) * width / height, angle.cos(), (shear_y * width - 2 * shift_y.trunc()) / height]
+    return torch.stack([torch.stack(x, dim=1), torch.stack(y, dim=1)], dim=1)
+
+
+def adjust_brightness(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Blend towards black (-1) or away from it; 0 changes nothing, here and in the next three."""
+    return _blend(images, torch.zeros_like(images[:1, :1, :1, :1]), magnitude)
+
+
+def adjust_colour(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Blend towards grey or away from it."""
+    return _blend(images, tvf.rgb_to_grayscale(images), magnitude)
+
+
+def adjust_contrast(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Blend towards the image's mean grey or away from it."""
+    return _blend(images, tvf.rgb_to_grayscale(images).float().mean(dim=(-3, -2, -1), keepdim=True), magnitude)
+
+
+def adjust_sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Blend towards a blurred image or away from it, except at the border."""
+    kernel = torch.full((3, 1, 3, 3), 1 / 13, device=images.device)
+    kernel[:, :, 1, 1] = 5 / 13
+    result = images.float()
+    inner = result[..., 1:-1, 1:-1]
+    blurred = F.conv2d(result, kernel, groups=3).round_()
+    inner += (blurred - inner) * (-magnitude).float().view(-1, 1, 1, 1)
+    return result.clamp_(0, 255).to(torch.uint8)
+
+
+def posterize(images: Tensor, bits: Tensor) -> Tensor:
+    """Keep this many of the upper bits of each value."""
+    dropped = (8 - bits.long()).view(-1, 1, 1, 1)
+    return images & ((255 >> dropped) << dropped).to(torch.uint8)
+
+
+def solarize(images: Tensor, magnitude: Tensor) -> Tensor:
+    """Invert the values at or above a threshold, given as a fraction of white."""
+    threshold = (magnitude * 255).float().view(-1, 1, 1, 1)
+    return torch.where(images >= threshold, 255 - images, images)
+
+
+def _blend(images: Tensor, others: Tensor, magnitude: Tensor) -> Tensor:
+    weight = (1 + magnitude).view(-1, 1, 1, 1)
+    return (images * weight.float() + others * (1 - weight).float()).clamp_(0, 255).to(torch.uint8)
+
 
 COLOURS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "Brightness": image_ops.adjust_brightness,
-    "Color": image_ops.adjust_colour,
-    "Contrast": image_ops.adjust_contrast,
-    "Sharpness": image_ops.adjust_sharpness,
-    "Posterize": image_ops.posterize,
-    "Solarize": image_ops.solarize,
+    "Brightness": adjust_brightness,
+    "Color": adjust_colour,
+    "Contrast": adjust_contrast,
+    "Sharpness": adjust_sharpness,
+    "Posterize": posterize,
+    "Solarize": solarize,
     "AutoContrast": lambda images, _: tvf.autocontrast(images),
     "Equalize": lambda images, _: tvf.equalize(images),
     "Invert": lambda images, _: 255 - images,
 }
-MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")  # in the order of `image_ops.invert_affine`
+MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")  # in the order of `invert_affine`
 OPERATIONS = ("Identity", *MOVES, *COLOURS)
 NAMES = OPERATIONS[:-1]  # RandAugment and TrivialAugment do not invert
 SIGNED = frozenset(name for name, (_, signed) in augmentation_space(v2.TrivialAugmentWide).items() if signed)
@@ -101,9 +172,9 @@ def apply(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
         torch.where(operation == OPERATIONS.index(name), magnitude, 0.0) for name in MOVES
     )
     height, width = images.shape[-2:]
-    inverse = image_ops.invert_affine(shear_x, shear_y, shift_x, shift_y, degrees, height, width)
+    inverse = invert_affine(shear_x, shear_y, shift_x, shift_y, degrees, height, width)
     moved = (operation > 0) & (operation <= len(MOVES))
-    images = apply_where(moved, image_ops.transform_affinely, images, inverse)
+    images = apply_where(moved, transform_affinely, images, inverse)
     for name, change in COLOURS.items():
         images = apply_where(operation == OPERATIONS.index(name), change, images, magnitude)
     return images

@@ -4,9 +4,10 @@ Each image gets its own random numbers; torchvision's transforms draw once for a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,25 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
 from vitlab.data.counter_rng import CounterRNG
-from vitlab.data.image_ops import apply_where
+
+Argument = TypeVar("Argument", Tensor, CounterRNG)
 
 ATTEMPTS = 10  # to draw a box that fits, as in torchvision
+
+
+def apply_where(
+    chosen: Tensor, change: Callable[[Tensor, Argument], Tensor], images: Tensor, argument: Argument
+) -> Tensor:
+    """Apply `change(images, argument)` to the chosen images (bool `[B]`); the argument has one row per image.
+
+    A CPU computes only the chosen images. A GPU computes all: to find the chosen ones, it would have to wait.
+    """
+    if images.device.type != "cpu":
+        return torch.where(chosen.view(-1, 1, 1, 1), change(images, argument), images)
+    rows = chosen.nonzero().flatten()
+    if len(rows):
+        images = images.index_copy(0, rows, change(images[rows], argument[rows]))
+    return images
 
 
 class RandomHorizontalFlip(nn.Module):
@@ -73,8 +90,7 @@ class RandomCrop(nn.Module):
 class RandomErasing(nn.Module):
     """Fill a box of an image with noise (Zhong et al. 2020, "Random Erasing Data Augmentation", algorithm 1).
 
-    As in the paper, each noise value is drawn from 0 to 255, so that it stays between black and white. For that it
-    acts on the stored uint8 images, before the normalisation.
+    As in the paper, noise values are from 0 to 255, for which it acts on uint8 images, before the normalisation.
 
     Args:
         p: Fraction of the images.
@@ -131,10 +147,7 @@ class RandomErasing(nn.Module):
 
 
 class Resize(nn.Module):
-    """Resize images `[B, C, h, w]` to `[B, C, size, size]`, antialiased; images of this size pass unchanged.
-
-    uint8 images stay uint8 and are rounded, as in torchvision and Pillow.
-    """
+    """Resize images `[B, C, h, w]`, float or uint8 (rounded), to `[B, C, size, size]`, antialiased."""
 
     def __init__(self, size: int, interpolation: str) -> None:
         super().__init__()
@@ -169,14 +182,9 @@ class Normalize(nn.Module):
 class BatchTransform(nn.Module):
     """Augment, resize and normalise a batch, between memory and model.
 
-    Augmentations act on the stored size, before the resize: there they cost least, and a padding of 4 pixels means the
-    same for every input size of the model.
-
-    Args:
-        augmentations: Modules called as `(images, rng, op_index)`, in this order.
-        image_size: Side of the model's input, in pixels.
-        interpolation: "bilinear" or "bicubic".
-        mean, std: Per channel, on the scale [0, 1].
+    Augmentations, called as `(images, rng, op_index)`, act on the stored size: there they cost least, and a padding of
+    4 pixels means the same for every `image_size` (side of the model's input in pixels). `interpolation` is "bilinear"
+    or "bicubic"; `mean` and `std` are per channel, on the scale [0, 1].
     """
 
     def __init__(

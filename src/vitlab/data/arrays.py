@@ -22,7 +22,7 @@ class ImageArrays:
     @classmethod
     def of(cls, images: Tensor, labels: Tensor, names: list[str]) -> "ImageArrays":
         """A split of all these images, uint8 `[N, 3, H, W]`."""
-        return cls(images, torch.arange(len(images)), labels, names)
+        return cls(images, torch.arange(len(images), device=images.device), labels, names)
 
     def __len__(self) -> int:
         return len(self.labels)

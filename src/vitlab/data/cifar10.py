@@ -1,6 +1,4 @@
-"""Download and read CIFAR-10.
-
-Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images"."""
+"""CIFAR-10 (Krizhevsky 2009, "Learning Multiple Layers of Features")."""
 
 import hashlib
 import os
@@ -31,7 +29,8 @@ PARTS = {"train": CIFAR10.train_list, "test": CIFAR10.test_list}  # file names a
 META = CIFAR10.meta
 # The official files contain plain data and arrays, which pickle builds from these.
 ALLOWED_GLOBALS = {
-    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
     *(("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")),
 }
 
@@ -39,21 +38,19 @@ ALLOWED_GLOBALS = {
 class CIFAR10DataModule(ImageDataModule):
     """CIFAR-10 from its official archive, downloaded once and checked against its MD5 sum.
 
-    The decoded images are kept in one array on disk, which the processes of a machine share.
+    The decoded images are kept in one array on disk, which the processes of a machine share. `fetch` raises a UserError
+    if the data is missing and cannot be downloaded, or if its files are damaged.
 
     Args:
         root: Folder with the archive or with `cifar-10-batches-py/`; downloads go here.
-        url: Address of the archive.
-        md5: MD5 sum of the archive. If it is not the official one, the files inside are not checked.
+        url, md5: Address and MD5 sum of the archive; if it is not the official one, the files inside are not checked.
         **shared: See `ImageDataModule`.
-
-    Raises:
-        UserError: in `fetch` if the data is missing and cannot be downloaded, or if its files are damaged.
     """
 
     def __init__(self, *, root: str, url: str, md5: str, **shared: Any) -> None:
         super().__init__(**shared)
         self.root = Path(root)
+        self.folder = self.root / CIFAR10.base_folder
         self.url = url
         self.md5 = md5
         self._decoded: Decoded | None = None
@@ -88,7 +85,7 @@ class CIFAR10DataModule(ImageDataModule):
 
     def _cache(self) -> DecodedCache | None:
         """The cache of these files; None if no folder is writable, then each process decodes for itself."""
-        files = sorted((self.root / CIFAR10.base_folder).glob("*"))
+        files = sorted(self.folder.glob("*"))
         stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         key = hashlib.sha256(repr((self.md5, stamps)).encode()).hexdigest()[:24]
         try:
@@ -103,8 +100,7 @@ class CIFAR10DataModule(ImageDataModule):
     def _has_files(self) -> bool:
         official = self.md5 == CIFAR10.tgz_md5
         files = [*PARTS["train"], *PARTS["test"], (META["filename"], META["md5"])]
-        folder = self.root / CIFAR10.base_folder
-        return all(check_integrity(folder / name, md5 if official else None) for name, md5 in files)
+        return all(check_integrity(self.folder / name, md5 if official else None) for name, md5 in files)
 
     def _download(self) -> None:
         archive = self.root / Path(self.url).name
@@ -133,8 +129,8 @@ class CIFAR10DataModule(ImageDataModule):
             decoded = Decoded(np.concatenate(pixels).reshape(-1, 3, SIDE, SIDE), labels, names, classes, skipped={})
         except Exception as error:  # damaged pickles raise anything
             raise UserError(
-                f"the CIFAR-10 files in {self.root.resolve() / CIFAR10.base_folder} are missing or damaged ({error}); "
-                "delete the folder to unpack or download them again"
+                f"the CIFAR-10 files in {self.folder.resolve()} are missing or damaged ({error}); delete the folder to "
+                "unpack or download them again"
             ) from error
         cache = self._cache()
         try:
@@ -143,9 +139,8 @@ class CIFAR10DataModule(ImageDataModule):
             return decoded
 
     def _unpickle(self, name: str) -> dict[str, Any]:
-        with (self.root / CIFAR10.base_folder / name).open("rb") as file:
-            content: dict[str, Any] = _PlainUnpickler(file, encoding="latin1").load()
-        return content
+        with (self.folder / name).open("rb") as file:
+            return _PlainUnpickler(file, encoding="latin1").load()
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from vitlab.data.arrays import Dataset, ImageArrays, stratified_split
 from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.loader import ResidentLoader, StoredBatch
-from vitlab.data.mixing import Mixing
-from vitlab.data.transforms import BatchTransform
+from vitlab.data.transforms import BatchTransform, Mixing
 from vitlab.errors import UserError
 
 
@@ -59,13 +58,10 @@ class ImageDataModule(LightningDataModule):
         val_size: Validation images drawn from the training images, stratified: a number, a fraction below 1, or 0.
         split_seed: The validation split depends only on this.
         max_train_images: Train on this many images only, chosen stratified; None means all.
-        repeated_augmentation: Use each image this often in an epoch, each time with other random numbers, and so many
-            times fewer images (Hoffer et al. 2020, "Augment Your Batch").
+        repeated_augmentation: Use each image this often, differently augmented, in an epoch of as many steps (Hoffer et
+            al. 2020, "Augment Your Batch").
         batch_size, eval_batch_size: Global batches, divided among the ranks, of training and of everything else.
         seed: Decides the order of the images and their augmentation.
-
-    Raises:
-        UserError: in `setup` if the data does not match the config.
     """
 
     def __init__(
@@ -88,10 +84,6 @@ class ImageDataModule(LightningDataModule):
         repeated_augmentation: int = 1,
     ) -> None:
         super().__init__()
-        if repeated_augmentation < 1:
-            raise ValueError(f"repeated_augmentation={repeated_augmentation} must be at least 1")
-        if batch_size < 1 or eval_batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} and eval_batch_size={eval_batch_size} must be at least 1")
         self.image_size = image_size
         self.stored_size = stored_size
         self.num_classes = num_classes
@@ -152,6 +144,7 @@ class ImageDataModule(LightningDataModule):
         )
 
     def _check(self, dataset: Dataset) -> None:
+        """Raise a UserError if the data does not match the config."""
         found, size = len(dataset.classes), dataset.train.image_shape[-1]
         if self.num_classes not in (None, found):
             raise UserError(f"data.num_classes={self.num_classes}, but the data has {found} classes")

@@ -125,7 +125,7 @@ class DecodedCache:
         raise UserError(f"cannot write decoded images to {tried}; set data.cache_dir to a writable folder")
 
     def write(self, side: int, content: Decoded) -> Decoded:
-        """Write the images, and return them as `read` does: in memory that other processes share."""
+        """Write the images, and return them in memory that other processes share."""
         about = {name: value for name, value in vars(content).items() if name != "images"}
         try:
             for temporary in self.folder.glob(".*.tmp"):
@@ -134,8 +134,8 @@ class DecodedCache:
                         temporary.unlink()
             with replacing(self._file(f"{side}.npy")) as temporary, temporary.open("wb") as file:
                 np.save(file, content.images, allow_pickle=False)
-            about_text = json.dumps({**about, "sum": _checksum(content.images, about)})
-            write_text(self._file(f"{side}.json"), about_text)
+            about["sum"] = _checksum(content.images, about)
+            write_text(self._file(f"{side}.json"), json.dumps(about))
         except OSError as error:
             raise UserError(
                 f"cannot write decoded images to {self.folder} ({error.strerror}); set data.cache_dir to another folder"

@@ -18,9 +18,9 @@ from vitlab.errors import UserError
 
 
 class ImageFile(NamedTuple):
-    """A file: its path relative to the root, its class index, and size and time to recognise changes by."""
+    """An image file, with size and time to recognise changes by."""
 
-    name: str
+    name: str  # path relative to the root
     label: int
     size: int
     modified_ns: int
@@ -37,11 +37,8 @@ class ImageFolderDataModule(ImageDataModule):
         root: Folder with `train/` and `test/`. Without `test/`, `test_size` of the images are held out.
         test_size: Fraction below 1, or number, of images; stratified, drawn with `split_seed`.
         cache_dir: Folder for the decoded images; None is `root/.vitlab_cache`, or ~/.cache/vitlab if that is read-only.
-        skip_unreadable: Leave out unreadable files instead of refusing them.
+        skip_unreadable: Leave out unreadable files; otherwise `fetch` raises a UserError that names all of them.
         **shared: See `ImageDataModule`.
-
-    Raises:
-        UserError: in `fetch` if folders are missing or files are unreadable; names all of them.
     """
 
     def __init__(
@@ -84,12 +81,13 @@ class ImageFolderDataModule(ImageDataModule):
 
     def _class_names(self) -> list[str]:
         train, test = self.root / "train", self.root / "test"
-        layout = f"vitlab reads {self.root}/train/<class>/* and, if it exists, {self.root}/test/<class>/*"
-        if not train.is_dir():
-            raise UserError(f"data.root={self.root}: there is no folder {train}; {layout}")
         classes = _subfolders(train)
         if not classes:
-            raise UserError(f"data.root={self.root}: there are no class folders in {train}; {layout}")
+            missing = f"are no class folders in {train}" if train.is_dir() else f"is no folder {train}"
+            raise UserError(
+                f"data.root={self.root}: there {missing}; vitlab reads {self.root}/train/<class>/* and, if it exists, "
+                f"{self.root}/test/<class>/*"
+            )
         unknown = sorted(set(_subfolders(test)) - set(classes))
         if unknown:
             raise UserError(f"{test} has classes that {train} lacks: {', '.join(unknown)}")
@@ -104,7 +102,6 @@ class ImageFolderDataModule(ImageDataModule):
         side = self.stored_size or self._common_side(files)
         results = decode_files((self.root / file.name for file in files), side)
         decoded = list(track(results, f"Decoding into {cache.folder}", total=len(files), transient=True))
-        good = [(file, pixels) for file, pixels in zip(files, decoded, strict=True) if not isinstance(pixels, str)]
         skipped = {file.name: why for file, why in zip(files, decoded, strict=True) if isinstance(why, str)}
         if skipped and not self.skip_unreadable:
             listed = "\n".join(f"  {self.root / name}: {why}" for name, why in skipped.items())
@@ -112,16 +109,12 @@ class ImageFolderDataModule(ImageDataModule):
                 f"{len(skipped)} image files can't be read; repair or remove them, or leave them out with "
                 f"data.skip_unreadable=true:\n{listed}"
             )
-        if not good:
+        if len(skipped) == len(files):
             raise UserError(f"none of the {len(files)} image files in {self.root} can be read")
-        content = Decoded(
-            images=np.stack([pixels for _, pixels in good]),
-            labels=[file.label for file, _ in good],
-            names=[file.name for file, _ in good],
-            classes=classes,
-            skipped=skipped,
-        )
-        stored = cache.write(side, content)
+        images = np.stack([pixels for pixels in decoded if not isinstance(pixels, str)])
+        kept = [file for file in files if file.name not in skipped]
+        labels, names = [file.label for file in kept], [file.name for file in kept]
+        stored = cache.write(side, Decoded(images, labels, names, classes, skipped))
         if self.stored_size is None:
             cache.store_size(self.image_size, side)
         return stored

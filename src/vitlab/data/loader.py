@@ -26,8 +26,7 @@ class ResidentLoader:
     a single process.
 
     Args:
-        seed: With the epoch, decides the order of the images (`epoch_order`).
-        epoch: Called at the start of each pass.
+        seed, epoch: Decide the order of the images (`epoch_order`); `epoch` is called at the start of each pass.
         drop_last: Drop the last batch of an epoch if it is not full.
         repeats: How often an image is used in an epoch, see `repeated_order`.
         with_neighbour: Put in front of each shard the image before it in the batch (before the first image, the last
@@ -48,10 +47,9 @@ class ResidentLoader:
         repeats: int = 1,
         with_neighbour: bool = False,
     ) -> None:
-        on_host = device.type == "cpu"  # then the images stay where they are, in memory that other processes may share
-        self.images = arrays.stored if on_host else arrays.pick(slice(None)).to(device)
-        self.rows = arrays.rows if on_host else torch.arange(len(arrays), device=device)
-        self.labels = arrays.labels.to(device)
+        if device.type != "cpu":  # else the images stay where they are, in memory that other processes may share
+            arrays = ImageArrays.of(arrays.pick(slice(None)).to(device), arrays.labels.to(device), arrays.names)
+        self.arrays = arrays
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = epoch
@@ -64,7 +62,7 @@ class ResidentLoader:
         self._resumed: dict[str, int] | None = None
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.labels), self.batch_size)
+        full, rest = divmod(len(self.arrays), self.batch_size)
         return full if self.drop_last or not rest else full + 1
 
     def state_dict(self) -> dict[str, int]:
@@ -76,15 +74,16 @@ class ResidentLoader:
 
     def __iter__(self) -> Iterator[StoredBatch]:
         epoch = self.epoch()
-        order = epoch_order(len(self.labels), self.seed, epoch)
-        order, repetitions = (t.to(self.labels.device) for t in repeated_order(order, self.repeats, self.batch_size))
+        order = epoch_order(len(self.arrays), self.seed, epoch)
+        device = self.arrays.labels.device
+        order, repetitions = (t.to(device) for t in repeated_order(order, self.repeats, self.batch_size))
         resumed, self._resumed = self._resumed, None
         first = resumed["batches"] if resumed is not None and resumed["epoch"] == epoch else 0
         for number in range(first, len(self)):
             batch = slice(number * self.batch_size, (number + 1) * self.batch_size)
             indices, repetition = self._shard(order[batch]), self._shard(repetitions[batch])
             self._progress = {"epoch": epoch, "batches": number + 1}
-            yield StoredBatch(self.images[self.rows[indices]], self.labels[indices], indices, repetition, number)
+            yield StoredBatch(self.arrays.pick(indices), self.arrays.labels[indices], indices, repetition, number)
 
     def _shard(self, batch: Tensor) -> Tensor:
         """This rank's part of a batch `[B]`."""

@@ -1,10 +1,10 @@
 """RandAugment, TrivialAugment and AutoAugment for whole batches.
 
-The operations take uint8 images `[N, 3, H, W]` and a magnitude for each, float64 `[N]` on the images' device. Their
-result for each image is that of torchvision's `transforms.v2.functional`, which take one magnitude for all images.
+The modules and operations take and return uint8 images `[B, 3, H, W]`. An operation has a magnitude for each image,
+float64 `[B]`; those of torchvision, which give the same result for each image, have one for all images.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -18,27 +18,10 @@ from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.transforms import apply_where
 
 
-def transform_affinely(images: Tensor, inverse: Tensor) -> Tensor:
-    """Move pixels of uint8 images: nearest neighbour, black outside; `inverse` is that of `invert_affine`."""
+def move(images: Tensor, inverse: Tensor) -> Tensor:
+    """Move pixels as `inverse_moves` says: nearest neighbour, black outside the image."""
     grid = F.affine_grid(inverse.float(), list(images.shape), align_corners=False)
     return F.grid_sample(images.float(), grid, mode="nearest", align_corners=False).round_().to(torch.uint8)
-
-
-def invert_affine(
-    shear_x: Tensor, shear_y: Tensor, shift_x: Tensor, shift_y: Tensor, degrees: Tensor, height: int, width: int
-) -> Tensor:
-    """The inverse of a shear, a shift or a rotation, each float64 `[N]`; all but one of an image's are zero.
-
-    Shears are tangents and keep the top left corner; shifts, to the right and down, are in pixels, truncated to whole
-    ones; the rotation about the centre is counter-clockwise.
-
-    Returns:
-        float64 `[N, 2, 3]`, maps positions in the result to those in the image, both on the scale [-1, 1].
-    """
-    angle = degrees.deg2rad()
-    x = [angle.cos(), (shear_x - angle.sin()) * height / width, (shear_x * height - 2 * shift_x.trunc()) / width]
-    y = [(shear_y + angle.sin()) * width / height, angle.cos(), (shear_y * width - 2 * shift_y.trunc()) / height]
-    return torch.stack([torch.stack(x, dim=1), torch.stack(y, dim=1)], dim=1)
 
 
 def adjust_brightness(images: Tensor, magnitude: Tensor) -> Tensor:
@@ -95,7 +78,7 @@ COLOURS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Equalize": lambda images, _: tvf.equalize(images),
     "Invert": lambda images, _: 255 - images,
 }
-MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")  # in the order of `invert_affine`
+MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 OPERATIONS = ("Identity", *MOVES, *COLOURS)
 NAMES = OPERATIONS[:-1]  # RandAugment and TrivialAugment do not invert
 SIGNED = frozenset(name for name, (_, signed) in augmentation_space(v2.TrivialAugmentWide).items() if signed)
@@ -103,27 +86,17 @@ BINS = 31  # magnitudes of RandAugment and TrivialAugment, from none to the larg
 
 
 class RandAugment(nn.Module):
-    """Apply `num_ops` random operations to each image at one magnitude (Cubuk et al. 2020, "RandAugment").
+    """Apply `num_ops` random operations in a row to each image, at a magnitude from 0 (no change) to 30.
 
-    Args:
-        num_ops: Operations in a row, at least 1.
-        magnitude: 0 (no change) to 30.
-
-    Raises:
-        ValueError: a number is out of its range.
+    Cubuk et al. 2020, "RandAugment".
     """
 
     def __init__(self, num_ops: int, magnitude: int) -> None:
         super().__init__()
-        if num_ops < 1:
-            raise ValueError(f"RandAugment: num_ops={num_ops} must be at least 1")
-        if not 0 <= magnitude < BINS:
-            raise ValueError(f"RandAugment: magnitude={magnitude} must be 0 to {BINS - 1}")
         self.num_ops = num_ops
         self.magnitude = magnitude
 
     def forward(self, images: Tensor, rng: CounterRNG, op_index: int) -> Tensor:
-        """uint8 `[B, 3, H, W]` -> the same."""
         table = magnitudes(v2.RandAugment, images.shape[-1], images.device)
         uniform = rng.uniform(op_index, 2 * self.num_ops)
         for step in range(self.num_ops):
@@ -137,7 +110,6 @@ class TrivialAugment(nn.Module):
     """Apply one random operation to each image at a random magnitude (Müller and Hutter 2021, "TrivialAugment")."""
 
     def forward(self, images: Tensor, rng: CounterRNG, op_index: int) -> Tensor:
-        """uint8 `[B, 3, H, W]` -> the same."""
         uniform = rng.uniform(op_index, 3)
         operation = (uniform[:, 0] * len(NAMES)).long()
         table = magnitudes(v2.TrivialAugmentWide, images.shape[-1], images.device)
@@ -149,7 +121,6 @@ class AutoAugment(nn.Module):
     """Apply to each image a random one of the 25 sub-policies found for CIFAR-10 (Cubuk et al. 2019, "AutoAugment")."""
 
     def forward(self, images: Tensor, rng: CounterRNG, op_index: int) -> Tensor:
-        """uint8 `[B, 3, H, W]` -> the same."""
         operations, probabilities, strengths = _policies(images.shape[-1], images.device)
         uniform = rng.uniform(op_index, 5)
         policy = (uniform[:, 0] * len(operations)).long()
@@ -161,23 +132,31 @@ class AutoAugment(nn.Module):
 
 
 def apply(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
-    """Apply one operation to each image.
-
-    Args:
-        images: uint8 `[B, 3, H, W]`.
-        operation: int64 `[B]`, indices into `OPERATIONS`.
-        magnitude: float64 `[B]`, signed.
-    """
-    shear_x, shear_y, shift_x, shift_y, degrees = (
-        torch.where(operation == OPERATIONS.index(name), magnitude, 0.0) for name in MOVES
-    )
-    height, width = images.shape[-2:]
-    inverse = invert_affine(shear_x, shear_y, shift_x, shift_y, degrees, height, width)
+    """Apply one operation to each image: int64 `[B]`, indices into `OPERATIONS`, and float64 `[B]`, signed."""
     moved = (operation > 0) & (operation <= len(MOVES))
-    images = apply_where(moved, transform_affinely, images, inverse)
+    images = apply_where(moved, move, images, inverse_moves(operation, magnitude, images.shape[-2:]))
     for name, change in COLOURS.items():
         images = apply_where(operation == OPERATIONS.index(name), change, images, magnitude)
     return images
+
+
+def inverse_moves(operation: Tensor, magnitude: Tensor, size: Sequence[int]) -> Tensor:
+    """The inverse of each image's move; the identity for other operations.
+
+    Shears are tangents and keep the top left corner; shifts, to the right and down, are in pixels, truncated to whole
+    ones; the rotation about the centre is in degrees, counter-clockwise.
+
+    Returns:
+        float64 `[B, 2, 3]`, maps positions in the result to those in the image, both on the scale [-1, 1].
+    """
+    height, width = size
+    shear_x, shear_y, shift_x, shift_y, degrees = (
+        torch.where(operation == OPERATIONS.index(name), magnitude, 0.0) for name in MOVES
+    )
+    angle = degrees.deg2rad()
+    x = [angle.cos(), (shear_x - angle.sin()) * height / width, (shear_x * height - 2 * shift_x.trunc()) / width]
+    y = [(shear_y + angle.sin()) * width / height, angle.cos(), (shear_y * width - 2 * shift_y.trunc()) / height]
+    return torch.stack([torch.stack(x, dim=1), torch.stack(y, dim=1)], dim=1)
 
 
 def signs(operation: Tensor, uniform: Tensor) -> Tensor:
@@ -196,8 +175,7 @@ def _has_direction(device: torch.device) -> Tensor:
 def magnitudes(transform: type[nn.Module], side: int, device: torch.device, bins: int = BINS) -> Tensor:
     """The magnitudes of torchvision's RandAugment, TrivialAugmentWide or AutoAugment for images of `side` pixels.
 
-    Returns:
-        float64 `[operations, bins]`, from none to the largest; zeros for operations without a magnitude.
+    float64 `[operations, bins]`, from none to the largest; zeros for operations without a magnitude.
     """
     table = torch.zeros(len(OPERATIONS), bins, dtype=torch.float64)
     for name, (magnitudes_of, _) in augmentation_space(transform).items():

@@ -1,4 +1,4 @@
-"""Batch transforms: flip, crop, erase, mix, resize, normalise a batch on its device.
+"""Batch transforms on the device: flip, crop, erase, mix, resize, normalise.
 
 Each image gets its own random numbers, except for mixing; torchvision's transforms draw once for all images of a batch.
 """

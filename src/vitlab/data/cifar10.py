@@ -23,7 +23,6 @@ from vitlab.data.decoding import Decoded, DecodedCache
 from vitlab.errors import UserError
 from vitlab.files import replacing
 
-TIMEOUT_SECONDS = 10.0
 SIDE = 32  # px
 PARTS = {"train": CIFAR10.train_list, "test": CIFAR10.test_list}  # file names and MD5 sums of the official archive
 META = CIFAR10.meta
@@ -105,7 +104,7 @@ class CIFAR10DataModule(ImageDataModule):
     def _download(self) -> None:
         archive = self.root / Path(self.url).name
         if not check_integrity(archive, self.md5):
-            with urlopen(self.url, timeout=TIMEOUT_SECONDS) as response, replacing(archive) as part:
+            with urlopen(self.url, timeout=10) as response, replacing(archive) as part:
                 size = int(response.headers.get("Content-Length") or 0)
                 with wrap_file(response, size, description="Downloading CIFAR-10") as source, part.open("wb") as file:
                     shutil.copyfileobj(source, file)

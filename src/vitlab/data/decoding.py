@@ -97,11 +97,8 @@ class Decoded:
 
 @dataclass(frozen=True)
 class DecodedCache:
-    """Decoded images on disk: `<key>-<side>.npy` holds the pixels, `<key>-<side>.json` the rest and a checksum.
-
-    `<key>-auto<image_size>.txt` holds the side that was chosen for a model with this input size. A changed source file
-    changes the key.
-    """
+    """Decoded images on disk, under a key that changes with the source files: `<key>-<side>.npy` holds the pixels,
+    `<key>-<side>.json` the rest and a checksum, `<key>-auto<image_size>.txt` the side chosen for that input size."""
 
     folder: Path
     key: str
@@ -161,7 +158,6 @@ class DecodedCache:
             return None
 
     def store_size(self, image_size: int, side: int) -> None:
-        """Remember the side chosen for a model with this input size."""
         write_text(self._file(f"auto{image_size}.txt"), str(side))
 
     def cached_size(self, image_size: int) -> int | None:

@@ -141,13 +141,10 @@ def apply(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def inverse_moves(operation: Tensor, magnitude: Tensor, size: Sequence[int]) -> Tensor:
-    """The inverse of each image's move; the identity for other operations.
+    """Maps from positions in the result of a move to those in the image, on the scale [-1, 1]: float64 `[B, 2, 3]`.
 
     Shears are tangents and keep the top left corner; shifts, to the right and down, are in pixels, truncated to whole
-    ones; the rotation about the centre is in degrees, counter-clockwise.
-
-    Returns:
-        float64 `[B, 2, 3]`, maps positions in the result to those in the image, both on the scale [-1, 1].
+    ones; the rotation about the centre is in degrees, counter-clockwise. Other operations get the identity.
     """
     height, width = size
     shear_x, shear_y, shift_x, shift_y, degrees = (
@@ -173,10 +170,8 @@ def _has_direction(device: torch.device) -> Tensor:
 
 @cache
 def magnitudes(transform: type[nn.Module], side: int, device: torch.device, bins: int = BINS) -> Tensor:
-    """The magnitudes of torchvision's RandAugment, TrivialAugmentWide or AutoAugment for images of `side` pixels.
-
-    float64 `[operations, bins]`, from none to the largest; zeros for operations without a magnitude.
-    """
+    """The magnitudes of torchvision's RandAugment, TrivialAugmentWide or AutoAugment for images of `side` pixels:
+    float64 `[operations, bins]`, from none to the largest; zeros for operations without a magnitude."""
     table = torch.zeros(len(OPERATIONS), bins, dtype=torch.float64)
     for name, (magnitudes_of, _) in augmentation_space(transform).items():
         values = magnitudes_of(bins, side, side)

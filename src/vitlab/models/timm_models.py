@@ -136,8 +136,8 @@ def _attention(layer: Attention, x: Tensor, num_output_tokens: int | None) -> Te
 def shorten_last_block(network: nn.Module) -> None:
     """Put a `LastBlock` into timm's plain and distilled ViTs, in place, if the head reads no patch.
 
-    Other models stay as they are. For patches from timm's `forward_features` or `forward_intermediates`, use
-    `full_output`. Another pooling (`reset_classifier`) needs a model that was not shortened.
+    For patches from timm's `forward_features` or `forward_intermediates`, use `full_output`. Another pooling
+    (`reset_classifier`) needs a model that was not shortened.
     """
     if type(network) not in (VisionTransformer, VisionTransformerDistilled) or network.global_pool != "token":
         return

@@ -18,9 +18,6 @@ if TYPE_CHECKING:  # --help does not import torch
     Row = tuple[str, list[tuple[str, Tensor]]]
 
 EXAMPLES = 3
-PADDINGS = (16, 8, 4)  # the image's side is divided by these
-AREAS = (0.05, 0.2, 0.4)  # fractions of the image that are erased
-MIXED_BATCHES = range(0, 9, 3)  # batch numbers with different random numbers
 
 
 def draw_augmentations(command: DictConfig, overrides: Sequence[Override]) -> None:
@@ -65,7 +62,7 @@ def apply_each(images: Tensor, indices: Tensor) -> Iterator[Row]:
     from vitlab.data.random_augment import BINS, OPERATIONS, SIGNED, apply, magnitudes
 
     side, rng = images.shape[-1], CounterRNG(0, 0, indices)
-    paddings = [side // divisor for divisor in PADDINGS]
+    paddings = [side // divisor for divisor in (16, 8, 4)]
     yield "RandomCrop", [(f"padding {padding} px", RandomCrop(padding)(images, rng, 0)) for padding in paddings]
     yield "RandomHorizontalFlip", [(f"p={p}", RandomHorizontalFlip(p)(images, rng, 1)) for p in (0.0, 0.5, 1.0)]
     flip = RandomHorizontalFlip(0.5, alternating=True)
@@ -82,11 +79,11 @@ def apply_each(images: Tensor, indices: Tensor) -> Iterator[Row]:
                 caption = f"±{caption}"
             panels.append((caption, apply(images, torch.full_like(indices, operation), magnitude)))
         yield name, panels
-    boxes = [(area, RandomErasing(1.0, (area, area), (0.3, 3.33))) for area in AREAS]
+    boxes = [(area, RandomErasing(1.0, (area, area), (0.3, 3.33))) for area in (0.05, 0.2, 0.4)]
     yield "RandomErasing", [(f"{area:.0%} of the area", erase(images, rng, 2)) for area, erase in boxes]
     for name, cutmix_share in (("mixup", 0.0), ("CutMix", 1.0)):
         mixing = Mixing(p=1.0, mixup_alpha=1.0, cutmix_alpha=1.0, cutmix_share=cutmix_share, off_share=0)
-        yield name, [_mix(mixing, images, 0, 0, number) for number in MIXED_BATCHES]
+        yield name, [_mix(mixing, images, 0, 0, batch_number) for batch_number in (0, 3, 6)]
 
 
 def apply_all(data: Any, images: Tensor, indices: Tensor) -> Row:

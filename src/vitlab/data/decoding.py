@@ -28,10 +28,8 @@ STALE_SECONDS = 3600  # age at which a temporary file counts as left behind by a
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read an image file as upright RGB: applies EXIF rotation, puts transparent images on white.
-
-    Pillow's decoders raise exceptions of any kind, which `describe_failure` words.
-    """
+    """Read an image file as upright RGB: applies EXIF rotation, puts transparent images on white; raises exceptions of
+    any kind, as Pillow's decoders do, which `describe_failure` words."""
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I"):

@@ -53,7 +53,7 @@ def choose_execution(config: DictConfig, model: nn.Module) -> None:
 
 
 def choose_attention(config: DictConfig, network: nn.Module) -> None:
-    """Give timm's attention layers the faster kernel, in place, if the config leaves it open; ours choose themselves."""
+    """Give timm's attention layers the faster kernel, in place, if the config leaves it open; ours choose it."""
     place = "gpu" if has_gpu(str(config.trainer.accelerator)) else "cpu"
     dtype = torch.bfloat16 if str(config.trainer.precision).startswith("bf16") else torch.float32
     if config.model.get("fused_attention") is None and not fused_is_faster(place, dtype):

@@ -114,7 +114,7 @@ def test_augmentation_forward_pass_and_metrics_do_not_wait(
 ) -> None:
     transform, classifier = make()
     # Drawn on the CPU for a whole batch, where reading it is free.
-    monkeypatch.setattr("vitlab.data.mixing.fork_batch_rng", lambda *_: nullcontext())
+    monkeypatch.setattr("vitlab.data.transforms.fork_batch_rng", lambda *_: nullcontext())
     monkeypatch.setattr(Mixing, "_draw_kind", lambda mixing: mixing.cutmix if mixing.cutmix_share else mixing.mixup)
     monkeypatch.setattr(v2.MixUp, "make_params", lambda *_: {"lam": 0.3})
     monkeypatch.setattr(v2.CutMix, "make_params", lambda *_: {"box": (8, 8, 24, 40), "lam_adjusted": 0.7})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.cli import run
@@ -19,21 +18,15 @@ if TYPE_CHECKING:  # --help does not import torch
     Row = tuple[str, list[tuple[str, Tensor]]]
 
 EXAMPLES = 3
-PADDINGS = (16, 8, 4)  # the image's side is divided by these
-AREAS = (0.05, 0.2, 0.4)  # fractions of the image that are erased
-MIXED_BATCHES = range(0, 9, 3)  # batch numbers with different random numbers
 
 
-def draw_augmentations(command: DictConfig, overrides: Sequence[Override], conf: Path) -> Path:
-    """Write a PNG of three training images of different classes.
-
-    It has a row for each augmentation at three strengths, and one for all of `augment` in three epochs.
-
-    Raises:
-        UserError: the file exists already, or the data is not available.
-    """
+def draw_augmentations(command: DictConfig, overrides: Sequence[Override]) -> None:
+    """Write a PNG of three training images of different classes: a row for each augmentation at three strengths, each
+    after the images themselves, and one for all of `augment` in three epochs."""
     import torch
+    from matplotlib.figure import Figure
     from rich.console import Console
+    from torchvision.utils import make_grid
 
     from vitlab.compat import silence_libraries
     from vitlab.experiment import load_data
@@ -42,33 +35,40 @@ def draw_augmentations(command: DictConfig, overrides: Sequence[Override], conf:
     silence_libraries()
     file = new_file(command.out, "outputs/figures/augmentations_{time}.png")
     typed = [str(override.input_line) for override in overrides]
-    data = load_data(compose_training(["name=augmentations", "run_dir=outputs", *typed], conf))
+    data = load_data(compose_training(["name=augmentations", "run_dir=outputs", *typed], CONF))
     train = data.splits["train"]
-    classes = range(min(EXAMPLES, len(data.spec.classes)))
-    indices = torch.stack([(train.labels == label).nonzero()[0, 0] for label in classes])
+    labels = range(min(EXAMPLES, data.spec.num_classes))
+    indices = torch.stack([(train.labels == label).nonzero()[0, 0] for label in labels])
     images = train.pick(indices)
+    rows = [*apply_each(images, indices), apply_all(data, images, indices)]
+    figure = Figure(figsize=(10.4, 1.25 * len(rows)), dpi=110, layout="constrained")
+    for axes_of_row, (name, panels) in zip(figure.subplots(len(rows), 4), rows, strict=True):
+        for axes, (title, batch) in zip(axes_of_row, [(name, images), *panels], strict=True):
+            axes.imshow(make_grid(batch, EXAMPLES, padding=1, pad_value=255).permute(1, 2, 0), interpolation="nearest")
+            axes.set_title(title, fontsize=8, loc="left", parse_math=False)
+            axes.set_axis_off()
     file.parent.mkdir(parents=True, exist_ok=True)
-    _draw(images, [*apply_each(images, indices), apply_all(data, images, indices)], file)
+    figure.savefig(file, format="png")
     Console(soft_wrap=True, highlight=False).print(f"written: {shorten(file)}", markup=False)
-    return file
 
 
 def apply_each(images: Tensor, indices: Tensor) -> Iterator[Row]:
     """Apply each augmentation to uint8 images `[N, 3, H, W]`, which have these indices, at three strengths."""
     import torch
+    from torchvision.transforms import v2
 
     from vitlab.data import Mixing, RandomCrop, RandomErasing, RandomHorizontalFlip
     from vitlab.data.counter_rng import CounterRNG
-    from vitlab.data.random_augment import BINS, OPERATIONS, SIGNED, apply, wide_magnitudes
+    from vitlab.data.random_augment import BINS, OPERATIONS, SIGNED, apply, magnitudes
 
     side, rng = images.shape[-1], CounterRNG(0, 0, indices)
-    paddings = [side // divisor for divisor in PADDINGS]
+    paddings = [side // divisor for divisor in (16, 8, 4)]
     yield "RandomCrop", [(f"padding {padding} px", RandomCrop(padding)(images, rng, 0)) for padding in paddings]
     yield "RandomHorizontalFlip", [(f"p={p}", RandomHorizontalFlip(p)(images, rng, 1)) for p in (0.0, 0.5, 1.0)]
     flip = RandomHorizontalFlip(0.5, alternating=True)
     epochs = [(f"epoch {epoch + 1}", flip(images, CounterRNG(0, epoch, indices), 1)) for epoch in range(3)]
     yield "RandomHorizontalFlip, alternating", epochs
-    table = wide_magnitudes(images.device)
+    table = magnitudes(v2.TrivialAugmentWide, side, images.device)
     for operation, name in enumerate(OPERATIONS[1:], start=1):
         panels = []
         for strength in (BINS // 3, 2 * BINS // 3, BINS - 1):
@@ -79,11 +79,11 @@ def apply_each(images: Tensor, indices: Tensor) -> Iterator[Row]:
                 caption = f"±{caption}"
             panels.append((caption, apply(images, torch.full_like(indices, operation), magnitude)))
         yield name, panels
-    boxes = [(area, RandomErasing(1.0, (area, area), (0.3, 3.33))) for area in AREAS]
+    boxes = [(area, RandomErasing(1.0, (area, area), (0.3, 3.33))) for area in (0.05, 0.2, 0.4)]
     yield "RandomErasing", [(f"{area:.0%} of the area", erase(images, rng, 2)) for area, erase in boxes]
     for name, cutmix_share in (("mixup", 0.0), ("CutMix", 1.0)):
         mixing = Mixing(p=1.0, mixup_alpha=1.0, cutmix_alpha=1.0, cutmix_share=cutmix_share, off_share=0)
-        yield name, [_mix(mixing, images, 0, 0, number) for number in MIXED_BATCHES]
+        yield name, [_mix(mixing, images, 0, 0, batch_number) for batch_number in (0, 3, 6)]
 
 
 def apply_all(data: Any, images: Tensor, indices: Tensor) -> Row:
@@ -111,25 +111,8 @@ def _mix(mixing: Any, images: Tensor, seed: int, epoch: int, number: int) -> tup
     return caption, mixed.round().byte()
 
 
-def _draw(images: Tensor, rows: Sequence[Row], file: Path) -> None:
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    columns = 1 + len(rows[0][1])
-    figure = Figure(figsize=(2.6 * columns, 1.25 * len(rows)), dpi=110, layout="constrained")
-    for number, (name, panels) in enumerate(rows):
-        for column, (caption, batch) in enumerate([("stored images", images), *panels]):
-            axes = figure.add_subplot(len(rows), columns, number * columns + column + 1)
-            framed = np.pad(batch.permute(0, 2, 3, 1).numpy(), ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=255)
-            axes.imshow(np.concatenate(framed, axis=1)[:, :-1], interpolation="nearest")  # white lines between images
-            axes.set_title(caption if column else name, fontsize=8, loc="left", parse_math=False)
-            axes.set_axis_off()
-    figure.savefig(file, format="png")
-
-
 def main() -> None:
-    command, overrides = read_command(CONF, "augmentations", sys.argv[1:])
-    draw_augmentations(command, overrides, CONF)
+    draw_augmentations(*read_command(CONF, "augmentations", sys.argv[1:]))
 
 
 if __name__ == "__main__":

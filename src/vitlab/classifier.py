@@ -1,6 +1,6 @@
 """ImageClassifier, the LightningModule: loss, metrics, optimizer and schedule."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,10 +23,8 @@ from vitlab.optim import Finetuning, adamw_param_names
 
 
 class MeanLoss(Metric):
-    """The mean over images of a loss that is given as means over batches.
-
-    Unlike torchmetrics' MeanMetric it keeps NaNs, and never waits for the device to look for them.
-    """
+    """The mean over images of a loss that is given as means over batches; unlike torchmetrics' MeanMetric it keeps
+    NaNs, and never waits for the device to look for them."""
 
     total: Tensor
     images: Tensor
@@ -37,10 +35,9 @@ class MeanLoss(Metric):
         self.add_state("images", torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, images: int) -> None:
-        if not images:  # a rank may have no image of a small last batch, and its mean is NaN
-            return
-        self.total += loss.float() * images
-        self.images += images
+        if images:  # a rank may have no image of a small last batch, and its mean is NaN
+            self.total += loss.float() * images
+            self.images += images
 
     def compute(self) -> Tensor:
         return self.total / self.images
@@ -55,8 +52,6 @@ class ImageClassifier(pl.LightningModule):
     once per epoch: `train/loss_step` and `lr`; `lr` also at the end of an epoch.
 
     Args:
-        network: The model to train.
-        num_classes: Width of the logits.
         label_smoothing: Fraction of the target spread over all classes (Szegedy et al. 2016, section 7).
         seed: Dropout and stochastic depth of a batch depend on (seed, number of the batch in the run, rank).
         optimizer: Called with parameter groups; biases, norms and the parameters that the model's `no_weight_decay()`
@@ -64,12 +59,8 @@ class ImageClassifier(pl.LightningModule):
         finetuning: Which parameters learn, how fast, and from which epoch.
         scheduler: Called with the optimizer, and with the run's `total_steps` or the `progress` of its time if it has
             that keyword.
-        interval: "step" or "epoch": when the scheduler moves.
-        monitor: Metric for a scheduler that needs one.
+        interval, monitor: "step" or "epoch", when the scheduler moves; metric for a scheduler that needs one.
         max_steps: Optimizer steps after which `FinalValidation` ends the run; -1 for no limit.
-
-    Raises:
-        UserError: `finetuning` treats the head separately, and the model does not say what its head is.
     """
 
     def __init__(
@@ -106,17 +97,16 @@ class ImageClassifier(pl.LightningModule):
                 f"finetune: {type(network).__name__} does not say what its head is: give it a method get_classifier() "
                 "that returns the last layer"
             )
-        named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-        self.backbone = [name for name, _ in named if name not in self.head]
+        learning = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+        self.backbone = [name for name in learning if name not in self.head]
         if self.finetuning.freeze_epochs == "all":  # before DDP collects the parameters that learn
             self._let_backbone_learn(False)
         stages = ("train", "val", "test")
         self.losses = nn.ModuleDict({f"{s}_loss": MeanLoss() for s in stages})
-        self.accuracies = nn.ModuleDict(
-            {f"{s}_acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False) for s in stages}
-        )
-        for metric in (self.losses["train_loss"], self.accuracies["train_acc"]):
-            metric.persistent(True)  # type: ignore[operator]  # to resume in the middle of an epoch
+        accuracy = partial(MulticlassAccuracy, num_classes, average="micro", validate_args=False)
+        self.accuracies = nn.ModuleDict({f"{s}_acc": accuracy() for s in stages})
+        for metric in self._train_metrics().values():
+            metric.persistent(True)  # to resume in the middle of an epoch
 
     def configure_model(self) -> None:
         mesh = self.device_mesh
@@ -124,8 +114,7 @@ class ImageClassifier(pl.LightningModule):
             shard(self.network, mesh["data_parallel"])
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(images)
-        return logits
+        return self.network(images)
 
     def _let_backbone_learn(self, learns: bool) -> None:
         for name in self.backbone:
@@ -133,20 +122,15 @@ class ImageClassifier(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         # DDP expects gradients for all parameters that required them at first, unless it looks in each step.
-        wrapped = self.trainer.strategy.model
+        wrapped, freeze_epochs = self.trainer.strategy.model, self.finetuning.freeze_epochs
         is_fixed = isinstance(wrapped, DistributedDataParallel) and not wrapped.find_unused_parameters
-        if self.finetuning.freeze_epochs not in (0, "all") and is_fixed:
+        if freeze_epochs not in (0, "all") and is_fixed:
             raise UserError(
-                f"finetune.freeze_epochs={self.finetuning.freeze_epochs} on several devices needs "
-                "trainer.strategy=ddp_find_unused_parameters_true, or with trainer=ddp "
-                "trainer.strategy.find_unused_parameters=true"
+                f"finetune.freeze_epochs={freeze_epochs} on several devices needs trainer.strategy="
+                "ddp_find_unused_parameters_true, or with trainer=ddp trainer.strategy.find_unused_parameters=true"
             )
-
-        last = self.trainer.max_epochs or -1
-        if isinstance(self.finetuning.freeze_epochs, int) and 0 < last <= self.finetuning.freeze_epochs:
-            rank_zero_warn(
-                f"finetune.freeze_epochs={self.finetuning.freeze_epochs} covers the whole run: only the head learns"
-            )
+        if isinstance(freeze_epochs, int) and 0 < (self.trainer.max_epochs or -1) <= freeze_epochs:
+            rank_zero_warn(f"finetune.freeze_epochs={freeze_epochs} covers the whole run: only the head learns")
 
     def on_train_start(self) -> None:
         if self.global_rank:  # of an epoch that is resumed, rank 0 has the sums over all ranks
@@ -155,21 +139,22 @@ class ImageClassifier(pl.LightningModule):
         trainer: Any = self.trainer
         steps = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, steps)
-        # Lightning does not call on_train_epoch_start for an epoch that is resumed.
-        if self.finetuning.freeze_epochs != 0:
-            self.freeze_backbone(self.finetuning.frozen(self.current_epoch))
+        self._freeze_as_planned()  # Lightning does not call on_train_epoch_start for an epoch that is resumed
 
     def on_train_epoch_start(self) -> None:
         self._reset_train_metrics()  # the checkpoint of an epoch's end still has its sums
+        self._freeze_as_planned()
+
+    def _reset_train_metrics(self) -> None:
+        for metric in self._train_metrics().values():
+            metric.reset()
+
+    def _freeze_as_planned(self) -> None:
         if self.finetuning.freeze_epochs != 0:
             self.freeze_backbone(self.finetuning.frozen(self.current_epoch))
 
-    def _reset_train_metrics(self) -> None:
-        for metric in (self.losses["train_loss"], self.accuracies["train_acc"]):
-            metric.reset()  # type: ignore[operator]
-
     def freeze_backbone(self, frozen: bool) -> None:
-        """Trains the head alone, with the rest in eval mode, or everything, in training mode."""
+        """Train the head alone, with the rest in eval mode, or everything, in training mode."""
         self._let_backbone_learn(not frozen)
         self.network.train(not frozen)  # in eval mode dropout is off and batch norms keep their statistics
         for module in head_modules(self.network):
@@ -228,24 +213,21 @@ class ImageClassifier(pl.LightningModule):
 
     def train_metrics_so_far(self) -> tuple[float, float]:
         """Loss (nats) and accuracy of this rank's images in this epoch; waits for the device, not for other ranks."""
-        loss: Any = self.losses["train_loss"]
-        accuracy: Any = self.accuracies["train_acc"]
+        loss, accuracy = self._train_metrics().values()
         seen = (accuracy.tp + accuracy.fn).item()
         return (loss.total / loss.images).item(), accuracy.tp.item() / max(seen, 1)
 
     # A checkpoint inside an epoch holds the sums over all ranks' images; rank 0 continues from them.
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for key, metric, name in self._train_sums():
-            total = self.trainer.strategy.reduce(getattr(metric, name).clone(), reduce_op="sum")
-            if key in checkpoint["state_dict"]:
-                checkpoint["state_dict"][key] = total
+        for path, metric in self._train_metrics().items():
+            for name, value in metric.metric_state.items():
+                total = self.trainer.strategy.reduce(value.clone(), reduce_op="sum")
+                if f"{path}.{name}" in checkpoint["state_dict"]:
+                    checkpoint["state_dict"][f"{path}.{name}"] = total
 
-    def _train_sums(self) -> Iterator[tuple[str, Metric, str]]:
-        """Key in the state_dict, metric, and name of each sum of the training metrics."""
-        for path in ("losses.train_loss", "accuracies.train_acc"):
-            metric: Any = self.get_submodule(path)
-            for name in metric.metric_state:
-                yield f"{path}.{name}", metric, name
+    def _train_metrics(self) -> dict[str, Any]:
+        """The training metrics, by their path in the state_dict."""
+        return {path: self.get_submodule(path) for path in ("losses.train_loss", "accuracies.train_acc")}
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train")
@@ -261,9 +243,8 @@ class ImageClassifier(pl.LightningModule):
 
     def _log_epoch(self, stage: str) -> None:
         # Lightning computes metric objects over all ranks, and resets them.
-        loss: Any = self.losses[f"{stage}_loss"]
-        accuracy: Any = self.accuracies[f"{stage}_acc"]
-        self.log_dict({f"{stage}/loss": loss, f"{stage}/acc": accuracy})
+        metrics: Any = {f"{stage}/loss": self.losses[f"{stage}_loss"], f"{stage}/acc": self.accuracies[f"{stage}_acc"]}
+        self.log_dict(metrics)
 
     def progress(self, epoch: int) -> float:
         """Fraction of the run that has passed at an epoch (from 0), by epochs, steps or time; 0 without any limit."""
@@ -281,9 +262,7 @@ class ImageClassifier(pl.LightningModule):
         """The number of times the schedule moves in the whole run."""
         steps = self.last_step()
         if steps == float("inf"):
-            raise UserError(
-                "this scheduler must know the length of the run: set trainer.max_epochs or trainer.max_steps"
-            )
+            raise UserError("this scheduler needs the length of the run: set trainer.max_epochs or trainer.max_steps")
         if self.interval == "step":
             return int(steps)
         epochs = self.trainer.max_epochs
@@ -291,7 +270,9 @@ class ImageClassifier(pl.LightningModule):
             raise UserError("scheduler.interval=epoch needs the run's length in epochs: set trainer.max_epochs")
         return epochs
 
-    def _parameter_groups(self, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        assert self.optimizer is not None
+        settings: Mapping[str, Any] = getattr(self.optimizer, "keywords", {})
         no_weight_decay: Any = getattr(self.network, "no_weight_decay", set)
         groups = self.finetuning.parameter_groups(
             self.network,
@@ -305,11 +286,7 @@ class ImageClassifier(pl.LightningModule):
                 if "lr" not in settings:
                     raise UserError("finetune: learning rates per layer need optimizer.lr")
                 group["lr"] = settings["lr"] * group["lr_scale"]
-        return groups
-
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        assert self.optimizer is not None
-        return self.optimizer(self._parameter_groups(getattr(self.optimizer, "keywords", {})))
+        return self.optimizer(groups)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer()
@@ -331,9 +308,6 @@ class ImageClassifier(pl.LightningModule):
 
 
 def rank_classes(logits: Tensor) -> Tensor:
-    """Classes in order of falling logits, int64 `[B, classes]` from float `[B, classes]`.
-
-    Equal logits, which are common in bfloat16, keep the order of the classes: so the first column is the prediction
-    that accuracy counts.
-    """
+    """Classes in order of falling logits, int64 `[B, classes]`; equal logits, common in bfloat16, keep the order of the
+    classes, so that the first column is the prediction that accuracy counts."""
     return logits.argsort(dim=1, descending=True, stable=True)

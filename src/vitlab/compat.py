@@ -152,6 +152,17 @@ def validation_follows(trainer: pl.Trainer) -> bool:
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
+def augmentation_space(transform: Any) -> dict[str, tuple[Callable[[int, int, int], torch.Tensor | None], bool]]:
+    """For each operation of torchvision's RandAugment, TrivialAugmentWide or AutoAugment: its magnitudes, a function of
+    (bins, height, width), and whether they also have a negative sign (torchvision 0.26 to 0.29)."""
+    return transform._AUGMENTATION_SPACE
+
+
+def autoaugment_policies(transform: Any) -> list[tuple[tuple[str, float, int | None], ...]]:
+    """Torchvision's AutoAugment as pairs of (operation, probability, magnitude bin) (torchvision 0.26 to 0.29)."""
+    return transform._policies
+
+
 # Memory of the process
 
 

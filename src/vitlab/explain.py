@@ -49,7 +49,7 @@ def explain(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
         import torch
 
         from vitlab.loaded_model import open_model
-        from vitlab.models.attention_maps import record_attention
+        from vitlab.models.interpretation import record_attention
         from vitlab.plots.io import FigureText, render, save
         from vitlab.plots.vit_plots import EXPLANATION_CAPTION, draw_explanation
         from vitlab.runs.console import show
@@ -90,8 +90,7 @@ def _explanation(
 
     from vitlab.classifier import rank_classes
     from vitlab.data.decoding import read_image, to_square
-    from vitlab.models.attention_maps import attention_gradients
-    from vitlab.models.interpretation import gradient_rollout, last_layer, rollout, seen_by_head
+    from vitlab.models.interpretation import attention_gradients, gradient_rollout, last_layer, rollout, seen_by_head
     from vitlab.plots.vit_plots import Explanation
 
     logits = model.logits(image)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from glob import glob
 from pathlib import Path
@@ -122,22 +120,15 @@ def read_batches(
     """
     import torch
 
-    from vitlab.data.decoding import describe_failure, read_image, to_square
+    from vitlab.data.decoding import decode_files
 
-    def decode(path: Path) -> Tensor | str:
-        try:
-            return torch.from_numpy(to_square(read_image(path), data.stored_size))
-        except Exception as error:  # Pillow's decoders raise errors of any kind
-            return describe_failure(error)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(files), batch_size):
-            chunk = files[start : start + batch_size]
-            decoded = list(zip(chunk, pool.map(decode, chunk), strict=True))
-            failures.update({str(path): image for path, image in decoded if isinstance(image, str)})
-            good = [(path, image) for path, image in decoded if not isinstance(image, str)]
-            if good:
-                yield [path for path, _ in good], torch.stack([image for _, image in good])
+    for start in range(0, len(files), batch_size):
+        chunk = files[start : start + batch_size]
+        decoded = list(zip(chunk, decode_files(chunk, data.stored_size), strict=True))
+        failures.update({str(path): image for path, image in decoded if isinstance(image, str)})
+        good = [(path, torch.from_numpy(image)) for path, image in decoded if not isinstance(image, str)]
+        if good:
+            yield [path for path, _ in good], torch.stack([image for _, image in good])
 
 
 def check_all_read(failures: dict[str, str], read: int, images: Any) -> None:

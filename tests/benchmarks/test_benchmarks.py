@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from vitlab.benchmarks import gpu_speed, input_speed
 from vitlab.benchmarks.measurement import Setup, compose_config, measure
 from vitlab.config.instantiate import build_network
-from vitlab.models.flops import forward_flops
+from vitlab.models.execution import forward_flops
 
 GPU = torch.cuda.is_available()
 DATA = ["data=synthetic", "data.train_images=60", "data.test_images=20", "data.val_size=20", "data.batch_size=4"]

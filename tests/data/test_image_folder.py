@@ -22,7 +22,7 @@ def make(root: Path, **changes: Any) -> ImageFolderDataModule:
 
 
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitlab.data.image_folder.read_image", lambda path: pytest.fail(f"decoded {path} again"))
+    monkeypatch.setattr("vitlab.data.decoding.read_image", lambda path: pytest.fail(f"decoded {path} again"))
 
 
 def test_pixels_labels_and_names_match_the_files(image_root: Path) -> None:

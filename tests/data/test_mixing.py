@@ -158,7 +158,7 @@ def test_neither_the_last_epochs_nor_evaluation_are_mixed() -> None:
     for loader in (data.val_dataloader(), data.test_dataloader()):
         seen = [data.on_after_batch_transfer(stored, 0) for stored in loader]
         assert all(b.labels.dtype == torch.int64 for b in seen)
-        assert len(torch.cat([b.indices for b in seen]).unique()) == len(loader.labels)
+        assert len(torch.cat([b.indices for b in seen]).unique()) == len(loader.arrays)
 
 
 def test_the_first_batch_is_the_run_s_first() -> None:

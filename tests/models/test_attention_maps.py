@@ -8,7 +8,7 @@ from models.test_vision_transformer import SMALL, images_for, make
 from torch import Tensor, nn
 
 from vitlab.models import timm_model
-from vitlab.models.attention_maps import attention_gradients, record_attention, token_layout
+from vitlab.models.interpretation import attention_gradients, record_attention, token_layout
 from vitlab.weights.timm_export import save_timm
 
 DATA: dict[str, Any] = {"image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}

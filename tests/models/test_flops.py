@@ -5,7 +5,7 @@ import timm
 import torch
 
 from vitlab.models import VisionTransformer
-from vitlab.models.flops import forward_flops
+from vitlab.models.execution import forward_flops
 
 
 def test_flops_of_a_vit_follow_from_its_shapes() -> None:

@@ -5,8 +5,9 @@ import torch
 from models.test_vision_transformer import make
 from torch import Tensor, nn
 
-from vitlab.models.attention_maps import Attention, TokenLayout, token_layout
 from vitlab.models.interpretation import (
+    Attention,
+    TokenLayout,
     filter_components,
     gradient_rollout,
     last_layer,
@@ -14,6 +15,7 @@ from vitlab.models.interpretation import (
     position_similarity,
     rollout,
     seen_by_head,
+    token_layout,
 )
 
 EVERYTHING = slice(0, None)

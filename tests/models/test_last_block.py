@@ -10,9 +10,9 @@ from timm.models import VisionTransformer
 from torch import nn
 
 from vitlab.models import fuse_timm_attention, timm_model
-from vitlab.models.attention_maps import record_attention
-from vitlab.models.flops import forward_flops
-from vitlab.models.last_block import LastBlock, shorten_last_block
+from vitlab.models.execution import forward_flops
+from vitlab.models.interpretation import record_attention
+from vitlab.models.timm_models import LastBlock, shorten_last_block
 
 READ = ("test_vit", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vitlab.models import VisionTransformer
-from vitlab.models.last_block import full_output
+from vitlab.models.timm_models import full_output
 from vitlab.models.vision_transformer import SequencePooling, sincos2d
 
 SMALL: dict[str, Any] = {

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 
 from vitlab.errors import UserError
 from vitlab.models import timm_model
-from vitlab.models.last_block import full_output
+from vitlab.models.timm_models import full_output
 from vitlab.weights import Weights, fit_weights
 from vitlab.weights.loading import read_file
 

@@ -9,7 +9,7 @@ from vitlab.benchmarks.step_speed import timm_speed, train_speed
 from vitlab.benchmarks.training_loop import HALF, training_steps
 from vitlab.config.instantiate import build_network
 from vitlab.errors import UserError
-from vitlab.models.flops import forward_flops
+from vitlab.models.execution import forward_flops
 
 MODELS = {
     "ViT-B/16, 224 px, batch 256": "model=vit_base model.patch_size=16 data.image_size=224 data.batch_size=256",

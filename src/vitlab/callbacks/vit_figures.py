@@ -14,15 +14,17 @@ from torch.distributed.fsdp import FSDPModule
 from vitlab.callbacks.figures import publish
 from vitlab.data.arrays import ImageArrays
 from vitlab.data.loader import StoredBatch, epoch_order
-from vitlab.models.attention_maps import Attention, record_attention, token_layout
 from vitlab.models.interpretation import (
+    Attention,
     filter_components,
     last_layer,
     mean_attention_distance,
     patch_distances,
     position_similarity,
+    record_attention,
     rollout,
     seen_by_head,
+    token_layout,
 )
 from vitlab.models.patch_embedding import ConvolutionalTokenizer, ShiftedPatchTokenization
 from vitlab.plots import vit_plots

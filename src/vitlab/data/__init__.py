@@ -3,11 +3,9 @@
 from vitlab.data.cifar10 import CIFAR10DataModule
 from vitlab.data.datamodule import Batch, DataSpec, ImageDataModule
 from vitlab.data.image_folder import ImageFolderDataModule
-from vitlab.data.loader import StoredBatch
-from vitlab.data.mixing import Mixing, main_class
 from vitlab.data.random_augment import AutoAugment, RandAugment, TrivialAugment
 from vitlab.data.synthetic import SyntheticDataModule
-from vitlab.data.transforms import BatchTransform, Normalize, RandomCrop, RandomErasing, RandomHorizontalFlip, Resize
+from vitlab.data.transforms import BatchTransform, Mixing, RandomCrop, RandomErasing, RandomHorizontalFlip, main_class
 
 __all__ = [
     "AutoAugment",
@@ -18,13 +16,10 @@ __all__ = [
     "ImageDataModule",
     "ImageFolderDataModule",
     "Mixing",
-    "Normalize",
     "RandAugment",
     "RandomCrop",
     "RandomErasing",
     "RandomHorizontalFlip",
-    "Resize",
-    "StoredBatch",
     "SyntheticDataModule",
     "TrivialAugment",
     "main_class",

@@ -12,25 +12,17 @@ CHUNK = 4096  # images processed at a time when a function goes through all of t
 
 @dataclass(frozen=True)
 class ImageArrays:
-    """One split of a data set: a selection of the loaded images, without copying them.
+    """One split of a data set: a selection of the loaded images, without copying them."""
 
-    Attributes:
-        stored: uint8 `[M, 3, H, W]`, the images of this split or of all splits; may be memory-mapped, so that the
-            processes of a machine share it.
-        rows: int64 `[N]`, the split's images in `stored`.
-        labels: int64 `[N]`.
-        names: A readable name for each image: its file path, or the split and its number.
-    """
-
-    stored: Tensor
-    rows: Tensor
-    labels: Tensor
-    names: list[str]
+    stored: Tensor  # uint8 [M, 3, H, W], the images of this split or of all splits; may be memory-mapped
+    rows: Tensor  # int64 [N], the split's images in `stored`
+    labels: Tensor  # int64 [N]
+    names: list[str]  # of each image: its file path, or the split and its number
 
     @classmethod
     def of(cls, images: Tensor, labels: Tensor, names: list[str]) -> "ImageArrays":
         """A split of all these images, uint8 `[N, 3, H, W]`."""
-        return cls(images, torch.arange(len(images)), labels, names)
+        return cls(images, torch.arange(len(images), device=images.device), labels, names)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,8 +41,7 @@ class ImageArrays:
 
     def chunks(self) -> Iterator[Tensor]:
         """All images, some thousand at a time."""
-        for rows in torch.split(self.rows, CHUNK):
-            yield self.stored[rows]
+        return (self.stored[rows] for rows in torch.split(self.rows, CHUNK))
 
     def take(self, indices: Tensor) -> "ImageArrays":
         """The split with only the images at `indices` (int64 `[M]`), in this order."""
@@ -76,15 +67,10 @@ class Dataset:
 
 
 def stratified_split(labels: Tensor, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split so that every class keeps its fraction; returns (kept, held out) indices, int64, ascending.
+    """Split labels, int64 `[N]`, so that every class keeps its fraction; the split depends only on them and the seed.
 
-    Args:
-        labels: int64 `[N]`.
-        held_out: The fraction to hold out if below 1, else the number of images.
-        seed: The split depends only on this and the labels.
-
-    Raises:
-        ValueError: no image would be left.
+    `held_out` is the fraction to hold out if below 1, else the number of images. Returns (kept, held out) indices,
+    int64, ascending; raises a ValueError if no image would be left.
     """
     total = round(held_out * len(labels)) if held_out < 1 else int(held_out)
     if not 0 <= total < len(labels):

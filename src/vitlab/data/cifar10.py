@@ -1,13 +1,11 @@
-"""Download and read CIFAR-10.
-
-Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images"."""
+"""CIFAR-10 (Krizhevsky 2009, "Learning Multiple Layers of Features")."""
 
 import hashlib
 import os
 import pickle
 import shutil
 import tarfile
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -25,13 +23,13 @@ from vitlab.data.decoding import Decoded, DecodedCache
 from vitlab.errors import UserError
 from vitlab.files import replacing
 
-TIMEOUT_SECONDS = 10.0
 SIDE = 32  # px
 PARTS = {"train": CIFAR10.train_list, "test": CIFAR10.test_list}  # file names and MD5 sums of the official archive
 META = CIFAR10.meta
 # The official files contain plain data and arrays, which pickle builds from these.
 ALLOWED_GLOBALS = {
-    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
     *(("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")),
 }
 
@@ -39,36 +37,43 @@ ALLOWED_GLOBALS = {
 class CIFAR10DataModule(ImageDataModule):
     """CIFAR-10 from its official archive, downloaded once and checked against its MD5 sum.
 
-    The decoded images are kept in one array on disk, which the processes of a machine share.
+    The decoded images are kept in one array on disk, which the processes of a machine share. `fetch` raises a UserError
+    if the data is missing and cannot be downloaded, or if its files are damaged.
 
     Args:
         root: Folder with the archive or with `cifar-10-batches-py/`; downloads go here.
-        url: Address of the archive.
-        md5: MD5 sum of the archive. If it is not the official one, the files inside are not checked.
+        url, md5: Address and MD5 sum of the archive; if it is not the official one, the files inside are not checked.
         **shared: See `ImageDataModule`.
-
-    Raises:
-        UserError: in `fetch` if the data is missing and cannot be downloaded, or if its files are damaged.
     """
 
     def __init__(self, *, root: str, url: str, md5: str, **shared: Any) -> None:
         super().__init__(**shared)
         self.root = Path(root)
+        self.folder = self.root / CIFAR10.base_folder
         self.url = url
         self.md5 = md5
         self._decoded: Decoded | None = None
 
     def fetch(self) -> None:
-        self._decoded = self._cached()
-        if self._decoded is not None:
-            return
+        self._decoded = self._read()
+
+    def load(self) -> Dataset:
+        decoded = self._decoded or self._read()
+        return Dataset(decoded.split("train"), decoded.split("test"), decoded.classes)
+
+    def _read(self) -> Decoded:
+        cached = self._cached()
+        if cached is not None:
+            return cached
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             # One process downloads and decodes; the run's other ranks and a sweep's other jobs wait.
             with FileLock(self.root / ".lock") if os.access(self.root, os.W_OK) else nullcontext():
                 if not self._has_files():
                     self._download()
-                self._decoded = self._cached() or self._decode()
+                return self._cached() or self._decode()
+        except UserError:
+            raise
         except (OSError, EOFError, ValueError, HTTPException, tarfile.TarError) as error:
             raise UserError(
                 f"CIFAR-10 is not in {self.root.resolve()} and could not be downloaded from {self.url} ({error}). "
@@ -77,13 +82,9 @@ class CIFAR10DataModule(ImageDataModule):
                 "for generated ones"
             ) from error
 
-    def load(self) -> Dataset:
-        decoded = self._decoded or self._cached() or self._decode()
-        return Dataset(decoded.split("train"), decoded.split("test"), decoded.classes)
-
     def _cache(self) -> DecodedCache | None:
         """The cache of these files; None if no folder is writable, then each process decodes for itself."""
-        files = sorted((self.root / CIFAR10.base_folder).glob("*"))
+        files = sorted(self.folder.glob("*"))
         stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         key = hashlib.sha256(repr((self.md5, stamps)).encode()).hexdigest()[:24]
         try:
@@ -98,13 +99,12 @@ class CIFAR10DataModule(ImageDataModule):
     def _has_files(self) -> bool:
         official = self.md5 == CIFAR10.tgz_md5
         files = [*PARTS["train"], *PARTS["test"], (META["filename"], META["md5"])]
-        folder = self.root / CIFAR10.base_folder
-        return all(check_integrity(folder / name, md5 if official else None) for name, md5 in files)
+        return all(check_integrity(self.folder / name, md5 if official else None) for name, md5 in files)
 
     def _download(self) -> None:
         archive = self.root / Path(self.url).name
         if not check_integrity(archive, self.md5):
-            with urlopen(self.url, timeout=TIMEOUT_SECONDS) as response, replacing(archive) as part:
+            with urlopen(self.url, timeout=10) as response, replacing(archive) as part:
                 size = int(response.headers.get("Content-Length") or 0)
                 with wrap_file(response, size, description="Downloading CIFAR-10") as source, part.open("wb") as file:
                     shutil.copyfileobj(source, file)
@@ -117,32 +117,29 @@ class CIFAR10DataModule(ImageDataModule):
 
     def _decode(self) -> Decoded:
         try:
-            batches = {split: [self._unpickle(name) for name, _ in parts] for split, parts in PARTS.items()}
-            labels = {split: [label for part in parts for label in part["labels"]] for split, parts in batches.items()}
-            pixels = np.concatenate([part["data"] for parts in batches.values() for part in parts])
-            decoded = Decoded(
-                images=pixels.reshape(-1, 3, SIDE, SIDE),
-                labels=labels["train"] + labels["test"],
-                names=[f"{split}/{i}" for split, values in labels.items() for i in range(len(values))],
-                classes=self._unpickle(META["filename"])[META["key"]],
-                skipped={},
-            )
+            pixels, labels, names = [], [], []
+            for split, parts in PARTS.items():
+                batches = [self._unpickle(name) for name, _ in parts]
+                pixels += [batch["data"] for batch in batches]
+                found = [label for batch in batches for label in batch["labels"]]
+                labels += found
+                names += [f"{split}/{number}" for number in range(len(found))]
+            classes = self._unpickle(META["filename"])[META["key"]]
+            decoded = Decoded(np.concatenate(pixels).reshape(-1, 3, SIDE, SIDE), labels, names, classes, skipped={})
         except Exception as error:  # damaged pickles raise anything
             raise UserError(
-                f"the CIFAR-10 files in {self.root.resolve() / CIFAR10.base_folder} are missing or damaged ({error}); "
-                "delete the folder to unpack or download them again"
+                f"the CIFAR-10 files in {self.folder.resolve()} are missing or damaged ({error}); delete the folder to "
+                "unpack or download them again"
             ) from error
         cache = self._cache()
-        if cache is None:
+        try:
+            return cache.write(SIDE, decoded) if cache else decoded
+        except UserError:  # a full disk: each process decodes for itself
             return decoded
-        with suppress(UserError):  # a full disk: each process decodes for itself
-            cache.write(SIDE, decoded)
-        return cache.read(SIDE) or decoded
 
     def _unpickle(self, name: str) -> dict[str, Any]:
-        with (self.root / CIFAR10.base_folder / name).open("rb") as file:
-            content: dict[str, Any] = _PlainUnpickler(file, encoding="latin1").load()
-        return content
+        with (self.folder / name).open("rb") as file:
+            return _PlainUnpickler(file, encoding="latin1").load()
 
 
 class _PlainUnpickler(pickle.Unpickler):

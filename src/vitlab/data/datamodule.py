@@ -13,38 +13,25 @@ from torch import Tensor, nn
 from vitlab.data.arrays import Dataset, ImageArrays, stratified_split
 from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.loader import ResidentLoader, StoredBatch
-from vitlab.data.mixing import Mixing
-from vitlab.data.transforms import BatchTransform
+from vitlab.data.transforms import BatchTransform, Mixing
 from vitlab.errors import UserError
 
 
 class Batch(NamedTuple):
-    """A batch as the model gets it.
+    """A batch as the model gets it."""
 
-    Attributes:
-        images: float32 `[B, 3, H, W]`.
-        labels: int64 `[B]`, or float32 `[B, classes]` after mixing.
-        indices: int64 `[B]`, the images' indices in their split.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
+    images: Tensor  # float32 [B, 3, H, W]
+    labels: Tensor  # int64 [B], or float32 [B, classes] after mixing
+    indices: Tensor  # int64 [B], the images' indices in their split
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a loaded data set knows about itself, also where the config left it open.
+    """What a loaded data set knows about itself, also where the config left it open."""
 
-    Attributes:
-        stored_size: Side of the images in memory, in pixels.
-        classes: Their names, by label.
-        mean, std: Of each channel on the scale [0, 1], as the images are normalised.
-    """
-
-    stored_size: int
-    classes: list[str]
-    mean: list[float]
+    stored_size: int  # side of the images in memory, in pixels
+    classes: list[str]  # names, by label
+    mean: list[float]  # of each channel on the scale [0, 1], as the images are normalised
     std: list[float]
 
     @property
@@ -60,27 +47,21 @@ class ImageDataModule(LightningDataModule):
     """Load a data set into memory, split it, and serve batches that are augmented on the device.
 
     A source is a subclass that implements `load`, and `fetch` if there is anything to download or decode. The test
-    images are never used for training or model selection. Whatever a config leaves null of `stored_size`,
-    `num_classes`, `classes`, `mean` and `std` is known after `setup`, see `spec`.
+    images are never used for training or model selection. After `setup`, `spec` holds what the config left null.
 
     Args:
-        image_size: Side of the model's input, in pixels.
-        stored_size: Side of the images in memory, in pixels; None takes it from the data.
-        num_classes, classes: Number and names of the classes; None takes them from the data.
+        image_size, stored_size: Sides of the model's input and of the images in memory, in pixels.
+        num_classes, classes: Number and names of the classes. If they or `stored_size` are None, the data decides.
         mean, std: Per channel, on the scale [0, 1]; None measures them on the training images.
         interpolation: Of the resize from `stored_size` to `image_size`: "bilinear" or "bicubic".
         augmentations: Modules called as `(images, rng, op_index)` on training batches, and at most one `Mixing`.
         val_size: Validation images drawn from the training images, stratified: a number, a fraction below 1, or 0.
         split_seed: The validation split depends only on this.
         max_train_images: Train on this many images only, chosen stratified; None means all.
-        repeated_augmentation: Use each image this often in an epoch, each time with other random numbers, and so many
-            times fewer images (Hoffer et al. 2020, "Augment Your Batch").
-        batch_size: Global training batch, divided among the ranks.
-        eval_batch_size: Global batch of validation, test and prediction.
+        repeated_augmentation: Use each image this often, differently augmented, in an epoch of as many steps (Hoffer et
+            al. 2020, "Augment Your Batch").
+        batch_size, eval_batch_size: Global batches, divided among the ranks, of training and of everything else.
         seed: Decides the order of the images and their augmentation.
-
-    Raises:
-        UserError: in `setup` if the data does not match the config.
     """
 
     def __init__(
@@ -103,10 +84,6 @@ class ImageDataModule(LightningDataModule):
         repeated_augmentation: int = 1,
     ) -> None:
         super().__init__()
-        if repeated_augmentation < 1:
-            raise ValueError(f"repeated_augmentation={repeated_augmentation} must be at least 1")
-        if batch_size < 1 or eval_batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} and eval_batch_size={eval_batch_size} must be at least 1")
         self.image_size = image_size
         self.stored_size = stored_size
         self.num_classes = num_classes
@@ -156,36 +133,25 @@ class ImageDataModule(LightningDataModule):
                 f"data.batch_size={self.batch_size} is more than the {len(kept)} training images; lower data.batch_size"
             )
         self.splits = {"train": train.take(kept), "val": train.take(val), "test": dataset.test}
-        self._describe(dataset)
-        self.transform = BatchTransform(
-            self.augmentations,
-            image_size=self.image_size,
-            interpolation=self.interpolation,
-            mean=self.spec.mean,
-            std=self.spec.std,
-        )
-
-    def _check(self, dataset: Dataset) -> None:
-        found = len(dataset.classes)
-        if self.num_classes is not None and self.num_classes != found:
-            raise UserError(f"data.num_classes={self.num_classes}, but the data has {found} classes")
-        if self.classes is not None and self.classes != dataset.classes:
-            raise UserError(f"data.classes={self.classes}, but the data's classes are {dataset.classes}")
-        size = dataset.train.image_shape[-1]
-        if self.stored_size is not None and self.stored_size != size:
-            raise UserError(f"data.stored_size={self.stored_size}, but the images have {size} pixels a side")
-
-    def _describe(self, dataset: Dataset) -> None:
         mean, std = self.mean, self.std
         if mean is None or std is None:
             measured_mean, measured_std = channel_statistics(self.splits["train"])
             mean, std = mean or measured_mean, std or measured_std
-        self.spec = DataSpec(
-            stored_size=dataset.train.image_shape[-1],
-            classes=list(dataset.classes),
-            mean=[float(m) for m in mean],
-            std=[float(s) for s in std],
+        mean, std = [float(m) for m in mean], [float(s) for s in std]
+        self.spec = DataSpec(train.image_shape[-1], list(dataset.classes), mean, std)
+        self.transform = BatchTransform(
+            self.augmentations, image_size=self.image_size, interpolation=self.interpolation, mean=mean, std=std
         )
+
+    def _check(self, dataset: Dataset) -> None:
+        """Raise a UserError if the data does not match the config."""
+        found, size = len(dataset.classes), dataset.train.image_shape[-1]
+        if self.num_classes not in (None, found):
+            raise UserError(f"data.num_classes={self.num_classes}, but the data has {found} classes")
+        if self.classes not in (None, dataset.classes):
+            raise UserError(f"data.classes={self.classes}, but the data's classes are {dataset.classes}")
+        if self.stored_size not in (None, size):
+            raise UserError(f"data.stored_size={self.stored_size}, but the images have {size} pixels a side")
 
     def fingerprints(self) -> dict[str, dict[str, Any]]:
         """Number and SHA-256 of each split's images and labels, after `setup`."""
@@ -200,23 +166,16 @@ class ImageDataModule(LightningDataModule):
     def _evaluation_loader(self, split: str) -> ResidentLoader:
         # A fixed random order: files are stored class by class, and a limit on the batches would leave out classes.
         return ResidentLoader(
-            self.splits[split],
-            self.eval_batch_size,
-            seed=0,
-            epoch=lambda: 0,
-            drop_last=False,
-            **self._placement(split),
+            self.splits[split], self.eval_batch_size, seed=0, epoch=lambda: 0, drop_last=False, **self._placement(split)
         )
 
     def _placement(self, split: str) -> dict[str, Any]:
-        trainer = self.trainer
-        assert trainer is not None
+        trainer: Any = self.trainer
         device = _choose_device(self.splits[split], trainer.strategy.root_device)
         return {"device": device, "rank": trainer.global_rank, "world_size": trainer.world_size}
 
     def train_dataloader(self) -> ResidentLoader:
-        trainer = self.trainer
-        assert trainer is not None
+        trainer: Any = self.trainer
         if self.batch_size % trainer.world_size:
             raise UserError(
                 f"data.batch_size={self.batch_size} must be a multiple of the number of devices, {trainer.world_size}"
@@ -244,32 +203,26 @@ class ImageDataModule(LightningDataModule):
         return self._evaluation_loader("test")
 
     def on_after_batch_transfer(self, batch: StoredBatch, dataloader_idx: int) -> Batch:
-        trainer = self.trainer
-        assert trainer is not None
+        trainer: Any = self.trainer
         images, labels, indices = self.prepare_batch(batch, trainer.current_epoch if trainer.training else None)
         # Lightning has already converted the batch to a half precision, but it leaves uint8 images as they are.
         return Batch(trainer.precision_plugin.convert_input(images), labels, indices)
 
     def prepare_batch(self, batch: StoredBatch, epoch: int | None) -> Batch:
-        """Turn a loader's batch into the model's batch, on the batch's device.
+        """Turn a loader's batch into the model's, on its device, augmented and mixed as in `epoch`; None does neither.
 
-        Args:
-            batch: If it is to be mixed, its first image is only the neighbour of the second.
-            epoch: Augment and mix as in this epoch; None does neither.
+        If it is to be mixed, its first image is only the neighbour of the second.
         """
         images, labels, indices, repetitions, number = batch
         rng = None if epoch is None else CounterRNG(self.seed, epoch, indices, repetitions)
         images = self.transform.to(images.device)(images, rng)
         if epoch is None or self.mixing is None:
             return Batch(images, labels, indices)
-        if self.mixing.is_on(self._progress(epoch)):
+        module: Any = self.trainer.lightning_module if self.trainer else None  # None before training
+        if self.mixing.is_on(module.progress(epoch) if module else 0.0):
             classes = self.spec.num_classes
             images, labels = self.mixing(images, labels, classes=classes, seed=self.seed, epoch=epoch, number=number)
         return Batch(images[1:], labels[1:], indices[1:])
-
-    def _progress(self, epoch: int) -> float:
-        module: Any = self.trainer.lightning_module if self.trainer else None
-        return module.progress(epoch) if module else 0.0  # before training
 
     def first_batch(self, device: torch.device) -> Batch:
         """The first training batch of a run on a single process."""

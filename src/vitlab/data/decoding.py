@@ -2,8 +2,11 @@
 
 import json
 import logging
+import os
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +15,6 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from filelock import BaseFileLock, FileLock
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -26,12 +28,8 @@ STALE_SECONDS = 3600  # age at which a temporary file counts as left behind by a
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read an image file as upright RGB: applies EXIF rotation, puts transparent images on white.
-
-    Raises:
-        Exception: of any kind. Besides OSError, Pillow's decoders raise SyntaxError, struct.error, RuntimeError,
-            NotImplementedError and others. `describe_failure` words them.
-    """
+    """Read an image file as upright RGB: applies EXIF rotation, puts transparent images on white; raises exceptions of
+    any kind, as Pillow's decoders do, which `describe_failure` words."""
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I"):
@@ -65,45 +63,40 @@ def describe_failure(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def decode_files(paths: Iterable[Path], size: int) -> Iterator[NDArray[np.uint8] | str]:
+    """Decode files on all cores: uint8 `[3, size, size]` each, or the reason why it can't be read."""
+
+    def decode(path: Path) -> NDArray[np.uint8] | str:
+        try:
+            return to_square(read_image(path), size)
+        except Exception as error:  # Pillow's decoders raise anything
+            return describe_failure(error)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter lock
+        yield from pool.map(decode, paths)
+
+
 @dataclass(frozen=True)
 class Decoded:
-    """The decoded images of all splits.
+    """The decoded images of all splits."""
 
-    Attributes:
-        images: uint8 `[N, 3, S, S]`.
-        labels: Class indices.
-        names: `<split>/...`.
-        classes: Names of the classes.
-        skipped: Names of the unreadable files, with the reasons.
-    """
-
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8]  # [N, 3, S, S]
     labels: list[int]
-    names: list[str]
+    names: list[str]  # `<split>/...`
     classes: list[str]
-    skipped: dict[str, str]
+    skipped: dict[str, str]  # the unreadable files, with the reasons
 
     def split(self, split: str) -> ImageArrays:
         """The images whose names start with `split/`."""
-        rows = [i for i, name in enumerate(self.names) if name.startswith(f"{split}/")]
-        return ImageArrays(
-            torch.from_numpy(self.images),
-            torch.tensor(rows, dtype=torch.int64),
-            torch.tensor([self.labels[row] for row in rows], dtype=torch.int64),
-            [self.names[row] for row in rows],
-        )
+        rows = torch.tensor([name.startswith(f"{split}/") for name in self.names]).nonzero().flatten()
+        every = ImageArrays.of(torch.from_numpy(self.images), torch.tensor(self.labels), self.names)
+        return every.take(rows)
 
 
 @dataclass(frozen=True)
 class DecodedCache:
-    """Decoded images on disk: `<key>-<side>.npy` holds the pixels, `<key>-<side>.json` the rest and a checksum.
-
-    `<key>-auto<image_size>.txt` holds the side that was chosen for a model with this input size.
-
-    Attributes:
-        folder: Holds the files.
-        key: Identifies the source files; a changed file changes it.
-    """
+    """Decoded images on disk, under a key that changes with the source files: `<key>-<side>.npy` holds the pixels,
+    `<key>-<side>.json` the rest and a checksum, `<key>-auto<image_size>.txt` the side chosen for that input size."""
 
     folder: Path
     key: str
@@ -112,14 +105,11 @@ class DecodedCache:
     def choose(cls, folder: Path | None, *, beside: Path, key: str) -> "DecodedCache":
         """Use `folder` if given, else a folder next to the data, else one in the home directory.
 
-        The first folder that already holds `key` is used, otherwise the first that is writable.
-
-        Raises:
-            UserError: none is.
+        The first folder that already holds `key` is used, otherwise the first that is writable; a UserError if none is.
         """
         candidates = [folder] if folder else [beside / ".vitlab_cache", Path.home() / ".cache" / "vitlab"]
         for candidate in candidates:
-            if candidate.is_dir() and any(candidate.glob(f"{key}-*.npy")):
+            if any(candidate.glob(f"{key}-*.npy")):
                 return cls(candidate, key)
         for candidate in candidates:
             with suppress(OSError):
@@ -129,58 +119,54 @@ class DecodedCache:
         tried = " or ".join(map(str, candidates))
         raise UserError(f"cannot write decoded images to {tried}; set data.cache_dir to a writable folder")
 
-    def lock(self) -> BaseFileLock:
-        """A lock that lets only one process decode; the others wait."""
-        return FileLock(self.folder / ".lock")
-
-    def write(self, side: int, content: Decoded) -> None:
+    def write(self, side: int, content: Decoded) -> Decoded:
+        """Write the images, and return them in memory that other processes share."""
         about = {name: value for name, value in vars(content).items() if name != "images"}
         try:
             for temporary in self.folder.glob(".*.tmp"):
                 with suppress(FileNotFoundError):
                     if time.time() - temporary.stat().st_mtime > STALE_SECONDS:
                         temporary.unlink()
-            with replacing(self._pixels(side)) as temporary, temporary.open("wb") as file:
+            with replacing(self._file(f"{side}.npy")) as temporary, temporary.open("wb") as file:
                 np.save(file, content.images, allow_pickle=False)
-            write_text(self._about(side), json.dumps({**about, "sum": _checksum(content.images, about)}))
+            about["sum"] = _checksum(content.images, about)
+            write_text(self._file(f"{side}.json"), json.dumps(about))
         except OSError as error:
             raise UserError(
                 f"cannot write decoded images to {self.folder} ({error.strerror}); set data.cache_dir to another folder"
             ) from error
+        return self.read(side) or content
 
     def read(self, side: int) -> Decoded | None:
         """The images of this side; None if there are none, or if they are damaged, with a warning."""
-        if not self._about(side).exists():
+        pixels, about_file = self._file(f"{side}.npy"), self._file(f"{side}.json")
+        if not about_file.exists():
             return None
         try:
-            about = json.loads(self._about(side).read_text(encoding="utf-8"))
+            about = json.loads(about_file.read_text(encoding="utf-8"))
             # Memory-mapped, so that the processes of a machine share one copy. torch wants a writable array, hence
             # copy-on-write ("c"); nobody writes to it.
-            images = np.load(self._pixels(side), mmap_mode="c", allow_pickle=False)
+            images = np.load(pixels, mmap_mode="c", allow_pickle=False)
             if about.pop("sum") != _checksum(images, about):
                 raise ValueError("wrong checksum")
             return Decoded(images, **about)
         except Exception as error:  # the readers of damaged files raise anything
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            log.warning(f"the decoded images in {self._pixels(side)} are damaged ({reason}); decoding the files again")
+            log.warning(f"the decoded images in {pixels} are damaged ({reason}); decoding the files again")
             return None
 
     def store_size(self, image_size: int, side: int) -> None:
-        """Remember the side chosen for a model with this input size."""
-        write_text(self.folder / f"{self.key}-auto{image_size}.txt", str(side))
+        write_text(self._file(f"auto{image_size}.txt"), str(side))
 
     def cached_size(self, image_size: int) -> int | None:
         """The side chosen before for a model with this input size; None if there is none or the file is damaged."""
         try:
-            return int((self.folder / f"{self.key}-auto{image_size}.txt").read_text(encoding="utf-8"))
+            return int(self._file(f"auto{image_size}.txt").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 
-    def _pixels(self, side: int) -> Path:
-        return self.folder / f"{self.key}-{side}.npy"
-
-    def _about(self, side: int) -> Path:
-        return self.folder / f"{self.key}-{side}.json"
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{self.key}-{name}"
 
 
 def _checksum(images: NDArray[np.uint8], about: dict[str, Any]) -> int:

@@ -3,25 +3,24 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from filelock import FileLock
 from PIL import Image
 from rich.progress import track
 
 from vitlab.data.arrays import Dataset, stratified_split
 from vitlab.data.datamodule import ImageDataModule
-from vitlab.data.decoding import Decoded, DecodedCache, describe_failure, image_suffixes, read_image, to_square
+from vitlab.data.decoding import Decoded, DecodedCache, decode_files, image_suffixes
 from vitlab.errors import UserError
 
 
 class ImageFile(NamedTuple):
-    """A file: its path relative to the root, its class index, and size and time to recognise changes by."""
+    """An image file, with size and time to recognise changes by."""
 
-    name: str
+    name: str  # path relative to the root
     label: int
     size: int
     modified_ns: int
@@ -38,11 +37,8 @@ class ImageFolderDataModule(ImageDataModule):
         root: Folder with `train/` and `test/`. Without `test/`, `test_size` of the images are held out.
         test_size: Fraction below 1, or number, of images; stratified, drawn with `split_seed`.
         cache_dir: Folder for the decoded images; None is `root/.vitlab_cache`, or ~/.cache/vitlab if that is read-only.
-        skip_unreadable: Leave out unreadable files instead of refusing them.
+        skip_unreadable: Leave out unreadable files; otherwise `fetch` raises a UserError that names all of them.
         **shared: See `ImageDataModule`.
-
-    Raises:
-        UserError: in `fetch` if folders are missing or files are unreadable; names all of them.
     """
 
     def __init__(
@@ -56,39 +52,42 @@ class ImageFolderDataModule(ImageDataModule):
         self._decoded: Decoded | None = None
 
     def fetch(self) -> None:
+        self._decoded = self._read()
+
+    def _read(self) -> Decoded:
         classes = self._class_names()
         files = [file for split in ("train", "test") for file in _list_files(self.root, split, classes)]
         if not any(file.name.startswith("train/") for file in files):
             raise UserError(f"no image files in {self.root / 'train'}/<class>/")
         key = hashlib.sha256("".join(map(repr, files)).encode()).hexdigest()[:24]
         cache = DecodedCache.choose(self.cache_dir, beside=self.root, key=key)
-        self._decoded = self._cached(cache)
-        if self._decoded is None:
-            with cache.lock():
-                # Another process, such as a rank of the same run, may have decoded meanwhile.
-                self._decoded = self._cached(cache) or self._decode(cache, files, classes)
+        cached = self._cached(cache)
+        if cached is not None:
+            return cached
+        with FileLock(cache.folder / ".lock"):
+            # Another process, such as a rank of the same run, may have decoded meanwhile.
+            return self._cached(cache) or self._decode(cache, files, classes)
 
     def load(self) -> Dataset:
-        if self._decoded is None:
-            self.fetch()
-        assert self._decoded is not None
-        train, test = self._decoded.split("train"), self._decoded.split("test")
+        decoded = self._decoded or self._read()
+        train, test = decoded.split("train"), decoded.split("test")
         if not len(test):
             try:
                 kept, held_out = stratified_split(train.labels, self.test_size, self.split_seed)
             except ValueError as error:
                 raise UserError(f"data: {error}; change data.test_size") from None
             train, test = train.take(kept), train.take(held_out)
-        return Dataset(train, test, self._decoded.classes)
+        return Dataset(train, test, decoded.classes)
 
     def _class_names(self) -> list[str]:
         train, test = self.root / "train", self.root / "test"
-        layout = f"vitlab reads {self.root}/train/<class>/* and, if it exists, {self.root}/test/<class>/*"
-        if not train.is_dir():
-            raise UserError(f"data.root={self.root}: there is no folder {train}; {layout}")
         classes = _subfolders(train)
         if not classes:
-            raise UserError(f"data.root={self.root}: there are no class folders in {train}; {layout}")
+            missing = f"are no class folders in {train}" if train.is_dir() else f"is no folder {train}"
+            raise UserError(
+                f"data.root={self.root}: there {missing}; vitlab reads {self.root}/train/<class>/* and, if it exists, "
+                f"{self.root}/test/<class>/*"
+            )
         unknown = sorted(set(_subfolders(test)) - set(classes))
         if unknown:
             raise UserError(f"{test} has classes that {train} lacks: {', '.join(unknown)}")
@@ -101,17 +100,8 @@ class ImageFolderDataModule(ImageDataModule):
 
     def _decode(self, cache: DecodedCache, files: list[ImageFile], classes: list[str]) -> Decoded:
         side = self.stored_size or self._common_side(files)
-
-        def decode(file: ImageFile) -> NDArray[np.uint8] | str:
-            try:
-                return to_square(read_image(self.root / file.name), side)
-            except Exception as error:  # Pillow's decoders raise anything
-                return describe_failure(error)
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter lock
-            results = pool.map(decode, files)
-            decoded = list(track(results, f"Decoding into {cache.folder}", total=len(files), transient=True))
-        good = [(file, pixels) for file, pixels in zip(files, decoded, strict=True) if not isinstance(pixels, str)]
+        results = decode_files((self.root / file.name for file in files), side)
+        decoded = list(track(results, f"Decoding into {cache.folder}", total=len(files), transient=True))
         skipped = {file.name: why for file, why in zip(files, decoded, strict=True) if isinstance(why, str)}
         if skipped and not self.skip_unreadable:
             listed = "\n".join(f"  {self.root / name}: {why}" for name, why in skipped.items())
@@ -119,19 +109,15 @@ class ImageFolderDataModule(ImageDataModule):
                 f"{len(skipped)} image files can't be read; repair or remove them, or leave them out with "
                 f"data.skip_unreadable=true:\n{listed}"
             )
-        if not good:
+        if len(skipped) == len(files):
             raise UserError(f"none of the {len(files)} image files in {self.root} can be read")
-        content = Decoded(
-            images=np.stack([pixels for _, pixels in good]),
-            labels=[file.label for file, _ in good],
-            names=[file.name for file, _ in good],
-            classes=classes,
-            skipped=skipped,
-        )
-        cache.write(side, content)
+        images = np.stack([pixels for pixels in decoded if not isinstance(pixels, str)])
+        kept = [file for file in files if file.name not in skipped]
+        labels, names = [file.label for file in kept], [file.name for file in kept]
+        stored = cache.write(side, Decoded(images, labels, names, classes, skipped))
         if self.stored_size is None:
             cache.store_size(self.image_size, side)
-        return cache.read(side) or content
+        return stored
 
     def _common_side(self, files: list[ImageFile]) -> int:
         """The side to store: that of the files if all share one of at most `image_size`, else `image_size`."""

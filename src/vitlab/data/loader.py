@@ -10,32 +10,23 @@ from vitlab.data.arrays import ImageArrays
 
 
 class StoredBatch(NamedTuple):
-    """A batch as it is stored, before augmentation.
+    """A batch as it is stored, before augmentation."""
 
-    Attributes:
-        images: uint8 `[b, 3, h, w]`.
-        labels: int64 `[b]`.
-        indices: int64 `[b]`, the images' indices in their split.
-        repetitions: int64 `[b]`, how often each image has already been used in this epoch; None means never.
-        number: The batch's number in its epoch, from 0.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-    repetitions: Tensor | None = None
-    number: int = 0
+    images: Tensor  # uint8 [b, 3, h, w]
+    labels: Tensor  # int64 [b]
+    indices: Tensor  # int64 [b], the images' indices in their split
+    repetitions: Tensor | None = None  # int64 [b], how often each image has been used in this epoch; None means never
+    number: int = 0  # of the batch in its epoch
 
 
 class ResidentLoader:
     """Iterate over batches of uint8 images that are resident on `device`.
 
-    Each batch of `batch_size` images is divided among `world_size` ranks. This rank takes the `rank`-th shard; the
-    shards in order of rank are the batch of a single process.
+    Each batch of `batch_size` images is divided among `world_size` ranks; the shards in order of rank are the batch of
+    a single process.
 
     Args:
-        seed: With the epoch, decides the order of the images (`epoch_order`).
-        epoch: Called at the start of each pass.
+        seed, epoch: Decide the order of the images (`epoch_order`); `epoch` is called at the start of each pass.
         drop_last: Drop the last batch of an epoch if it is not full.
         repeats: How often an image is used in an epoch, see `repeated_order`.
         with_neighbour: Put in front of each shard the image before it in the batch (before the first image, the last
@@ -56,10 +47,9 @@ class ResidentLoader:
         repeats: int = 1,
         with_neighbour: bool = False,
     ) -> None:
-        on_host = device.type == "cpu"  # then the images stay where they are, in memory that other processes may share
-        self.images = arrays.stored if on_host else arrays.pick(slice(None)).to(device)
-        self.rows = arrays.rows if on_host else torch.arange(len(arrays), device=device)
-        self.labels = arrays.labels.to(device)
+        if device.type != "cpu":  # else the images stay where they are, in memory that other processes may share
+            arrays = ImageArrays.of(arrays.pick(slice(None)).to(device), arrays.labels.to(device), arrays.names)
+        self.arrays = arrays
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = epoch
@@ -72,7 +62,7 @@ class ResidentLoader:
         self._resumed: dict[str, int] | None = None
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.labels), self.batch_size)
+        full, rest = divmod(len(self.arrays), self.batch_size)
         return full if self.drop_last or not rest else full + 1
 
     def state_dict(self) -> dict[str, int]:
@@ -84,15 +74,16 @@ class ResidentLoader:
 
     def __iter__(self) -> Iterator[StoredBatch]:
         epoch = self.epoch()
-        order = epoch_order(len(self.labels), self.seed, epoch)
-        order, repetitions = (t.to(self.labels.device) for t in repeated_order(order, self.repeats, self.batch_size))
+        order = epoch_order(len(self.arrays), self.seed, epoch)
+        device = self.arrays.labels.device
+        order, repetitions = (t.to(device) for t in repeated_order(order, self.repeats, self.batch_size))
         resumed, self._resumed = self._resumed, None
         first = resumed["batches"] if resumed is not None and resumed["epoch"] == epoch else 0
         for number in range(first, len(self)):
             batch = slice(number * self.batch_size, (number + 1) * self.batch_size)
             indices, repetition = self._shard(order[batch]), self._shard(repetitions[batch])
             self._progress = {"epoch": epoch, "batches": number + 1}
-            yield StoredBatch(self.images[self.rows[indices]], self.labels[indices], indices, repetition, number)
+            yield StoredBatch(self.arrays.pick(indices), self.arrays.labels[indices], indices, repetition, number)
 
     def _shard(self, batch: Tensor) -> Tensor:
         """This rank's part of a batch `[B]`."""
@@ -110,13 +101,11 @@ def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
 
 
 def repeated_order(order: Tensor, repeats: int, batch_size: int) -> tuple[Tensor, Tensor]:
-    """The order of an epoch that uses the first images of `order` `repeats` times each, as long as `order`.
+    """The order of an epoch that uses the first images of `order`, int64 `[N]`, `repeats` times each.
 
     The repetitions of an image are in one batch (Hoffer et al. 2020, "Augment Your Batch"), except at a batch's end,
-    and never adjacent: mixing adjacent images must not mix an image with itself.
-
-    Returns:
-        The images' indices, and how often each has already been used, both int64 `[N]`.
+    and never adjacent: mixing adjacent images must not mix an image with itself. Returns the images' indices, and how
+    often each has already been used, both int64 `[N]`.
     """
     slot = torch.arange(len(order))
     slot = slot[(slot // batch_size * repeats + slot % repeats).argsort(stable=True)]

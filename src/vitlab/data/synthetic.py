@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitlab.data.arrays import Dataset, ImageArrays
@@ -99,17 +100,11 @@ def draw_shapes(labels: Tensor, size: int, noise: float, generator: torch.Genera
     # Antialiasing: a soft edge of half a pixel on either side.
     cover = (0.5 - distance * radius * size / 2).clamp(0, 1).unsqueeze(1)
 
-    ground = _background(uniform, size)
+    # Soft clouds between two colours.
+    first, second = uniform(0, 0.6, 3, 1, 1), uniform(0, 0.6, 3, 1, 1)
+    clouds = F.interpolate(uniform(0, 1, 1, 4, 4), size=(size, size), mode="bicubic", align_corners=True)
+    ground = first + clouds.clamp(0, 1) * (second - first)
     colour = uniform(0.55, 1.0, 3, 1, 1)
     image = ground + cover * (colour - ground)
     image += noise * torch.randn(image.shape, generator=generator)
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def _background(uniform: Callable[..., Tensor], size: int) -> Tensor:
-    """Soft clouds between two colours, float32 `[N, 3, size, size]`."""
-    first, second = uniform(0, 0.6, 3, 1, 1), uniform(0, 0.6, 3, 1, 1)
-    clouds = torch.nn.functional.interpolate(
-        uniform(0, 1, 1, 4, 4), size=(size, size), mode="bicubic", align_corners=True
-    )
-    return first + clouds.clamp(0, 1) * (second - first)

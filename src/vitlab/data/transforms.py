@@ -1,38 +1,51 @@
-"""Batch transforms: flip, crop, erase, resize, normalise a batch on its device.
+"""Batch transforms on the device: flip, crop, erase, mix, resize, normalise.
 
-Each image gets its own random numbers; torchvision's transforms draw once for all images of a batch.
+Each image gets its own random numbers, except for mixing; torchvision's transforms draw once for all images of a batch.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
-from vitlab.data.counter_rng import CounterRNG
-from vitlab.data.image_ops import apply_where
+from vitlab.data.counter_rng import CounterRNG, fork_batch_rng
+
+Argument = TypeVar("Argument", Tensor, CounterRNG)
 
 ATTEMPTS = 10  # to draw a box that fits, as in torchvision
+
+
+def apply_where(
+    chosen: Tensor, change: Callable[[Tensor, Argument], Tensor], images: Tensor, argument: Argument
+) -> Tensor:
+    """Apply `change(images, argument)` to the chosen images (bool `[B]`); the argument has one row per image.
+
+    A CPU computes only the chosen images. A GPU computes all: to find the chosen ones, it would have to wait.
+    """
+    if images.device.type != "cpu":
+        return torch.where(chosen.view(-1, 1, 1, 1), change(images, argument), images)
+    rows = chosen.nonzero().flatten()
+    if len(rows):
+        images = images.index_copy(0, rows, change(images[rows], argument[rows]))
+    return images
 
 
 class RandomHorizontalFlip(nn.Module):
     """Mirror each image `[B, C, H, W]` (any dtype) with probability `p`.
 
-    Args:
-        p: Probability.
-        alternating: Draw only in the first epoch, then flip each image every time it is used again, so that two
-            epochs show both sides (Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", section 3.6).
+    `alternating` draws only in the first epoch and then flips each image every time it is used again, so that two
+    epochs show both sides (Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", section 3.6).
     """
 
     def __init__(self, p: float, alternating: bool = False) -> None:
         super().__init__()
-        if not 0 <= p <= 1:
-            raise ValueError(f"RandomHorizontalFlip: p={p} must be 0 to 1")
         self.p = p
         self.alternating = alternating
 
@@ -51,8 +64,6 @@ class RandomCrop(nn.Module):
 
     def __init__(self, padding: int) -> None:
         super().__init__()
-        if padding < 0:
-            raise ValueError(f"RandomCrop: padding={padding} must be at least 0")
         self.padding = padding
 
     def offsets(self, rng: CounterRNG, op_index: int) -> Tensor:
@@ -73,16 +84,12 @@ class RandomCrop(nn.Module):
 class RandomErasing(nn.Module):
     """Fill a box of an image with noise (Zhong et al. 2020, "Random Erasing Data Augmentation", algorithm 1).
 
-    As in the paper, each noise value is drawn from 0 to 255, so that it stays between black and white. For that it
-    acts on the stored uint8 images, before the normalisation.
+    As in the paper, noise values are from 0 to 255, for which it acts on uint8 images, before the normalisation.
 
     Args:
         p: Fraction of the images.
-        area: Smallest and largest fraction of the image that the box covers.
-        aspect: Smallest and largest ratio of the box's height to its width.
-
-    Raises:
-        ValueError: a number is out of its range.
+        area: Smallest and largest fraction of the image that the box covers, from 0 to 1.
+        aspect: Smallest and largest ratio of the box's height to its width, above 0.
     """
 
     def __init__(self, p: float, area: Sequence[float], aspect: Sequence[float]) -> None:
@@ -130,23 +137,76 @@ class RandomErasing(nn.Module):
         return torch.where(inside, noise, images)
 
 
-class Resize(nn.Module):
-    """Resize images `[B, C, h, w]` to `[B, C, size, size]`, antialiased; images of this size pass unchanged.
+class Mixing(nn.Module):
+    """Mix each image of a batch with the previous one: mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019).
 
-    uint8 images stay uint8 and are rounded, as in torchvision and Pillow.
+    As in torchvision, whose transforms do the mixing, the whole batch gets the same method, weight and box.
+
+    Args:
+        p: Fraction of the batches that are mixed.
+        mixup_alpha, cutmix_alpha: The weight of the image, for CutMix the fraction of the area that stays, is drawn
+            from Beta(alpha, alpha). 1 is uniform; smaller values keep mostly one image.
+        cutmix_share: Fraction of the mixed batches that get CutMix; the others get mixup.
+        off_share: Fraction of the run, at its end, without mixing.
     """
+
+    def __init__(
+        self, *, p: float, mixup_alpha: float, cutmix_alpha: float, cutmix_share: float, off_share: float
+    ) -> None:
+        super().__init__()
+        if not (min(p, cutmix_share, off_share) >= 0 and max(p, cutmix_share, off_share) <= 1):
+            raise ValueError(f"Mixing: p={p}, cutmix_share={cutmix_share} and off_share={off_share} must be 0 to 1")
+        if min(mixup_alpha, cutmix_alpha) <= 0:
+            raise ValueError(f"Mixing: mixup_alpha={mixup_alpha} and cutmix_alpha={cutmix_alpha} must be above 0")
+        self.p = p
+        self.cutmix_share = cutmix_share
+        self.off_share = off_share
+        self.mixup = v2.MixUp(alpha=float(mixup_alpha))  # torchvision accepts no integers
+        self.cutmix = v2.CutMix(alpha=float(cutmix_alpha))
+
+    def is_on(self, progress: float) -> bool:
+        """Whether batches may be mixed after this fraction of the run."""
+        return progress < 1 - self.off_share
+
+    def forward(
+        self, images: Tensor, labels: Tensor, *, classes: int, seed: int, epoch: int, number: int
+    ) -> tuple[Tensor, Tensor]:
+        """Mix float images `[B, 3, H, W]` and int64 labels `[B]`, which become float32 `[B, classes]`.
+
+        The run's seed, the epoch and the batch's number in it decide all random numbers, also whether the batch is
+        mixed; otherwise it is returned as it is.
+        """
+        with fork_batch_rng(seed, epoch, number):
+            mix = self._draw_kind()
+            if mix is None:
+                return images, labels
+            mixed: tuple[Tensor, Tensor] = mix(images, F.one_hot(labels, classes).float())
+        return mixed
+
+    def _draw_kind(self) -> v2.MixUp | v2.CutMix | None:
+        mixes, cuts = torch.rand(2).tolist()
+        if mixes >= self.p:
+            return None
+        return self.cutmix if cuts < self.cutmix_share else self.mixup
+
+
+def main_class(labels: Tensor) -> Tensor:
+    """int64 `[B]`: the labels, or for mixed labels (float `[B, classes]`) the class with the largest weight."""
+    return labels.argmax(dim=1) if labels.is_floating_point() else labels
+
+
+class Resize(nn.Module):
+    """Resize images `[B, C, h, w]`, float or uint8 (rounded), to `[B, C, size, size]`, antialiased."""
 
     def __init__(self, size: int, interpolation: str) -> None:
         super().__init__()
         try:
-            self.interpolation = InterpolationMode(interpolation)
+            self.interpolation = v2.InterpolationMode(interpolation)
         except ValueError:
             raise ValueError(f"interpolation={interpolation} is unknown; use bilinear or bicubic") from None
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.shape[-2:] == (self.size, self.size):
-            return images
         return tvf.resize(images, [self.size, self.size], interpolation=self.interpolation, antialias=True)
 
 
@@ -169,14 +229,9 @@ class Normalize(nn.Module):
 class BatchTransform(nn.Module):
     """Augment, resize and normalise a batch, between memory and model.
 
-    Augmentations act on the stored size, before the resize: there they cost least, and a padding of 4 pixels means the
-    same for every input size of the model.
-
-    Args:
-        augmentations: Modules called as `(images, rng, op_index)`, in this order.
-        image_size: Side of the model's input, in pixels.
-        interpolation: "bilinear" or "bicubic".
-        mean, std: Per channel, on the scale [0, 1].
+    Augmentations, called as `(images, rng, op_index)`, act on the stored size: there they cost least, and a padding of
+    4 pixels means the same for every `image_size` (side of the model's input in pixels). `interpolation` is "bilinear"
+    or "bicubic"; `mean` and `std` are per channel, on the scale [0, 1].
     """
 
     def __init__(

@@ -9,8 +9,7 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2): tokens `[B, N, D]` -> `[B, N, D]`.
 
     Args:
-        embed_dim: Width D of the tokens; a multiple of `num_heads`.
-        num_heads: Number of heads.
+        embed_dim, num_heads: Width D of the tokens, a multiple of the number of heads.
         qk_norm: Apply a LayerNorm to each head's queries and keys (Dehghani et al. 2023, "Scaling Vision Transformers
             to 22 Billion Parameters", section 2).
         locality: Mask the attention of each token to itself, and let each head learn its softmax's inverse temperature,
@@ -18,9 +17,6 @@ class SelfAttention(nn.Module):
         attention_dropout, dropout: Dropout of the attention weights, and of the output.
         fused_attention: True uses torch's scaled_dot_product_attention, False two matrix products around a softmax,
             None the faster one (`fused_is_faster`). Both give the same result up to rounding.
-
-    Raises:
-        ValueError: `embed_dim` is not a multiple of `num_heads`.
     """
 
     def __init__(
@@ -53,9 +49,8 @@ class SelfAttention(nn.Module):
         """Draw weights whose products resemble those of pretrained ViTs (Trockman and Kolter 2023, "Mimetic
         Initialization of Self-Attention Layers", section 3).
 
-        Queries times keys are near the identity, so a token attends to similar tokens and, with sincos2d positions, to
-        its neighbours. Values times the projection are near the negative identity. Each head takes the best
-        approximation of its rank.
+        Queries times keys are near the identity, values times the projection near the negative identity. Each head
+        takes the best approximation of its rank.
         """
         dim = self.proj.in_features
         query, key, value = self.qkv.weight.chunk(3)
@@ -88,10 +83,8 @@ class SelfAttention(nn.Module):
 def project_qkv(
     qkv: nn.Linear, x: Tensor, num_heads: int, num_output_tokens: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Project tokens `[B, N, D]` to queries, keys and values, each `[B, num_heads, N, head_dim]`.
-
-    With `num_output_tokens`, only the first tokens get a query.
-    """
+    """Project tokens `[B, N, D]` to queries (of the first `num_output_tokens` only), keys and values, each
+    `[B, num_heads, N, head_dim]`."""
     batch, tokens, _ = x.shape
     if num_output_tokens is None:
         query, key, value = qkv(x).reshape(batch, tokens, 3, num_heads, -1).unbind(2)
@@ -105,19 +98,10 @@ def project_qkv(
 
 
 def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    fused: bool,
-    scale: float,
-    dropout: float,
-    mask: Tensor | None = None,
+    query: Tensor, key: Tensor, value: Tensor, *, fused: bool, scale: float, dropout: float, mask: Tensor | None = None
 ) -> Tensor:
-    """Average values by the attention of queries to keys, each `[B, heads, tokens, head_dim]`.
-
-    `fused` chooses the kernel (see `SelfAttention`); `mask` is added to the scaled products.
-    """
+    """Average values by the attention of queries to keys, each `[B, heads, tokens, head_dim]`; `mask` is added to the
+    scaled products."""
     if fused:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
     scores = (query * scale) @ key.transpose(-2, -1)

@@ -1,23 +1,152 @@
-"""Interpret a ViT by attention rollout, distances, filters and positions."""
+"""Interpret a ViT: attention, rollout, relevance, distances, filters, positions."""
+
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from vitlab.models.attention_maps import Attention, TokenLayout
+from vitlab.models.timm_models import full_output
 from vitlab.models.vision_transformer import VisionTransformer
+
+SOFTMAXES = (torch.softmax, Tensor.softmax, F.softmax)
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """The meaning of a ViT's tokens."""
+
+    prefix: int  # number of tokens before the patches: class, distillation and register tokens
+    grid: tuple[int, int]  # rows and columns of patches, which follow row by row
+    head_tokens: slice  # the tokens that the head reads: the class (and distillation) token, or those it pools
+
+    @property
+    def tokens(self) -> int:
+        return self.prefix + self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention of every head of every block."""
+
+    weights: Tensor  # float32 [depth, B, heads, tokens, tokens]; each row, of one query, sums to 1
+    logits: Tensor  # float32 [B, classes]
+    layout: TokenLayout
+    pooling: Tensor  # weight of each token in the head's input, float32 [B, tokens]; rows sum to 1
+
+
+def record_attention(network: nn.Module, images: Tensor) -> Attention | None:
+    """Run a model, in eval mode and float32, on images, float32 `[B, 3, H, W]`, and record its attention.
+
+    None unless every block has one softmax attention among all tokens of an image. A CNN, Swin's windows and ConViT's
+    gated positions do not.
+    """
+    with torch.no_grad():
+        found = _record(network, images)
+    return found[0] if found else None
+
+
+def attention_gradients(network: nn.Module, images: Tensor, classes: Tensor) -> tuple[Attention, Tensor] | None:
+    """As `record_attention`, also with the gradient of one logit per image (`classes`, int64 `[B]`) with respect to the
+    attention weights, float32 `[depth, B, heads, tokens, tokens]`; the parameters' gradients are not changed."""
+    with torch.enable_grad():
+        # Images that require a gradient put the weights into the graph even if all parameters are frozen.
+        found = _record(network, images.detach().requires_grad_())
+        if found is None:
+            return None
+        attention, layers = found
+        gradients = torch.autograd.grad(attention.logits.gather(1, classes.unsqueeze(1)).sum(), layers)
+    detached = replace(attention, weights=attention.weights.detach(), logits=attention.logits.detach())
+    return detached, torch.stack(gradients)
+
+
+def token_layout(network: nn.Module, image_size: tuple[int, int]) -> TokenLayout | None:
+    """Describe a model's tokens at an image size (pixels); None unless it is a ViT, ours or timm's."""
+    if isinstance(network, VisionTransformer):
+        prefix = network.num_prefix_tokens
+        return TokenLayout(prefix, network.grid_size, slice(prefix, None) if network.cls_token is None else slice(0, 1))
+    own: Any = network
+    feature_size = getattr(getattr(own, "patch_embed", None), "dynamic_feat_size", None)
+    if feature_size is None or not hasattr(own, "num_prefix_tokens"):
+        return None
+    if getattr(own, "global_pool", "") == "token":
+        head_tokens = slice(0, 2 if hasattr(own, "head_dist") else 1)  # distilled DeiTs have two heads
+    else:
+        head_tokens = slice(0 if getattr(own, "pool_include_prefix", False) else own.num_prefix_tokens, None)
+    return TokenLayout(own.num_prefix_tokens, feature_size(image_size), head_tokens)
+
+
+def _record(network: nn.Module, images: Tensor) -> tuple[Attention, list[Tensor]] | None:
+    """The attention, and the weights of each block as they are in the graph of the logits."""
+    height, width = images.shape[-2:]
+    layout = token_layout(network, (height, width))
+    if layout is None:
+        return None
+    recorder = _Recorder(len(images), layout)
+    with full_output(network), recorder:
+        logits = network.forward(images)  # torch.compile replaces network(images)
+    layers = recorder.layers
+    if len(layers) != len(network.blocks) or len({layer.shape for layer in layers}) > 1:  # type: ignore[arg-type]
+        return None
+    pooling = torch.zeros(len(images), layout.tokens, device=images.device)
+    learned = isinstance(network, VisionTransformer) and network.attn_pool is not None
+    equal = 1 / len(range(layout.tokens)[layout.head_tokens])
+    pooling[:, layout.head_tokens] = recorder.pooling if learned else equal
+    return Attention(torch.stack(layers), logits.float(), layout, pooling), layers
+
+
+class _Recorder(TorchFunctionMode):
+    """Watch the torch functions that a model calls, not its modules: the weights then include rotary and relative
+    positions, norms of queries and keys, and scales of any kind."""
+
+    def __init__(self, batch: int, layout: TokenLayout) -> None:
+        super().__init__()
+        self.batch = batch
+        self.layout = layout
+        self.layers: list[Tensor] = []
+        self.pooling: Any = None  # weights of a SequencePooling, `[B, patches]`
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tokens = self.layout.tokens
+        if func is F.scaled_dot_product_attention and self._covers_all_tokens(*args[:2]):
+            return self._attend(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func in SOFTMAXES and self._covers_all_tokens(result) and result.shape[-1] == tokens:
+            return self._keep(result.float()).to(result.dtype)
+        if func in SOFTMAXES and result.shape == (self.batch, tokens - self.layout.prefix):
+            self.pooling = result.detach().float()
+        return result
+
+    def _covers_all_tokens(self, *tensors: Tensor) -> bool:
+        """Whether all tensors have the same shape `[B, heads, tokens, ...]`."""
+        shape = tensors[0].shape
+        same = all(tensor.shape == shape for tensor in tensors)
+        return same and len(shape) == 4 and shape[0] == self.batch and shape[2] == self.layout.tokens
+
+    def _keep(self, weights: Tensor) -> Tensor:
+        self.layers.append(weights)
+        return weights  # the model continues with these, so its logits have a gradient with respect to them
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        """Compute torch's scaled_dot_product_attention, and keep the weights."""
+        scale = options.get("scale") or query.shape[-1] ** -0.5
+        scores = (query.float() * scale) @ key.float().transpose(-2, -1)
+        if attn_mask is not None:
+            scores = scores + attn_mask  # timm's relative positions
+        return self._keep(scores.softmax(dim=-1)).to(value.dtype) @ value
 
 
 def rollout(weights: Tensor) -> Tensor:
     """Attention rollout (Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3).
 
-    Each layer is the mean of the residual connection and of the heads' mean; the layers are multiplied.
-
-    Args:
-        weights: float `[depth, B, heads, tokens, tokens]`, rows sum to 1.
-
-    Returns:
-        The part of each input token (last dimension) in each output token: `[B, tokens, tokens]`, rows sum to 1.
+    Each layer is the mean of the residual connection and of the heads' mean; the layers are multiplied. Float
+    `[depth, B, heads, tokens, tokens]` -> the part of each input token (last dimension) in each output token,
+    `[B, tokens, tokens]`; rows sum to 1.
     """
     identity = torch.eye(weights.shape[-1], device=weights.device)
     flow = identity.expand(weights.shape[1], -1, -1)
@@ -31,14 +160,9 @@ def gradient_rollout(weights: Tensor, gradients: Tensor) -> Tensor:
     """Relevance for a class (Chefer et al. 2021, "Generic Attention-model Explainability", equations 5 and 6).
 
     Attention counts if more of it would raise the class's logit: relu(gradient * attention), averaged over the heads,
-    and layer by layer R <- R + mean @ R, starting from R = 1.
-
-    Args:
-        weights, gradients: float `[depth, B, heads, tokens, tokens]`; the gradients of one logit.
-
-    Returns:
-        Relevance of each input token (last dimension) to each output token, without the initial 1 of each token for
-        itself: `[B, tokens, tokens]`.
+    and layer by layer R <- R + mean @ R, starting from R = 1. Weights and gradients of one logit, float `[depth, B,
+    heads, tokens, tokens]` -> relevance of each input token (last dimension) to each output token, without the initial
+    1 of each token for itself: `[B, tokens, tokens]`.
     """
     identity = torch.eye(weights.shape[-1], device=weights.device)
     relevance = identity.expand(weights.shape[1], -1, -1)
@@ -48,10 +172,8 @@ def gradient_rollout(weights: Tensor, gradients: Tensor) -> Tensor:
 
 
 def seen_by_head(flow: Tensor, attention: Attention) -> Tensor:
-    """The part of each patch in the head's input: `[B, ..., tokens, tokens]` -> `[B, ..., rows, columns]`.
-
-    It is the class token's row, or the patches' rows averaged as the model pools them.
-    """
+    """The part of each patch in the head's input: `[B, ..., tokens, tokens]` -> `[B, ..., rows, columns]`: the class
+    token's row, or the patches' rows averaged as the model pools them."""
     rows = torch.einsum("bq,b...qk->b...k", attention.pooling, flow)[..., attention.layout.prefix :]
     return rows.reshape(*rows.shape[:-1], *attention.layout.grid)
 
@@ -65,14 +187,7 @@ def mean_attention_distance(attention: Attention, patch_size: tuple[float, float
     """Mean attention distance of each head (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", appendix D.7).
 
     It is the distance between a patch and those it attends to, weighted by attention, averaged over patches and images.
-    Attention to other tokens is left out.
-
-    Args:
-        attention: Of any images.
-        patch_size: Height and width of a patch in pixels.
-
-    Returns:
-        Pixels, float32 `[depth, heads]`.
+    Attention to other tokens is left out. In pixels, as `patch_size` (height, width); float32 `[depth, heads]`.
     """
     layout = attention.layout
     among_patches = attention.weights[..., layout.prefix :, layout.prefix :]
@@ -92,10 +207,8 @@ def filter_components(network: nn.Module, count: int) -> tuple[Tensor, Tensor] |
     """Principal components of the first filters (Dosovitskiy et al. 2021, figure 7, left): of the patch embedding, or
     of a convolutional stem's first layer.
 
-    Returns:
-        The first `count` components, of length 1, float32 `[components, 3, height, width]`, and the fraction of the
-        filters' variance that each explains, float32 `[components]`. None if the model has no filters of colour images
-        larger than a pixel.
+    The first `count`, of length 1, float32 `[components, 3, height, width]`, and the fraction of the filters' variance
+    that each explains, float32 `[components]`; None without filters of colour images larger than a pixel.
     """
     if isinstance(network, VisionTransformer):
         filters = network.patch_embed.filters()

@@ -26,11 +26,8 @@ class Stem(nn.Module):
 
 
 class PatchEmbedding(Stem):
-    """Cut images `[B, C, H, W]` into patches and project each to a token: `[B, N, D]`, row by row.
-
-    A convolution whose stride is its kernel size is the linear projection of the flattened patches (Dosovitskiy et al.
-    2021, section 3.1).
-    """
+    """Cut images `[B, C, H, W]` into patches and project each to a token: `[B, N, D]`, row by row (Dosovitskiy et al.
+    2021, section 3.1)."""
 
     def __init__(self, patch_size: tuple[int, int], in_channels: int, embed_dim: int) -> None:
         super().__init__()
@@ -63,11 +60,8 @@ class ShiftedPatchTokenization(Stem):
         """Weights of the normalised pixels in a token, from half a patch around: `[D, C, height, width]`."""
         weight = (self.proj.weight * self.norm.weight).reshape(-1, 5, self.in_channels, *self.patch_size)
         down, right = self.corners[-1]
-        placed = [
-            F.pad(part, (x, right - x, y, down - y))
-            for part, (y, x) in zip(weight.unbind(1), self.corners, strict=True)
-        ]
-        return torch.stack(placed).sum(dim=0)
+        parts = zip(weight.unbind(1), self.corners, strict=True)
+        return torch.stack([F.pad(part, (x, right - x, y, down - y)) for part, (y, x) in parts]).sum(dim=0)
 
     def forward(self, images: Tensor) -> Tensor:
         batch, _, height, width = images.shape
@@ -84,9 +78,6 @@ class ConvolutionalTokenizer(Stem):
 
     Each step is a 3 x 3 convolution, a ReLU and a max pooling of stride 2: one for patches of 2 pixels (CCT-7/3x1), two
     for 4 (CCT-7/3x2). Hassani et al. 2021, "Escaping the Big Data Paradigm with Compact Transformers", section 3.
-
-    Raises:
-        ValueError: the patches are not squares, or their side is not a power of 2 from 2 on.
     """
 
     def __init__(self, patch_size: tuple[int, int], in_channels: int, embed_dim: int) -> None:
@@ -95,9 +86,8 @@ class ConvolutionalTokenizer(Stem):
         if patch_size != (side, side) or side < 2 or side.bit_count() > 1:
             raise ValueError(f"stem=conv halves the sides: patch_size={patch_size} must be 2, 4, 8 or a higher power")
         widths = [in_channels, *[HIDDEN_WIDTH] * (side.bit_length() - 2), embed_dim]
-        self.convs = nn.Sequential(
-            *(nn.Conv2d(before, after, kernel_size=3, padding=1, bias=False) for before, after in pairwise(widths))
-        )
+        convs = [nn.Conv2d(before, after, 3, padding=1, bias=False) for before, after in pairwise(widths)]
+        self.convs = nn.Sequential(*convs)
 
     def initialise(self) -> None:
         for weight in self.convs.parameters():

@@ -1,7 +1,4 @@
-"""The Vision Transformer, its blocks, pooling and fixed positions.
-
-Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words".
-"""
+"""The Vision Transformer: blocks, pooling and fixed positions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,40 +18,31 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 class VisionTransformer(nn.Module):
     """A Vision Transformer: float images `[B, in_channels, H, W]` -> logits `[B, num_classes]`.
 
-    Parameter names and shapes are those of timm's VisionTransformer with `fc_norm=False`, so weights can be exchanged.
-    timm's has only the stem "patch", no `pool="attention"` and no `locality_attention`.
+    Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words". Parameter names and shapes are those of timm's
+    VisionTransformer with `fc_norm=False`, so weights can be exchanged. timm's has only the stem "patch", no
+    `pool="attention"` and no `locality_attention`. A ValueError names the values of a size that does not divide, or of
+    an unknown choice.
 
     Args:
-        image_size: Side of the images in pixels, or (height, width).
-        patch_size: Side of the patches in pixels, or (height, width); divides `image_size`.
-        num_classes: Width of the logits.
-        embed_dim: Width D of the tokens; a multiple of `num_heads`.
-        depth: Number of blocks.
-        num_heads: Attention heads per block.
+        image_size, patch_size: Sides in pixels, or (height, width); the patches divide the image.
+        embed_dim, depth, num_heads: Width D of the tokens, number of blocks, and attention heads per block.
         mlp_ratio: Hidden width of the feed-forward networks, as a multiple of `embed_dim`; rounded.
         pool: The head reads, after the final norm: "cls" a learned class token, "mean" the mean of the patches,
             "attention" their mean with learned weights (`SequencePooling`).
         pos_embed: "learned" (drawn with std 0.02), "sincos2d" (fixed), or "none". Learned positions include the class
             token and the registers; fixed ones do not.
-        in_channels: Channels of the images.
-        stem: "patch" projects patches (`PatchEmbedding`), "shifted" also their surroundings
-            (`ShiftedPatchTokenization`), "conv" uses convolutions (`ConvolutionalTokenizer`, a hybrid).
+        stem: "patch" (`PatchEmbedding`), "shifted" (`ShiftedPatchTokenization`) or "conv" (`ConvolutionalTokenizer`).
         registers: Learned tokens that take part in attention and that the head does not read (Darcet et al. 2024,
             "Vision Transformers Need Registers", section 2.2).
         qk_norm, locality_attention, attention_dropout, fused_attention: See `SelfAttention`.
-        attention_init: "normal" draws attention weights with std 0.02, "mimetic" as
-            `SelfAttention.initialise_mimetically` does.
-        layer_scale: See `Block`.
+        attention_init: "normal" (std 0.02) or "mimetic" (`SelfAttention.initialise_mimetically`).
         activation: "gelu" or "relu".
-        dropout: Dropout after the position embedding, after attention and in the feed-forward networks.
-        drop_path: See `Block`; rises linearly from 0 in the first block to this value in the last.
+        dropout: After the position embedding, after attention and in the feed-forward networks.
+        layer_scale, drop_path: See `Block`; drop_path rises linearly from 0 in the first block to this in the last.
         patch_dropout: Fraction of the patches dropped at random from each training image (Liu et al. 2022,
             "PatchDropout: Economizing Vision Transformers Using Patch Dropout", section 3).
         head_hidden_dim: Width of a hidden, tanh-activated layer in the head (the paper's pre-training head,
             section 3.1); None makes the head one linear layer.
-
-    Raises:
-        ValueError: a size does not divide, or a choice is unknown; the message names both values.
     """
 
     pos_embed: Tensor | None
@@ -105,7 +93,15 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if pool == "cls" else None
         self.reg_token = nn.Parameter(torch.zeros(1, registers, embed_dim)) if registers else None
         self.num_prefix_tokens = (1 if pool == "cls" else 0) + registers
-        self._add_positions(pos_embed, embed_dim)
+        if pos_embed == "learned":
+            tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
+            self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dim))
+        elif pos_embed == "sincos2d":
+            prefix = torch.zeros(1, self.num_prefix_tokens, embed_dim)
+            table = torch.cat([prefix, sincos2d(embed_dim, self.grid_size)], dim=1)
+            self.register_buffer("pos_embed", table, persistent=False)
+        else:
+            self.pos_embed = None
         self.pos_drop = nn.Dropout(dropout)
         self.patch_drop = PatchDropout(patch_dropout, self.num_prefix_tokens) if patch_dropout else nn.Identity()
         self.blocks = nn.ModuleList(
@@ -131,26 +127,14 @@ class VisionTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.attn_pool = SequencePooling(embed_dim) if pool == "attention" else None
-        self.head = (
-            nn.Linear(embed_dim, num_classes)
-            if head_hidden_dim is None
-            else nn.Sequential(
-                nn.Linear(embed_dim, head_hidden_dim), nn.Tanh(), nn.Linear(head_hidden_dim, num_classes)
-            )
-        )
+        self.head: nn.Module
+        if head_hidden_dim is None:
+            self.head = nn.Linear(embed_dim, num_classes)
+        else:
+            layers = nn.Linear(embed_dim, head_hidden_dim), nn.Tanh(), nn.Linear(head_hidden_dim, num_classes)
+            self.head = nn.Sequential(*layers)
         self.grad_checkpointing = False
         self._initialise(mimetic=attention_init == "mimetic")
-
-    def _add_positions(self, pos_embed: str, embed_dim: int) -> None:
-        if pos_embed == "learned":
-            tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
-            self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dim))
-        elif pos_embed == "sincos2d":
-            prefix = torch.zeros(1, self.num_prefix_tokens, embed_dim)
-            table = torch.cat([prefix, sincos2d(embed_dim, self.grid_size)], dim=1)
-            self.register_buffer("pos_embed", table, persistent=False)
-        else:
-            self.pos_embed = None
 
     def _initialise(self, *, mimetic: bool) -> None:
         for module in self.modules():
@@ -168,31 +152,28 @@ class VisionTransformer(nn.Module):
                 nn.init.trunc_normal_(embedding, std=0.02)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the blocks' inputs for the backward pass and recompute the rest (Chen et al. 2016, "Training Deep
-        Nets with Sublinear Memory Cost"; timm's convention)."""
+        """Keep only the blocks' inputs for the backward pass, recompute the rest (Chen et al. 2016; as in timm)."""
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters without weight decay besides biases and norms (timm's convention)."""
+        """Names of the parameters without weight decay besides biases and norms (as in timm)."""
         return {"cls_token", "reg_token", "pos_embed"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that assign parameters to layers, from the input on (timm's convention): the stem, the blocks, with
-        the final norm and the pooling in the last; the head is the rest."""
+        """Patterns of parameter names by layer (as in timm); the last has the final norm and pooling, not the head."""
         return {
             "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|attn_pool", (99999,))],
         }
 
     def get_classifier(self) -> nn.Module:
-        """The head (timm's convention)."""
+        """The head (as in timm)."""
         return self.head
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Compute the normalised tokens `[B, N, D]` of images `[B, C, H, W]`: registers and patches.
+        """Images `[B, C, H, W]` -> normalised tokens `[B, N, D]`: registers and patches.
 
-        If the head reads a class token, the output is that token, `[B, 1, D]`; within
-        `vitlab.models.last_block.full_output` it is all tokens, the class token first.
+        If the head reads a class token, only that token, `[B, 1, D]`; within `full_output` all, the class token first.
         """
         expected = (self.in_channels, *self.image_size)
         if images.shape[1:] != expected:
@@ -222,13 +203,10 @@ class Block(nn.Module):
     """A pre-norm transformer block: tokens `[B, N, D]` -> `[B, N, D]`.
 
     Args:
-        attention: Its self-attention.
-        embed_dim, hidden_dim, activation, dropout: Of its feed-forward network.
         layer_scale: Initial value of learned factors, one per channel, for both residual branches (Touvron et al. 2021,
             "Going deeper with Image Transformers", section 2); None leaves them out.
-        drop_path: Probability that an image skips a residual branch during training (stochastic depth, Huang et al.
-            2016).
-        num_output_tokens: For the last block: compute only as many output tokens, from the first on, as the head reads,
+        drop_path: Probability that an image skips a residual branch in training (Huang et al. 2016, stochastic depth).
+        num_output_tokens: In the last block: compute only the first tokens, those that the head reads,
             `[B, num_output_tokens, D]`. Logits and gradients stay the same. None computes all.
     """
 
@@ -284,9 +262,6 @@ def sincos2d(embed_dim: int, grid_size: tuple[int, int], temperature: float = 10
 
     A quarter of the channels each: sin and cos of the column, sin and cos of the row, at geometrically spaced
     frequencies (Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k").
-
-    Raises:
-        ValueError: `embed_dim` is not a multiple of 4.
     """
     if embed_dim % 4:
         raise ValueError(f"pos_embed=sincos2d needs embed_dim to be a multiple of 4, not {embed_dim}")

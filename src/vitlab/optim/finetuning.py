@@ -19,9 +19,6 @@ class Finetuning:
         head_lr_multiplier: Ratio of the head's learning rate to the optimizer's.
         freeze_epochs: Number of first epochs in which only the head learns and the rest is in eval mode; "all" is a
             linear probe.
-
-    Raises:
-        ValueError: a value is out of its range.
     """
 
     layer_decay: float = 1.0
@@ -55,14 +52,8 @@ class Finetuning:
     ) -> list[dict[str, Any]]:
         """Group the parameters that learn at some time for an optimizer, each group with its `lr_scale`.
 
-        Biases, norms and `no_weight_decay` have no weight decay. A linear probe has only the head's groups.
-
-        Args:
-            network: The model.
-            head: Names of the head's parameters.
-            weight_decay: Of the groups that have one.
-            no_weight_decay: Names of further parameters without weight decay, with wildcards.
-            fallback: Names of parameters whose groups get `use_fallback` (timm's Muon), with wildcards.
+        `head` names the head's parameters; a linear probe has only their groups. Biases, norms and `no_weight_decay`
+        have no weight decay; `fallback` get `use_fallback` (timm's Muon). Both are names with wildcards.
         """
         if self.layer_decay < 1:
             groups = param_groups_layer_decay(

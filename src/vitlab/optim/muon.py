@@ -44,16 +44,11 @@ class _IterateInFloat32(TorchFunctionMode):
 
 
 def adamw_param_names(optimizer: Any, network: nn.Module, head: Collection[str]) -> set[str]:
-    """Name the parameters, with wildcards, that Muon leaves to AdamW; none if `optimizer` is not Muon.
+    """Name the parameters, with wildcards, that Muon leaves to AdamW; none if `optimizer`, a partial, is not Muon.
 
     Muon updates only the weight matrices of the hidden layers, here the blocks. AdamW updates the first and last layer
-    and the embeddings (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). The first layer is the lowest
-    one of the model's `group_matcher()` (timm's convention).
-
-    Args:
-        optimizer: A partial, as the config builds it.
-        network: The model to optimize.
-        head: Names of the head's parameters.
+    (`head`) and the embeddings (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon). The first layer is the
+    lowest one of the model's `group_matcher()` (timm's convention).
     """
     if getattr(optimizer, "func", None) is not Muon:
         return set()

@@ -10,17 +10,13 @@ from torch.optim.lr_scheduler import LambdaLR
 def cosine_with_warmup(optimizer: Optimizer, total_steps: int, warmup: float, min_lr_ratio: float) -> LambdaLR:
     """Warm up linearly, then decay along half a cosine (Loshchilov and Hutter 2017, section 3).
 
-    Step 0 has 1 / warm-up steps of the learning rate, the first step after the warm-up all of it. `min_lr_ratio` would
-    be reached one step after the last.
+    Step 0 has 1 / warm-up steps of the learning rate, the first step after the warm-up all of it.
 
     Args:
-        optimizer: The optimizer; its learning rates are scaled.
+        optimizer: Its learning rates are scaled.
         total_steps: Optimizer steps of the whole run.
-        warmup: A fraction of `total_steps` if below 1, else a number of steps.
-        min_lr_ratio: Final learning rate as a fraction of the optimizer's.
-
-    Raises:
-        ValueError: the warm-up leaves no step for the decay.
+        warmup: A fraction of `total_steps` if below 1, else a number of steps; must leave a step for the decay.
+        min_lr_ratio: Learning rate one step after the last, as a fraction of the optimizer's.
     """
     warmup_steps = round(warmup * total_steps) if warmup < 1 else int(warmup)
     if not 0 <= warmup_steps < total_steps:
@@ -43,13 +39,9 @@ def cosine_over_time(
     Geiping and Goldstein 2023, "Cramming", section 4.3).
 
     Args:
-        optimizer: The optimizer; its learning rates are scaled.
         progress: Returns the fraction of the time that has passed, from 0 to 1; called at each step.
-        warmup: A fraction of the time.
+        warmup: A fraction of the time, below 1.
         min_lr_ratio: Final learning rate as a fraction of the optimizer's.
-
-    Raises:
-        ValueError: the warm-up leaves no time for the decay.
     """
     if not 0 <= warmup < 1:
         raise ValueError(f"scheduler: warmup={warmup:g} must be a fraction of the time, below 1")

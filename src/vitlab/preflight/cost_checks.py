@@ -12,7 +12,7 @@ from torch import nn
 from vitlab.callbacks import EMA
 from vitlab.classifier import ImageClassifier
 from vitlab.compat import is_compiled, peak_memory, reset_peak_memory
-from vitlab.models.flops import forward_flops
+from vitlab.models.execution import forward_flops
 from vitlab.preflight.check_result import CheckResult, failed, ok
 from vitlab.preflight.context import CheckContext
 

@@ -16,11 +16,13 @@ def resolve_machine(config: DictConfig) -> None:
     Raises:
         UserError: the machine can't train in the precision, or the config wants more machines than were started.
     """
+    from vitlab.models.hardware import best_precision, has_cuda, has_gpu  # imports torch
+
     resolve_processes(config)
     trainer = config.trainer
     best = best_precision(trainer.accelerator)
     if trainer.sync_batchnorm == "auto":
-        trainer.sync_batchnorm = _has_cuda(trainer.accelerator)
+        trainer.sync_batchnorm = has_cuda(trainer.accelerator)
     if trainer.precision == "auto":
         trainer.precision = best
     chosen = str(trainer.precision)
@@ -49,30 +51,3 @@ def resolve_processes(config: DictConfig) -> None:
         )
     if me.launched_together and trainer.devices in ("auto", -1):
         trainer.devices = me.world_size // me.nodes
-
-
-def best_precision(accelerator: object) -> str:
-    """Lightning's name of the fastest precision that trains well on this machine.
-
-    bfloat16 if there are instructions for it: CUDA from Ampere on, and CPUs with AMX or AVX512-BF16 (a training step
-    of vit_scratch on two cores of the latter: 152 images a second, and 87 in float32). float16 on older GPUs.
-    """
-    import torch
-
-    from vitlab.compat import cpu_has_bfloat16
-
-    if _has_cuda(accelerator):
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    return "32-true" if has_gpu(accelerator) or not cpu_has_bfloat16() else "bf16-mixed"
-
-
-def _has_cuda(accelerator: object) -> bool:
-    import torch
-
-    return accelerator in ("auto", "gpu") and torch.cuda.is_available()
-
-
-def has_gpu(accelerator: object) -> bool:
-    import torch
-
-    return accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())

@@ -1,4 +1,4 @@
-"""Choose how a model is computed, count its operations, and know peak speeds."""
+"""Choose how a model is computed, and count its operations."""
 
 import copy
 from typing import Any
@@ -10,30 +10,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitlab.config.resolve import has_gpu
 from vitlab.errors import UserError
 from vitlab.models import fuse_timm_attention, fused_is_faster
-
-# TFLOP/s of dense (not sparse) bfloat16 or float16 matrix products that accumulate in float32, from NVIDIA's data
-# sheets. The first key that the device's name contains counts. Lightning's own table gives the H200's with sparsity.
-PEAK_TFLOPS = {
-    "B200": 2250.0,
-    "H200 NVL": 835.5,
-    "H200": 989.4,
-    "H100 NVL": 835.5,
-    "H100 PCIe": 756.5,
-    "H100": 989.4,
-    "A100": 312.0,
-    "A40": 149.7,
-    "A30": 165.0,
-    "L40S": 362.0,
-    "L40": 181.0,
-    "L4": 121.0,
-    "T4": 65.0,
-    "V100": 125.0,
-    "RTX 4090": 165.2,
-    "RTX 3090": 71.0,
-}
+from vitlab.models.hardware import has_gpu
 
 
 def choose_execution(config: DictConfig, model: nn.Module) -> None:
@@ -54,7 +33,7 @@ def choose_execution(config: DictConfig, model: nn.Module) -> None:
 
 def choose_attention(config: DictConfig, network: nn.Module) -> None:
     """Give timm's attention layers the faster kernel, in place, if the config leaves it open; ours choose it."""
-    place = "gpu" if has_gpu(str(config.trainer.accelerator)) else "cpu"
+    place = "gpu" if has_gpu(config.trainer.accelerator) else "cpu"
     dtype = torch.bfloat16 if str(config.trainer.precision).startswith("bf16") else torch.float32
     if config.model.get("fused_attention") is None and not fused_is_faster(place, dtype):
         fuse_timm_attention(network, False)
@@ -77,15 +56,3 @@ def forward_flops(network: nn.Module, images: Tensor, *, training: bool = False)
     with FlopCounterMode(display=False) as counter, torch.enable_grad(), plain_attention, patch_choice:
         network.forward(images.float())
     return counter.get_total_flops()
-
-
-def peak_flops(device: torch.device, precision: str) -> float | None:
-    """A device's FLOP/s for matrix products; None unless the precision is a 16-bit one and the device in the table."""
-    if device.type != "cuda" or not precision.startswith(("bf16", "16")):
-        return None
-    return known_peak(torch.cuda.get_device_name(device))
-
-
-def known_peak(name: str) -> float | None:
-    """Look up the 16-bit FLOP/s of a GPU by its name."""
-    return next((tera * 1e12 for chip, tera in PEAK_TFLOPS.items() if chip in name), None)

@@ -2,7 +2,6 @@
 
 import logging
 import shlex
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,12 +79,12 @@ def print_preflight(preflight: Preflight, every_check: bool) -> None:
     """One line if all is well; else also the checks that warn or fail. `every_check` lists all of them."""
     for result in preflight.findings:
         if every_check or result.status in (Status.WARNING, Status.FAILED):
-            status = f"{result.status.value:<8}", STYLES[result.status]
+            status = f"{result.status:<8}", STYLES[result.status]
             show(Text.assemble(status, f" {result.check:<23} {result.figure}"))
             if result.meaning:
                 show(f"{'':<9}{result.meaning}")
-    counts = Counter(result.status for result in preflight.findings)
-    others = [f"{counts[status]} {status.value}" for status in Status if status is not Status.OK and counts[status]]
+    counts = preflight.counts
+    others = [f"{counts[status]} {status}" for status in Status if status is not Status.OK and counts[status]]
     said = ", ".join([f"{counts[Status.OK]} checks passed", *others])
     show(f"preflight: {said} in {preflight.seconds:.1f} s")
 

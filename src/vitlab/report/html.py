@@ -58,6 +58,12 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
+def bullets(findings: Iterable[tuple[str, str]]) -> str:
+    """A list of findings, each with what to try next if that is not empty; empty without findings."""
+    items = [f"{escape(found)}{f' <b>Try:</b> {escape(attempt)}' if attempt else ''}" for found, attempt in findings]
+    return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>" if items else ""
+
+
 def code(text: str) -> str:
     return f"<pre>{escape(text)}</pre>"
 

@@ -2,12 +2,11 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from statistics import median
 from typing import NamedTuple
 
-from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import get_method
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -18,39 +17,30 @@ from vitlab.files import new_file, shorten, write_json
 
 
 class Benchmark(NamedTuple):
-    """The module in `vitlab.benchmarks`, the default of `steps`, and overrides of the training config."""
+    """The function in `vitlab.benchmarks`, the default of `steps`, and overrides of the training config."""
 
-    module: str
+    function: str
     steps: int
     overrides: tuple[str, ...] = ()
 
 
+FINETUNING = ("model=vit_pretrained", "model.pretrained=false", "data.batch_size=32")
 BENCHMARKS = {
-    "finetuning": Benchmark(
-        "finetuning_speed", 1, ("model=vit_pretrained", "model.pretrained=false", "data.batch_size=32")
-    ),
-    "gpu": Benchmark("gpu_speed", 20),
-    "input": Benchmark("input_speed", 40),
-    "start": Benchmark("start_time", 1),
-    "step": Benchmark("step_speed", 10),
+    "finetuning": Benchmark("pillow_speed.finetuning_sections", 1, FINETUNING),
+    "gpu": Benchmark("training_speed.gpu_sections", 20),
+    "input": Benchmark("pillow_speed.input_sections", 40),
+    "start": Benchmark("training_speed.start_sections", 1),
+    "step": Benchmark("training_speed.step_sections", 10),
 }
 
 
 def main() -> None:
-    command, overrides = read_command(CONF, "bench", sys.argv[1:])
-    bench(command, overrides)
-
-
-def bench(command: DictConfig, overrides: Sequence[Override]) -> None:
     """Run one benchmark, print its tables and save the figures of all rounds as JSON.
-
-    Args:
-        command: The values of `conf/bench.yaml`.
-        overrides: Overrides of the training config.
 
     Raises:
         UserError: there is no such benchmark, `rounds` or `steps` is below 1, or the JSON file exists already.
     """
+    command, overrides = read_command(CONF, "bench", sys.argv[1:])
     if command.name not in BENCHMARKS:
         raise UserError(f"name={command.name} is unknown; choose one of {', '.join(BENCHMARKS)}")
     benchmark = BENCHMARKS[command.name]
@@ -68,7 +58,7 @@ def bench(command: DictConfig, overrides: Sequence[Override]) -> None:
     keep_freed_memory()
     given = [*benchmark.overrides, *(str(override.input_line) for override in overrides)]
     config = compose_config(given)
-    sections = import_module(f"vitlab.benchmarks.{benchmark.module}").sections(Setup(config, given, command))
+    sections = get_method(f"vitlab.benchmarks.{benchmark.function}")(Setup(config, given, command))
     figures = {title: measure(variants, command.rounds, steps) for title, variants in sections.items()}
 
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import NamedTuple
 
 from hydra.utils import get_method
 from omegaconf import OmegaConf
@@ -15,22 +14,17 @@ from vitlab.config.compose import CONF, read_command
 from vitlab.errors import UserError
 from vitlab.files import new_file, shorten, write_json
 
-
-class Benchmark(NamedTuple):
-    """The function in `vitlab.benchmarks`, the default of `steps`, and overrides of the training config."""
-
-    function: str
-    steps: int
-    overrides: tuple[str, ...] = ()
-
-
-FINETUNING = ("model=vit_pretrained", "model.pretrained=false", "data.batch_size=32")
-BENCHMARKS = {
-    "finetuning": Benchmark("pillow_speed.finetuning_sections", 1, FINETUNING),
-    "gpu": Benchmark("training_speed.gpu_sections", 20),
-    "input": Benchmark("pillow_speed.input_sections", 40),
-    "start": Benchmark("training_speed.start_sections", 1),
-    "step": Benchmark("training_speed.step_sections", 10),
+# Function in vitlab.benchmarks, default of `steps`, overrides of the training config.
+BENCHMARKS: dict[str, tuple[str, int, list[str]]] = {
+    "finetuning": (
+        "pillow_speed.finetuning_sections",
+        1,
+        ["model=vit_pretrained", "model.pretrained=false", "data.batch_size=32"],
+    ),
+    "gpu": ("training_speed.gpu_sections", 20, []),
+    "input": ("pillow_speed.input_sections", 40, []),
+    "start": ("training_speed.start_sections", 1, []),
+    "step": ("training_speed.step_sections", 10, []),
 }
 
 
@@ -43,8 +37,8 @@ def main() -> None:
     command, overrides = read_command(CONF, "bench", sys.argv[1:])
     if command.name not in BENCHMARKS:
         raise UserError(f"name={command.name} is unknown; choose one of {', '.join(BENCHMARKS)}")
-    benchmark = BENCHMARKS[command.name]
-    steps = benchmark.steps if command.steps is None else command.steps
+    function, default_steps, own_overrides = BENCHMARKS[command.name]
+    steps = default_steps if command.steps is None else command.steps
     if command.rounds < 1 or steps < 1:
         raise UserError(f"rounds={command.rounds} and steps={steps} must be at least 1")
     file = new_file(command.out, f"outputs/bench/{command.name}_{{time}}.json")
@@ -56,9 +50,9 @@ def main() -> None:
 
     silence_libraries()
     keep_freed_memory()
-    given = [*benchmark.overrides, *(str(override.input_line) for override in overrides)]
+    given = [*own_overrides, *(str(override.input_line) for override in overrides)]
     config = compose_config(given)
-    sections = get_method(f"vitlab.benchmarks.{benchmark.function}")(Setup(config, given, command))
+    sections = get_method(f"vitlab.benchmarks.{function}")(Setup(config, given, command))
     figures = {title: measure(variants, command.rounds, steps) for title, variants in sections.items()}
 
     file.parent.mkdir(parents=True, exist_ok=True)

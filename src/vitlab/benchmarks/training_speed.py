@@ -1,4 +1,4 @@
-"""Measure the speed of `train.py`: its start, its steps, its share of a GPU's peak."""
+"""Measure the speed of `train.py`: its start, its steps, and its MFU on a GPU."""
 
 import os
 import re
@@ -47,7 +47,10 @@ SIDE = 8192  # rows and columns of the multiplied matrices
 def step_sections(setup: Setup) -> Sections:
     """Compare `train.py`, in the precision that it would use, with a bare loop and timm's `train.py`."""
     config, data = load(setup.config)
-    variants = {"bare loop": training_steps(config, data), "train.py": partial(_train_speed, setup.overrides)}
+    variants: dict[str, Variant] = {
+        "bare loop": training_steps(config, data),
+        "train.py": partial(_train_speed, setup.overrides),
+    }
     if setup.command.timm_train:
         variants["timm's train.py"] = _timm_speed(setup.command.timm_train, config, data)
     return {f"training, {config.trainer.precision}, images/s": variants}

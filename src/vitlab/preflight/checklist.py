@@ -58,10 +58,13 @@ class Preflight:
 
 def run_preflight(context: CheckContext, folder: Path) -> Preflight:
     """Run all checks; `folder` will hold the checkpoints. Weights and random number generators do not change."""
-    started = time.perf_counter()
-    with rng_state_restored(context.device):
+    started, device = time.perf_counter(), context.device
+    mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
+    with isolate_rng(include_cuda=False), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         findings = Checklist(context, folder).run_all()
-    return Preflight(findings, str(context.device), str(context.trainer.precision), time.perf_counter() - started)
+    if mps_state is not None:
+        torch.mps.set_rng_state(mps_state)
+    return Preflight(findings, str(device), str(context.trainer.precision), time.perf_counter() - started)
 
 
 class Checklist:
@@ -137,16 +140,6 @@ class Checklist:
         if self.run("time", cost_checks.speed, trial):
             self.run("memory", cost_checks.memory)
         self.run("disk", cost_checks.disk, trial, self.folder)
-
-
-@contextmanager
-def rng_state_restored(device: torch.device) -> Iterator[None]:
-    """Restore the random number generators of torch, numpy and Python afterwards."""
-    mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
-    with isolate_rng(include_cuda=False), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-    if mps_state is not None:
-        torch.mps.set_rng_state(mps_state)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins import Precision
+from pytorch_lightning.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 
 from vitlab.classifier import ImageClassifier
@@ -127,8 +128,8 @@ class CheckContext:
 
     def clip(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients as the run does."""
-        trainer = self.trainer
-        Precision().clip_gradients(optimizer, trainer.gradient_clip_val or 0, trainer.gradient_clip_algorithm or "norm")
+        algorithm = GradClipAlgorithmType(self.trainer.gradient_clip_algorithm or "norm")
+        Precision().clip_gradients(optimizer, self.trainer.gradient_clip_val or 0, algorithm)
 
     def plain_images(self, count: int) -> Tensor:
         """Training images without augmentation, ready for the model, evenly spaced in the split: float32

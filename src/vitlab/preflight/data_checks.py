@@ -140,7 +140,8 @@ def labels_are_learnable(context: CheckContext) -> CheckResult:
     fitted = 2 * len(rows) // 3  # the others are held out
     if len(rows) - fitted < 200:
         return skipped(f"needs more than {len(train)} training images")
-    tiny = [F.interpolate(images.float() / 255, size=(8, 8), mode="area") for images in train.pick(rows).split(500)]
+    chunks = torch.split(train.pick(rows), 500)
+    tiny = [F.interpolate(images.float() / 255, size=(8, 8), mode="area") for images in chunks]
     pixels = torch.cat(tiny).flatten(1) - 0.5
     inputs = torch.cat([pixels, pixels.square(), torch.ones(len(rows), 1)], dim=1).double()
     x, y = inputs[:fitted], F.one_hot(train.labels[rows[:fitted]], classes).double()

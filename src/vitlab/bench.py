@@ -2,12 +2,10 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from statistics import median
-from typing import NamedTuple
 
-from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import get_method
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -16,45 +14,31 @@ from vitlab.config.compose import CONF, read_command
 from vitlab.errors import UserError
 from vitlab.files import new_file, shorten, write_json
 
-
-class Benchmark(NamedTuple):
-    """The module in `vitlab.benchmarks`, the default of `steps`, and overrides of the training config."""
-
-    module: str
-    steps: int
-    overrides: tuple[str, ...] = ()
-
-
-BENCHMARKS = {
-    "finetuning": Benchmark(
-        "finetuning_speed", 1, ("model=vit_pretrained", "model.pretrained=false", "data.batch_size=32")
+# Function in vitlab.benchmarks, default of `steps`, overrides of the training config.
+BENCHMARKS: dict[str, tuple[str, int, list[str]]] = {
+    "finetuning": (
+        "pillow_speed.finetuning_sections",
+        1,
+        ["model=vit_pretrained", "model.pretrained=false", "data.batch_size=32"],
     ),
-    "gpu": Benchmark("gpu_speed", 20),
-    "input": Benchmark("input_speed", 40),
-    "start": Benchmark("start_time", 1),
-    "step": Benchmark("step_speed", 10),
+    "gpu": ("training_speed.gpu_sections", 20, []),
+    "input": ("pillow_speed.input_sections", 40, []),
+    "start": ("training_speed.start_sections", 1, []),
+    "step": ("training_speed.step_sections", 10, []),
 }
 
 
 def main() -> None:
-    command, overrides = read_command(CONF, "bench", sys.argv[1:])
-    bench(command, overrides)
-
-
-def bench(command: DictConfig, overrides: Sequence[Override]) -> None:
     """Run one benchmark, print its tables and save the figures of all rounds as JSON.
-
-    Args:
-        command: The values of `conf/bench.yaml`.
-        overrides: Overrides of the training config.
 
     Raises:
         UserError: there is no such benchmark, `rounds` or `steps` is below 1, or the JSON file exists already.
     """
+    command, overrides = read_command(CONF, "bench", sys.argv[1:])
     if command.name not in BENCHMARKS:
         raise UserError(f"name={command.name} is unknown; choose one of {', '.join(BENCHMARKS)}")
-    benchmark = BENCHMARKS[command.name]
-    steps = benchmark.steps if command.steps is None else command.steps
+    function, default_steps, own_overrides = BENCHMARKS[command.name]
+    steps = default_steps if command.steps is None else command.steps
     if command.rounds < 1 or steps < 1:
         raise UserError(f"rounds={command.rounds} and steps={steps} must be at least 1")
     file = new_file(command.out, f"outputs/bench/{command.name}_{{time}}.json")
@@ -66,9 +50,9 @@ def bench(command: DictConfig, overrides: Sequence[Override]) -> None:
 
     silence_libraries()
     keep_freed_memory()
-    given = [*benchmark.overrides, *(str(override.input_line) for override in overrides)]
+    given = [*own_overrides, *(str(override.input_line) for override in overrides)]
     config = compose_config(given)
-    sections = import_module(f"vitlab.benchmarks.{benchmark.module}").sections(Setup(config, given, command))
+    sections = get_method(f"vitlab.benchmarks.{function}")(Setup(config, given, command))
     figures = {title: measure(variants, command.rounds, steps) for title, variants in sections.items()}
 
     file.parent.mkdir(parents=True, exist_ok=True)

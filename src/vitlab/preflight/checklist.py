@@ -1,33 +1,70 @@
-"""Run all preflight checks in order."""
+"""Run all preflight checks in order, and report their results."""
 
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities.seed import isolate_rng
 
 from vitlab.preflight import cost_checks, data_checks, learning_checks, network_checks
-from vitlab.preflight.check_result import CheckResult, Preflight, Status, failed, skipped
-from vitlab.preflight.context import CheckContext, full_float32_precision, rng_state_restored
+from vitlab.preflight.context import CheckContext, CheckResult, Status, failed, first_line, skipped
 
 log = logging.getLogger(__name__)
 
-OUT_OF_MEMORY = (
-    "lower data.batch_size and raise trainer.accumulate_grad_batches by the same factor: the training stays the same. "
-    "The checks need memory for a copy of the model"
-)
+
+@dataclass(frozen=True)
+class Preflight:
+    """Results of all checks, with the device and precision they ran in and how long they took."""
+
+    findings: list[CheckResult]
+    device: str
+    precision: str
+    seconds: float
+
+    @property
+    def failures(self) -> list[CheckResult]:
+        return [finding for finding in self.findings if finding.status is Status.FAILED]
+
+    @property
+    def counts(self) -> Counter[Status]:
+        """The number of checks by status."""
+        return Counter(finding.status for finding in self.findings)
+
+    def as_markdown(self) -> str:
+        """A table for TensorBoard and other loggers."""
+        counts = ", ".join(f"{self.counts[status]} {status}" for status in Status if self.counts[status])
+        verdict = f"{counts} in {self.seconds:.1f} s ({self.device}, {self.precision})"
+        found = [f"{f.figure} {f.meaning}".replace("|", "\\|") for f in self.findings]
+        rows = [f"| {f.status} | {f.check} | {text} |" for f, text in zip(self.findings, found, strict=True)]
+        return "\n".join([f"{verdict}\n", "| | check | found |", "|---|---|---|", *rows])
+
+    def as_data(self) -> dict[str, Any]:
+        """The content of preflight.json."""
+        return {
+            "passed": not self.failures,
+            "device": self.device,
+            "precision": self.precision,
+            "seconds": round(self.seconds, 2),
+            "checks": [{"check": finding.check, **asdict(finding)} for finding in self.findings],
+        }
 
 
 def run_preflight(context: CheckContext, folder: Path) -> Preflight:
     """Run all checks; `folder` will hold the checkpoints. Weights and random number generators do not change."""
-    started = time.perf_counter()
-    with rng_state_restored(context.device):
+    started, device = time.perf_counter(), context.device
+    mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
+    with isolate_rng(include_cuda=False), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         findings = Checklist(context, folder).run_all()
-    return Preflight(findings, str(context.device), str(context.trainer.precision), time.perf_counter() - started)
+    if mps_state is not None:
+        torch.mps.set_rng_state(mps_state)
+    return Preflight(findings, str(device), str(context.trainer.precision), time.perf_counter() - started)
 
 
 class Checklist:
@@ -38,24 +75,27 @@ class Checklist:
         self.folder = folder
         self.findings: list[CheckResult] = []
 
-    def run(self, name: str, check: Callable[..., CheckResult | Iterable[CheckResult]], *arguments: Any) -> bool:
-        """Run `check(context, *arguments)` and record its results; returns whether none failed or was skipped.
+    def run(self, name: str, check: Callable[..., CheckResult | None], *arguments: Any) -> bool:
+        """Run `check(context, *arguments)` and record its result, if any; returns whether it is ok or a warning.
 
         A check that raises an error is skipped: it must not stop a run whose model it was not written for.
         """
-        first = len(self.findings)
         try:
-            results = check(self.context, *arguments)
-            for result in [results] if isinstance(results, CheckResult) else results:
-                self.findings.append(replace(result, check=result.check or name))
+            result = check(self.context, *arguments)
         except torch.OutOfMemoryError as error:
             log.info("preflight: out of memory in %s", name, exc_info=error)
-            self.findings.append(replace(failed("the GPU runs out of memory", OUT_OF_MEMORY), check=name))
+            result = failed(
+                "the GPU runs out of memory",
+                "lower data.batch_size and raise trainer.accumulate_grad_batches by the same factor: the training "
+                "stays the same. The checks need memory for a copy of the model",
+            )
         except Exception as error:
             log.info("preflight: %s raised an error", name, exc_info=error)
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            self.findings.append(skipped(f"the check itself failed ({reason[:200]}); see run.log", name))
-        return all(finding.status in (Status.OK, Status.WARNING) for finding in self.findings[first:])
+            reason = first_line(error) or type(error).__name__
+            result = skipped(f"the check itself failed ({reason[:200]}); see run.log")
+        if result is not None:
+            self.findings.append(replace(result, check=name))
+        return result is None or result.status in (Status.OK, Status.WARNING)
 
     def run_all(self) -> list[CheckResult]:
         self.run("trainable parameters", learning_checks.trainable_parameters)
@@ -67,19 +107,19 @@ class Checklist:
             self.run("labels are learnable", data_checks.labels_are_learnable)
             self.run("mixing", data_checks.mixing)
         if not (images_ok and labels_ok):
-            self.findings.append(skipped("not checked, because the images or labels are wrong", "model"))
+            self.run("model", lambda _: skipped("not checked, because the images or labels are wrong"))
         elif self.run("logits", network_checks.logits):
             self.run("initial loss", learning_checks.initial_loss)
             self.run("model", self._check_trained_copy)
             self.run("recipe", self._check_recipe)
         return self.findings
 
-    def _check_trained_copy(self, context: CheckContext) -> Iterable[CheckResult]:
+    def _check_trained_copy(self, context: CheckContext) -> None:
         trial = learning_checks.overfit(context)
         self.run("overfits one batch", learning_checks.overfits_one_batch, trial)
         self.run("gradients", learning_checks.gradients, trial)
         if trial.broken:
-            return []
+            return
         rounded = trial.classifier.network.eval()
         network = copy.deepcopy(rounded).float()
         with full_float32_precision():
@@ -89,14 +129,27 @@ class Checklist:
                 # This compares with the differences between images.
                 self.run("precision", network_checks.precision, rounded, network)
         self.run("compute", cost_checks.compute, network)
-        return []
 
-    def _check_recipe(self, context: CheckContext) -> Iterable[CheckResult]:
+    def _check_recipe(self, context: CheckContext) -> None:
         classifier = context.copy()
-        optimizer = classifier.make_optimizer()
-        self.run("optimizer", learning_checks.optimizer_groups, classifier, optimizer)
-        started = time.perf_counter()
-        yield from learning_checks.recipe(context, classifier, optimizer)
-        seconds_per_image = (time.perf_counter() - started) / (learning_checks.STEPS * learning_checks.IMAGES)
-        self.run("time", cost_checks.time_and_memory, classifier, optimizer, seconds_per_image)
-        self.run("disk", cost_checks.disk, classifier, optimizer, self.folder)
+        trial = learning_checks.Trial(classifier, classifier.make_optimizer())
+        self.run("optimizer", learning_checks.optimizer_groups, trial)
+        trial.train(context, context.batch.labels, context.clip)
+        self.run("clipping", learning_checks.clipping, trial)
+        self.run("learning rate", learning_checks.learning_rate, trial)
+        if self.run("time", cost_checks.speed, trial):
+            self.run("memory", cost_checks.memory)
+        self.run("disk", cost_checks.disk, trial, self.folder)
+
+
+@contextmanager
+def full_float32_precision() -> Iterator[None]:
+    """Turn off TF32 in matrix products and convolutions."""
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions

@@ -1,16 +1,16 @@
-"""The context of the checks: copies of the run's objects, its first batch."""
+"""The context and the results of the checks."""
 
 import copy
 import math
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins import Precision
+from pytorch_lightning.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 
 from vitlab.classifier import ImageClassifier
@@ -18,6 +18,47 @@ from vitlab.data import Batch, ImageDataModule
 
 # Tried in turn for float16: the first loss scale that does not overflow keeps small gradients from becoming zero.
 FLOAT16_SCALES = (4096.0, 64.0, 1.0)
+
+
+class Status(StrEnum):
+    """`FAILED` stops a run with preflight=strict; `WARNING` never does; `SKIPPED` means the check could not run."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Result of one check.
+
+    Attributes:
+        figure: The measurement, in words and with units.
+        meaning: For warnings and failures: what is wrong, its usual causes, and what would work.
+        check: Name of the check; filled in by the runner.
+    """
+
+    status: Status
+    figure: str
+    meaning: str = ""
+    check: str = ""
+
+
+ok = partial(CheckResult, Status.OK)
+warning = partial(CheckResult, Status.WARNING)
+failed = partial(CheckResult, Status.FAILED)
+skipped = partial(CheckResult, Status.SKIPPED)
+
+
+def list_some(names: list[str], count: int = 3) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
 
 
 @dataclass
@@ -68,9 +109,8 @@ class CheckContext:
 
     def loss(self, classifier: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor:
         """The training loss in the run's precision, in nats, a scalar."""
-        precision = self.trainer.precision_plugin
-        with precision.forward_context():
-            return classifier.training_loss(classifier.network(precision.convert_input(images)), labels)
+        with self.trainer.precision_plugin.forward_context():
+            return classifier.training_loss(self.logits(classifier.network, images), labels)
 
     def gradients(self, classifier: ImageClassifier, images: Tensor, labels: Tensor) -> float:
         """Compute the parameters' gradients, and return the loss."""
@@ -86,16 +126,10 @@ class CheckContext:
                 break
         return loss.item()
 
-    def clip(self, classifier: ImageClassifier) -> None:
+    def clip(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients as the run does."""
-        value = self.trainer.gradient_clip_val
-        if not value:
-            return
-        parameters = list(classifier.network.parameters())
-        if self.trainer.gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(parameters, value)
-        else:
-            nn.utils.clip_grad_norm_(parameters, value)
+        algorithm = GradClipAlgorithmType(self.trainer.gradient_clip_algorithm or "norm")
+        Precision().clip_gradients(optimizer, self.trainer.gradient_clip_val or 0, algorithm)
 
     def plain_images(self, count: int) -> Tensor:
         """Training images without augmentation, ready for the model, evenly spaced in the split: float32
@@ -108,33 +142,5 @@ class CheckContext:
 
 def gradient_norm(network: nn.Module) -> float:
     """The 2-norm over all parameters."""
-    squares = [p.grad.float().square().sum() for p in network.parameters() if p.grad is not None]
-    return math.sqrt(torch.stack(squares).sum().item()) if squares else 0.0
-
-
-@contextmanager
-def rng_state_restored(device: torch.device) -> Iterator[None]:
-    """Restore the random number generators of torch, numpy and Python afterwards."""
-    state, numpy_state = random.getstate(), np.random.get_state()
-    mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            random.setstate(state)
-            np.random.set_state(numpy_state)
-            if mps_state is not None:
-                torch.mps.set_rng_state(mps_state)
-
-
-@contextmanager
-def full_float32_precision() -> Iterator[None]:
-    """Turn off TF32 in matrix products and convolutions."""
-    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-        torch.backends.cudnn.allow_tf32 = convolutions
+    gradients = [p.grad.float() for p in network.parameters() if p.grad is not None]
+    return nn.utils.get_total_norm(gradients).item()

@@ -1,17 +1,34 @@
 """Checks of the images and labels."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from vitlab.data.arrays import ImageArrays
-from vitlab.preflight.check_result import CheckResult, failed, list_some, ok, skipped, warning
-from vitlab.preflight.context import CheckContext
+from vitlab.preflight.context import CheckContext, CheckResult, failed, list_some, ok, skipped, warning
 
 MANY_IMAGES = 512  # enough for statistics
+ADVICE = {
+    "not finite": "no model can learn from them. Usual causes: data.std=0, a transform that takes the logarithm of "
+    "zero",
+    "unscaled": "the model gets unscaled images, with values up to 255. Usual causes: data.mean and data.std on the "
+    "scale [0, 255] instead of [0, 1], a transform that does not divide by 255",
+    "not normalised": "mean and standard deviation are far from 0 and 1: data.mean={mean} data.std={std} do not fit "
+    "these images. With data=image_folder or synthetic, data.mean=null data.std=null measures them",
+    "broken augmentation": "no model can learn from them. Usual causes: an augmentation that divides by zero or takes "
+    "its logarithm",
+    "too bright": "augmented values are below black or above white. Usual causes: an augmentation that changes "
+    "brightness without clamping, or that expects values in [0, 1] and gets 0 to 255",
+    "two mixed classes": "with two classes, half of the mixed pairs are of one class and the others have labels near "
+    "50:50, which teach little; augment.mixing.p=0 turns mixing off",
+    "many duplicates": "the accuracy would measure memorised images (for example {example}). Usual causes: files "
+    "copied into train/ and test/, images multiplied before the split",
+    "few duplicates": "too few to change the accuracy much (for example {example})",
+    "unrelated labels": "the labels seem to be unrelated to the images: a model could memorise them but not predict "
+    "new images. Usual cause: images shuffled or sorted without their labels. If your classes do not differ in colours "
+    "and coarse shapes, this may be a false alarm: preflight=warn trains anyway",
+}
 
 
 def normalisation(context: CheckContext) -> CheckResult:
@@ -19,34 +36,24 @@ def normalisation(context: CheckContext) -> CheckResult:
     images = context.plain_images(MANY_IMAGES)
     if not images.isfinite().all():
         fraction = (~images.isfinite()).float().mean().item()
-        return failed(
-            f"{fraction:.1%} of the pixel values are NaN or infinite",
-            "no model can learn from them. Usual causes: data.std=0, a transform that takes the logarithm of zero",
-        )
+        return failed(f"{fraction:.1%} of the pixel values are NaN or infinite", ADVICE["not finite"])
     mean, std = images.mean(dim=(0, 2, 3)).tolist(), images.std(dim=(0, 2, 3)).tolist()
-    figure = f"mean {_round(mean)}, standard deviation {_round(std)}, values {images.min():.2f} to {images.max():.2f}"
+    means, stds = (", ".join(f"{value:.2f}" for value in values) for values in (mean, std))
+    figure = f"mean [{means}], standard deviation [{stds}], values {images.min():.2f} to {images.max():.2f}"
     chosen = {key: getattr(context.data.spec, key) for key in ("mean", "std")}
     expected = {key: list(context.expected_input[key]) for key in chosen if context.expected_input.get(key)}
     if images.abs().max() > 20:
-        return failed(
-            figure,
-            "the model gets unscaled images, with values up to 255. Usual causes: data.mean and data.std on the scale "
-            "[0, 255] instead of [0, 1], a transform that does not divide by 255",
-        )
+        return failed(figure, ADVICE["unscaled"])
     if expected == chosen:
         return ok(f"{figure}, as the pretrained weights expect")
     if max(map(abs, mean)) > 0.5 or min(std) < 0.4 or max(std) > 2.0:
-        return failed(
-            figure,
-            f"mean and standard deviation are far from 0 and 1: data.mean={chosen['mean']} data.std={chosen['std']} do "
-            "not fit these images. With data=image_folder or synthetic, data.mean=null data.std=null measures them",
-        )
+        return failed(figure, ADVICE["not normalised"].format(**chosen))
     if expected:
-        return warning(
-            figure,
+        advice = (
             f"the pretrained weights expect mean={expected['mean']} std={expected['std']}, not {chosen['mean']} and "
-            f"{chosen['std']}; data.mean=null data.std=null takes theirs",
+            f"{chosen['std']}; data.mean=null data.std=null takes theirs"
         )
+        return warning(figure, advice)
     return ok(figure)
 
 
@@ -55,20 +62,14 @@ def augmentation(context: CheckContext) -> CheckResult:
     images = context.batch.images.float()
     if not images.isfinite().all():
         broken = (~images.flatten(1).isfinite().all(dim=1)).sum().item()
-        return failed(
-            f"{broken} of {len(images)} augmented images contain NaN or infinite values",
-            "no model can learn from them. Usual causes: an augmentation that divides by zero or takes its logarithm",
-        )
+        figure = f"{broken} of {len(images)} augmented images contain NaN or infinite values"
+        return failed(figure, ADVICE["broken augmentation"])
     normalize = context.data.transform.normalize
     black, white = (0 - normalize.mean) / normalize.std, (1 - normalize.mean) / normalize.std
     slack = 0.02 * (white - black)  # for rounding to half precision
     figure = f"values {images.min():.2f} to {images.max():.2f}; black is {black.min():.2f}, white {white.max():.2f}"
     if (images < (black - slack).to(images)).any() or (images > (white + slack).to(images)).any():
-        return failed(
-            figure,
-            "augmented values are below black or above white. Usual causes: an augmentation that changes brightness "
-            "without clamping, or that expects values in [0, 1] and gets 0 to 255",
-        )
+        return failed(figure, ADVICE["too bright"])
     return ok(figure)
 
 
@@ -94,82 +95,37 @@ def labels(context: CheckContext) -> CheckResult:
     return ok(figure)
 
 
-def mixing(context: CheckContext) -> Iterable[CheckResult]:
+def mixing(context: CheckContext) -> CheckResult | None:
     """Mixed labels are informative: there are more than two classes."""
     mixed = context.data.mixing
     if mixed is None:
-        return
+        return None
     figure = (
         f"{mixed.p:.0%} of the batches: {mixed.cutmix_share:.0%} CutMix, the others mixup; train/acc counts the class "
         "with the larger weight"
     )
-    if context.num_classes == 2:
-        yield warning(
-            figure,
-            "with two classes, half of the mixed pairs are of one class and the others have labels near 50:50, which "
-            "teach little; augment.mixing.p=0 turns mixing off",
-        )
-    else:
-        yield ok(figure)
+    return warning(figure, ADVICE["two mixed classes"]) if context.num_classes == 2 else ok(figure)
 
 
 def splits_are_disjoint(context: CheckContext) -> CheckResult:
     """No image is in two splits."""
-    splits = {name: split for name, split in context.data.splits.items() if len(split)}
+    splits = context.data.splits
     hashes = {name: _hash_images(split) for name, split in splits.items()}
     shared, worst, example = [], 0.0, ""
     for one, other in (("test", "train"), ("test", "val"), ("val", "train")):
-        if one not in hashes or other not in hashes:
-            continue
-        known = {value: index for index, value in enumerate(hashes[other])}
-        twice = [(index, known[value]) for index, value in enumerate(hashes[one]) if value in known]
+        known = dict(zip(hashes[other], splits[other].names, strict=True))
+        named = zip(splits[one].names, hashes[one], strict=True)
+        twice = [f"{name} is {known[value]}" for name, value in named if value in known]
         if twice:
             shared.append(f"{len(twice)} of {len(hashes[one])} {one} images are also in {other}")
             worst = max(worst, len(twice) / len(hashes[one]))
-            example = example or f"{splits[one].names[twice[0][0]]} is {splits[other].names[twice[0][1]]}"
+            example = example or twice[0]
     if not shared:
-        return ok(f"no duplicates among {', '.join(f'{len(split):,} {name}' for name, split in splits.items())} images")
+        counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items() if len(split))
+        return ok(f"no duplicates among {counts} images")
     if worst <= 0.01:
-        return warning("; ".join(shared), f"too few to change the accuracy much (for example {example})")
-    return failed(
-        "; ".join(shared),
-        f"the accuracy would measure memorised images (for example {example}). Usual causes: files copied into train/ "
-        "and test/, images multiplied before the split",
-    )
-
-
-def labels_are_learnable(context: CheckContext) -> CheckResult:
-    """Labels depend on the images: a linear classifier of tiny images is better than chance."""
-    train = context.data.splits["train"]
-    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:3000]
-    fitted, held_out = rows[: 2 * len(rows) // 3], rows[2 * len(rows) // 3 :]
-    if len(held_out) < 200:
-        return skipped(f"needs more than {len(train)} training images")
-    classes = context.num_classes
-    accuracy = (_classify_linearly(train, fitted, held_out, classes) == train.labels[held_out]).float().mean().item()
-    chance = (torch.bincount(train.labels[held_out], minlength=classes).max() / len(held_out)).item()
-    figure = f"a linear classifier of 8 px images reaches {accuracy:.1%}, chance is {chance:.1%}"
-    if accuracy < chance + 2 * math.sqrt(chance * (1 - chance) / len(held_out)):
-        return failed(
-            figure,
-            "the labels seem to be unrelated to the images: a model could memorise them but not predict new images. "
-            "Usual cause: images shuffled or sorted without their labels. If your classes do not differ in colours and "
-            "coarse shapes, this may be a false alarm: preflight=warn trains anyway",
-        )
-    return ok(figure)
-
-
-def _classify_linearly(train: ImageArrays, fitted: Tensor, held_out: Tensor, classes: int) -> Tensor:
-    """Predictions of ridge regression on pixels and their squares."""
-
-    def features(rows: Tensor) -> Tensor:
-        small = F.interpolate(train.pick(rows).float() / 255, size=(8, 8), mode="area") - 0.5
-        pixels = small.flatten(1)
-        return torch.cat([pixels, pixels.square(), torch.ones(len(rows), 1)], dim=1).double()
-
-    x, y = features(fitted), F.one_hot(train.labels[fitted], classes).double()
-    ridge = 1e-2 * len(x) * torch.eye(x.shape[1], dtype=torch.float64)
-    return (features(held_out) @ torch.linalg.solve(x.T @ x + ridge, x.T @ y)).argmax(dim=1)
+        return warning("; ".join(shared), ADVICE["few duplicates"].format(example=example))
+    return failed("; ".join(shared), ADVICE["many duplicates"].format(example=example))
 
 
 def _hash_images(split: ImageArrays) -> list[int]:
@@ -177,5 +133,24 @@ def _hash_images(split: ImageArrays) -> list[int]:
     return [hash(image.tobytes()) for images in split.chunks() for image in images.numpy()]
 
 
-def _round(values: list[float]) -> str:
-    return "[" + ", ".join(f"{value:.2f}" for value in values) + "]"
+def labels_are_learnable(context: CheckContext) -> CheckResult:
+    """Labels depend on the images: ridge regression on the pixels of tiny images and their squares beats chance."""
+    train, classes = context.data.splits["train"], context.num_classes
+    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:3000]
+    fitted = 2 * len(rows) // 3  # the others are held out
+    if len(rows) - fitted < 200:
+        return skipped(f"needs more than {len(train)} training images")
+    chunks = torch.split(train.pick(rows), 500)
+    tiny = [F.interpolate(images.float() / 255, size=(8, 8), mode="area") for images in chunks]
+    pixels = torch.cat(tiny).flatten(1) - 0.5
+    inputs = torch.cat([pixels, pixels.square(), torch.ones(len(rows), 1)], dim=1).double()
+    x, y = inputs[:fitted], F.one_hot(train.labels[rows[:fitted]], classes).double()
+    ridge = 1e-2 * fitted * torch.eye(x.shape[1], dtype=torch.float64)
+    predicted = (inputs[fitted:] @ torch.linalg.solve(x.T @ x + ridge, x.T @ y)).argmax(dim=1)
+    truth = train.labels[rows[fitted:]]
+    accuracy = (predicted == truth).float().mean().item()
+    chance = (torch.bincount(truth, minlength=classes).max() / len(truth)).item()
+    figure = f"a linear classifier of 8 px images reaches {accuracy:.1%}, chance is {chance:.1%}"
+    if accuracy < chance + 2 * math.sqrt(chance * (1 - chance) / len(truth)):
+        return failed(figure, ADVICE["unrelated labels"])
+    return ok(figure)

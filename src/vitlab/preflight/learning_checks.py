@@ -1,16 +1,21 @@
 """Checks that model and recipe can learn, on copies that are thrown away."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import median_high
 
 import torch
+from pytorch_lightning.plugins import Precision
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from vitlab.classifier import ImageClassifier
 from vitlab.data import main_class
-from vitlab.preflight.check_result import CheckResult, failed, list_some, ok, warning
-from vitlab.preflight.context import CheckContext, gradient_norm
+from vitlab.preflight.context import CheckContext, CheckResult, failed, gradient_norm, list_some, ok, warning
 
 IMAGES = 8  # of the batch to overfit
 STEPS = 6
@@ -28,27 +33,83 @@ LAYERS = (
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     *(nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
 )
+ADVICE = {
+    "plain tensor": "it is not trained, moved to the device or saved in checkpoints. Use nn.Parameter if it should "
+    "learn, register_buffer if not",
+    "frozen layers": "finetune trains all parameters, but these have requires_grad=False. Usual causes: a forgotten "
+    "requires_grad_(False), layers created under torch.no_grad. To train only the head, set finetune=head_only",
+    "frozen": "right for fixed position embeddings, wrong for learned ones",
+    "high loss": "the untrained model is confident of wrong predictions. Usual causes: weights or embeddings "
+    "initialised too large, a missing norm, logits multiplied by a temperature, a pretrained head with another order "
+    "of classes",
+    "low loss": "an untrained head cannot be better than chance. Usual causes: the label is part of the input, a loss "
+    "that is not the cross-entropy of these labels",
+    "not learned": f"a model that cannot learn {IMAGES} images cannot learn a data set. Usual causes: detach, no_grad "
+    "or .data cuts the gradient, probabilities instead of logits, an input that does not reach the head, NaN",
+    "broken gradient": "the first step would destroy the weights. Usual causes: a division by zero, a logarithm or "
+    "root of zero, float16 overflow",
+    "no gradient": "these parameters never change. Usual causes: a layer that forward does not use, detach() or "
+    "torch.no_grad(), an activation that is always zero",
+    "groups": "every trainable parameter must be in exactly one parameter group",
+    "clipped away": "the clipped gradient is too small to learn from. Usual values: trainer.gradient_clip_val=1.0 with "
+    "trainer.gradient_clip_algorithm=norm; null turns clipping off",
+    "high rate": "the learning rate is too high: {reason}. Usual values: 1e-3 to 3e-4 for Adam and AdamW from scratch, "
+    "1e-4 to 3e-5 for fine-tuning, 0.01 to 0.1 for SGD",
+    "loss does not fall": "the loss does not fall at the full learning rate; a warm-up may still help",
+}
 
 
 @dataclass
 class Trial:
-    """A copy that was trained for a few steps on a few images.
+    """A copy of the classifier that is trained for a few steps on a few images.
 
     Attributes:
-        classifier: The copy.
         losses: Before each step and after the last, in nats.
-        reached: Names of the parameters that had a nonzero gradient in some step.
-        broken: Names of the parameters that had a NaN or infinite gradient.
+        reached, broken: Names of the parameters that had a nonzero, or a NaN or infinite, gradient in some step.
+        norms: Of the first gradient, before and after clipping.
+        update: Median over the weight matrices of |change| / |weights| in a step at the full learning rate.
+        seconds_per_image: Training time.
     """
 
     classifier: ImageClassifier
+    optimizer: Optimizer
     losses: list[float] = field(default_factory=list)
     reached: set[str] = field(default_factory=set)
     broken: set[str] = field(default_factory=set)
+    norms: tuple[float, float] = (0.0, 0.0)
+    update: float = 0.0
+    seconds_per_image: float = 0.0
 
     @property
     def learned(self) -> bool:
         return min(self.losses) <= LEARNED * self.losses[0]
+
+    def train(self, context: CheckContext, labels: Tensor, clip: Callable[[Optimizer], None]) -> None:
+        """Train on the first images of the batch, with a linear ramp of the learning rates."""
+        started = time.perf_counter()
+        network, images, labels = self.classifier.network, context.batch.images[:IMAGES], labels[:IMAGES]
+        matrices = [p for p in network.parameters() if p.requires_grad and p.dim() > 1]
+        before = [p.detach().float().clone() for p in matrices]
+        ramp = LambdaLR(self.optimizer, lambda step: min(1, (step + 1) / RAMP))
+        for step in range(STEPS):
+            self.losses.append(context.gradients(self.classifier, images, labels))
+            sizes = {name: p.grad.abs().sum().item() for name, p in network.named_parameters() if p.grad is not None}
+            self.broken |= {name for name, size in sizes.items() if not math.isfinite(size)}
+            self.reached |= {name for name, size in sizes.items() if size > 0 and math.isfinite(size)}
+            norm = gradient_norm(network)
+            clip(self.optimizer)
+            if step == 0:
+                self.norms = norm, gradient_norm(network)
+            self.optimizer.step()
+            if step == 0:
+                pairs = zip(before, (p.detach().float() for p in matrices), strict=True)
+                # Matrices that start at zero do not count.
+                changes = [((new - old).norm() / old.norm()).item() for old, new in pairs if old.norm() > 0]
+                self.update = RAMP * median_high(changes or [0.0])
+            ramp.step()
+        with torch.no_grad():
+            self.losses.append(context.loss(self.classifier, images, labels).item())
+        self.seconds_per_image = (time.perf_counter() - started) / (STEPS * IMAGES)
 
 
 def trainable_parameters(context: CheckContext) -> CheckResult:
@@ -58,33 +119,23 @@ def trainable_parameters(context: CheckContext) -> CheckResult:
     learning = sum(p.numel() for p in parameters.values() if p.requires_grad)
     figure = f"{learning:,} of {sum(p.numel() for p in parameters.values()):,} parameters"
     plain_tensors = [
-        _join(name, key)
+        f"{name}.{key}".removeprefix(".")
         for name, module in network.named_modules()
         for key, value in vars(module).items()
         if isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1
     ]
     if plain_tensors:
-        return failed(
-            f"{figure}; {list_some(plain_tensors)} is a plain tensor",
-            "it is not trained, moved to the device or saved in checkpoints. Use nn.Parameter if it should learn, "
-            "register_buffer if not",
-        )
+        return failed(f"{figure}; {list_some(plain_tensors)} is a plain tensor", ADVICE["plain tensor"])
     if context.classifier.finetuning.freeze_epochs == "all":
         return ok(f"{figure}: only the head, as set by finetune")
     frozen = [name for name, p in parameters.items() if not p.requires_grad]
-    modules = [(name, module) for name, module in network.named_modules() if isinstance(module, LAYERS)]
-    of_layers = {_join(name, key) for name, module in modules for key, _ in module.named_parameters(recurse=False)}
+    layers = [(name, module) for name, module in network.named_modules() if isinstance(module, LAYERS)]
+    of_layers = {key for name, module in layers for key, _ in module.named_parameters(name, recurse=False)}
     frozen_layers = [name for name in frozen if name in of_layers]
     if frozen_layers:
-        return failed(
-            f"{figure}; frozen: {list_some(frozen_layers)}",
-            "finetune trains all parameters, but these have requires_grad=False. Usual causes: a forgotten "
-            "requires_grad_(False), layers created under torch.no_grad. To train only the head, set finetune=head_only",
-        )
+        return failed(f"{figure}; frozen: {list_some(frozen_layers)}", ADVICE["frozen layers"])
     if frozen:
-        return warning(
-            f"{figure}; frozen: {list_some(frozen)}", "right for fixed position embeddings, wrong for learned ones"
-        )
+        return warning(f"{figure}; frozen: {list_some(frozen)}", ADVICE["frozen"])
     return ok(figure)
 
 
@@ -95,20 +146,11 @@ def initial_loss(context: CheckContext) -> CheckResult:
     with torch.no_grad():
         loss = context.loss(context.copy(), images, labels).item()
     figure = f"{loss:.3f}; chance among {context.num_classes} classes is ln {context.num_classes} = {chance:.3f}"
-    if not loss < chance + 0.7:
+    if not loss < chance + 0.7:  # also if it is NaN
         find = warning if loss < chance + FAR_FROM_CHANCE else failed
-        return find(
-            figure,
-            "the untrained model is confident of wrong predictions. Usual causes: weights or embeddings initialised "
-            "too large, a missing norm, logits multiplied by a temperature, a pretrained head with another order of "
-            "classes",
-        )
+        return find(figure, ADVICE["high loss"])
     if loss < chance - 0.7 and not context.head_is_loaded:
-        return failed(
-            figure,
-            "an untrained head cannot be better than chance. Usual causes: the label is part of the input, a loss that "
-            "is not the cross-entropy of these labels",
-        )
+        return failed(figure, ADVICE["low loss"])
     return ok(figure)
 
 
@@ -120,49 +162,24 @@ def overfit(context: CheckContext) -> Trial:
     tried = []
     for rate in SAFE_RATES:
         torch.manual_seed(0)
-        trial = Trial(context.copy())
-        learning = [p for p in trial.classifier.network.parameters() if p.requires_grad]
-        if not learning:
-            return trial
-        _train(context, trial, torch.optim.AdamW(learning, lr=rate, weight_decay=0.0))
+        classifier = context.copy()
+        trial = Trial(classifier, torch.optim.AdamW(classifier.network.parameters(), lr=rate, weight_decay=0.0))
+        tried.append(trial)
+        if not any(p.requires_grad for p in classifier.network.parameters()):
+            break
+        trial.train(context, main_class(context.batch.labels), partial(Precision().clip_grad_by_norm, clip_val=1.0))
         if trial.learned:
             return trial
-        tried.append(trial)
     return tried[0]
-
-
-def _train(context: CheckContext, trial: Trial, optimizer: torch.optim.Optimizer) -> None:
-    images, labels = context.batch.images[:IMAGES], main_class(context.batch.labels[:IMAGES])
-    network, rates = trial.classifier.network, [group["lr"] for group in optimizer.param_groups]
-    for step in range(STEPS):
-        trial.losses.append(context.gradients(trial.classifier, images, labels))
-        for name, parameter in network.named_parameters():
-            if parameter.grad is not None:
-                size = parameter.grad.abs().sum().item()
-                if not math.isfinite(size):
-                    trial.broken.add(name)
-                elif size > 0:
-                    trial.reached.add(name)
-        nn.utils.clip_grad_norm_(list(network.parameters()), 1.0)
-        _step(optimizer, rates, step)
-    with torch.no_grad():
-        trial.losses.append(context.loss(trial.classifier, images, labels).item())
 
 
 def overfits_one_batch(context: CheckContext, trial: Trial) -> CheckResult:
     """The loss of a few images falls."""
-    if not trial.losses:
+    losses = trial.losses
+    if not losses:
         return failed("no parameter is trainable", "see 'trainable parameters'")
-    figure = (
-        f"loss {trial.losses[0]:.3f} -> {min(trial.losses):.3f} in {STEPS} steps on {IMAGES} images (AdamW on a copy)"
-    )
-    if trial.learned:
-        return ok(figure)
-    return failed(
-        figure,
-        f"a model that cannot learn {IMAGES} images cannot learn a data set. Usual causes: detach, no_grad or .data "
-        "cuts the gradient, probabilities instead of logits, an input that does not reach the head, NaN",
-    )
+    figure = f"loss {losses[0]:.3f} -> {min(losses):.3f} in {STEPS} steps on {IMAGES} images (AdamW on a copy)"
+    return ok(figure) if trial.learned else failed(figure, ADVICE["not learned"])
 
 
 def gradients(context: CheckContext, trial: Trial) -> CheckResult:
@@ -170,106 +187,50 @@ def gradients(context: CheckContext, trial: Trial) -> CheckResult:
     names = [name for name, p in trial.classifier.network.named_parameters() if p.requires_grad]
     unreached = [name for name in names if name not in trial.reached]
     if trial.broken:
-        return failed(
-            f"NaN or infinite in {len(trial.broken)} of {len(names)} parameters: {list_some(sorted(trial.broken))}",
-            "the first step would destroy the weights. Usual causes: a division by zero, a logarithm or root of zero, "
-            "float16 overflow",
-        )
+        some = list_some(sorted(trial.broken))
+        figure = f"NaN or infinite in {len(trial.broken)} of {len(names)} parameters: {some}"
+        return failed(figure, ADVICE["broken gradient"])
     if unreached:
-        return failed(
-            f"zero or missing for {len(unreached)} of {len(names)} parameters: {list_some(unreached)}",
-            "these parameters never change. Usual causes: a layer that forward does not use, detach() or "
-            "torch.no_grad(), an activation that is always zero",
-        )
+        figure = f"zero or missing for {len(unreached)} of {len(names)} parameters: {list_some(unreached)}"
+        return failed(figure, ADVICE["no gradient"])
     return ok(f"finite and nonzero for all {len(names)} trainable parameters")
 
 
-def optimizer_groups(
-    context: CheckContext, classifier: ImageClassifier, optimizer: torch.optim.Optimizer
-) -> CheckResult:
+def optimizer_groups(context: CheckContext, trial: Trial) -> CheckResult:
     """Every trainable parameter is in exactly one parameter group of the optimizer."""
-    grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-    learning = {name: id(p) for name, p in classifier.network.named_parameters() if p.requires_grad}
+    groups = trial.optimizer.param_groups
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    learning = {name: id(p) for name, p in trial.classifier.network.named_parameters() if p.requires_grad}
     missing = [name for name, key in learning.items() if key not in grouped]
     twice = [name for name, key in learning.items() if grouped.count(key) > 1]
-    figure = f"{type(optimizer).__name__}, {len(learning)} parameters in {len(optimizer.param_groups)} groups"
-    if missing or twice:
-        what = f"{list_some(missing)} in none" if missing else f"{list_some(twice)} in several"
-        return failed(f"{figure}; {what}", "every trainable parameter must be in exactly one parameter group")
+    figure = f"{type(trial.optimizer).__name__}, {len(learning)} parameters in {len(groups)} groups"
+    if missing:
+        return failed(f"{figure}; {list_some(missing)} in none", ADVICE["groups"])
+    if twice:
+        return failed(f"{figure}; {list_some(twice)} in several", ADVICE["groups"])
     return ok(figure)
 
 
-def recipe(
-    context: CheckContext, classifier: ImageClassifier, optimizer: torch.optim.Optimizer
-) -> Iterator[CheckResult]:
-    """Train a few steps with the run's own clipping and full learning rate."""
-    images, labels = context.batch.images[:IMAGES], context.batch.labels[:IMAGES]
-    rates = [group["lr"] for group in optimizer.param_groups]
-    matrices = [p for p in classifier.network.parameters() if p.requires_grad and p.dim() > 1]
-    losses: list[float] = []
-    update = 0.0
-    for step in range(STEPS):
-        losses.append(context.gradients(classifier, images, labels))
-        norm = gradient_norm(classifier.network)
-        context.clip(classifier)
-        if step:
-            _step(optimizer, rates, step)
-        else:
-            yield replace(_clipping(context, norm, gradient_norm(classifier.network)), check="clipping")
-            before = [p.detach().float().clone() for p in matrices]
-            _step(optimizer, rates, step)
-            update = RAMP * _relative_update(before, [p.detach().float() for p in matrices])
-    with torch.no_grad():
-        losses.append(context.loss(classifier, images, labels).item())
-    yield replace(_learning_rate(context, max(rates), losses, update), check="learning rate")
-
-
-def _clipping(context: CheckContext, norm: float, left: float) -> CheckResult:
-    value = context.trainer.gradient_clip_val
+def clipping(context: CheckContext, trial: Trial) -> CheckResult:
+    """Gradient clipping leaves enough of the gradient."""
+    value, (norm, left) = context.trainer.gradient_clip_val, trial.norms
     if not value:
         return ok(f"none; the first gradient's norm is {norm:.3g}")
     figure = f"gradient_clip_val={value:g} reduces the first gradient's norm from {norm:.3g} to {left:.3g}"
-    if left < 1e-3 * norm:
-        return failed(
-            figure,
-            "the clipped gradient is too small to learn from. Usual values: trainer.gradient_clip_val=1.0 with "
-            "trainer.gradient_clip_algorithm=norm; null turns clipping off",
-        )
-    return ok(figure)
+    return failed(figure, ADVICE["clipped away"]) if left < 1e-3 * norm else ok(figure)
 
 
-def _learning_rate(context: CheckContext, rate: float, losses: list[float], update: float) -> CheckResult:
+def learning_rate(context: CheckContext, trial: Trial) -> CheckResult:
+    """A few steps at the full learning rate do not make the loss explode."""
+    losses, rate = trial.losses, max(group["lr"] for group in trial.optimizer.param_groups)
     figure = (
-        f"optimizer.lr={rate:g}: a step changes a weight matrix by {update:.2g} of its norm; "
+        f"optimizer.lr={rate:g}: a step changes a weight matrix by {trial.update:.2g} of its norm; "
         f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {STEPS} steps"
     )
     exploded = not all(map(math.isfinite, losses)) or max(losses) > losses[0] + 3 * math.log(context.num_classes)
-    if exploded or update > LARGEST_UPDATE:
-        return failed(
-            figure,
-            f"the learning rate is too high: {'the loss explodes' if exploded else 'each step undoes the last one'}. "
-            "Usual values: 1e-3 to 3e-4 for Adam and AdamW from scratch, 1e-4 to 3e-5 for fine-tuning, 0.01 to 0.1 for "
-            "SGD",
-        )
+    if exploded or trial.update > LARGEST_UPDATE:
+        reason = "the loss explodes" if exploded else "each step undoes the last one"
+        return failed(figure, ADVICE["high rate"].format(reason=reason))
     if min(losses[1:]) >= losses[0]:
-        return warning(figure, "the loss does not fall at the full learning rate; a warm-up may still help")
+        return warning(figure, ADVICE["loss does not fall"])
     return ok(figure)
-
-
-def _step(optimizer: torch.optim.Optimizer, rates: list[float], step: int) -> None:
-    """Take an optimizer step after a linear ramp of the learning rates."""
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate * min(1, (step + 1) / RAMP)
-    optimizer.step()
-
-
-def _relative_update(before: list[Tensor], after: list[Tensor]) -> float:
-    """The median over matrices of |change| / |weights|, without matrices that start at zero."""
-    changes = [
-        ((new - old).norm() / old.norm()).item() for old, new in zip(before, after, strict=True) if old.norm() > 0
-    ]
-    return sorted(changes)[len(changes) // 2] if changes else 0.0
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key

@@ -58,6 +58,12 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
+def bullets(findings: Iterable[tuple[str, str]]) -> str:
+    """A list of findings, each with what to try next if that is not empty; empty without findings."""
+    items = [f"{escape(found)}{f' <b>Try:</b> {escape(attempt)}' if attempt else ''}" for found, attempt in findings]
+    return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>" if items else ""
+
+
 def code(text: str) -> str:
     return f"<pre>{escape(text)}</pre>"
 
@@ -74,13 +80,9 @@ def table(
     sortable: bool = False,
     marked: Iterable[int] = (),
 ) -> str:
-    """A table of texts and numbers.
+    """A table; a cell is a text, a number, or a text with the number to sort it by.
 
-    Args:
-        columns: Headings.
-        rows: A cell is a text, a number, or a text with the number to sort it by.
-        sortable: Whether a click on a heading sorts the rows.
-        marked: Indices of highlighted rows.
+    A click on a heading sorts the rows if it is `sortable`; `marked` are indices of highlighted rows.
     """
     filled, marked = [list(row) for row in rows], set(marked)
     classes = ["" if any(isinstance(row[i], str) for row in filled) else ' class="number"' for i in range(len(columns))]

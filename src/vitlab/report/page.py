@@ -5,9 +5,9 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Iterator
-from html import escape
 from math import log
 from pathlib import Path
+from statistics import median_high
 
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from vitlab.files import write_text
 from vitlab.plots.curves import CURVES, draw_curves
 from vitlab.plots.io import never_failing, read_figures, render, save
-from vitlab.report.html import code, in_columns, page, paragraph, png, section, table
+from vitlab.report.html import bullets, code, in_columns, page, paragraph, png, section, table
 from vitlab.report.recommendations import recommend
 from vitlab.report.run_summary import RunSummary, accuracy_interval, read_run_summary
 from vitlab.runs.directory import RunDirectory
@@ -40,11 +40,23 @@ def write_report(run: RunDirectory) -> None:
     """Write `report.html`, or write it again, once the run has an epoch's metrics; a failure is only a warning."""
     with never_failing("report.html"):
         summary = read_run_summary(run)
-        if summary.epochs:
-            if OmegaConf.select(summary.config, "callbacks.figures.level") in ("light", "full"):
-                with never_failing("the curves"):
-                    _draw_curves(summary, run.path / "figures" / "20_curves.png")
-            write_text(run.path / "report.html", _page(summary, run.path))
+        if not summary.epochs:
+            return
+        if summary.setting("callbacks.figures.level") in ("light", "full"):
+            with never_failing("the curves"):
+                _draw_curves(summary, run.path / "figures" / "20_curves.png")
+        started = str(summary.manifest.get("started", ""))[:16].replace("T", " ")
+        content = page(
+            f"{summary.config.name} on {summary.data_set}: {headline(summary)}",
+            f"vitlab run, {summary.manifest.get('status')}, started {started}",
+            section("Setup", paragraph(setup(summary)), key_settings(summary)),
+            section("Results", *map(paragraph, results(summary)), results_table(summary)),
+            section("Findings and suggestions", bullets(recommend(summary)) or paragraph("Nothing stands out.")),
+            *_figures(summary, run.path),
+            section("Details", *_details(summary, run.path)),
+            section("Reproduce this run", *_commands(summary, run.path)),
+        )
+        write_text(run.path / "report.html", content)
 
 
 def _draw_curves(summary: RunSummary, file: Path) -> None:
@@ -53,7 +65,7 @@ def _draw_curves(summary: RunSummary, file: Path) -> None:
     image = render(lambda: draw_curves(summary.epochs, epochs, kept, count), CURVES.title)
     # The reasons why the two lines can't be compared as they stand.
     smoothed = ", and their loss includes label smoothing" if summary.config.label_smoothing else ""
-    mixed = " (correct is then the class with the larger fraction)" if "mixed" in summary.training_images else ""
+    mixed = " (correct is then the class with the larger fraction)" if "mixing" in summary.augmentations else ""
     context = (
         f"Chance has a loss of ln({count}) = {log(count):.3f} nats. Training images are {summary.training_images}"
         f"{mixed}{smoothed}, so the training line may be worse than the validation line."
@@ -61,26 +73,12 @@ def _draw_curves(summary: RunSummary, file: Path) -> None:
     save(image, file, CURVES.add(context))
 
 
-def _page(summary: RunSummary, run: Path) -> str:
-    started = str(summary.manifest.get("started", ""))[:16].replace("T", " ")
-    return page(
-        f"{summary.config.name} on {summary.data_set}: {headline(summary)}",
-        f"vitlab run, {summary.manifest.get('status')}, started {started}",
-        section("Setup", paragraph(setup(summary)), key_settings(summary)),
-        section("Results", *map(paragraph, results(summary)), results_table(summary)),
-        section("Findings and suggestions", _recommendations(summary)),
-        *_figures(summary, run),
-        section("Details", *_details(summary, run)),
-        section("Reproduce this run", *_commands(summary, run)),
-    )
-
-
 def headline(summary: RunSummary) -> str:
-    for split in ("test", "validation"):
-        name = f"{split.removesuffix('idation')}/acc{summary.suffix}"
-        accuracy = summary.final.get(name, (summary.best or {}).get(name))
+    for split, name in (("test", "test"), ("val", "validation")):
+        key = f"{split}/acc{summary.suffix}"
+        accuracy = summary.final.get(key, (summary.best or {}).get(key))
         if accuracy is not None:
-            return f"{accuracy:.2%} {split} accuracy"
+            return f"{accuracy:.2%} {name} accuracy"
     return f"{summary.epochs[-1]['train/acc']:.2%} training accuracy"
 
 
@@ -90,7 +88,7 @@ def setup(summary: RunSummary) -> str:
     size = f" with {parameters / 1e6:.2f} million parameters" if parameters else ""
     origin = f"starting from {weights['from']}" if weights else "from random weights"
     names = ", ".join(summary.classes[:10]) + (" ..." if len(summary.classes) > 10 else "")
-    side, repeats = summary.config.data.image_size, OmegaConf.select(summary.config, "data.repeated_augmentation") or 1
+    side, repeats = summary.config.data.image_size, summary.setting("data.repeated_augmentation") or 1
     repeated = f" (each epoch shows one in {repeats} of them, {repeats} times each)" if repeats > 1 else ""
     return (
         f"{summary.hparams['model']}{size}, trained {origin} to classify images into {len(summary.classes)} classes "
@@ -105,7 +103,7 @@ def key_settings(summary: RunSummary) -> str:
         for path, value in summary.hparams.items()
         if path not in ("model", "data")  # the setup names them
     ]
-    decay = OmegaConf.select(summary.config, "callbacks.ema.decay")
+    decay = summary.setting("callbacks.ema.decay")
     if decay is not None:
         rows.append(("EMA decay of the weights", f"{decay:g}", "callbacks.ema.decay"))
     half = (len(rows) + 1) // 2
@@ -145,14 +143,6 @@ def results_table(summary: RunSummary) -> str:
     return table(("images", "accuracy", "loss (nats)"), rows)
 
 
-def _recommendations(summary: RunSummary) -> str:
-    items = [
-        f"<li>{escape(finding)}{f' <b>Try:</b> {escape(suggestion)}' if suggestion else ''}</li>"
-        for finding, suggestion in recommend(summary)
-    ]
-    return f"<ul>{''.join(items)}</ul>" if items else paragraph("Nothing stands out.")
-
-
 def _figures(summary: RunSummary, run: Path) -> Iterator[str]:
     groups: dict[str, list[str]] = {}
     for figure in read_figures(run):
@@ -171,13 +161,14 @@ def _details(summary: RunSummary, run: Path) -> Iterator[str]:
     changed = ", with uncommitted changes" if git.get("dirty") else ""
     seconds = summary.epochs[-1]["seconds"]
     time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
-    speeds = sorted(row["images_per_second"] for row in summary.epochs if "images_per_second" in row)
-    speed = f"; {speeds[len(speeds) // 2]:,.0f} images per second while training" if speeds else ""
+    speeds = [row["images_per_second"] for row in summary.epochs if "images_per_second" in row]
+    speed = f"; {median_high(speeds):,.0f} images per second while training" if speeds else ""
+    root = f" in {config.data.root}" if "root" in config.data else ""
     rows = [
         ("command", str(manifest.get("command"))),
         ("training time", f"{time} including validation{speed}"),
         ("images", ", ".join(f"{summary.images(split):,} {split}" for split in ("train", "val", "test"))),
-        ("data", " in ".join([summary.data_set, *([str(config.data.root)] if "root" in config.data else [])])),
+        ("data", f"{summary.data_set}{root}"),
         ("CPU", f"{hardware.get('cpu')}, {hardware.get('cpu_cores')} cores"),
         ("GPUs", ", ".join(hardware.get("gpus") or []) or "none"),
         ("code", f"revision {git['revision']}{changed}" if git.get("revision") else "not from a git checkout"),
@@ -191,9 +182,14 @@ def _details(summary: RunSummary, run: Path) -> Iterator[str]:
         at = f"{resumed['time'][:16].replace('T', ' ')}, from epoch {resumed['epoch']}, step {resumed['step']:,}"
         rows.append(("resumed", at))
     yield table(("item", "value"), rows)
-    for group, heading in (("model", "Model"), ("optimizer", "Optimizer"), ("augment", "Augmentation")):
-        yield f"<details><summary>{heading}</summary>{code(OmegaConf.to_yaml(config[group]))}</details>"
-    yield f"<details><summary>Full config</summary>{code(OmegaConf.to_yaml(config))}</details>"
+    parts = {
+        "Model": config.model,
+        "Optimizer": config.optimizer,
+        "Augmentation": config.augment,
+        "Full config": config,
+    }
+    for heading, part in parts.items():
+        yield f"<details><summary>{heading}</summary>{code(OmegaConf.to_yaml(part))}</details>"
 
 
 def _commands(summary: RunSummary, run: Path) -> Iterator[str]:
@@ -214,17 +210,12 @@ def _commands(summary: RunSummary, run: Path) -> Iterator[str]:
         yield paragraph("The first command resumes the run.")
         lines.insert(0, f"python {train} {resume}")
     yield code("\n".join([*lines, f"python {train} {reproduce}", f"python {evaluate} {kept}"]))
+    exact = "on the same machine with the same versions they are bitwise equal"
+    if summary.time_limited:
+        exact = "they will be similar, not equal, because a time limit ends the run after a varying number of steps"
+    elif (summary.manifest.get("hardware") or {}).get("gpus") and not summary.setting("trainer.deterministic"):
+        exact += " (on a GPU only with trainer.deterministic=true)"
     yield paragraph(
-        f"reproduce= trains again in a new directory and compares the metrics of both runs: {_exactness(summary)}. "
+        f"reproduce= trains again in a new directory and compares the metrics of both runs: {exact}. "
         "evaluate.py tests the kept weights. The weights are in checkpoints/, the log is run.log."
     )
-
-
-def _exactness(summary: RunSummary) -> str:
-    """The degree to which a reproduction has the same metrics."""
-    if summary.time_limited:
-        return "they will be similar, not equal, because a time limit ends the run after a varying number of steps"
-    equal = "on the same machine with the same versions they are bitwise equal"
-    on_gpu = bool((summary.manifest.get("hardware") or {}).get("gpus"))
-    exact = OmegaConf.select(summary.config, "trainer.deterministic")
-    return f"{equal} (on a GPU only with trainer.deterministic=true)" if on_gpu and not exact else equal

@@ -1,7 +1,7 @@
 """Read the files of a run directory for its report."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,11 +40,9 @@ class RunSummary:
         if "epoch" in self.final:
             return next((row for row in self.epochs if row["epoch"] == self.final["epoch"]), self.epochs[-1])
         metric = self.config.checkpoint.monitor
-        mode = mode_of(metric, self.config.checkpoint.get("mode"))
+        better = max if mode_of(metric, self.config.checkpoint.get("mode")) == "max" else min
         rows = [row for row in self.epochs if metric in row]
-        if not rows:
-            return self.epochs[-1]
-        return max(rows, key=lambda row: row[metric] if mode == "max" else -row[metric])
+        return better(rows, key=lambda row: row[metric], default=self.epochs[-1])
 
     def epochs_at(self, row: Row) -> float:
         """Epochs of training at a row's end; not a whole number if a time or step limit ended the last epoch early."""
@@ -61,26 +59,32 @@ class RunSummary:
         """The length of the training in words: `12 epochs`."""
         return "1 epoch" if (count := self.epochs_at(self.epochs[-1])) == 1 else f"{count:g} epochs"
 
+    def setting(self, key: str) -> Any:
+        """A value of the config; None if the config lacks the key."""
+        return OmegaConf.select(self.config, key)
+
     @property
     def time_limited(self) -> bool:
-        return OmegaConf.select(self.config, "trainer.max_time") is not None
+        return self.setting("trainer.max_time") is not None
 
     @property
     def patch_dropout(self) -> float:
         """Fraction of the patches that are dropped during training."""
-        return float(OmegaConf.select(self.config, "model.patch_dropout") or 0.0)
+        return float(self.setting("model.patch_dropout") or 0.0)
+
+    @property
+    def augmentations(self) -> set[str]:
+        """Names of the augmentations that are not turned off."""
+        nodes = (self.setting("augment") or {}).items()
+        return {name for name, node in nodes if node is not None and node.get("p") != 0}
 
     @property
     def training_images(self) -> str:
         """The differences between training images and those of an evaluation: `augmented, mixed`."""
-        nodes = (OmegaConf.select(self.config, "augment") or {}).items()
-        acting = {name for name, node in nodes if node is not None and node.get("p") != 0}
-        differences = {
-            "augmented": bool(acting - {"mixing"}),
-            "mixed": "mixing" in acting,
-            f"{self.patch_dropout:.0%} of their patches dropped": self.patch_dropout > 0,
-        }
-        return ", ".join(words for words, true in differences.items() if true) or "not augmented"
+        words = ["augmented"] if self.augmentations - {"mixing"} else []
+        words += ["mixed"] if "mixing" in self.augmentations else []
+        words += [f"{self.patch_dropout:.0%} of their patches dropped"] if self.patch_dropout else []
+        return ", ".join(words) or "not augmented"
 
     @property
     def suffix(self) -> str:
@@ -106,7 +110,7 @@ class RunSummary:
     def used(self, split: str) -> int:
         """Number of the split's images that the run uses: fewer if `trainer.limit_<split>_batches` is set."""
         images = self.images(split)
-        limit = OmegaConf.select(self.config, f"trainer.limit_{split}_batches")
+        limit = self.setting(f"trainer.limit_{split}_batches")
         if limit is None or not images:
             return images
         batch = self.config.data.batch_size if split == "train" else self.config.data.eval_batch_size
@@ -121,18 +125,9 @@ def accuracy_interval(accuracy: float, images: int) -> str:
 
 
 def read_run_summary(run: RunDirectory) -> RunSummary:
-    manifest = run.manifest()
-    finished = manifest.get("status") == "finished"
-    return RunSummary(
-        config=run.config(),
-        manifest=manifest,
-        epochs=run.epoch_rows(),
-        final=run.final_metrics() if finished else {},
-        details=_json(run, "test_details.json") if finished else {},
-    )
-
-
-def _json(run: RunDirectory, name: str) -> dict[str, Any]:
-    file = run.path / name
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return content
+    manifest, details = run.manifest(), run.path / "test_details.json"
+    summary = RunSummary(run.config(), manifest, run.epoch_rows(), final={}, details={})
+    if manifest.get("status") == "finished":
+        tested = json.loads(details.read_text(encoding="utf-8")) if details.exists() else {}
+        summary = replace(summary, final=run.final_metrics(), details=tested)
+    return summary

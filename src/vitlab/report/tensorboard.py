@@ -49,7 +49,10 @@ def start_tensorboard(trainer: pl.Trainer, config: Mapping[str, Any], run: RunDi
     """Write what is known before training."""
     with never_failing("the first page of the dashboard"):
         log_run_text(trainer, config, run)
-        log_text(trainer, "environment", _environment())
+        versions = {package.name: package.version for package in distributions()}
+        rows = [f"| {name} | {versions[name]} |" for name in sorted(versions, key=str.lower)]
+        heading = f"Python {platform.python_version()}, {platform.platform()}\n"
+        log_text(trainer, "environment", "\n".join([heading, "| package | version |", "|---|---|", *rows]))
         train = entry_point("train.py", this_command(), Path.cwd())
         resume = " ".join(["python", train, shlex.quote(f"resume={os.path.relpath(run.path)}"), *trust(config)])
         log_text(trainer, "resume", f"To resume an interrupted run, in the folder `{Path.cwd()}`:\n\n{_block(resume)}")
@@ -94,15 +97,6 @@ def _write_hparams(writer: Any, config: Mapping[str, Any], *, finished: bool) ->
     _, start, end = make(dict(all_settings(config)), {})
     for summary in (start, end) if finished else (start,):
         writer.file_writer.add_summary(summary)
-
-
-def _environment() -> str:
-    """Python, and every installed package with its version."""
-    versions = {package.name: package.version for package in distributions()}
-    rows = [f"| {name} | {versions[name]} |" for name in sorted(versions, key=str.lower)]
-    return "\n".join(
-        [f"Python {platform.python_version()}, {platform.platform()}\n\n| package | version |\n|---|---|", *rows]
-    )
 
 
 def _block(text: str, language: str = "") -> str:

@@ -2,8 +2,7 @@
 
 import logging
 import shlex
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +35,17 @@ def print_header(config: DictConfig, data: ImageDataModule, network: nn.Module, 
     """The model and its device, the data, and the run directory."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items() if len(split))
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    several = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
     show(
-        f"{config.name}: {type(network).__name__}, {parameters:,} parameters, on {_device(trainer)}",
+        f"{config.name}: {type(network).__name__}, {parameters:,} parameters, on {several}{name}, precision "
+        f"{trainer.precision}",
         f"data: {data_set(config)}, {data.spec.num_classes} classes; {sizes} images",
     )
     if not len(data.splits["val"]):
         show("data.val_size=0: no validation, so no epoch is selected; the weights of the last epoch are tested")
     show(f"run directory: {shorten(run)}")
-
-
-def _device(trainer: pl.Trainer) -> str:
-    """`2 x NVIDIA H200, precision bf16-mixed`."""
-    device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    several = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
-    return f"{several}{name}, precision {trainer.precision}"
 
 
 @rank_zero_only
@@ -80,12 +75,12 @@ def print_preflight(preflight: Preflight, every_check: bool) -> None:
     """One line if all is well; else also the checks that warn or fail. `every_check` lists all of them."""
     for result in preflight.findings:
         if every_check or result.status in (Status.WARNING, Status.FAILED):
-            status = f"{result.status.value:<8}", STYLES[result.status]
+            status = f"{result.status:<8}", STYLES[result.status]
             show(Text.assemble(status, f" {result.check:<23} {result.figure}"))
             if result.meaning:
                 show(f"{'':<9}{result.meaning}")
-    counts = Counter(result.status for result in preflight.findings)
-    others = [f"{counts[status]} {status.value}" for status in Status if status is not Status.OK and counts[status]]
+    counts = preflight.counts
+    others = [f"{counts[status]} {status}" for status in Status if status is not Status.OK and counts[status]]
     said = ", ".join([f"{counts[Status.OK]} checks passed", *others])
     show(f"preflight: {said} in {preflight.seconds:.1f} s")
 
@@ -137,20 +132,15 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
     minutes, seconds = divmod(round(metrics["seconds"]), 60)
     show(f"weights kept: epoch {int(metrics['epoch'])} of {len(summary.epochs)}, {selected}")
     show(f"total time: {minutes} min {seconds:02d} s", f"run directory: {shorten(run)}")
-    for pattern, line in (
-        ("report.html", "report.html  all results on one page"),
-        ("figures/*.png", "figures/     its figures"),
-    ):
-        if any(run.glob(pattern)):
-            show(f"  {line}")
-    show("next:", *(f"  {command}" for command in _next_commands(config, run)))
-
-
-def _next_commands(config: DictConfig, run: Path) -> Iterator[str]:
+    if (run / "report.html").exists():
+        show("  report.html  all results on one page")
+    if any(run.glob("figures/*.png")):
+        show("  figures/     its figures")
+    show("next:")
     if (run / "tensorboard").exists():
-        yield f"tensorboard --logdir {shlex.quote(shorten(run))}"
-    yield _command("evaluate.py", f"run={shorten(run)}", config)
-    yield f"{_command('predict.py', f'run={shorten(run)}', config)} images=photos/"
+        show(f"  tensorboard --logdir {shlex.quote(shorten(run))}")
+    show(f"  {_command('evaluate.py', f'run={shorten(run)}', config)}")
+    show(f"  {_command('predict.py', f'run={shorten(run)}', config)} images=photos/")
 
 
 def _command(script: str, argument: str, config: DictConfig) -> str:

@@ -1,15 +1,32 @@
-"""Compare vitlab's training batches with torchvision's Pillow transforms."""
+"""Compare batches and fine-tuning with loops that load images through Pillow."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
 from typing import Any
 
+import timm
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 
-from vitlab.benchmarks.measurement import Sections, Setup, Variant, endless, load, timed
-from vitlab.benchmarks.training_loop import training_batches
+from vitlab.benchmarks.measurement import (
+    DEVICE,
+    Sections,
+    Setup,
+    Variant,
+    compose_config,
+    endless,
+    load,
+    timed,
+    training_batches,
+    training_steps,
+)
+from vitlab.compat import silence_libraries
 from vitlab.data import ImageDataModule, RandAugment, RandomCrop, RandomHorizontalFlip, TrivialAugment
 from vitlab.data.arrays import ImageArrays
 from vitlab.data.transforms import BatchTransform
@@ -18,7 +35,7 @@ LARGE = 224  # px, the input of most pretrained models
 PAUSE = 2.0  # seconds
 
 
-def sections(setup: Setup) -> Sections:
+def input_sections(setup: Setup) -> Sections:
     """Compare crop and flip, these with RandAugment or TrivialAugment, and flip with a resize to 224 px."""
     _, data = load(setup.config)
     size = data.splits["train"].image_shape[-1]
@@ -73,3 +90,50 @@ def _vitlab(data: ImageDataModule, steps: Sequence[nn.Module], size: int, interp
 def _batches(batches: Iterator[tuple[Tensor, Tensor]]) -> Variant:
     # The warm-up takes more batches than two workers have ready.
     return timed(lambda steps: sum(len(next(batches)[1]) for _ in range(steps)), warmup=10, pause=PAUSE)
+
+
+def finetuning_sections(setup: Setup) -> Sections:
+    """Compare the notebook's loop with vitlab's steps in float32 and in bfloat16."""
+    config, data = load(setup.config)
+    # A fresh process, in which vitlab has not changed how torch uses memory and threads.
+    process = ProcessPoolExecutor(1, get_context("spawn"))
+    overrides = tuple(setup.overrides)
+    variants: dict[str, Variant] = {
+        "notebook, float32": lambda steps: process.submit(_notebook_speed, overrides, steps).result()
+    }
+    for name, precision in (("float32", "32-true"), ("bfloat16", "bf16-mixed")):
+        config.trainer.precision = precision
+        variants[f"vitlab, {name}"] = training_steps(config, data)
+    return {"fine-tuning steps, images/s": variants}
+
+
+def _notebook_speed(overrides: Sequence[str], steps: int) -> float:
+    return _notebook_steps(overrides)(steps)
+
+
+@cache
+def _notebook_steps(overrides: Sequence[str]) -> Variant:
+    silence_libraries()
+    config, data = load(compose_config(overrides))
+    steps = [transforms.Resize(config.data.image_size), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    steps += [transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])]
+    images = PILImages(data.splits["train"], transforms.Compose(steps))
+    batches: Any = endless(DataLoader(images, config.data.batch_size, shuffle=True, num_workers=2))
+    network = timm.create_model(config.model.name, num_classes=config.data.num_classes).to(DEVICE)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+
+    def loop(steps: int) -> int:
+        count, correct = 0, 0
+        for _ in range(steps):
+            images, labels = (tensor.to(DEVICE) for tensor in next(batches))
+            optimizer.zero_grad()
+            logits = network(images)
+            loss = F.cross_entropy(logits, labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            loss.item()  # waits for the device in every step, as the notebook does
+            correct += int((logits.argmax(dim=1) == labels).sum().item())
+            count += len(labels)
+        return count
+
+    return timed(loop)

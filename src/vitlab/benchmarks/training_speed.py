@@ -1,0 +1,190 @@
+"""Measure the speed of `train.py`: its start, its steps, and its MFU on a GPU."""
+
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from torchvision.transforms.functional import to_pil_image
+
+from vitlab.benchmarks.measurement import (
+    DEVICE,
+    HALF,
+    Sections,
+    Setup,
+    Variant,
+    compose_config,
+    load,
+    run_process,
+    timed,
+    training_steps,
+)
+from vitlab.config.compose import CONF
+from vitlab.config.instantiate import build_network
+from vitlab.data import ImageDataModule
+from vitlab.errors import UserError
+from vitlab.models.execution import forward_flops
+from vitlab.runs.metrics_files import read_epochs
+from vitlab.weights.timm_export import ARCHITECTURE, timm_arguments
+
+TRAIN = str(CONF.parent / "train.py")
+GPU_MODELS = {
+    "ViT-B/16, 224 px, batch 256": "model=vit_base model.patch_size=16 data.image_size=224 data.batch_size=256",
+    "vit_small, 32 px, patch 4, batch 1,024": "model=vit_small data.batch_size=1024",
+}
+SIDE = 8192  # rows and columns of the multiplied matrices
+
+
+def step_sections(setup: Setup) -> Sections:
+    """Compare `train.py`, in the precision that it would use, with a bare loop and timm's `train.py`."""
+    config, data = load(setup.config)
+    variants: dict[str, Variant] = {
+        "bare loop": training_steps(config, data),
+        "train.py": partial(_train_speed, setup.overrides),
+    }
+    if setup.command.timm_train:
+        variants["timm's train.py"] = _timm_speed(setup.command.timm_train, config, data)
+    return {f"training, {config.trainer.precision}, images/s": variants}
+
+
+def gpu_sections(setup: Setup) -> Sections:
+    """Measure the training of `GPU_MODELS`, or raise a UserError if there is no GPU."""
+    if not torch.cuda.is_available():
+        raise UserError("name=gpu needs a CUDA GPU; name=step also runs on a CPU")
+    return mfu_sections(setup)
+
+
+def mfu_sections(setup: Setup) -> Sections:
+    """Compare training steps with matrix products, the measured ceiling of the device.
+
+    The first line of each model is the images per second at which matrix products alone would do its work, so that
+    the ratios are model FLOPs utilisations (MFU).
+    """
+    precision = str(setup.config.trainer.precision)
+    products = matrix_products(HALF.get(precision, torch.float32))
+    title = f"matrix products, {SIDE:,} x {SIDE:,}, TFLOP/s"
+    sections = {title: {precision: lambda steps: products(steps) / 1e12}}
+    for name, model in GPU_MODELS.items():
+        variants = _compared_with_products(products, [*model.split(), *setup.overrides], setup.command.timm_train)
+        sections[f"{name}, {precision}, images/s; ratio: MFU"] = variants
+    return sections
+
+
+def _compared_with_products(products: Variant, overrides: Sequence[str], timm_train: str | None) -> dict[str, Variant]:
+    config, data = load(compose_config(overrides))
+    image = torch.zeros(1, 3, config.data.image_size, config.data.image_size)
+    flops = 3 * forward_flops(build_network(config.model), image, training=True)
+    variants: dict[str, Variant] = {"matrix products alone": lambda steps: products(steps) / flops}
+    for kind, compiled in (("eager", False), ("compiled", True)):
+        config.compile = compiled
+        variants[f"bare loop, {kind}"] = training_steps(config, data)
+        variants[f"train.py, {kind}"] = partial(_train_speed, [*overrides, f"compile={str(compiled).lower()}"])
+    if timm_train:
+        variants["timm's train.py"] = _timm_speed(timm_train, config, data)
+    return variants
+
+
+def matrix_products(dtype: torch.dtype) -> Variant:
+    """Make a variant that returns FLOP/s of products of square matrices."""
+    left, right = (torch.randn(SIDE, SIDE, dtype=dtype, device=DEVICE) for _ in range(2))
+
+    def loop(steps: int) -> int:
+        for _ in range(steps):
+            left @ right
+        return steps * 2 * SIDE**3
+
+    return timed(loop)
+
+
+def _train_speed(overrides: Sequence[str], steps: int) -> float:
+    """Run `train.py` for four short epochs; the figure is the third's, as the run draws figures in the others."""
+    with tempfile.TemporaryDirectory() as folder:
+        limits = ["trainer.max_epochs=4", f"trainer.limit_train_batches={steps}", "trainer.limit_test_batches=0"]
+        limits += ["trainer.limit_val_batches=0", "preflight=off", f"hydra.run.dir={folder}/run"]
+        run_process([sys.executable, TRAIN, *overrides, *limits])
+        rows = read_epochs(Path(folder) / "run" / "metrics.csv")
+    return rows[2]["images_per_second"]
+
+
+def _timm_speed(script: str, config: DictConfig, data: ImageDataModule) -> Variant:
+    """Run timm's `train.py`, the file `script`, on the same model and images, otherwise with its defaults.
+
+    The figure is the median over the second epoch's steps except the first, in which workers start.
+    """
+    shape, spec, precision = timm_arguments(build_network(config.model)), data.spec, str(config.trainer.precision)
+    del shape["in_chans"]  # follows from --input-size
+    side = str(config.data.image_size)
+    options = ["--model", ARCHITECTURE, "--gp", shape.pop("global_pool"), "--input-size", "3", side, side]
+    options += ["--model-kwargs", *(f"{key}={value}" for key, value in shape.items())]
+    options += ["--num-classes", str(len(spec.classes)), "--batch-size", str(data.batch_size)]
+    options += ["--device", DEVICE.type, "--epochs", "2", "--warmup-epochs", "0", "--log-interval", "1"]
+    if precision != "32-true":
+        options += ["--amp", "--amp-dtype", "bfloat16" if precision.startswith("bf16") else "float16"]
+
+    def run(steps: int) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            for split, count in (("train", steps * data.batch_size), ("validation", len(spec.classes))):
+                _write_images(data, Path(folder) / split, count)
+            output = run_process([sys.executable, script, folder, *options, "--output", f"{folder}/output"])
+        # Train: 1 [   9/10 (100%)]  Loss: ...  Time: 0.123s, 1040.60/s  (0.125s, 1020.30/s)  LR: ...
+        speeds = re.findall(r"^Train: 1 .* Time: [\d.]+s,\s*([\d.]+)/s", output, re.MULTILINE)
+        if not speeds:
+            raise UserError(f"timm_train={script} printed no images per second of epoch 1: {output[-500:]}")
+        return median(map(float, speeds[1:] or speeds))
+
+    return run
+
+
+def _write_images(data: ImageDataModule, folder: Path, count: int) -> None:
+    arrays = data.splits["train"]
+    for label in range(len(data.spec.classes)):
+        (folder / f"{label:04d}").mkdir(parents=True)
+    for row in range(count):
+        index = row % len(arrays)
+        to_pil_image(arrays[index]).save(folder / f"{int(arrays.labels[index]):04d}" / f"{row}.png")
+
+
+class StopAtFirstStep(pl.Callback):
+    """Exit the process, without any cleanup, when the first training step begins (`begins`) or ends."""
+
+    def __init__(self, begins: bool) -> None:
+        self.begins = begins
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self.begins:
+            os._exit(0)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        os._exit(0)
+
+
+def start_sections(setup: Setup) -> Sections:
+    """Time the help, the composed config and the first step; the reference is importing the libraries."""
+    train, stop = [sys.executable, TRAIN, *setup.overrides], "+callbacks.stop."
+    first = [*train, f"{stop}_target_={__name__}.StopAtFirstStep"]
+    commands = {
+        "importing the libraries": [sys.executable, "-c", "import torch, torchvision, timm, pytorch_lightning"],
+        "--help": [sys.executable, TRAIN, "--help"],
+        "--cfg job": [*train, "--cfg", "job"],
+        "first step begins": [*first, f"{stop}begins=true"],
+        "first step ends": [*first, f"{stop}begins=false"],
+        "first step ends, preflight=off": [*first, f"{stop}begins=false", "preflight=off"],
+    }
+    return {"seconds from Enter": {name: partial(_process_seconds, command) for name, command in commands.items()}}
+
+
+def _process_seconds(command: Sequence[str], steps: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        directory = [f"hydra.run.dir={folder}/run"] if command[1] == TRAIN else []
+        started = time.perf_counter()
+        run_process([*command[:2], *directory, *command[2:]])
+        return time.perf_counter() - started

@@ -22,8 +22,7 @@ from vitlab.config.compose import (
     sweep_jobs,
     typed_overrides,
 )
-from vitlab.distributed.broadcast import broadcast_from_rank0
-from vitlab.distributed.process import this_process
+from vitlab.distributed.process import broadcast_from_rank0, this_process
 from vitlab.errors import UserError
 
 

@@ -10,8 +10,7 @@ import yaml
 
 from vitlab.config.instantiate import update_old_config
 from vitlab.errors import UserError
-from vitlab.runs.directory import RunDirectory
-from vitlab.runs.rebase import rebase_paths
+from vitlab.runs.directory import RunDirectory, rebase_paths
 from vitlab.sweeps.job import EARLIER_ATTEMPTS, Job
 from vitlab.sweeps.sweep_record import SWEEP_FILE, recorded_jobs
 

@@ -11,7 +11,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from vitlab.config.instantiate import update_old_config
-from vitlab.distributed.sharded_checkpoint import about, consolidated
+from vitlab.distributed.sharded_checkpoint import consolidated, read_index, read_rest
 from vitlab.errors import UserError
 from vitlab.files import replacing
 
@@ -43,16 +43,15 @@ class WholeCheckpointIO(TorchCheckpointIO):
         return _with_new_state_names(super().load_checkpoint(path, map_location, weights_only))
 
 
-def _with_new_state_names(checkpoint: Any) -> Any:
-    states = checkpoint.get("callbacks") if isinstance(checkpoint, dict) else None
+def _with_new_state_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    states = checkpoint.get("callbacks")
     if isinstance(states, dict):
         checkpoint["callbacks"] = {RENAMED_STATES.get(name, name): state for name, state in states.items()}
     return checkpoint
 
 
 class ConfigInCheckpoint(pl.Callback):
-    """Adds to every checkpoint the config, so that one file suffices to rebuild the model, and the last validation's
-    metrics."""
+    """Adds the config to each checkpoint, so that it suffices to rebuild the model, and its validation's metrics."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -66,11 +65,9 @@ class ConfigInCheckpoint(pl.Callback):
 
 
 def read_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
-    """Reads a vitlab checkpoint to the CPU; nothing in the file can run code.
+    """Reads a vitlab checkpoint, a file or a folder that several processes wrote, to the CPU, without running its code.
 
-    Args:
-        path: A file, or a folder that several processes wrote.
-        tensors: False leaves out weights and optimizer state of a folder, which may not fit into memory.
+    Without `tensors`, weights and optimizer state of a folder, which may not fit into memory, are left out.
 
     Raises:
         UserError: the file is missing, damaged, or not a vitlab checkpoint.
@@ -78,23 +75,21 @@ def read_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}")
     try:
-        if path.is_dir():
-            checkpoint = consolidated(path) if tensors else {"state_dict": {}, "optimizer_states": [], **about(path)}
-            checkpoint = _with_new_state_names(checkpoint)
+        if not path.is_dir():
+            check_sums(path)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        elif tensors:
+            checkpoint = consolidated(path)
         else:
-            checkpoint = _read_file(path)
+            read_index(path)  # fails if it is damaged
+            checkpoint = {"state_dict": {}, "optimizer_states": [], **read_rest(path)}
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path} can't be read as a checkpoint: it is damaged or no checkpoint ({reason})") from error
     if not isinstance(checkpoint, dict) or not is_whole(checkpoint):
         raise UserError(f"{path} is no checkpoint of vitlab's: it lacks the run's config or weights")
     checkpoint[CONFIG_KEY] = update_old_config(checkpoint[CONFIG_KEY])
-    return checkpoint
-
-
-def _read_file(path: Path) -> Any:
-    check_sums(path)
-    return _with_new_state_names(torch.load(path, map_location="cpu", weights_only=True))
+    return _with_new_state_names(checkpoint)
 
 
 def check_sums(path: Path) -> None:
@@ -134,11 +129,7 @@ def choose_weights(checkpoint: Mapping[str, Any], choice: str | None, path: Path
 
 
 def load_network(network: torch.nn.Module, checkpoint: dict[str, Any], path: Path, which: str) -> None:
-    """Loads the "raw" or "ema" weights of a checkpoint into a model.
-
-    Raises:
-        UserError: the weights do not fit.
-    """
+    """Loads the "raw" or "ema" weights of a checkpoint into a model; raises UserError if they do not fit."""
     try:
         network.load_state_dict(network_weights(checkpoint, which))
     except RuntimeError as error:

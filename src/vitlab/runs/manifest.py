@@ -24,7 +24,13 @@ def describe_origin() -> dict[str, Any]:
         "job": job(),
         "git": _git(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "hardware": _hardware(),
+        "hardware": {
+            "platform": platform.platform(),
+            "cpu": _cpu_name(),
+            "cpu_cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
     }
 
 
@@ -41,8 +47,8 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         old, new = then.get(group) or {}, now.get(group) or {}
         for name in sorted(set(old) & set(new)):
             if old[name] != new[name]:
-                what = f"from {old[name]} to {new[name]}" if group != "data" else ""
-                found.append(f"{name} changed {what}" if what else f"the {name} images changed")
+                change = f"{name} changed from {old[name]} to {new[name]}"
+                found.append(f"the {name} images changed" if group == "data" else change)
     return found
 
 
@@ -59,16 +65,6 @@ def _git() -> dict[str, Any]:
 
     status = ask("status", "--porcelain", "--untracked-files=no")
     return {"revision": ask("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
-
-
-def _hardware() -> dict[str, Any]:
-    return {
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cpu_cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    }
 
 
 def _cpu_name() -> str:

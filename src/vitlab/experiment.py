@@ -30,8 +30,8 @@ from vitlab.config.instantiate import build_network, keep_accepted_model_keys
 from vitlab.config.ranges import mode_of
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import DataSpec, ImageDataModule
-from vitlab.distributed.process import broadcast_from_rank0
 from vitlab.distributed.failure_report import FailureReporter, fail_together
+from vitlab.distributed.process import broadcast_from_rank0
 from vitlab.distributed.strategies import cluster
 from vitlab.errors import PeerError, TerminatedError, UserError
 from vitlab.files import write_json
@@ -42,8 +42,8 @@ from vitlab.report.tensorboard import finish_tensorboard, log_text, start_tensor
 from vitlab.report.terminal import print_header, print_interrupted, print_preflight, print_results, print_weights
 from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
 from vitlab.runs.directory import RunDirectory
-from vitlab.runs.metrics_files import logger_run_id, resume_kwargs, shorten_values
 from vitlab.runs.manifest import describe_origin, differences
+from vitlab.runs.metrics_files import logger_run_id, resume_kwargs, shorten_values
 from vitlab.weights import LoadReport, Weights, fit_weights, weights_to_start_from
 
 log = logging.getLogger(__name__)

@@ -52,8 +52,7 @@ def export(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
         from vitlab.loaded_model import open_model
         from vitlab.report.terminal import print_written
         from vitlab.runs.console import show
-        from vitlab.weights.onnx_export import save_onnx
-        from vitlab.weights.timm_export import save_timm
+        from vitlab.weights.export_formats import save_onnx, save_timm
 
     model = open_model(command, [*overrides, *OverridesParser.create().parse_overrides(list(PLAIN))], CONF)
     assert model.run is not None  # conf/export.yaml asks for it
@@ -86,7 +85,7 @@ def _check_formats(command: DictConfig) -> list[str]:
     if not isinstance(command.check_images, int) or command.check_images < 0:
         raise UserError(f"check_images={command.check_images} must be a number of images, 0 or more")
     if "onnx" in formats:
-        from vitlab.weights.onnx_export import onnx_packages
+        from vitlab.weights.export_formats import onnx_packages
 
         onnx_packages()
     return list(formats)

@@ -21,8 +21,8 @@ from vitlab.config.compose import CONF, apply_overrides, read_command
 from vitlab.config.instantiate import check_trusted, targets
 from vitlab.config.resolve import resolve_processes
 from vitlab.config.run_guard import log_to
-from vitlab.distributed.process import broadcast_from_rank0, this_process
 from vitlab.distributed.failure_report import clear_failures
+from vitlab.distributed.process import broadcast_from_rank0, this_process
 from vitlab.distributed.slurm import job, this_command
 from vitlab.errors import UserError
 from vitlab.experiment import (
@@ -42,8 +42,8 @@ from vitlab.report.terminal import print_comparison, print_resumed
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
 from vitlab.runs.directory import RunDirectory, check_paths, rebase_paths
 from vitlab.runs.hparams import flatten
-from vitlab.runs.metrics_files import clear_logger_run_id
 from vitlab.runs.manifest import describe_origin, differences
+from vitlab.runs.metrics_files import clear_logger_run_id
 
 log = logging.getLogger(__name__)
 

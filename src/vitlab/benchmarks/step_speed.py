@@ -17,7 +17,7 @@ from vitlab.benchmarks.training_loop import training_steps
 from vitlab.config.instantiate import build_network
 from vitlab.data import ImageDataModule
 from vitlab.errors import UserError
-from vitlab.weights.timm_export import ARCHITECTURE, timm_arguments
+from vitlab.weights.export_formats import ARCHITECTURE, timm_arguments
 
 
 def sections(setup: Setup) -> Sections:

@@ -70,7 +70,9 @@ def check_start(*, several: bool) -> None:
         raise UserError(f"this command runs as one process, but {me.started_by} started {me.world_size}")
     if me.launched_together and me.started_by == "srun" and several:
         if not started:
-            raise UserError(f"this job has {me.world_size} tasks, but nothing starts them: use srun python train.py ...")
+            raise UserError(
+                f"this job has {me.world_size} tasks, but nothing starts them: use srun python train.py ..."
+            )
         if "SLURM_NTASKS_PER_NODE" not in known:
             raise UserError("the number of processes per machine is unknown: use sbatch --ntasks-per-node=...")
     if "NODE_RANK" in known and "LOCAL_RANK" not in known:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitlab.config.instantiate import update_old_config
 from vitlab.distributed.sharded_checkpoint import consolidated, read_index, read_rest
-from vitlab.errors import UserError
+from vitlab.errors import UserError, first_line
 from vitlab.files import replacing
 
 CONFIG_KEY = "vitlab_config"
@@ -84,7 +84,7 @@ def read_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
             read_index(path)  # fails if it is damaged
             checkpoint = {"state_dict": {}, "optimizer_states": [], **read_rest(path)}
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UserError(f"{path} can't be read as a checkpoint: it is damaged or no checkpoint ({reason})") from error
     if not isinstance(checkpoint, dict) or not is_whole(checkpoint):
         raise UserError(f"{path} is no checkpoint of vitlab's: it lacks the run's config or weights")

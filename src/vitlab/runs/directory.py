@@ -1,4 +1,4 @@
-"""The run directory `outputs/<name>/<time>/`: open, read, write, rebase and guard it."""
+"""The run directory `outputs/<name>/<time>/`: open, read, write and guard it."""
 
 import json
 from contextlib import AbstractContextManager, nullcontext

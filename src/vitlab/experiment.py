@@ -120,11 +120,6 @@ def resolve(config: DictConfig, weights: Weights | None = None, overrides: Seque
     Replaces each `auto` by what this machine has; takes image size, mean, std and interpolation from pretrained weights
     where the config has null; drops the keys of `model` that a model class of the user's does not take.
 
-    Args:
-        config: Composed, or of a run.
-        weights: As `weights_to_start_from` returns them.
-        overrides: What the user gave on the command line.
-
     Raises:
         UserError: this machine can't train so, or nothing says how large the images are.
     """
@@ -147,18 +142,11 @@ def resolve(config: DictConfig, weights: Weights | None = None, overrides: Seque
 
 
 def add_data_spec(config: DictConfig, spec: DataSpec, logger: Mapping[str, Any]) -> DictConfig:
-    """Completes a resolved config. This is the one place that makes what `config.yaml` and checkpoints hold.
+    """Completes a resolved config by the facts of the loaded data and keys of the `logger` group, in a read-only copy
+    without interpolations. This is the one place that makes what `config.yaml` and checkpoints hold.
 
     Classes, mean and std may be known only once the data is loaded, and `model.num_classes` refers to them: so the
     model is built from this complete config.
-
-    Args:
-        config: As `resolve` returns it.
-        spec: Of the loaded data; it goes into the `data` group.
-        logger: Keys to set in the `logger` group.
-
-    Returns:
-        A read-only copy without interpolations.
     """
     complete = _editable_copy(config)
     complete.merge_with({"data": spec.as_config(), **({"logger": dict(logger)} if logger else {})})
@@ -183,12 +171,7 @@ def as_plain_data(config: DictConfig) -> dict[str, Any]:
 
 
 def build(config: DictConfig, weights: Weights | None = None, step: int | None = None) -> Experiment:
-    """Loads the data, then builds model, classifier and trainer.
-
-    Args:
-        config: As `resolve` returns it.
-        weights: What the model starts from.
-        step: Step at which a run is resumed; None for a new run.
+    """Loads the data of a resolved config, then builds model, classifier and trainer; `step` is that of a resumed run.
 
     Raises:
         UserError: the data can't be loaded, or a class refuses its arguments.
@@ -317,11 +300,7 @@ def record_final_status(experiment: Experiment) -> Iterator[None]:
 
 
 def check_before_training(experiment: Experiment) -> None:
-    """Runs the preflight checks on rank 0, prints them, and writes `preflight.json`.
-
-    Raises:
-        UserError: a check failed, and `preflight` is not "warn".
-    """
+    """Runs the preflight checks on rank 0, prints them, and writes `preflight.json`; UserError if one failed."""
     trainer, weights, report = experiment.trainer, experiment.weights, experiment.load_report
     mode = experiment.config.preflight or "off"  # YAML reads an unquoted off as false
     if mode == "off" or not trainer.is_global_zero:
@@ -345,12 +324,9 @@ def check_before_training(experiment: Experiment) -> None:
 
 
 def fit_and_test(experiment: Experiment, started: float, checkpoint: Path | None = None) -> dict[str, float]:
-    """Trains, tests the selected checkpoint, and writes and prints the final metrics.
+    """Trains, from the start or a checkpoint, tests the selected checkpoint, writes and prints the final metrics.
 
-    Args:
-        experiment: As `build` returns it.
-        started: `time.perf_counter()` when this process began with the run.
-        checkpoint: Where to resume; None trains from the start.
+    `started` is the `time.perf_counter()` at which this process began with the run.
     """
     trainer, run = experiment.trainer, experiment.run
     # Rank 0 alone ran the checks; the others wait for it here.

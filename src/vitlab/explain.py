@@ -56,7 +56,7 @@ def explain(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
         from vitlab.plots.io import FigureText, render, save
         from vitlab.runs.console import show
 
-    model = open_model(command, overrides, CONF)
+    model = open_model(command, overrides)
     target = None if command.target is None else _label(str(command.target), model.classes)
     network = copy.deepcopy(model.network).float().eval()
     side = model.config.data.stored_size

@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from vitlab.compat import keep_freed_memory, silence_libraries
-from vitlab.config.compose import apply_overrides
-from vitlab.config.instantiate import build_network, check_trusted
+from vitlab.config.compose import CONF, apply_overrides
+from vitlab.config.instantiate import build, build_network, check_trusted
 from vitlab.config.resolve import resolve_machine
-from vitlab.data import BatchTransform
+from vitlab.data import BatchTransform, ImageDataModule
 from vitlab.errors import UserError
 from vitlab.models.execution import choose_attention
 from vitlab.report.terminal import print_choice
@@ -25,27 +25,16 @@ from vitlab.runs.directory import RunDirectory
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A trained model in eval mode on its device, and the config that it was trained with.
-
-    Attributes:
-        network: The model itself.
-        forward: The model in the precision of the run: preprocessed images -> logits.
-        transform: Resize and normalisation of uint8 images, on the device.
-        config: The run's, with the command's overrides; read-only.
-        run: None if a checkpoint was opened by its path.
-        device: Of the model.
-        checkpoint: The file that the weights are from.
-        weights: "raw", or "ema" for their moving average.
-    """
+    """A trained model in eval mode on its device, and the config that it was trained with."""
 
     network: nn.Module
-    forward: Any
-    transform: BatchTransform
-    config: DictConfig
-    run: RunDirectory | None
+    forward: Any  # the model in the precision of the run: preprocessed images -> logits
+    transform: BatchTransform  # resize and normalisation of uint8 images, on the device
+    config: DictConfig  # the run's, with the command's overrides; read-only
+    run: RunDirectory | None  # None if a checkpoint was opened by its path
     device: torch.device
     checkpoint: Path
-    weights: str
+    weights: str  # "raw", or "ema" for their moving average
 
     @property
     def classes(self) -> list[str]:
@@ -62,14 +51,20 @@ class LoadedModel:
             logits: Tensor = self.forward(self.preprocess(images)).float().cpu()
         return logits
 
+    def load_data(self) -> ImageDataModule:
+        """The run's data without augmentations, in memory."""
+        data: ImageDataModule = build(self.config.data, "data", augmentations=[], seed=self.config.seed)
+        data.prepare_data()
+        data.setup()
+        return data
 
-def open_model(command: DictConfig, overrides: Sequence[Override], conf: Path) -> LoadedModel:
+
+def open_model(command: DictConfig, overrides: Sequence[Override]) -> LoadedModel:
     """Opens the model that a command names; every verb that uses a trained model starts here.
 
     Args:
         command: With `run` or `checkpoint`, and `weights`, `outputs` and `trusted_targets`.
         overrides: Of the run's config.
-        conf: The folder of YAML files.
 
     Raises:
         UserError: the run, the checkpoint or an override is wrong, or the config names a target that is not trusted.
@@ -79,7 +74,7 @@ def open_model(command: DictConfig, overrides: Sequence[Override], conf: Path) -
     file, run = _find_checkpoint(command)
     checkpoint = read_checkpoint(file)
     config = OmegaConf.create(checkpoint[CONFIG_KEY])
-    apply_overrides(config, overrides, conf, command)
+    apply_overrides(config, overrides, CONF, command)
     resolve_machine(config)
     OmegaConf.set_readonly(config, True)
     weights = choose_weights(checkpoint, command.weights, file)
@@ -106,14 +101,12 @@ def open_model(command: DictConfig, overrides: Sequence[Override], conf: Path) -
 def rebuild_network(
     config: DictConfig, checkpoint: dict[str, Any], path: Path, trusted: list[str], which: str = "raw"
 ) -> nn.Module:
-    """The model with the weights of a checkpoint, in eval mode, on the CPU.
+    """The model with the "raw" or "ema" weights of a checkpoint, in eval mode, on the CPU.
 
     Args:
         config: The run's.
-        checkpoint: As `read_checkpoint` returns it.
-        path: The checkpoint's, for messages.
+        checkpoint: As `read_checkpoint` returns it from `path`.
         trusted: Prefixes of further targets that the config may name.
-        which: "raw" or "ema" weights, as `choose_weights` returns it.
 
     Raises:
         UserError: the config names a target that is not trusted, or the weights do not fit.

@@ -65,16 +65,14 @@ def check_start(*, several: bool) -> None:
         UserError: it names what started this process, and the right way to start it.
     """
     me, known = this_process(), os.environ
-    started = me.started_by == "torchrun" or "SLURM_STEP_ID" in known  # set by srun, not by the job around it
-    if me.launched_together and started and not several:
-        raise UserError(f"this command runs as one process, but {me.started_by} started {me.world_size}")
-    if me.launched_together and me.started_by == "srun" and several:
-        if not started:
-            raise UserError(
-                f"this job has {me.world_size} tasks, but nothing starts them: use srun python train.py ..."
-            )
-        if "SLURM_NTASKS_PER_NODE" not in known:
-            raise UserError("the number of processes per machine is unknown: use sbatch --ntasks-per-node=...")
+    together = me.started_by if me.launched_together else None
+    started = together == "torchrun" or "SLURM_STEP_ID" in known  # set by srun, not by the job around it
+    if together and started and not several:
+        raise UserError(f"this command runs as one process, but {together} started {me.world_size}")
+    if together == "srun" and several and not started:
+        raise UserError(f"this job has {me.world_size} tasks, but nothing starts them: use srun python train.py ...")
+    if together == "srun" and several and "SLURM_NTASKS_PER_NODE" not in known:
+        raise UserError("the number of processes per machine is unknown: use sbatch --ntasks-per-node=...")
     if "NODE_RANK" in known and "LOCAL_RANK" not in known:
         raise UserError("NODE_RANK is set by hand: start processes on several machines with torchrun or srun")
 

@@ -4,7 +4,6 @@ Epochs count from 1. Versions before manifest format 2 counted them from 0; thei
 """
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from vitlab.distributed.process import this_process
-from vitlab.files import write_text
+from vitlab.files import write_csv
 
 Row = dict[str, float]
 # The key that identifies a run in a logger, by the logger's class.
@@ -46,11 +45,8 @@ def read_epochs(file: Path) -> list[Row]:
 
 def write_epochs(file: Path, rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> None:
     """Writes `metrics.csv` whole: a column for epoch, step, seconds and each of `columns`."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ("epoch", "step", "seconds", *columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(shorten_values(row) for row in rows)
-    write_text(file, text.getvalue())
+    columns = ("epoch", "step", "seconds", *columns)
+    write_csv(file, columns, [[row.get(name) for name in columns] for row in map(shorten_values, rows)])
 
 
 def logger_run_id(logger: Any) -> dict[str, str]:

@@ -236,8 +236,8 @@ def _record_resume(
 def reproduce(command: DictConfig, overrides: Sequence[Override], conf: Path) -> dict[str, float]:
     """Trains with a finished run's config and seed in a new directory, and prints both runs' metrics.
 
-    On the same machine, with the same versions and code, the metrics are equal to the last bit. Arguments and exceptions
-    are those of `resume`; returns the new run's metrics.
+    On the same machine, with the same versions and code, the metrics are equal to the last bit. Takes and raises the
+    same as `resume`, and returns the new run's metrics.
     """
     run = _open_on_rank0(str(command.reproduce), command.outputs, key="reproduce")
     then = run.final_metrics()

@@ -72,8 +72,7 @@ def train(
         overrides: The part of it that the user gave on the command line; None asks Hydra.
         compare_with: Manifest of a run that this one repeats; differences in code, versions and machine are logged.
 
-    Returns:
-        The final metrics, as in `metrics.json`.
+    Returns the final metrics, as in `metrics.json`.
 
     Raises:
         UserError: the config or the data is wrong.

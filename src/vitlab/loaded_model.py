@@ -19,7 +19,7 @@ from vitlab.data import BatchTransform, ImageDataModule
 from vitlab.errors import UserError
 from vitlab.models.execution import choose_attention
 from vitlab.report.terminal import print_choice
-from vitlab.runs.checkpoint import CONFIG_KEY, choose_weights, load_network, read_checkpoint
+from vitlab.runs.checkpoint import CONFIG_KEY, choose_weights, network_weights, read_checkpoint
 from vitlab.runs.directory import RunDirectory
 
 
@@ -60,11 +60,8 @@ class LoadedModel:
 
 
 def open_model(command: DictConfig, overrides: Sequence[Override]) -> LoadedModel:
-    """Opens the model that a command names; every verb that uses a trained model starts here.
-
-    Args:
-        command: With `run` or `checkpoint`, and `weights`, `outputs` and `trusted_targets`.
-        overrides: Of the run's config.
+    """Opens the model that a command names by `run` or `checkpoint`, `weights`, `outputs` and `trusted_targets`, with
+    overrides of its run's config; every verb that uses a trained model starts here.
 
     Raises:
         UserError: the run, the checkpoint or an override is wrong, or the config names a target that is not trusted.
@@ -101,19 +98,17 @@ def open_model(command: DictConfig, overrides: Sequence[Override]) -> LoadedMode
 def rebuild_network(
     config: DictConfig, checkpoint: dict[str, Any], path: Path, trusted: list[str], which: str = "raw"
 ) -> nn.Module:
-    """The model with the "raw" or "ema" weights of a checkpoint, in eval mode, on the CPU.
+    """The model with the "raw" or "ema" weights of a checkpoint, as read from `path`, in eval mode, on the CPU.
 
-    Args:
-        config: The run's.
-        checkpoint: As `read_checkpoint` returns it from `path`.
-        trusted: Prefixes of further targets that the config may name.
-
-    Raises:
-        UserError: the config names a target that is not trusted, or the weights do not fit.
+    UserError if the run's config names a target that is not vitlab's or `trusted`, or the weights do not fit.
     """
     check_trusted(OmegaConf.to_container(config, resolve=True), trusted)
     network: nn.Module = build_network(config.model)
-    load_network(network, checkpoint, path, which)
+    try:
+        network.load_state_dict(network_weights(checkpoint, which))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the weights in {path} do not fit the model of the config: {reason[:300]}") from error
     if config.compile:
         network.compile()
     return network.eval()

@@ -58,12 +58,8 @@ def this_process() -> Process:
 
 
 def check_start(*, several: bool) -> None:
-    """Refuse a start that would wait for processes that nobody starts, or, unless the command may run as `several`
-    processes, would do the same work several times.
-
-    Raises:
-        UserError: it names what started this process, and the right way to start it.
-    """
+    """Raise UserError if this start would wait for processes that nobody starts, or, unless the command may run as
+    `several` processes, would do the same work several times."""
     me, known = this_process(), os.environ
     together = me.started_by if me.launched_together else None
     started = together == "torchrun" or "SLURM_STEP_ID" in known  # set by srun, not by the job around it
@@ -84,11 +80,8 @@ def die_with_parent(number: int) -> None:
 
 
 def broadcast_from_rank0(what: str, decide: Callable[[], str], wait: timedelta = WAIT) -> str:
-    """Call `decide` on rank 0 alone and return its answer on every rank; `what` names the decision.
-
-    Raises:
-        UserError: rank 0 cannot be reached, or ended before it decided.
-    """
+    """Call `decide` on rank 0 alone and return its answer on every rank; `what` names the decision. UserError if rank 0
+    cannot be reached, or ended before it decided."""
     me = this_process()
     if me.started_by == "Lightning":  # rank 0 had decided before it started this process
         if ANSWER + what not in os.environ:

@@ -64,10 +64,7 @@ def write_shards(tensors: dict[str, Any], folder: Path) -> None:
 
 def read_shards(tensors: dict[str, Any], folder: Path, *, alone: bool = False) -> None:
     """Fill the tensors of a nested dict, sharded or whole, in place; unless `alone`, every process must call it.
-
-    Raises:
-        ValueError: the shards are damaged, or their index holds something other than data.
-    """
+    ValueError if the shards are damaged, or their index holds something other than data."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # `alone` means that
         try:

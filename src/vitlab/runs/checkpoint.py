@@ -67,10 +67,8 @@ class ConfigInCheckpoint(pl.Callback):
 def read_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
     """Reads a vitlab checkpoint, a file or a folder that several processes wrote, to the CPU, without running its code.
 
-    Without `tensors`, weights and optimizer state of a folder, which may not fit into memory, are left out.
-
-    Raises:
-        UserError: the file is missing, damaged, or not a vitlab checkpoint.
+    Without `tensors`, weights and optimizer state of a folder, which may not fit into memory, are left out. Raises
+    UserError if the file is missing, damaged, or not a vitlab checkpoint.
     """
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}")
@@ -93,11 +91,7 @@ def read_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
 
 
 def check_sums(path: Path) -> None:
-    """Verifies the checksums in a file of torch.save, which torch.load ignores.
-
-    Raises:
-        ValueError, zipfile.BadZipFile: the file was altered, or is not of torch.save.
-    """
+    """Verifies the checksums in a file of torch.save, which torch.load ignores; ValueError or BadZipFile if wrong."""
     with zipfile.ZipFile(path) as archive:
         if any(part.CRC for part in archive.infolist()):  # torch.serialization.set_crc32_options(False) writes none
             damaged = archive.testzip()
@@ -113,11 +107,7 @@ def is_whole(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def choose_weights(checkpoint: Mapping[str, Any], choice: str | None, path: Path) -> str:
-    """Chooses between a checkpoint's "raw" and "ema" weights: `choice`, or if None those that selected the best epoch.
-
-    Raises:
-        UserError: the checkpoint does not have the chosen weights.
-    """
+    """Chooses between a checkpoint's "raw" and "ema" weights; without a choice, those that selected the best epoch."""
     if choice is None:
         monitor = str(checkpoint[CONFIG_KEY].get("checkpoint", {}).get("monitor"))
         return "ema" if EMA_KEY in checkpoint and monitor.endswith("_ema") else "raw"
@@ -126,15 +116,6 @@ def choose_weights(checkpoint: Mapping[str, Any], choice: str | None, path: Path
     if choice == "ema" and EMA_KEY not in checkpoint:
         raise UserError(f"weights=ema: {path} has no averaged weights; its run was not trained with callbacks=ema")
     return choice
-
-
-def load_network(network: torch.nn.Module, checkpoint: dict[str, Any], path: Path, which: str) -> None:
-    """Loads the "raw" or "ema" weights of a checkpoint into a model; raises UserError if they do not fit."""
-    try:
-        network.load_state_dict(network_weights(checkpoint, which))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"the weights in {path} do not fit the model of the config: {reason[:300]}") from error
 
 
 def network_weights(checkpoint: Mapping[str, Any], which: str) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """The run directory `outputs/<name>/<time>/`: open, read, write and guard it."""
 
+import csv
 import json
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from vitlab.config.instantiate import update_old_config
 from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
 from vitlab.files import locked, set_aside, write_json, write_text
-from vitlab.runs.metrics_files import Row, read_epochs, shorten_values
+from vitlab.runs.metrics_files import Row, count_from_one, shorten_values
 
 FORMAT = 2  # of a run's files; 1, without this key in the manifest: epochs are counted from 0
 # Keys whose values are places that loggers, callbacks and profilers write to.
@@ -33,11 +34,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"  # best.ckpt, last.ckpt
 
     def create(self, config: dict[str, Any], manifest: dict[str, Any]) -> None:
-        """Starts a run: writes `config.yaml` and `manifest.json` (status "running").
-
-        Raises:
-            UserError: the directory already holds a run, or is not writable.
-        """
+        """Starts a run: writes `config.yaml` and `manifest.json`; UserError if it can't."""
         try:
             (self.path / "figures").mkdir(parents=True, exist_ok=True)
             self.manifest_file.open("x").close()
@@ -51,11 +48,7 @@ class RunDirectory:
             raise UserError(f"can't write the run to {self.path} ({error.strerror or error})") from error
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keeps other runs' processes from writing to this run; rank 0 holds the lock for all ranks, until it ends.
-
-        Raises:
-            UserError: another process holds the lock.
-        """
+        """Keeps other processes from writing to this run; rank 0 holds the lock for all. UserError if it is taken."""
         if not this_process().is_rank_zero:
             return nullcontext()
         return locked(self.path, f"another process is writing to {self.path}")
@@ -70,11 +63,7 @@ class RunDirectory:
         self._update_manifest(status="running", finished=None, resumed=resumed)
 
     def manifest(self) -> dict[str, Any]:
-        """The content of `manifest.json` in today's format; empty if the run was killed before it was written.
-
-        Raises:
-            UserError: the file can't be read.
-        """
+        """`manifest.json` in today's format, empty if the run was killed before; UserError if it can't be read."""
         manifest = self._read_manifest()
         if manifest and "format" not in manifest:
             manifest["format"] = FORMAT
@@ -95,15 +84,15 @@ class RunDirectory:
         return content
 
     def epoch_rows(self) -> list[Row]:
-        """The rows of `metrics.csv` so far, without empty cells; raises OSError or ValueError if it can't be read."""
-        return read_epochs(self.epochs_file)
+        """The rows of `metrics.csv` so far, without empty cells; OSError or ValueError if it can't be read."""
+        if not self.epochs_file.exists():
+            return []
+        with self.epochs_file.open(newline="", encoding="utf-8") as lines:
+            rows = [row for row in csv.DictReader(lines) if row.get("epoch")]
+        return count_from_one([{name: float(value) for name, value in row.items() if name and value} for row in rows])
 
     def final_metrics(self) -> dict[str, Any]:
-        """The content of `metrics.json`; empty before the run has finished.
-
-        Raises:
-            OSError, ValueError: the file can't be read.
-        """
+        """`metrics.json`, empty before the run has finished; OSError or ValueError if it can't be read."""
         if not self.metrics_file.exists():
             return {}
         metrics: Any = json.loads(self.metrics_file.read_text(encoding="utf-8"))
@@ -129,12 +118,16 @@ class RunDirectory:
         """
         what = "finished run" if finished else "run to resume"
         if path == "latest":
-            runs = [cls(file.parent) for file in Path(outputs).rglob("manifest.json")]
-            time = "finished" if finished else "started"
-            found = [(str(run.manifest().get(time)), run.path) for run in runs if run._is(finished)]
+            wanted = ("finished",) if finished else ("running", "interrupted", "failed")
+            found = []
+            for run in (cls(file.parent) for file in Path(outputs).rglob("manifest.json")):
+                with suppress(UserError):  # of an unreadable manifest
+                    manifest = run.manifest()
+                    if manifest.get("status") in wanted and (finished or any(run.checkpoints.glob("*.ckpt"))):
+                        found.append((str(manifest.get("finished" if finished else "started")), str(run.path)))
             if not found:
                 raise UserError(f"{key}=latest: there is no {what} below {Path(outputs).resolve()}")
-            path = str(max(found)[1])
+            path = max(found)[1]
         run = cls(Path(path))
         if not (run.path / "config.yaml").is_file():
             fault = "is no run directory: it has no config.yaml" if run.path.is_dir() else "does not exist"
@@ -142,21 +135,8 @@ class RunDirectory:
         check_links(run.path)  # every verb writes something into the run
         return run
 
-    def _is(self, finished: bool) -> bool:
-        try:
-            status = self.manifest().get("status")
-        except UserError:
-            return False
-        if finished:
-            return status == "finished"
-        return status in ("running", "interrupted", "failed") and any(self.checkpoints.glob("*.ckpt"))
-
     def config(self) -> DictConfig:
-        """The resolved config.
-
-        Raises:
-            UserError: it can't be read.
-        """
+        """The resolved config; UserError if it can't be read."""
         file = self.path / "config.yaml"
         try:
             config = OmegaConf.load(file)
@@ -176,11 +156,7 @@ class RunDirectory:
             write_json(self.manifest_file, {**self.manifest(), "format": FORMAT, **changes})
 
     def checkpoint(self, which: str) -> Path:
-        """The file of "best", "last" or a path; "best" is the last checkpoint of a run that selected none.
-
-        Raises:
-            UserError: there is no such file.
-        """
+        """The file of "best" (the last one if the run selected none), "last" or a path; UserError if it is missing."""
         file = self.checkpoints / f"{which}.ckpt" if which in ("best", "last") else Path(which)
         if which == "best" and not file.exists():
             file = self.checkpoints / "last.ckpt"
@@ -208,12 +184,8 @@ def rebase_paths(node: Any, before: str, now: str) -> Any:
 
 
 def check_paths(node: Any, run: Path, key: str = "") -> None:
-    """Refuses a config from a file, as plain data, with which loggers, callbacks or profilers would write outside the
-    run. `node` is the value of `key`.
-
-    Raises:
-        UserError: names the key and the path.
-    """
+    """Raises UserError if loggers, callbacks or profilers would write outside the run with a config from a file, as
+    plain data; `node` is the value of `key`."""
     if isinstance(node, dict):
         for name, value in node.items():
             check_paths(value, run, name)
@@ -229,11 +201,7 @@ def check_paths(node: Any, run: Path, key: str = "") -> None:
 
 
 def check_links(run: Path) -> None:
-    """Refuses a run directory with links that lead out of it: a file written to the run would land there.
-
-    Raises:
-        UserError: names the link.
-    """
+    """Raises UserError if links lead out of a run directory: a file written to the run would land there."""
     for path in run.rglob("*"):
         if not path.is_symlink() or path.resolve().is_relative_to(run.resolve()):
             continue

@@ -3,7 +3,6 @@
 Epochs count from 1. Versions before manifest format 2 counted them from 0; their files are converted on reading.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,15 +31,6 @@ def count_from_one(rows: Sequence[Row]) -> list[Row]:
     """Rows of `metrics.csv` with epochs counted from 1: an earlier version's first row is epoch 0."""
     offset = 1 if rows and rows[0]["epoch"] == 0 else 0
     return [{**row, "epoch": row["epoch"] + offset} for row in rows]
-
-
-def read_epochs(file: Path) -> list[Row]:
-    """The rows of `metrics.csv` without empty cells, epochs counted from 1; none if there is no file."""
-    if not file.exists():
-        return []
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = [row for row in csv.DictReader(lines) if row.get("epoch")]
-    return count_from_one([{name: float(value) for name, value in row.items() if name and value} for row in rows])
 
 
 def write_epochs(file: Path, rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> None:

@@ -42,12 +42,8 @@ def _is_disk_error(error: BaseException | None) -> bool:
 def translate_lightning_exits(trainer: pl.Trainer) -> Iterator[None]:
     """Turn Lightning's ways to end fit, test and validate into exceptions.
 
-    By itself Lightning ends the process with status 1 after Ctrl-C and with status 0 after SIGTERM.
-
-    Raises:
-        KeyboardInterrupt: after Ctrl-C.
-        TerminatedError: after SIGTERM.
-        UserError: the trainer's settings contradict each other, the disk is full or read-only, or a port is taken.
+    KeyboardInterrupt after Ctrl-C and TerminatedError after SIGTERM: by itself Lightning ends the process with status 1
+    and 0. UserError if the trainer's settings contradict each other, the disk is full or read-only, or a port is taken.
     """
     show = threading.excepthook
     # TensorBoard writes in a thread; the full disk is reported once, by the run itself.

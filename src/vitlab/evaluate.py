@@ -29,8 +29,8 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
 
     `command` holds the values of `conf/evaluate.yaml`, `overrides` those of the run's config.
 
-    Returns the content of the JSON file: loss (nats) and accuracy by their metric names, and each class's accuracy. With
-    `flip` also `<split>/loss_flip` and `<split>/acc_flip`; everything else is of the images alone.
+    Returns the content of the JSON file: loss (nats) and accuracy by their metric names, and each class's accuracy.
+    With `flip` also `<split>/loss_flip` and `<split>/acc_flip`; everything else is of the images alone.
 
     Raises:
         UserError: run, checkpoint, split or an override is wrong.

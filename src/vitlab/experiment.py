@@ -349,20 +349,17 @@ def fit_and_test(experiment: Experiment, started: float, checkpoint: Path | None
 def test_selected(experiment: Experiment) -> dict[str, Any]:
     """Tests the best checkpoint, without validation the last one; returns the metrics of its epoch and of the test."""
     trainer, run = experiment.trainer, experiment.run
-    # Rank 0 reads for all: other machines may see new files late.
-    selected: Any = trainer.strategy.broadcast(_selected(run) if trainer.is_global_zero else None)
-    file, metrics = selected
+    selected: Any = None
+    if trainer.is_global_zero:  # it reads for all: other machines may see new files late
+        file = run.checkpoint("best")
+        checkpoint = read_checkpoint(file, tensors=False)
+        epoch = checkpoint["epoch"] + 1
+        row = next((row for row in run.epoch_rows() if row["epoch"] == epoch), {})
+        # The checkpoint's own validation: with val_check_interval it may be from the middle of its epoch.
+        metrics = {**row, **checkpoint[METRICS_KEY], "epoch": epoch, "step": checkpoint["global_step"]}
+        selected = str(file), metrics
+    file, metrics = trainer.strategy.broadcast(selected)
     if trainer.limit_test_batches != 0:
         data: Any = {"datamodule": experiment.data, "ckpt_path": file, "weights_only": True}
         metrics |= trainer.test(experiment.classifier, verbose=False, **data)[0]
     return shorten_values(metrics)
-
-
-def _selected(run: RunDirectory) -> tuple[str, dict[str, float]]:
-    """The checkpoint to test, and the metrics of its epoch."""
-    file = run.checkpoint("best")
-    checkpoint = read_checkpoint(file, tensors=False)
-    epoch = checkpoint["epoch"] + 1
-    row = next((row for row in run.epoch_rows() if row["epoch"] == epoch), {})
-    # The checkpoint's own validation: with val_check_interval it may be from the middle of its epoch.
-    return str(file), {**row, **checkpoint[METRICS_KEY], "epoch": epoch, "step": checkpoint["global_step"]}

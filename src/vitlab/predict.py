@@ -66,8 +66,8 @@ def predict(command: DictConfig, overrides: Sequence[Override]) -> None:
         write_csv(folder / "predictions.csv", columns, map(_cells, rows))
         print_written(folder / "predictions.csv")
         if command.grid > 0:
+            best = [(path, names[0], values[0]) for path, names, values in rows[: command.grid]]
             with replacing(folder / "grid.png") as temporary:
-                best = [(path, names[0], values[0]) for path, names, values in rows[: command.grid]]
                 render(partial(draw_predictions, best), "Predictions").save(temporary, format="png")
             print_written(folder / "grid.png")
     check_all_read(failures, len(rows), command.images)
@@ -79,11 +79,8 @@ def check_top_k(top_k: int) -> None:
 
 
 def find_images(wanted: Any) -> tuple[list[Path], dict[str, str]]:
-    """Image files of a file, folder (with its subfolders), pattern, or a list of those; each file once.
-
-    Returns:
-        The files in order, and for each item that has none the reason.
-    """
+    """The image files of a file, folder (with its subfolders), pattern, or a list of those, in order, each file once;
+    and for each item that has none the reason."""
     from vitlab.data.decoding import image_suffixes
 
     files: dict[Path, None] = {}

@@ -133,9 +133,7 @@ def read_file(path: Path, which: str | None = None) -> Weights:
     state_dict, bare or where timm's training script puts it.
 
     `which` weights of a checkpoint of vitlab's: "raw", "ema", or None for those that its run selected epochs by.
-
-    Raises:
-        UserError: the file is missing or damaged, holds more than tensors and plain data, or no tensors.
+    UserError if the file is missing or damaged, holds more than tensors and plain data, or no tensors.
     """
     if not path.is_file():
         problem = "is a folder: pass the file in it" if path.is_dir() else "does not exist"

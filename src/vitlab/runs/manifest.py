@@ -54,17 +54,12 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _git() -> dict[str, Any]:
     """Git revision of this code, and whether tracked files differ from it; None outside a git checkout."""
-    here = Path(__file__).parent
-
-    def ask(*arguments: str) -> str | None:
-        try:
-            answer = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return answer.stdout.strip() if answer.returncode == 0 else None
-
-    status = ask("status", "--porcelain", "--untracked-files=no")
-    return {"revision": ask("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    ask = ["git", "-C", Path(__file__).parent, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        answer = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return {"revision": None, "dirty": None}
+    return {"revision": answer.removesuffix("-dirty"), "dirty": answer.endswith("-dirty")}
 
 
 def _cpu_name() -> str:

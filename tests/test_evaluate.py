@@ -8,7 +8,6 @@ import pytest
 from conftest import Command
 from omegaconf import OmegaConf
 
-from vitlab.config.compose import CONF
 from vitlab.config.instantiate import build
 from vitlab.loaded_model import open_model
 from vitlab.runs.directory import RunDirectory
@@ -85,7 +84,7 @@ def test_flip_adds_the_accuracy_with_mirror_images_and_changes_no_other_number(r
     assert {key: value for key, value in both.items() if "flip" not in key and key != "overrides"} == {
         key: value for key, value in single.items() if key != "overrides"
     }
-    model = open_model(OmegaConf.create({"run": str(run), **COMMAND}), [], CONF)
+    model = open_model(OmegaConf.create({"run": str(run), **COMMAND}), [])
     data = build(model.config.data, "data", augmentations=[], seed=0)
     data.prepare_data()
     data.setup()

@@ -23,9 +23,8 @@ from vitlab.errors import UserError
 from vitlab.loaded_model import rebuild_network
 from vitlab.models import timm_model
 from vitlab.runs.checkpoint import read_checkpoint
+from vitlab.weights.export_formats import save_onnx, save_timm
 from vitlab.weights.loading import read_file
-from vitlab.weights.onnx_export import save_onnx
-from vitlab.weights.timm_export import save_timm
 
 DATA: dict[str, Any] = {
     "image_size": 32,

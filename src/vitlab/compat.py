@@ -42,12 +42,8 @@ def _is_disk_error(error: BaseException | None) -> bool:
 def translate_lightning_exits(trainer: pl.Trainer) -> Iterator[None]:
     """Turn Lightning's ways to end fit, test and validate into exceptions.
 
-    By itself Lightning ends the process with status 1 after Ctrl-C and with status 0 after SIGTERM.
-
-    Raises:
-        KeyboardInterrupt: after Ctrl-C.
-        TerminatedError: after SIGTERM.
-        UserError: the trainer's settings contradict each other, the disk is full or read-only, or a port is taken.
+    KeyboardInterrupt after Ctrl-C and TerminatedError after SIGTERM: by itself Lightning ends the process with status 1
+    and 0. UserError if the trainer's settings contradict each other, the disk is full or read-only, or a port is taken.
     """
     show = threading.excepthook
     # TensorBoard writes in a thread; the full disk is reported once, by the run itself.
@@ -118,8 +114,8 @@ class _WatchedLauncher(_SubprocessScriptLauncher):
 def watch_local_ranks(trainer: pl.Trainer, started: Callable[[], None]) -> None:
     """Call `started` once the trainer has started the other local ranks; Lightning's own observer then stays away.
 
-    Lightning 2.6: its observer kills every process as soon as one fails, without saying which one and why. The launcher
-    class and `strategy._launcher` are private; a launcher cannot be given to a strategy in a public way.
+    Lightning 2.6: its observer kills every process as soon as one fails, without saying which one and why. A launcher
+    cannot be given to a strategy in a public way.
     """
     launcher = trainer.strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):
@@ -129,8 +125,7 @@ def watch_local_ranks(trainer: pl.Trainer, started: Callable[[], None]) -> None:
 def shard_over_all_processes(strategy: ModelParallelStrategy) -> None:
     """Make every process of every machine a shard; to be called before the strategy sets up its environment.
 
-    Lightning 2.6: the size has to be given to the constructor, before the number of devices is known, and its "auto"
-    means one shard per machine.
+    Lightning 2.6 takes the size in the constructor, before the number of devices is known; its "auto" is per machine.
     """
     strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes
 

@@ -19,6 +19,11 @@ class PeerError(Exception):
     """Another of the run's processes failed, or is gone, which was said already; exit status 1."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class if it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def nearest(word: str, known: Iterable[Any]) -> str:
     """ ". Did you mean 'x'?" for the nearest of the known words, or nothing if none is near."""
     near = get_close_matches(word, sorted(map(str, known)), n=1)

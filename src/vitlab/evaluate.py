@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import Override
@@ -14,7 +12,7 @@ from omegaconf import DictConfig
 from vitlab.cli import no_gc_imports, run
 from vitlab.config.compose import CONF, read_command
 from vitlab.errors import UserError
-from vitlab.files import set_aside, write_json, write_text
+from vitlab.files import set_aside, write_csv, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,13 +27,10 @@ def main() -> None:
 def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, Any]:
     """Write `evaluation_<split>.json` and `predictions_<split>.csv` into the run; earlier ones are renamed.
 
-    Args:
-        command: The values of `conf/evaluate.yaml`.
-        overrides: Of the run's config.
+    `command` holds the values of `conf/evaluate.yaml`, `overrides` those of the run's config.
 
-    Returns:
-        The content of the JSON file: loss (nats) and accuracy by their metric names, and each class's accuracy. With
-        `flip` also `<split>/loss_flip` and `<split>/acc_flip`; everything else is of the images alone.
+    Returns the content of the JSON file: loss (nats) and accuracy by their metric names, and each class's accuracy.
+    With `flip` also `<split>/loss_flip` and `<split>/acc_flip`; everything else is of the images alone.
 
     Raises:
         UserError: run, checkpoint, split or an override is wrong.
@@ -55,12 +50,10 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
         from vitlab.report.terminal import print_evaluation
         from vitlab.runs.metrics_files import shorten_values
 
-    model = open_model(command, overrides, CONF)
+    model = open_model(command, overrides)
     assert model.run is not None  # conf/evaluate.yaml asks for it
     config = model.config
-    data = build(config.data, "data", augmentations=[], seed=config.seed)
-    data.prepare_data()
-    data.setup()
+    data = model.load_data()
     if not len(data.splits[split]):
         raise UserError("split=val: the run has no validation images (data.val_size=0)")
     classifier = ImageClassifier(
@@ -108,7 +101,8 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
     json_file, csv_file = (model.run.path / name for name in (f"evaluation_{split}.json", f"predictions_{split}.csv"))
     for old in (json_file, csv_file):
         set_aside(old)
-    write_text(csv_file, predictions_csv(logits, predictions, images, model.classes))
+    columns = ["image", "label", "prediction", "probability", "correct", *(f"p({name})" for name in model.classes)]
+    write_csv(csv_file, columns, prediction_rows(logits, predictions, images, model.classes))
     write_json(json_file, metrics)
     print_evaluation(metrics, split, len(data.splits[split]), [json_file, csv_file])
     return metrics
@@ -123,16 +117,13 @@ def per_class(predictions: Tensor, labels: Tensor, classes: Sequence[str]) -> di
     return table
 
 
-def predictions_csv(logits: Tensor, predictions: Tensor, images: ImageArrays, classes: Sequence[str]) -> str:
-    """One row per image: name, label, prediction, its probability, and the probability of each class."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "label", "prediction", "probability", "correct", *(f"p({name})" for name in classes)])
+def prediction_rows(
+    logits: Tensor, predictions: Tensor, images: ImageArrays, classes: Sequence[str]
+) -> Iterator[list[Any]]:
     columns = images.names, images.labels.tolist(), predictions.tolist(), logits.softmax(dim=1).tolist()
     for name, label, best, probabilities in zip(*columns, strict=True):
         cells = [f"{p:.6f}" for p in probabilities]
-        writer.writerow([name, classes[label], classes[best], cells[best], int(best == label), *cells])
-    return text.getvalue()
+        yield [name, classes[label], classes[best], cells[best], int(best == label), *cells]
 
 
 if __name__ == "__main__":

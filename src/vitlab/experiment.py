@@ -30,8 +30,8 @@ from vitlab.config.instantiate import build_network, keep_accepted_model_keys
 from vitlab.config.ranges import mode_of
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import DataSpec, ImageDataModule
-from vitlab.distributed.broadcast import broadcast_from_rank0
 from vitlab.distributed.failure_report import FailureReporter, fail_together
+from vitlab.distributed.process import broadcast_from_rank0
 from vitlab.distributed.strategies import cluster
 from vitlab.errors import PeerError, TerminatedError, UserError
 from vitlab.files import write_json
@@ -42,9 +42,8 @@ from vitlab.report.tensorboard import finish_tensorboard, log_text, start_tensor
 from vitlab.report.terminal import print_header, print_interrupted, print_preflight, print_results, print_weights
 from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
 from vitlab.runs.directory import RunDirectory
-from vitlab.runs.loggers import logger_run_id, resume_kwargs
 from vitlab.runs.manifest import describe_origin, differences
-from vitlab.runs.metrics_files import shorten_values
+from vitlab.runs.metrics_files import logger_run_id, resume_kwargs, shorten_values
 from vitlab.weights import LoadReport, Weights, fit_weights, weights_to_start_from
 
 log = logging.getLogger(__name__)
@@ -73,8 +72,7 @@ def train(
         overrides: The part of it that the user gave on the command line; None asks Hydra.
         compare_with: Manifest of a run that this one repeats; differences in code, versions and machine are logged.
 
-    Returns:
-        The final metrics, as in `metrics.json`.
+    Returns the final metrics, as in `metrics.json`.
 
     Raises:
         UserError: the config or the data is wrong.
@@ -121,11 +119,6 @@ def resolve(config: DictConfig, weights: Weights | None = None, overrides: Seque
     Replaces each `auto` by what this machine has; takes image size, mean, std and interpolation from pretrained weights
     where the config has null; drops the keys of `model` that a model class of the user's does not take.
 
-    Args:
-        config: Composed, or of a run.
-        weights: As `weights_to_start_from` returns them.
-        overrides: What the user gave on the command line.
-
     Raises:
         UserError: this machine can't train so, or nothing says how large the images are.
     """
@@ -148,18 +141,11 @@ def resolve(config: DictConfig, weights: Weights | None = None, overrides: Seque
 
 
 def add_data_spec(config: DictConfig, spec: DataSpec, logger: Mapping[str, Any]) -> DictConfig:
-    """Completes a resolved config. This is the one place that makes what `config.yaml` and checkpoints hold.
+    """Completes a resolved config by the facts of the loaded data and keys of the `logger` group, in a read-only copy
+    without interpolations. This is the one place that makes what `config.yaml` and checkpoints hold.
 
     Classes, mean and std may be known only once the data is loaded, and `model.num_classes` refers to them: so the
     model is built from this complete config.
-
-    Args:
-        config: As `resolve` returns it.
-        spec: Of the loaded data; it goes into the `data` group.
-        logger: Keys to set in the `logger` group.
-
-    Returns:
-        A read-only copy without interpolations.
     """
     complete = _editable_copy(config)
     complete.merge_with({"data": spec.as_config(), **({"logger": dict(logger)} if logger else {})})
@@ -184,12 +170,7 @@ def as_plain_data(config: DictConfig) -> dict[str, Any]:
 
 
 def build(config: DictConfig, weights: Weights | None = None, step: int | None = None) -> Experiment:
-    """Loads the data, then builds model, classifier and trainer.
-
-    Args:
-        config: As `resolve` returns it.
-        weights: What the model starts from.
-        step: Step at which a run is resumed; None for a new run.
+    """Loads the data of a resolved config, then builds model, classifier and trainer; `step` is that of a resumed run.
 
     Raises:
         UserError: the data can't be loaded, or a class refuses its arguments.
@@ -318,11 +299,7 @@ def record_final_status(experiment: Experiment) -> Iterator[None]:
 
 
 def check_before_training(experiment: Experiment) -> None:
-    """Runs the preflight checks on rank 0, prints them, and writes `preflight.json`.
-
-    Raises:
-        UserError: a check failed, and `preflight` is not "warn".
-    """
+    """Runs the preflight checks on rank 0, prints them, and writes `preflight.json`; UserError if one failed."""
     trainer, weights, report = experiment.trainer, experiment.weights, experiment.load_report
     mode = experiment.config.preflight or "off"  # YAML reads an unquoted off as false
     if mode == "off" or not trainer.is_global_zero:
@@ -346,12 +323,9 @@ def check_before_training(experiment: Experiment) -> None:
 
 
 def fit_and_test(experiment: Experiment, started: float, checkpoint: Path | None = None) -> dict[str, float]:
-    """Trains, tests the selected checkpoint, and writes and prints the final metrics.
+    """Trains, from the start or a checkpoint, tests the selected checkpoint, writes and prints the final metrics.
 
-    Args:
-        experiment: As `build` returns it.
-        started: `time.perf_counter()` when this process began with the run.
-        checkpoint: Where to resume; None trains from the start.
+    `started` is the `time.perf_counter()` at which this process began with the run.
     """
     trainer, run = experiment.trainer, experiment.run
     # Rank 0 alone ran the checks; the others wait for it here.
@@ -375,20 +349,17 @@ def fit_and_test(experiment: Experiment, started: float, checkpoint: Path | None
 def test_selected(experiment: Experiment) -> dict[str, Any]:
     """Tests the best checkpoint, without validation the last one; returns the metrics of its epoch and of the test."""
     trainer, run = experiment.trainer, experiment.run
-    # Rank 0 reads for all: other machines may see new files late.
-    selected: Any = trainer.strategy.broadcast(_selected(run) if trainer.is_global_zero else None)
-    file, metrics = selected
+    selected: Any = None
+    if trainer.is_global_zero:  # it reads for all: other machines may see new files late
+        file = run.checkpoint("best")
+        checkpoint = read_checkpoint(file, tensors=False)
+        epoch = checkpoint["epoch"] + 1
+        row = next((row for row in run.epoch_rows() if row["epoch"] == epoch), {})
+        # The checkpoint's own validation: with val_check_interval it may be from the middle of its epoch.
+        metrics = {**row, **checkpoint[METRICS_KEY], "epoch": epoch, "step": checkpoint["global_step"]}
+        selected = str(file), metrics
+    file, metrics = trainer.strategy.broadcast(selected)
     if trainer.limit_test_batches != 0:
         data: Any = {"datamodule": experiment.data, "ckpt_path": file, "weights_only": True}
         metrics |= trainer.test(experiment.classifier, verbose=False, **data)[0]
     return shorten_values(metrics)
-
-
-def _selected(run: RunDirectory) -> tuple[str, dict[str, float]]:
-    """The checkpoint to test, and the metrics of its epoch."""
-    file = run.checkpoint("best")
-    checkpoint = read_checkpoint(file, tensors=False)
-    epoch = checkpoint["epoch"] + 1
-    row = next((row for row in run.epoch_rows() if row["epoch"] == epoch), {})
-    # The checkpoint's own validation: with val_check_interval it may be from the middle of its epoch.
-    return str(file), {**row, **checkpoint[METRICS_KEY], "epoch": epoch, "step": checkpoint["global_step"]}

@@ -54,7 +54,7 @@ def explain(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
         from vitlab.plots.vit_plots import EXPLANATION_CAPTION, draw_explanation
         from vitlab.runs.console import show
 
-    model = open_model(command, overrides, CONF)
+    model = open_model(command, overrides)
     target = None if command.target is None else str(command.target)
     if target not in (None, *model.classes):
         hint = did_you_mean(str(target), set(model.classes))

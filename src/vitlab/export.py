@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vitlab.cli import no_gc_imports, run
-from vitlab.config.compose import CONF, FACTS, read_command
+from vitlab.config.compose import CONF, FACTS, parse_overrides, read_command
 from vitlab.errors import UserError
 from vitlab.files import folder_for
 
@@ -33,12 +32,7 @@ def main() -> None:
 def export(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
     """Write `model.safetensors` and `config.json` (timm's format) and `model.onnx` into a folder that has none of them.
 
-    Args:
-        command: The values of `conf/export.yaml`.
-        overrides: Of the run's config.
-
-    Returns:
-        The files.
+    `command` holds the values of `conf/export.yaml`, `overrides` those of the run's config. Returns the files.
 
     Raises:
         UserError: run, checkpoint, format or an override is wrong, a package is missing, or timm has no such model.
@@ -52,10 +46,9 @@ def export(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
         from vitlab.loaded_model import open_model
         from vitlab.report.terminal import print_written
         from vitlab.runs.console import show
-        from vitlab.weights.onnx_export import save_onnx
-        from vitlab.weights.timm_export import save_timm
+        from vitlab.weights.export_formats import save_onnx, save_timm
 
-    model = open_model(command, [*overrides, *OverridesParser.create().parse_overrides(list(PLAIN))], CONF)
+    model = open_model(command, [*overrides, *parse_overrides(PLAIN)])
     assert model.run is not None  # conf/export.yaml asks for it
     config: Any = OmegaConf.to_container(model.config, resolve=True)
     images = _test_images(model, command.check_images) if "onnx" in formats else None
@@ -86,7 +79,7 @@ def _check_formats(command: DictConfig) -> list[str]:
     if not isinstance(command.check_images, int) or command.check_images < 0:
         raise UserError(f"check_images={command.check_images} must be a number of images, 0 or more")
     if "onnx" in formats:
-        from vitlab.weights.onnx_export import onnx_packages
+        from vitlab.weights.export_formats import onnx_packages
 
         onnx_packages()
     return list(formats)
@@ -96,19 +89,15 @@ def _test_images(model: LoadedModel, count: int) -> Tensor:
     """The first test images in the order of an evaluation, float32 `[count, 3, H, W]`, normalised."""
     import torch
 
-    from vitlab.config.instantiate import build
     from vitlab.data.loader import epoch_order
 
     size = model.config.data.image_size
     if not count:
         return torch.empty(0, 3, size, size)
     try:
-        data = build(model.config.data, "data", augmentations=[], seed=model.config.seed)
-        data.prepare_data()
-        data.setup()
+        arrays = model.load_data().splits["test"]
     except UserError as error:
         raise UserError(f"{error} (check_images=0 leaves the images out)") from error
-    arrays = data.splits["test"]
     return model.preprocess(arrays.pick(epoch_order(len(arrays), 0, 0)[:count]))
 
 

@@ -1,11 +1,14 @@
 """Atomic file writes, locks, and names for new files."""
 
+import csv
+import io
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,8 @@ CONF = Path(__file__).parents[2] / "conf"  # the YAML files of the checkout that
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path next to `path`; at the end of the block that file replaces `path` in one step.
-
-    If the block raises, `path` is unchanged.
-    """
+    """Yields a temporary path next to `path`; at the end of the block that file replaces `path` in one step. If the
+    block raises, `path` is unchanged."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)  # a link there, in somebody else's run, would be followed
     try:
@@ -33,22 +34,16 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def locked(folder: Path, refusal: str) -> Iterator[None]:
+def locked(folder: Path, refusal: str) -> AbstractContextManager[Any]:
     """Locks a folder against other processes; the operating system releases the lock of a killed process.
 
     Raises:
         UserError: another process holds the lock; `refusal` is the message.
     """
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        return FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         raise UserError(refusal) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -58,6 +53,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    write_text(path, text.getvalue())
 
 
 def new_file(out: str | None, default: str) -> Path:
@@ -73,17 +74,12 @@ def new_file(out: str | None, default: str) -> Path:
 
 
 def set_aside(path: Path, *, keep: bool = False) -> None:
-    """Renames a file that is about to be replaced: its modification time is appended to its name.
-
-    With `keep` it is copied instead, for a file that must exist at any moment.
-    """
+    """Renames a file that is about to be replaced: its modification time is appended to its name. With `keep` it is
+    copied instead, for a file that must exist at any moment."""
     if path.exists():
         written = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(path.stat().st_mtime))
-        older = path.with_name(f"{path.stem}_{written}{path.suffix}")
-        count = 1
-        while older.exists():
-            count += 1
-            older = path.with_name(f"{path.stem}_{written}_{count}{path.suffix}")
+        names = _numbered(f"{path.stem}_{written}", path.suffix)
+        older = next(file for file in map(path.with_name, names) if not file.exists())
         if keep:
             shutil.copy2(path, older)
         else:
@@ -96,15 +92,18 @@ def folder_for(base: Path, *names: str) -> Path:
     Raises:
         UserError: the folder can't be made.
     """
-    folder, count = base, 1
-    while any((folder / name).exists() for name in names):
-        count += 1
-        folder = base.with_name(f"{base.name}_{count}")
+    folders = (base.parent / name for name in _numbered(base.name))
+    folder = next(folder for folder in folders if not any((folder / name).exists() for name in names))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"can't write to {folder} ({error.strerror}): choose another folder with out=...") from error
     return folder
+
+
+def _numbered(name: str, suffix: str = "") -> Iterator[str]:
+    yield name + suffix
+    yield from (f"{name}_{number}{suffix}" for number in count(2))
 
 
 def shorten(path: Path) -> str:

@@ -12,41 +12,30 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from vitlab.compat import keep_freed_memory, silence_libraries
-from vitlab.config.compose import apply_overrides
-from vitlab.config.instantiate import build_network
+from vitlab.config.compose import CONF, apply_overrides
+from vitlab.config.instantiate import build, build_network
 from vitlab.config.resolve import resolve_machine
-from vitlab.data import BatchTransform
+from vitlab.data import BatchTransform, ImageDataModule
 from vitlab.errors import UserError
 from vitlab.models.execution import choose_attention
 from vitlab.report.terminal import print_choice
-from vitlab.runs.checkpoint import CONFIG_KEY, choose_weights, load_network, read_checkpoint
+from vitlab.runs.checkpoint import CONFIG_KEY, choose_weights, network_weights, read_checkpoint
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.trust import check_trusted
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A trained model in eval mode on its device, and the config that it was trained with.
-
-    Attributes:
-        network: The model itself.
-        forward: The model in the precision of the run: preprocessed images -> logits.
-        transform: Resize and normalisation of uint8 images, on the device.
-        config: The run's, with the command's overrides; read-only.
-        run: None if a checkpoint was opened by its path.
-        device: Of the model.
-        checkpoint: The file that the weights are from.
-        weights: "raw", or "ema" for their moving average.
-    """
+    """A trained model in eval mode on its device, and the config that it was trained with."""
 
     network: nn.Module
-    forward: Any
-    transform: BatchTransform
-    config: DictConfig
-    run: RunDirectory | None
+    forward: Any  # the model in the precision of the run: preprocessed images -> logits
+    transform: BatchTransform  # resize and normalisation of uint8 images, on the device
+    config: DictConfig  # the run's, with the command's overrides; read-only
+    run: RunDirectory | None  # None if a checkpoint was opened by its path
     device: torch.device
     checkpoint: Path
-    weights: str
+    weights: str  # "raw", or "ema" for their moving average
 
     @property
     def classes(self) -> list[str]:
@@ -63,14 +52,17 @@ class LoadedModel:
             logits: Tensor = self.forward(self.preprocess(images)).float().cpu()
         return logits
 
+    def load_data(self) -> ImageDataModule:
+        """The run's data without augmentations, in memory."""
+        data: ImageDataModule = build(self.config.data, "data", augmentations=[], seed=self.config.seed)
+        data.prepare_data()
+        data.setup()
+        return data
 
-def open_model(command: DictConfig, overrides: Sequence[Override], conf: Path) -> LoadedModel:
-    """Opens the model that a command names; every verb that uses a trained model starts here.
 
-    Args:
-        command: With `run` or `checkpoint`, and `weights`, `outputs` and `trusted_targets`.
-        overrides: Of the run's config.
-        conf: The folder of YAML files.
+def open_model(command: DictConfig, overrides: Sequence[Override]) -> LoadedModel:
+    """Opens the model that a command names by `run` or `checkpoint`, `weights`, `outputs` and `trusted_targets`, with
+    overrides of its run's config; every verb that uses a trained model starts here.
 
     Raises:
         UserError: the run, the checkpoint or an override is wrong, or the config names a target that is not trusted.
@@ -80,7 +72,7 @@ def open_model(command: DictConfig, overrides: Sequence[Override], conf: Path) -
     file, run = _find_checkpoint(command)
     checkpoint = read_checkpoint(file)
     config = OmegaConf.create(checkpoint[CONFIG_KEY])
-    apply_overrides(config, overrides, conf, command)
+    apply_overrides(config, overrides, CONF, command)
     resolve_machine(config)
     OmegaConf.set_readonly(config, True)
     weights = choose_weights(checkpoint, command.weights, file)
@@ -107,21 +99,17 @@ def open_model(command: DictConfig, overrides: Sequence[Override], conf: Path) -
 def rebuild_network(
     config: DictConfig, checkpoint: dict[str, Any], path: Path, trusted: list[str], which: str = "raw"
 ) -> nn.Module:
-    """The model with the weights of a checkpoint, in eval mode, on the CPU.
+    """The model with the "raw" or "ema" weights of a checkpoint, as read from `path`, in eval mode, on the CPU.
 
-    Args:
-        config: The run's.
-        checkpoint: As `read_checkpoint` returns it.
-        path: The checkpoint's, for messages.
-        trusted: Prefixes of further targets that the config may name.
-        which: "raw" or "ema" weights, as `choose_weights` returns it.
-
-    Raises:
-        UserError: the config names a target that is not trusted, or the weights do not fit.
+    UserError if the run's config names a target that is not vitlab's or `trusted`, or the weights do not fit.
     """
     check_trusted(OmegaConf.to_container(config, resolve=True), trusted)
     network: nn.Module = build_network(config.model)
-    load_network(network, checkpoint, path, which)
+    try:
+        network.load_state_dict(network_weights(checkpoint, which))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the weights in {path} do not fit the model of the config: {reason[:300]}") from error
     if config.compile:
         network.compile()
     return network.eval()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +16,7 @@ from omegaconf import DictConfig, ListConfig
 from vitlab.cli import no_gc_imports, run
 from vitlab.config.compose import CONF, read_command
 from vitlab.errors import UserError
-from vitlab.files import folder_for, replacing, write_text
+from vitlab.files import folder_for, replacing, write_csv
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,9 +29,7 @@ def main() -> None:
 def predict(command: DictConfig, overrides: Sequence[Override]) -> None:
     """Print the most probable classes of images, and write `predictions.csv` and `grid.png`.
 
-    Args:
-        command: The values of `conf/predict.yaml`.
-        overrides: Of the run's config.
+    `command` holds the values of `conf/predict.yaml`, `overrides` those of the run's config.
 
     Raises:
         UserError: run, checkpoint or an override is wrong; or, after all others are done, images could not be read.
@@ -47,7 +43,7 @@ def predict(command: DictConfig, overrides: Sequence[Override]) -> None:
         from vitlab.report.terminal import print_written
         from vitlab.runs.console import show
 
-    model = open_model(command, overrides, CONF)
+    model = open_model(command, overrides)
     files, failures = find_images(command.images)
     rows: list[tuple[Path, list[str], list[float]]] = []
     for paths, images in read_batches(files, model.config.data, failures, model.config.data.eval_batch_size):
@@ -63,11 +59,13 @@ def predict(command: DictConfig, overrides: Sequence[Override]) -> None:
         parent = model.run.path if model.run else Path()
         base = command.out or parent / "predictions" / time.strftime("%Y-%m-%d_%H-%M-%S")
         folder = folder_for(Path(str(base)), "predictions.csv")  # nothing is overwritten
-        write_text(folder / "predictions.csv", _csv(rows))
+        ranks = range(1, len(rows[0][1]) + 1)
+        columns = ["image", *(f"{column}_{rank}" for rank in ranks for column in ("class", "probability"))]
+        write_csv(folder / "predictions.csv", columns, map(_cells, rows))
         print_written(folder / "predictions.csv")
         if command.grid > 0:
+            best = [(path, names[0], values[0]) for path, names, values in rows[: command.grid]]
             with replacing(folder / "grid.png") as temporary:
-                best = [(path, names[0], values[0]) for path, names, values in rows[: command.grid]]
                 render(partial(draw_predictions, best), "Predictions").save(temporary, format="png")
             print_written(folder / "grid.png")
     check_all_read(failures, len(rows), command.images)
@@ -79,12 +77,8 @@ def check_top_k(top_k: int) -> None:
 
 
 def find_images(wanted: Any) -> tuple[list[Path], dict[str, str]]:
-    """Image files of a file, folder (with its subfolders), pattern, or a list of those; each file once.
-
-    Returns:
-        The files in order, and for each item that has none the reason.
-    """
-
+    """The image files of a file, folder (with its subfolders), pattern, or a list of those, in order, each file once;
+    and for each item that has none the reason."""
     from vitlab.data.decoding import image_suffixes
 
     files: dict[Path, None] = {}
@@ -107,16 +101,9 @@ def find_images(wanted: Any) -> tuple[list[Path], dict[str, str]]:
 def read_batches(
     files: Sequence[Path], data: DictConfig, failures: dict[str, str], batch_size: int
 ) -> Iterator[tuple[list[Path], Tensor]]:
-    """Decode images on all cores.
+    """Decode images on all cores: yield paths and uint8 images `[b, 3, stored_size, stored_size]`.
 
-    Args:
-        files: As `find_images` returns them.
-        data: The run's `data` group.
-        failures: Gets the reason for each file that can't be read.
-        batch_size: Images per batch.
-
-    Yields:
-        Paths and uint8 images `[b, 3, stored_size, stored_size]`.
+    `data` is the run's group. `failures` gets the reason for each file that can't be read.
     """
     import torch
 
@@ -132,11 +119,7 @@ def read_batches(
 
 
 def check_all_read(failures: dict[str, str], read: int, images: Any) -> None:
-    """End a command that has done all it could.
-
-    Raises:
-        UserError: images could not be read, or there was none.
-    """
+    """Raise UserError, at the end of a command, if images could not be read or there was none."""
     if failures:
         reasons = "\n".join(f"  {path}: {reason}" for path, reason in failures.items())
         sys.stdout.flush()
@@ -145,15 +128,9 @@ def check_all_read(failures: dict[str, str], read: int, images: Any) -> None:
         raise UserError(f"images={images}: no images found")
 
 
-def _csv(rows: Sequence[tuple[Path, list[str], list[float]]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    ranks = range(1, len(rows[0][1]) + 1)
-    writer.writerow(["image", *(f"{column}_{rank}" for rank in ranks for column in ("class", "probability"))])
-    for path, names, values in rows:
-        cells = [cell for name, value in zip(names, values, strict=True) for cell in (name, f"{value:.6f}")]
-        writer.writerow([path, *cells])
-    return text.getvalue()
+def _cells(row: tuple[Path, list[str], list[float]]) -> list[Any]:
+    path, names, values = row
+    return [path, *(cell for name, value in zip(names, values, strict=True) for cell in (name, f"{value:.6f}"))]
 
 
 if __name__ == "__main__":

@@ -10,19 +10,17 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.config.check import find_mistakes
-from vitlab.config.compose import CONF, apply_overrides, read_command
+from vitlab.config.compose import CONF, apply_overrides, parse_overrides, read_command
 from vitlab.config.instantiate import targets
 from vitlab.config.resolve import resolve_processes
-from vitlab.distributed.broadcast import broadcast_from_rank0
 from vitlab.distributed.failure_report import clear_failures
-from vitlab.distributed.process import this_process
+from vitlab.distributed.process import broadcast_from_rank0, this_process
 from vitlab.distributed.slurm import job, this_command
 from vitlab.errors import UserError
 from vitlab.experiment import (
@@ -41,11 +39,10 @@ from vitlab.report.tensorboard import log_run_text
 from vitlab.report.terminal import print_comparison, print_resumed
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
 from vitlab.runs.console import log_to
-from vitlab.runs.directory import RunDirectory
+from vitlab.runs.directory import RunDirectory, check_paths, rebase_paths
 from vitlab.runs.hparams import flatten
-from vitlab.runs.loggers import clear_logger_run_id
 from vitlab.runs.manifest import describe_origin, differences
-from vitlab.runs.rebase import check_paths, rebase_paths
+from vitlab.runs.metrics_files import clear_logger_run_id
 from vitlab.runs.trust import check_trusted
 
 log = logging.getLogger(__name__)
@@ -94,11 +91,16 @@ def resume(command: DictConfig, overrides: Sequence[Override], conf: Path) -> di
         KeyboardInterrupt, TerminatedError: as `train`.
     """
     started = time.perf_counter()
-    run = RunDirectory(Path(broadcast_from_rank0("resume", lambda: str(_open_unfinished(command).path))))
+    run = _open_on_rank0(str(command.resume), command.outputs, key="resume", finished=False)
     with run.locked():
         # Resolve: the run's own config, with the changes that the user asks for and the run allows.
         saved = _rebased(run.config(), run.path)
-        config = _with_changes(saved, command, overrides, conf)
+        config = copy.deepcopy(saved)
+        config.trainer.num_nodes = "auto"  # as many machines and processes as were started now
+        if this_process().launched_together:
+            config.trainer.devices = "auto"
+        apply_overrides(config, overrides, conf, command)
+        resolve_processes(config)
         changed = check_changes(as_plain_data(saved), as_plain_data(config))
         _check_config(config, run.path, command)
         file = run.checkpoints / f"{command.checkpoint}.ckpt"
@@ -119,10 +121,9 @@ def resume(command: DictConfig, overrides: Sequence[Override], conf: Path) -> di
             return fit_and_test(experiment, started, checkpoint=file)
 
 
-def _open_unfinished(command: DictConfig) -> RunDirectory:
-    run = RunDirectory.open(str(command.resume), command.outputs, key="resume", finished=False)
-    clear_failures(run.path)
-    return run
+def _open_on_rank0(path: str, outputs: str, *, key: str, finished: bool = True) -> RunDirectory:
+    opened = broadcast_from_rank0(key, lambda: str(RunDirectory.open(path, outputs, key=key, finished=finished).path))
+    return RunDirectory(Path(opened))
 
 
 def _rebased(config: DictConfig, now: Path) -> DictConfig:
@@ -131,17 +132,6 @@ def _rebased(config: DictConfig, now: Path) -> DictConfig:
         return OmegaConf.create(rebase_paths(as_plain_data(config), str(config.run_dir), str(now.resolve())))
     except OmegaConfBaseException as error:
         raise UserError(f"the run's config.yaml: {str(error).splitlines()[0]}") from error
-
-
-def _with_changes(saved: DictConfig, command: DictConfig, overrides: Sequence[Override], conf: Path) -> DictConfig:
-    """The run's config with overrides, on as many machines and processes as were started."""
-    config = copy.deepcopy(saved)
-    config.trainer.num_nodes = "auto"
-    if this_process().launched_together:
-        config.trainer.devices = "auto"
-    apply_overrides(config, overrides, conf, command)
-    resolve_processes(config)
-    return config
 
 
 def _check_config(config: DictConfig, folder: Path, command: DictConfig) -> None:
@@ -155,11 +145,7 @@ def _check_config(config: DictConfig, folder: Path, command: DictConfig) -> None
 
 
 def check_changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str | None]:
-    """The keys that differ between two configs, and the effect of each (see `RESUMABLE_KEYS`).
-
-    Raises:
-        UserError: names the keys that may not change.
-    """
+    """The keys that differ between two configs, with their effects; UserError if one may not change."""
     old, new = flatten(before), flatten(after)
     effects: dict[str, str | None] = {}
     refused = []
@@ -186,7 +172,7 @@ def _position(run: RunDirectory, file: Path, config: DictConfig) -> tuple[int, i
     try:
         state = read_checkpoint(file, tensors=False)
     except UserError as error:
-        raise UserError("; ".join([str(error), *_readable_checkpoints(run, file)[:1]])) from None
+        raise UserError(f"{error}{_name_readable_checkpoint(run, file)}") from None
     missing = RESUMABLE_STATE - set(state)
     if missing:
         raise UserError(f"{file} can't be resumed: it lacks {', '.join(sorted(missing))}")
@@ -196,14 +182,13 @@ def _position(run: RunDirectory, file: Path, config: DictConfig) -> tuple[int, i
     return state["epoch"] + 1, state["global_step"]
 
 
-def _readable_checkpoints(run: RunDirectory, damaged: Path) -> list[str]:
-    found = []
+def _name_readable_checkpoint(run: RunDirectory, damaged: Path) -> str:
     for other in sorted(run.checkpoints.glob("*.ckpt"), key=lambda f: f.stat().st_mtime, reverse=True):
         if other != damaged:
             with suppress(UserError):
                 read_checkpoint(other)
-                found.append(f"checkpoint={other.stem if other.stem in ('best', 'last') else other} can be")
-    return found
+                return f"; checkpoint={other.stem if other.stem in ('best', 'last') else other} can be"
+    return ""
 
 
 def _check_not_at_end(run: RunDirectory, config: DictConfig, state: dict[str, Any]) -> None:
@@ -238,6 +223,7 @@ def _record_resume(
     run: RunDirectory, config: DictConfig, changed: dict[str, str | None], epoch: int, step: int
 ) -> None:
     """Records in the manifest where and with what the run is resumed; warns if that may change its results."""
+    clear_failures(run.path)
     origin = describe_origin()
     different = differences(run.manifest(), origin)
     if different:
@@ -251,24 +237,10 @@ def _record_resume(
 def reproduce(command: DictConfig, overrides: Sequence[Override], conf: Path) -> dict[str, float]:
     """Trains with a finished run's config and seed in a new directory, and prints both runs' metrics.
 
-    On the same machine, with the same versions and code, the metrics are equal to the last bit.
-
-    Args:
-        command: The values of `conf/reproduce.yaml`.
-        overrides: Of the run's config.
-        conf: The folder of YAML files.
-
-    Returns:
-        The new run's final metrics.
-
-    Raises:
-        UserError: there is no such run, or it is not finished.
-        KeyboardInterrupt, TerminatedError: as `train`.
+    On the same machine, with the same versions and code, the metrics are equal to the last bit. Takes and raises the
+    same as `resume`, and returns the new run's metrics.
     """
-    opened = broadcast_from_rank0(
-        "reproduced", lambda: str(RunDirectory.open(str(command.reproduce), command.outputs, key="reproduce").path)
-    )
-    run = RunDirectory(Path(opened))
+    run = _open_on_rank0(str(command.reproduce), command.outputs, key="reproduce")
     then = run.final_metrics()
     if not then:
         raise UserError(f"reproduce={command.reproduce} has no metrics.json to compare with: the run is not finished")
@@ -276,9 +248,7 @@ def reproduce(command: DictConfig, overrides: Sequence[Override], conf: Path) ->
     if config.name == ".." or Path(str(config.name)).name != config.name:
         raise UserError(f"name={config.name} in {run.path / 'config.yaml'} can't be the name of a folder")
     base = Path(command.outputs) / config.name / time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder = Path(
-        broadcast_from_rank0("reproduce", lambda: str(folder_for(base, "manifest.json", "run.log").resolve()))
-    )
+    folder = Path(broadcast_from_rank0("folder", lambda: str(folder_for(base, "manifest.json", "run.log").resolve())))
     config = _rebased(config, folder)
     config.logger = clear_logger_run_id(config.logger) if config.logger else None
     apply_overrides(config, overrides, conf, command)
@@ -295,18 +265,14 @@ def reproduce(command: DictConfig, overrides: Sequence[Override], conf: Path) ->
 def resume_requeued(arguments: Sequence[str]) -> bool:
     """Resumes the run that this command began before SLURM or torchrun started it again.
 
-    Args:
-        arguments: As given on the command line. They are trusted, and so are the targets that they name.
+    The arguments on the command line are trusted, and so are the targets that they name. Raises as `resume`.
 
     Returns:
         False if the command began no run, or nothing of the run was saved: then start a new one.
-
-    Raises:
-        As `resume`.
     """
     folder, outputs, trusted, overrides = _read_training_command(arguments)
     places = [Path(outputs), *([folder] if folder else [])]
-    begun = broadcast_from_rank0("begun", lambda: str(run.path) if (run := _find_begun_run(places)) else "")
+    begun = broadcast_from_rank0("begun", lambda: _find_begun_run(places))
     if not begun:
         return False
     run = RunDirectory(Path(begun))
@@ -325,16 +291,16 @@ def resume_requeued(arguments: Sequence[str]) -> bool:
     return True
 
 
-def _find_begun_run(places: Iterable[Path]) -> RunDirectory | None:
-    """The newest run in or below these folders that an earlier start of this job began."""
+def _find_begun_run(places: Iterable[Path]) -> str:
+    """The newest run in or below these folders that an earlier start of this job began; "" if there is none."""
     found = []
     mine = job(), this_command(), str(Path.cwd())
     for file in {file for place in places for file in place.rglob("manifest.json")}:
         with suppress(UserError):  # an unreadable manifest belongs to another run
             manifest = RunDirectory(file.parent).manifest()
             if (manifest.get("job"), manifest.get("command"), manifest.get("folder")) == mine:
-                found.append((str(manifest.get("started")), file.parent))
-    return RunDirectory(max(found)[1]) if found else None
+                found.append((str(manifest.get("started")), str(file.parent)))
+    return max(found)[1] if found else ""
 
 
 def _read_training_command(arguments: Sequence[str]) -> tuple[Path | None, str, list[str], list[Override]]:
@@ -350,4 +316,4 @@ def _read_training_command(arguments: Sequence[str]) -> tuple[Path | None, str, 
     HydraConfig.instance().cfg = None  # the resumed run is no Hydra job
     plain = OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
     places = [f"data.{key}={config.data[key]!r}" for key in ("cache_dir", "url") if config.data.get(key) is not None]
-    return folder, "outputs", list(targets(plain)), OverridesParser.create().parse_overrides(places)
+    return folder, "outputs", list(targets(plain)), parse_overrides(places)

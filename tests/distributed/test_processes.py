@@ -228,7 +228,7 @@ def test_a_sharded_model_is_gone_on_with_by_other_processes(alone: Path, tmp_pat
 
 ASKS_TWICE = """
 import os, time
-from vitlab.distributed.broadcast import broadcast_from_rank0
+from vitlab.distributed.process import broadcast_from_rank0
 time.sleep(3 * int(os.environ["SLURM_PROCID"]))
 answers = broadcast_from_rank0("begun", lambda: "nothing"), broadcast_from_rank0("folder", lambda: "here")
 os.write(1, " ".join((*answers, "")).encode())  # at once: the processes share one pipe

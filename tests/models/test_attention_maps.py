@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vitlab.models import timm_model
 from vitlab.models.interpretation import attention_gradients, record_attention, token_layout
-from vitlab.weights.timm_export import save_timm
+from vitlab.weights.export_formats import save_timm
 
 DATA: dict[str, Any] = {"image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
 

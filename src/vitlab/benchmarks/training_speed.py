@@ -33,8 +33,8 @@ from vitlab.config.instantiate import build_network
 from vitlab.data import ImageDataModule
 from vitlab.errors import UserError
 from vitlab.models.execution import forward_flops
-from vitlab.runs.metrics_files import read_epochs
-from vitlab.weights.timm_export import ARCHITECTURE, timm_arguments
+from vitlab.runs.directory import RunDirectory
+from vitlab.weights.export_formats import ARCHITECTURE, timm_arguments
 
 TRAIN = str(CONF.parent / "train.py")
 GPU_MODELS = {
@@ -111,7 +111,7 @@ def _train_speed(overrides: Sequence[str], steps: int) -> float:
         limits = ["trainer.max_epochs=4", f"trainer.limit_train_batches={steps}", "trainer.limit_test_batches=0"]
         limits += ["trainer.limit_val_batches=0", "preflight=off", f"hydra.run.dir={folder}/run"]
         run_process([sys.executable, TRAIN, *overrides, *limits])
-        rows = read_epochs(Path(folder) / "run" / "metrics.csv")
+        rows = RunDirectory(Path(folder) / "run").epoch_rows()
     return rows[2]["images_per_second"]
 
 

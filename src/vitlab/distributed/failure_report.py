@@ -39,25 +39,19 @@ class Failure:
 
 
 class FailureReporter(pl.Callback):
-    """Write each rank's failure into the run's `ranks/` folder; rank 0 reads them and names the first one.
-
-    Args:
-        run: The run directory.
-    """
+    """Write each rank's failure into the run's `ranks/` folder; rank 0 reads them and names the first one."""
 
     def __init__(self, run: Path) -> None:
         self.folder = run / "ranks"
         self.cause: str | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        deadline = time.monotonic() + GRACE_SECONDS  # network file systems show new files late
-        while trainer.world_size > 1 and not (self.folder.parent / "manifest.json").exists():
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"{self.folder.parent.resolve()} is not visible to this machine: several machines need a shared "
-                    "file system for the run directory (hydra.run.dir=...)"
-                )
-            time.sleep(0.2)
+        run = self.folder.parent
+        if trainer.world_size > 1 and not _wait_until((run / "manifest.json").exists):
+            raise UserError(
+                f"{run.resolve()} is not visible to this machine: several machines need a shared file system for the "
+                "run directory (hydra.run.dir=...)"
+            )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         # Runs before Lightning's teardown, which removes the signal handlers that protect this process.
@@ -66,31 +60,50 @@ class FailureReporter(pl.Callback):
         own = Failure(trainer.global_rank, time.time(), _sentence(exception), is_secondary(exception))
         if not trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self._file(own.rank), asdict(own))
+            write_json(self.folder / f"rank_{own.rank}.failure.json", asdict(own))
         elif own.secondary:
-            deadline = time.monotonic() + GRACE_SECONDS
-            while len(self._reported(trainer.world_size)) < trainer.world_size - 1 and time.monotonic() < deadline:
-                time.sleep(0.1)
+            _wait_until(lambda: len(_failures(self.folder)) == trainer.world_size - 1)
             self.cause = self.describe(trainer, own)
             # Print at once: torchrun is about to end this process.
             print(f"error: {self.cause}", file=sys.stderr, flush=True)
 
-    def _file(self, rank: int) -> Path:
-        return self.folder / f"rank_{rank}.failure.json"
-
     def describe(self, trainer: pl.Trainer, own: Failure | None) -> str:
         """Name the first failure, for when rank 0's own failure is secondary or it has not failed."""
-        ranks = trainer.world_size
-        return describe(own, self._reported(ranks), failed_children(trainer), ranks, self.folder)
+        reported = [Failure(**json.loads(file.read_text())) for file in _failures(self.folder)]
+        return describe(own, reported, failed_children(trainer), trainer.world_size, self.folder)
 
-    def _reported(self, ranks: int) -> list[Failure]:
-        files = [file for rank in range(1, ranks) if (file := self._file(rank)).exists()]
-        return [Failure(**json.loads(file.read_text())) for file in files]
+    def end_if_child_fails(self, trainer: pl.Trainer, over: threading.Event, end_run: Callable[[], None]) -> None:
+        """In a thread: end the run when a child process is gone while rank 0 waits for it in a call that never returns.
+
+        NCCL's calls do not return; gloo's do, and then rank 0 reports the failure itself.
+        """
+        while not failed_children(trainer):
+            if over.wait(0.2):
+                return
+        rank_zero_noticed = over.wait(2 * GRACE_SECONDS) or self.cause is not None
+        if not rank_zero_noticed:
+            cause = self.describe(trainer, None)
+            kill_children(trainer)
+            end_run()
+            print(f"error: {cause}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+
+def _wait_until(condition: Callable[[], bool]) -> bool:
+    """Wait for files of other processes, which network file systems show late; False if they do not appear."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while not (fulfilled := condition()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return fulfilled
+
+
+def _failures(folder: Path) -> list[Path]:
+    return sorted(folder.glob("rank_*.failure.json"))
 
 
 def clear_failures(run: Path) -> None:
     """Remove the failure reports of an earlier attempt, before the run resumes."""
-    for file in run.glob("ranks/rank_*.failure.json"):
+    for file in _failures(run / "ranks"):
         file.unlink()
 
 
@@ -106,14 +119,13 @@ def describe(own: Failure | None, reported: list[Failure], ended: Mapping[int, i
 
     Args:
         own: Rank 0's own, secondary failure; None if rank 0 has not failed.
-        reported: Failures that the other ranks reported.
-        ended: Exit status by rank of processes that rank 0 started and that have ended; negative: a signal's number.
-        ranks: World size.
-        logs: Folder of the ranks' logs.
+        reported: Failures of the other ranks.
+        ended: Exit status by rank of rank 0's children that have ended; negative: a signal's number.
+        ranks, logs: World size, and the folder of the ranks' logs.
     """
-    causes = sorted((failure for failure in reported if not failure.secondary), key=lambda failure: failure.time)
+    causes = [failure for failure in reported if not failure.secondary]
     if causes:
-        first = causes[0]
+        first = min(causes, key=lambda failure: failure.time)
         return f"process {first.rank} of {ranks} failed first: {first.error} ({logs / f'rank_{first.rank}.log'})"
     silent = [rank for rank in range(1, ranks) if rank not in {failure.rank for failure in reported}]
     killed = [f"process {rank} of {ranks} {_describe_status(ended[rank])}" for rank in silent if rank in ended]
@@ -155,30 +167,6 @@ def kill_children(trainer: pl.Trainer) -> None:
         child.kill()
 
 
-class ChildWatch(threading.Thread):
-    """End the run when a child process is gone while rank 0 waits for it in a call that never returns.
-
-    NCCL's calls do not return; gloo's do, and then rank 0 reports the failure itself.
-    """
-
-    def __init__(self, trainer: pl.Trainer, reporter: FailureReporter, end_run: Callable[[], None]) -> None:
-        super().__init__(daemon=True, name="child-watch")
-        self.trainer, self.reporter, self.end_run = trainer, reporter, end_run
-        self.over = threading.Event()
-
-    def run(self) -> None:
-        while not failed_children(self.trainer):
-            if self.over.wait(0.2):
-                return
-        rank_zero_noticed = self.over.wait(2 * GRACE_SECONDS) or self.reporter.cause is not None
-        if not rank_zero_noticed:
-            cause = self.reporter.describe(self.trainer, None)
-            kill_children(self.trainer)
-            self.end_run()
-            print(f"error: {cause}", file=sys.stderr, flush=True)
-            os._exit(1)
-
-
 @contextmanager
 def fail_together(trainer: pl.Trainer, end_run: Callable[[], None]) -> Iterator[None]:
     """Around the work of several processes: when one fails, all end, and rank 0 names the first failure.
@@ -187,9 +175,7 @@ def fail_together(trainer: pl.Trainer, end_run: Callable[[], None]) -> Iterator[
     needs as long as its step and its checkpoint take; a rank that hangs has to be killed soon. Its workers also have
     sessions of their own, so that a second Ctrl-C would not reach them.
 
-    Args:
-        trainer: The trainer of this process.
-        end_run: Records the failure in the manifest if rank 0 has to be ended from outside.
+    `end_run` records the failure in the manifest if rank 0 has to be ended from outside.
 
     Raises:
         PeerError: on rank 0, when another process failed first.
@@ -199,7 +185,8 @@ def fail_together(trainer: pl.Trainer, end_run: Callable[[], None]) -> Iterator[
         yield
         return
     reporter = next(c for c in trainer.callbacks if isinstance(c, FailureReporter))  # type: ignore[attr-defined]
-    watch = ChildWatch(trainer, reporter, end_run)
+    over = threading.Event()
+    watch = threading.Thread(target=reporter.end_if_child_fails, args=(trainer, over, end_run), daemon=True)
     watch_local_ranks(trainer, watch.start)
     try:
         yield
@@ -216,4 +203,4 @@ def fail_together(trainer: pl.Trainer, end_run: Callable[[], None]) -> Iterator[
             raise PeerError(reporter.cause) from error
         raise
     finally:
-        watch.over.set()
+        over.set()

@@ -1,31 +1,30 @@
-"""Rank and world size of this process, known before torch is imported."""
+"""Rank and world size, and decisions of rank 0, before torch.distributed starts."""
 
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from vitlab.errors import UserError
 
 PR_SET_PDEATHSIG = 1  # man prctl
+WAIT = timedelta(minutes=10)  # until every process has imported what it needs; network file systems are slow
+ANSWER = "VITLAB_AGREED_"  # prefix of the variables through which processes started by Lightning get the answers
 
 
 @dataclass(frozen=True)
 class Process:
-    """One of the processes that train one model.
-
-    Attributes:
-        rank: Global rank, from 0.
-        world_size: Number of processes.
-        nodes: Number of machines.
-        started_by: "torchrun", "srun", "Lightning" (a rank that rank 0 started) or "user".
-    """
+    """One of the processes that train one model."""
 
     rank: int = 0
     world_size: int = 1
     nodes: int = 1
-    started_by: str = "user"
+    started_by: str = "user"  # or "torchrun", "srun", "Lightning" (a rank that rank 0 started)
 
     @property
     def is_rank_zero(self) -> bool:
@@ -59,25 +58,17 @@ def this_process() -> Process:
 
 
 def check_start(*, several: bool) -> None:
-    """Refuse a start that would wait for processes that nobody starts, or would do the same work several times.
-
-    Args:
-        several: Whether this command may run as several processes.
-
-    Raises:
-        UserError: it names what started this process, and the right way to start it.
-    """
+    """Raise UserError if this start would wait for processes that nobody starts, or, unless the command may run as
+    `several` processes, would do the same work several times."""
     me, known = this_process(), os.environ
-    started = me.started_by == "torchrun" or "SLURM_STEP_ID" in known  # set by srun, not by the job around it
-    if me.launched_together and started and not several:
-        raise UserError(f"this command runs as one process, but {me.started_by} started {me.world_size}")
-    if me.launched_together and me.started_by == "srun" and several:
-        if not started:
-            raise UserError(
-                f"this job has {me.world_size} tasks, but nothing starts them: use srun python train.py ..."
-            )
-        if "SLURM_NTASKS_PER_NODE" not in known:
-            raise UserError("the number of processes per machine is unknown: use sbatch --ntasks-per-node=...")
+    together = me.started_by if me.launched_together else None
+    started = together == "torchrun" or "SLURM_STEP_ID" in known  # set by srun, not by the job around it
+    if together and started and not several:
+        raise UserError(f"this command runs as one process, but {together} started {me.world_size}")
+    if together == "srun" and several and not started:
+        raise UserError(f"this job has {me.world_size} tasks, but nothing starts them: use srun python train.py ...")
+    if together == "srun" and several and "SLURM_NTASKS_PER_NODE" not in known:
+        raise UserError("the number of processes per machine is unknown: use sbatch --ntasks-per-node=...")
     if "NODE_RANK" in known and "LOCAL_RANK" not in known:
         raise UserError("NODE_RANK is set by hand: start processes on several machines with torchrun or srun")
 
@@ -86,3 +77,59 @@ def die_with_parent(number: int) -> None:
     """Make Linux send this process the signal `number` when its parent ends, for whatever reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+
+
+def broadcast_from_rank0(what: str, decide: Callable[[], str], wait: timedelta = WAIT) -> str:
+    """Call `decide` on rank 0 alone and return its answer on every rank; `what` names the decision. UserError if rank 0
+    cannot be reached, or ended before it decided."""
+    me = this_process()
+    if me.started_by == "Lightning":  # rank 0 had decided before it started this process
+        if ANSWER + what not in os.environ:
+            raise UserError("LOCAL_RANK and WORLD_SIZE are set, but not by torchrun, srun or trainer.devices")
+        return os.environ[ANSWER + what]
+    if me.launched_together and not me.is_rank_zero:
+        return _receive(me, what, wait)
+    answer = os.environ[ANSWER + what] = decide()
+    if me.launched_together:
+        store = _store(me)
+        store.set(what, answer)
+        store.wait([f"{what} received by {rank}" for rank in range(1, me.world_size)], wait)
+    return answer
+
+
+def _receive(me: Process, what: str, wait: timedelta) -> str:
+    try:
+        store = _store(me)
+        store.wait([what], wait)
+        answer = str(store.get(what).decode())
+        store.set(f"{what} received by {me.rank}", "yes")
+    except RuntimeError as error:  # the errors of torch.distributed are subclasses
+        raise UserError(
+            f"process {me.rank} of {me.world_size} cannot reach process 0 at "
+            f"{os.environ['MASTER_ADDR']}: see the output of process 0"
+        ) from error
+    return answer
+
+
+@cache  # the store must live as long as the process
+def _store(me: Process) -> Any:
+    from torch.distributed import PrefixStore, TCPStore
+
+    if me.started_by == "srun":
+        from pytorch_lightning.plugins.environments import SLURMEnvironment
+
+        cluster = SLURMEnvironment(auto_requeue=False)
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # torchrun serves a store for its processes. Otherwise rank 0 serves one, on the port next to that of
+    # torch.distributed's own store.
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    port += 0 if served else 1
+    try:
+        store = TCPStore(address, port, is_master=me.is_rank_zero and not served, timeout=WAIT, wait_for_workers=False)
+    except RuntimeError as error:
+        if not me.is_rank_zero:
+            raise
+        raise UserError(f"port {port} of {address} cannot be used: set another MASTER_PORT=...") from error
+    attempt = [os.environ.get(name, "") for name in ("SLURM_STEP_ID", "TORCHELASTIC_RESTART_COUNT")]
+    return PrefixStore(f"vitlab {'.'.join(attempt)}", store)

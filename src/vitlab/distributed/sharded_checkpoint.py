@@ -40,7 +40,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise ValueError(f"its index holds {module}.{name}, which is not data")
 
 
-class ShardReader(dcp.FileSystemReader):
+class _ShardReader(dcp.FileSystemReader):
     """Read a folder from an untrusted source; torch's own reader would execute code that its index names."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -52,9 +52,9 @@ class ShardReader(dcp.FileSystemReader):
         return metadata
 
 
-def names(folder: Path) -> set[str]:
-    """Names of the tensors in a folder."""
-    return set(ShardReader(folder).read_metadata().state_dict_metadata)
+def read_index(folder: Path) -> dict[str, Any]:
+    """Read the names, sizes and types of the tensors in a folder."""
+    return dict(_ShardReader(folder).read_metadata().state_dict_metadata)
 
 
 def write_shards(tensors: dict[str, Any], folder: Path) -> None:
@@ -64,14 +64,11 @@ def write_shards(tensors: dict[str, Any], folder: Path) -> None:
 
 def read_shards(tensors: dict[str, Any], folder: Path, *, alone: bool = False) -> None:
     """Fill the tensors of a nested dict, sharded or whole, in place; unless `alone`, every process must call it.
-
-    Raises:
-        ValueError: the shards are damaged, or their index holds something other than data.
-    """
+    ValueError if the shards are damaged, or their index holds something other than data."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # `alone` means that
         try:
-            dcp.load(tensors, storage_reader=ShardReader(folder), no_dist=alone)
+            dcp.load(tensors, storage_reader=_ShardReader(folder), no_dist=alone)
         except CheckpointException as error:  # a BaseException
             reason = next(iter(error.failures.values()))[0]
             raise ValueError(
@@ -100,21 +97,10 @@ def read_rest(folder: Path) -> dict[str, Any]:
     return rest
 
 
-def about(folder: Path) -> dict[str, Any]:
-    """Like `read_rest`, but also check that the folder's index can be read."""
-    names(folder)
-    return read_rest(folder)
-
-
 def consolidated(folder: Path) -> dict[str, Any]:
-    """Gather the checkpoint on the CPU, in the form that a single process writes.
-
-    Raises:
-        ValueError: the folder holds something other than data.
-    """
+    """Gather the checkpoint on the CPU, in the form that a single process writes."""
     rest = read_rest(folder)
-    known: Mapping[str, Any] = ShardReader(folder).read_metadata().state_dict_metadata
-    flat = {name: torch.empty(kind.size, dtype=kind.properties.dtype) for name, kind in known.items()}
+    flat = {name: torch.empty(kind.size, dtype=kind.properties.dtype) for name, kind in read_index(folder).items()}
     read_shards(flat, folder, alone=True)
     rest["state_dict"] = _below(flat, "state_dict")
     rest["optimizer_states"] = [
@@ -130,11 +116,7 @@ def _below(flat: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _by_number(state: Mapping[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
     """Turn an optimizer state keyed by parameter name into one keyed by parameter number, as torch's optimizers use."""
     names = [name for group in groups for name in group["params"]]
-    numbers = {name: number for number, name in enumerate(names)}
     return {
-        "state": {
-            numbers[name]: {key.removeprefix(f"{name}."): state[key] for key in state if key.rpartition(".")[0] == name}
-            for name in names
-        },
-        "param_groups": [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups],
+        "state": {number: _below(state, name) for number, name in enumerate(names)},
+        "param_groups": [{**group, "params": [names.index(name) for name in group["params"]]} for group in groups],
     }

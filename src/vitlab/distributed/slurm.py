@@ -1,8 +1,7 @@
 """Recognise requeued SLURM jobs and torchrun restarts; requeue a SLURM job.
 
-SLURM puts a job back into the queue and runs its command again, with the same job id and a restart count (`man sbatch`,
-"OUTPUT ENVIRONMENT VARIABLES"). torchrun restarts all processes when one has failed, up to `--max-restarts` times, and
-counts too (`torch.distributed.run`, "Environment Variables").
+Both run the same command again and count the restarts (`man sbatch`, "OUTPUT ENVIRONMENT VARIABLES";
+`torch.distributed.run`, "Environment Variables").
 """
 
 import os
@@ -14,10 +13,7 @@ from contextlib import suppress
 
 
 def job() -> str | None:
-    """Identify the job whose restarts run the same command: the SLURM job id, else the torchrun process.
-
-    None if neither SLURM nor torchrun started this process.
-    """
+    """Identify the job whose restarts run the same command: the SLURM job id, else the torchrun process, else None."""
     if "TORCHELASTIC_RUN_ID" in os.environ and _slurm_job() is None:
         # The run id alone is "none" or "1" in most commands.
         return f"torchrun {os.environ['TORCHELASTIC_RUN_ID']}, process {os.getppid()} of {socket.gethostname()}"

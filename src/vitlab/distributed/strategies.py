@@ -6,21 +6,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from pytorch_lightning.plugins import environments
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint import state_dict as dcp_state
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
@@ -94,13 +83,8 @@ class FullySharded(ModelParallelStrategy):
         folder = path.with_name(self.broadcast(f"{path.name}.{time.time_ns()}"))
         folder.mkdir(parents=True, exist_ok=True)
         optimizers = checkpoint.pop("optimizer_states", [])
-        sharded_checkpoint.write_shards(
-            {
-                "state_dict": checkpoint.pop("state_dict"),
-                **{f"optimizer_{number}": state["state"] for number, state in enumerate(optimizers)},
-            },
-            folder,
-        )
+        states = {f"optimizer_{number}": state["state"] for number, state in enumerate(optimizers)}
+        sharded_checkpoint.write_shards({"state_dict": checkpoint.pop("state_dict"), **states}, folder)
         if self.global_rank == 0:
             groups = [state["param_groups"] for state in optimizers]
             sharded_checkpoint.put_in_place({**checkpoint, sharded_checkpoint.GROUPS: groups}, folder, path)
@@ -115,44 +99,43 @@ class FullySharded(ModelParallelStrategy):
         rest = sharded_checkpoint.read_rest(folder)
         fits = self.lightning_module.trainer.state.fn == "fit"  # in `test` the optimizers of `fit` still exist
         optimizers = dict(enumerate(self.optimizers)) if fits else {}
-        known = sharded_checkpoint.names(folder)
-        tensors: dict[str, Any] = {"state_dict": get_model_state_dict(self.model)}
+        known = sharded_checkpoint.read_index(folder)
+        tensors: dict[str, Any] = {"state_dict": dcp_state.get_model_state_dict(self.model)}
         for number, optimizer in optimizers.items():
-            state: Any = get_optimizer_state_dict(self.model, optimizer)["state"]
+            state: Any = dcp_state.get_optimizer_state_dict(self.model, optimizer)["state"]
             # Parameters that were frozen when the checkpoint was written have no state.
-            there = {name for name in state if any(key.startswith(f"optimizer_{number}.{name}.") for key in known)}
+            there = [name for name in state if any(key.startswith(f"optimizer_{number}.{name}.") for key in known)]
             tensors[f"optimizer_{number}"] = {name: state[name] for name in there}
         sharded_checkpoint.read_shards(tensors, folder)
-        set_model_state_dict(self.model, tensors["state_dict"])
+        dcp_state.set_model_state_dict(self.model, tensors["state_dict"])
         for number, optimizer in optimizers.items():
             found = tensors[f"optimizer_{number}"]
             state = {"state": found, "param_groups": rest[sharded_checkpoint.GROUPS][number]}
-            set_optimizer_state_dict(self.model, optimizer, state, options=StateDictOptions(strict=False))
+            options = dcp_state.StateDictOptions(strict=False)
+            dcp_state.set_optimizer_state_dict(self.model, optimizer, state, options=options)
             for name, parameter in self.model.named_parameters():
                 if name not in found:  # get_optimizer_state_dict has made a state for it
                     optimizer.state.pop(parameter, None)
         return rest
 
 
-def cluster() -> list[ClusterEnvironment]:
+def cluster() -> list[environments.ClusterEnvironment]:
     """Tell Lightning what started the processes.
 
     By itself it takes the tasks of any SLURM job for ranks, and answers SLURM's warning with a checkpoint of its own.
     """
     if this_process().started_by == "torchrun":
-        return [TorchElasticEnvironment()]
+        return [environments.TorchElasticEnvironment()]
     if this_process().started_by == "srun":
-        return [SLURMEnvironment(auto_requeue=False)]
-    return [LightningEnvironment()]
+        return [environments.SLURMEnvironment(auto_requeue=False)]
+    return [environments.LightningEnvironment()]
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard a network's parameters over the processes of a mesh, in place.
-
-    Each block of a `ModuleList` or `Sequential` is one unit, whose weights are gathered together; the rest is another.
-    """
+    """Shard a network's parameters over the processes of a mesh, in place: each block of a `ModuleList` or
+    `Sequential` is one unit, whose weights are gathered together; the rest is another."""
     for block in _blocks(network):
-        if any(True for _ in block.parameters()):
+        if next(block.parameters(), None) is not None:
             fully_shard(block, mesh=mesh)
     fully_shard(network, mesh=mesh)
 

@@ -9,9 +9,8 @@ from typing import Any
 import yaml
 
 from vitlab.errors import UserError
-from vitlab.runs.directory import RunDirectory
+from vitlab.runs.directory import RunDirectory, rebase_paths
 from vitlab.runs.old_config import update_old_config
-from vitlab.runs.rebase import rebase_paths
 from vitlab.sweeps.job import EARLIER_ATTEMPTS, Job
 from vitlab.sweeps.sweep_record import SWEEP_FILE, recorded_jobs
 

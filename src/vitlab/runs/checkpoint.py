@@ -10,8 +10,8 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from vitlab.distributed.sharded_checkpoint import about, consolidated
-from vitlab.errors import UserError
+from vitlab.distributed.sharded_checkpoint import consolidated, read_index, read_rest
+from vitlab.errors import UserError, first_line
 from vitlab.files import replacing
 from vitlab.runs.old_config import update_old_config
 
@@ -43,16 +43,15 @@ class WholeCheckpointIO(TorchCheckpointIO):
         return _with_new_state_names(super().load_checkpoint(path, map_location, weights_only))
 
 
-def _with_new_state_names(checkpoint: Any) -> Any:
-    states = checkpoint.get("callbacks") if isinstance(checkpoint, dict) else None
+def _with_new_state_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    states = checkpoint.get("callbacks")
     if isinstance(states, dict):
         checkpoint["callbacks"] = {RENAMED_STATES.get(name, name): state for name, state in states.items()}
     return checkpoint
 
 
 class ConfigInCheckpoint(pl.Callback):
-    """Adds to every checkpoint the config, so that one file suffices to rebuild the model, and the last validation's
-    metrics."""
+    """Adds the config to each checkpoint, so that it suffices to rebuild the model, and its validation's metrics."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -66,43 +65,33 @@ class ConfigInCheckpoint(pl.Callback):
 
 
 def read_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
-    """Reads a vitlab checkpoint to the CPU; nothing in the file can run code.
+    """Reads a vitlab checkpoint, a file or a folder that several processes wrote, to the CPU, without running its code.
 
-    Args:
-        path: A file, or a folder that several processes wrote.
-        tensors: False leaves out weights and optimizer state of a folder, which may not fit into memory.
-
-    Raises:
-        UserError: the file is missing, damaged, or not a vitlab checkpoint.
+    Without `tensors`, weights and optimizer state of a folder, which may not fit into memory, are left out. Raises
+    UserError if the file is missing, damaged, or not a vitlab checkpoint.
     """
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}")
     try:
-        if path.is_dir():
-            checkpoint = consolidated(path) if tensors else {"state_dict": {}, "optimizer_states": [], **about(path)}
-            checkpoint = _with_new_state_names(checkpoint)
+        if not path.is_dir():
+            check_sums(path)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        elif tensors:
+            checkpoint = consolidated(path)
         else:
-            checkpoint = _read_file(path)
+            read_index(path)  # fails if it is damaged
+            checkpoint = {"state_dict": {}, "optimizer_states": [], **read_rest(path)}
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UserError(f"{path} can't be read as a checkpoint: it is damaged or no checkpoint ({reason})") from error
     if not isinstance(checkpoint, dict) or not is_whole(checkpoint):
         raise UserError(f"{path} is no checkpoint of vitlab's: it lacks the run's config or weights")
     checkpoint[CONFIG_KEY] = update_old_config(checkpoint[CONFIG_KEY])
-    return checkpoint
-
-
-def _read_file(path: Path) -> Any:
-    check_sums(path)
-    return _with_new_state_names(torch.load(path, map_location="cpu", weights_only=True))
+    return _with_new_state_names(checkpoint)
 
 
 def check_sums(path: Path) -> None:
-    """Verifies the checksums in a file of torch.save, which torch.load ignores.
-
-    Raises:
-        ValueError, zipfile.BadZipFile: the file was altered, or is not of torch.save.
-    """
+    """Verifies the checksums in a file of torch.save, which torch.load ignores; ValueError or BadZipFile if wrong."""
     with zipfile.ZipFile(path) as archive:
         if any(part.CRC for part in archive.infolist()):  # torch.serialization.set_crc32_options(False) writes none
             damaged = archive.testzip()
@@ -118,11 +107,7 @@ def is_whole(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def choose_weights(checkpoint: Mapping[str, Any], choice: str | None, path: Path) -> str:
-    """Chooses between a checkpoint's "raw" and "ema" weights: `choice`, or if None those that selected the best epoch.
-
-    Raises:
-        UserError: the checkpoint does not have the chosen weights.
-    """
+    """Chooses between a checkpoint's "raw" and "ema" weights; without a choice, those that selected the best epoch."""
     if choice is None:
         monitor = str(checkpoint[CONFIG_KEY].get("checkpoint", {}).get("monitor"))
         return "ema" if EMA_KEY in checkpoint and monitor.endswith("_ema") else "raw"
@@ -131,19 +116,6 @@ def choose_weights(checkpoint: Mapping[str, Any], choice: str | None, path: Path
     if choice == "ema" and EMA_KEY not in checkpoint:
         raise UserError(f"weights=ema: {path} has no averaged weights; its run was not trained with callbacks=ema")
     return choice
-
-
-def load_network(network: torch.nn.Module, checkpoint: dict[str, Any], path: Path, which: str) -> None:
-    """Loads the "raw" or "ema" weights of a checkpoint into a model.
-
-    Raises:
-        UserError: the weights do not fit.
-    """
-    try:
-        network.load_state_dict(network_weights(checkpoint, which))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"the weights in {path} do not fit the model of the config: {reason[:300]}") from error
 
 
 def network_weights(checkpoint: Mapping[str, Any], which: str) -> dict[str, Tensor]:

@@ -20,10 +20,9 @@ def terminal(**options: Any) -> Console:
 
 
 def show(*lines: RenderableType, style: str = "", console: Console | None = None) -> None:
-    """Print on the terminal, and write the same as plain text to run.log.
+    """Print texts and tables on the terminal, and write the same as plain text to run.log.
 
     Args:
-        lines: Texts and tables, printed below each other.
         style: Of the texts on the terminal, as `bold red`.
         console: The progress bar's, if one may be running: the lines then appear above the bar.
     """

@@ -1,9 +1,8 @@
-"""The run directory `outputs/<name>/<time>/`: open it, read and write its files."""
+"""The run directory `outputs/<name>/<time>/`: open, read, write and guard it."""
 
+import csv
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,46 +12,29 @@ from omegaconf import DictConfig, OmegaConf
 from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
 from vitlab.files import locked, set_aside, write_json, write_text
-from vitlab.runs.metrics_files import Row, read_epochs, read_final
+from vitlab.runs.metrics_files import Row, count_from_one, shorten_values
 from vitlab.runs.old_config import update_old_config
-from vitlab.runs.rebase import check_links
 
 FORMAT = 2  # of a run's files; 1, without this key in the manifest: epochs are counted from 0
+# Keys whose values are places that loggers, callbacks and profilers write to.
+OUTPUT_KEYS = (
+    *("file", "dir", "dirpath", "data_dir", "root_dir", "save_dir", "default_root_dir", "log_dir", "offline_directory"),
+    *("tracking_uri", "artifact_location"),
+)
 
 
-@dataclass(frozen=True)
 class RunDirectory:
-    """The files of one run.
+    """The files of one run. Epochs count from 1."""
 
-    `config.yaml` (resolved), `manifest.json`, `checkpoints/best.ckpt`, `checkpoints/last.ckpt`, `metrics.csv` (one row
-    per epoch), `metrics.json` (final, only of a finished run), `tensorboard/`, `figures/`, `run.log`. Epochs count
-    from 1.
-    """
-
-    path: Path
-
-    @property
-    def manifest_file(self) -> Path:
-        return self.path / "manifest.json"
-
-    @property
-    def metrics_file(self) -> Path:
-        return self.path / "metrics.json"
-
-    @property
-    def epochs_file(self) -> Path:
-        return self.path / "metrics.csv"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest_file = path / "manifest.json"
+        self.metrics_file = path / "metrics.json"  # final, only of a finished run
+        self.epochs_file = path / "metrics.csv"  # one row per epoch
+        self.checkpoints = path / "checkpoints"  # best.ckpt, last.ckpt
 
     def create(self, config: dict[str, Any], manifest: dict[str, Any]) -> None:
-        """Starts a run: writes `config.yaml` and `manifest.json` (status "running").
-
-        Raises:
-            UserError: the directory already holds a run, or is not writable.
-        """
+        """Starts a run: writes `config.yaml` and `manifest.json`; UserError if it can't."""
         try:
             (self.path / "figures").mkdir(parents=True, exist_ok=True)
             self.manifest_file.open("x").close()
@@ -60,32 +42,20 @@ class RunDirectory:
             status = {"status": "running", "started": _now(), "finished": None, "format": FORMAT}
             write_json(self.manifest_file, {**status, **manifest})
         except FileExistsError:
-            raise UserError(
-                f"{self.path} holds a run already: choose another directory with hydra.run.dir=..."
-            ) from None
+            message = f"{self.path} holds a run already: choose another directory with hydra.run.dir=..."
+            raise UserError(message) from None
         except OSError as error:
             raise UserError(f"can't write the run to {self.path} ({error.strerror or error})") from error
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps other runs' processes from writing to this run; rank 0 holds the lock for all ranks, until it ends.
-
-        Raises:
-            UserError: another process holds the lock.
-        """
-        with (
-            nullcontext()
-            if not this_process().is_rank_zero
-            else locked(self.path, f"another process is writing to {self.path}")
-        ):
-            yield
+    def locked(self) -> AbstractContextManager[None]:
+        """Keeps other processes from writing to this run; rank 0 holds the lock for all. UserError if it is taken."""
+        if not this_process().is_rank_zero:
+            return nullcontext()
+        return locked(self.path, f"another process is writing to {self.path}")
 
     def reopen(self, entry: dict[str, Any]) -> None:
-        """Records a resume in the manifest, removes half-written files and sets aside the final metrics.
-
-        Args:
-            entry: Epoch (from 1) and step at which the run resumes, and this process's origin.
-        """
+        """Records in the manifest where (epoch, step) and with what the run resumes, removes half-written files and
+        sets aside the final metrics."""
         for stale in self.path.rglob(".*.tmp"):
             stale.unlink(missing_ok=True)
         resumed = [*self.manifest().get("resumed", []), {"time": _now(), **entry}]
@@ -93,17 +63,14 @@ class RunDirectory:
         self._update_manifest(status="running", finished=None, resumed=resumed)
 
     def manifest(self) -> dict[str, Any]:
-        """The content of `manifest.json` in today's format; empty if the run was killed before it was written.
-
-        Raises:
-            UserError: the file can't be read.
-        """
+        """`manifest.json` in today's format, empty if the run was killed before; UserError if it can't be read."""
         manifest = self._read_manifest()
         if manifest and "format" not in manifest:
-            earlier = manifest.get("resumed")
-            entries = [entry for entry in earlier if isinstance(entry, dict)] if isinstance(earlier, list) else []
-            resumed = [{**entry, "epoch": int(entry.get("epoch", 0)) + 1} for entry in entries]
-            manifest |= {"format": FORMAT, **({"resumed": resumed} if resumed else {})}
+            manifest["format"] = FORMAT
+            entries = manifest.get("resumed")
+            for entry in entries if isinstance(entries, list) else []:
+                if isinstance(entry, dict):
+                    entry["epoch"] = int(entry.get("epoch", 0)) + 1
         return manifest
 
     def _read_manifest(self) -> dict[str, Any]:
@@ -117,20 +84,25 @@ class RunDirectory:
         return content
 
     def epoch_rows(self) -> list[Row]:
-        """The rows of `metrics.csv` so far, without empty cells.
-
-        Raises:
-            OSError, ValueError: the file can't be read.
-        """
-        return read_epochs(self.epochs_file)
+        """The rows of `metrics.csv` so far, without empty cells; OSError or ValueError if it can't be read."""
+        if not self.epochs_file.exists():
+            return []
+        with self.epochs_file.open(newline="", encoding="utf-8") as lines:
+            rows = [row for row in csv.DictReader(lines) if row.get("epoch")]
+        return count_from_one([{name: float(value) for name, value in row.items() if name and value} for row in rows])
 
     def final_metrics(self) -> dict[str, Any]:
-        """The content of `metrics.json`; empty before the run has finished.
-
-        Raises:
-            OSError, ValueError: the file can't be read.
-        """
-        return read_final(self.metrics_file, from_zero="format" not in self._read_manifest())
+        """`metrics.json`, empty before the run has finished; OSError or ValueError if it can't be read."""
+        if not self.metrics_file.exists():
+            return {}
+        metrics: Any = json.loads(self.metrics_file.read_text(encoding="utf-8"))
+        if not isinstance(metrics, dict):
+            raise ValueError(f"{self.metrics_file} holds no keys and values")
+        if "format" in self._read_manifest():
+            return metrics
+        if "epoch" in metrics:
+            metrics["epoch"] += 1
+        return shorten_values(metrics)
 
     @classmethod
     def open(cls, path: str, outputs: str, *, key: str = "run", finished: bool = True) -> "RunDirectory":
@@ -139,19 +111,23 @@ class RunDirectory:
         Args:
             path, outputs: As given on the command line.
             key: The key that `path` was given as, for messages.
-            finished: For "latest": take the newest finished run, or the newest one that can be resumed.
+            finished: Whether "latest" is the newest finished run, or the newest one that can be resumed.
 
         Raises:
             UserError: there is no such run, or it contains links that lead out of it.
         """
         what = "finished run" if finished else "run to resume"
         if path == "latest":
-            runs = [cls(file.parent) for file in Path(outputs).rglob("manifest.json")]
-            time = "finished" if finished else "started"
-            found = [(str(run.manifest().get(time)), run.path) for run in runs if run._is(finished)]
+            wanted = ("finished",) if finished else ("running", "interrupted", "failed")
+            found = []
+            for run in (cls(file.parent) for file in Path(outputs).rglob("manifest.json")):
+                with suppress(UserError):  # of an unreadable manifest
+                    manifest = run.manifest()
+                    if manifest.get("status") in wanted and (finished or any(run.checkpoints.glob("*.ckpt"))):
+                        found.append((str(manifest.get("finished" if finished else "started")), str(run.path)))
             if not found:
                 raise UserError(f"{key}=latest: there is no {what} below {Path(outputs).resolve()}")
-            path = str(max(found)[1])
+            path = max(found)[1]
         run = cls(Path(path))
         if not (run.path / "config.yaml").is_file():
             fault = "is no run directory: it has no config.yaml" if run.path.is_dir() else "does not exist"
@@ -159,27 +135,15 @@ class RunDirectory:
         check_links(run.path)  # every verb writes something into the run
         return run
 
-    def _is(self, finished: bool) -> bool:
-        try:
-            status = self.manifest().get("status")
-        except UserError:
-            return False
-        if finished:
-            return status == "finished"
-        return status in ("running", "interrupted", "failed") and any(self.checkpoints.glob("*.ckpt"))
-
     def config(self) -> DictConfig:
-        """The resolved config.
-
-        Raises:
-            UserError: it can't be read.
-        """
+        """The resolved config; UserError if it can't be read."""
+        file = self.path / "config.yaml"
         try:
-            config = OmegaConf.load(self.path / "config.yaml")
+            config = OmegaConf.load(file)
         except Exception as error:
-            raise UserError(f"{self.path / 'config.yaml'} can't be read ({error})") from error
+            raise UserError(f"{file} can't be read ({error})") from error
         if not isinstance(config, DictConfig):
-            raise UserError(f"{self.path / 'config.yaml'} holds no keys and values")
+            raise UserError(f"{file} holds no keys and values")
         updated: DictConfig = OmegaConf.create(update_old_config(OmegaConf.to_container(config)))
         return updated
 
@@ -192,11 +156,7 @@ class RunDirectory:
             write_json(self.manifest_file, {**self.manifest(), "format": FORMAT, **changes})
 
     def checkpoint(self, which: str) -> Path:
-        """The file of "best", "last" or a path; "best" is the last checkpoint of a run that selected none.
-
-        Raises:
-            UserError: there is no such file.
-        """
+        """The file of "best" (the last one if the run selected none), "last" or a path; UserError if it is missing."""
         file = self.checkpoints / f"{which}.ckpt" if which in ("best", "last") else Path(which)
         if which == "best" and not file.exists():
             file = self.checkpoints / "last.ckpt"
@@ -208,3 +168,45 @@ class RunDirectory:
 
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="microseconds")
+
+
+def rebase_paths(node: Any, before: str, now: str) -> Any:
+    """Replaces the folder `before` by `now` in all paths of a config, given and returned as plain data."""
+    if isinstance(node, dict):
+        return {key: rebase_paths(value, before, now) for key, value in node.items()}
+    if isinstance(node, list):
+        return [rebase_paths(value, before, now) for value in node]
+    if isinstance(node, str):
+        path = node.removeprefix("sqlite:///")
+        if path == before or path.startswith(f"{before}/"):
+            return node.removesuffix(path) + now + path.removeprefix(before)
+    return node
+
+
+def check_paths(node: Any, run: Path, key: str = "") -> None:
+    """Raises UserError if loggers, callbacks or profilers would write outside the run with a config from a file, as
+    plain data; `node` is the value of `key`."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            check_paths(value, run, name)
+    elif isinstance(node, list):
+        for value in node:
+            check_paths(value, run, key)
+    elif isinstance(node, str) and not node.startswith(("http://", "https://")):
+        path = Path(node.removeprefix("sqlite:///"))
+        # Values of other keys are names (of a logger's run, of a file in a folder), but a name can be a path.
+        is_path = key in OUTPUT_KEYS or path.is_absolute() or ".." in path.parts
+        if is_path and not path.resolve().is_relative_to(run.resolve()):
+            raise UserError(f"the run's config would write to {key}={node}, outside of {run}")
+
+
+def check_links(run: Path) -> None:
+    """Raises UserError if links lead out of a run directory: a file written to the run would land there."""
+    for path in run.rglob("*"):
+        if not path.is_symlink() or path.resolve().is_relative_to(run.resolve()):
+            continue
+        if "wandb" not in path.relative_to(run).parts[:-1]:  # it links to its logs in ~, and follows no link it finds
+            raise UserError(
+                f"{path} is a link to {path.readlink()}, outside of the run: replace the link by the file or folder "
+                "that it leads to"
+            )

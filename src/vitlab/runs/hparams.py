@@ -47,10 +47,12 @@ def hparams_of(config: Mapping[str, Any]) -> dict[str, Setting]:
     named = {
         "model": config["model"].get("name") or _built(config["model"]),
         "data": data_set(config),
+        "optimizer": _built(config["optimizer"]),
         "augment": ", ".join(augmentations) or "none",
         "scheduler": _built(config["scheduler"]["schedule"]),
     }
-    return dict(_plain({p: named[p] if p in named else _at(config, p) for p in KEY_SETTINGS}))
+    flat = flatten(config) | named
+    return dict(_plain({path: flat.get(path) for path in KEY_SETTINGS}))
 
 
 def data_set(config: Mapping[str, Any]) -> str:
@@ -61,13 +63,10 @@ def data_set(config: Mapping[str, Any]) -> str:
 
 def all_settings(config: Mapping[str, Any]) -> dict[str, Setting]:
     """The key settings, then all other numbers, switches and words that change training; no lists and no paths."""
-    rest = {
-        path: value
-        for path, value in flatten({group: config[group] for group in ALL_OF}).items()
-        if not path.rpartition(".")[2].startswith("_")
-    }
-    rest |= {path: _at(config, path) for path in FURTHER}
-    return {**hparams_of(config), **dict(_plain({p: v for p, v in rest.items() if p not in REDUNDANT}))}
+    flat = flatten(config)
+    paths = [path for path in flatten({group: config[group] for group in ALL_OF}) if "._" not in path]
+    rest = {path: flat.get(path) for path in (*paths, *FURTHER) if path not in REDUNDANT}
+    return {**hparams_of(config), **dict(_plain(rest))}
 
 
 def flatten(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -77,13 +76,6 @@ def flatten(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
         inner = f"{path}.{key}" if path else str(key)
         flat |= flatten(value, inner) if isinstance(value, Mapping) and value else {inner: value}
     return flat
-
-
-def _at(config: Mapping[str, Any], path: str) -> Any:
-    node: Any = config
-    for key in path.split("."):
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return _built(node) if isinstance(node, Mapping) else node
 
 
 def _built(node: Mapping[str, Any]) -> str:

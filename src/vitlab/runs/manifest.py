@@ -24,7 +24,13 @@ def describe_origin() -> dict[str, Any]:
         "job": job(),
         "git": _git(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "hardware": _hardware(),
+        "hardware": {
+            "platform": platform.platform(),
+            "cpu": _cpu_name(),
+            "cpu_cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
     }
 
 
@@ -41,34 +47,19 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         old, new = then.get(group) or {}, now.get(group) or {}
         for name in sorted(set(old) & set(new)):
             if old[name] != new[name]:
-                what = f"from {old[name]} to {new[name]}" if group != "data" else ""
-                found.append(f"{name} changed {what}" if what else f"the {name} images changed")
+                change = f"{name} changed from {old[name]} to {new[name]}"
+                found.append(f"the {name} images changed" if group == "data" else change)
     return found
 
 
 def _git() -> dict[str, Any]:
     """Git revision of this code, and whether tracked files differ from it; None outside a git checkout."""
-    here = Path(__file__).parent
-
-    def ask(*arguments: str) -> str | None:
-        try:
-            answer = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return answer.stdout.strip() if answer.returncode == 0 else None
-
-    status = ask("status", "--porcelain", "--untracked-files=no")
-    return {"revision": ask("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
-
-
-def _hardware() -> dict[str, Any]:
-    return {
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cpu_cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    }
+    ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        answer = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return {"revision": None, "dirty": None}
+    return {"revision": answer.removesuffix("-dirty"), "dirty": answer.endswith("-dirty")}
 
 
 def _cpu_name() -> str:

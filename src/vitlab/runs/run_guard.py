@@ -12,8 +12,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
 from vitlab.config.compose import describe_mistakes, refuse
-from vitlab.distributed.broadcast import broadcast_from_rank0
-from vitlab.distributed.process import this_process
+from vitlab.distributed.process import broadcast_from_rank0, this_process
 from vitlab.errors import UserError
 from vitlab.runs.console import log_settings
 

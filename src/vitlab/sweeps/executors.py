@@ -8,8 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
-from vitlab.distributed.broadcast import ANSWER
-from vitlab.distributed.process import die_with_parent
+from vitlab.distributed.process import ANSWER, die_with_parent
 from vitlab.sweeps.job import Job
 
 # Beginnings of variables that a launcher around the sweep (torchrun, srun, Lightning) sets. A job is its own run.

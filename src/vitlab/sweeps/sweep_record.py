@@ -9,7 +9,7 @@ from typing import Any
 
 from vitlab.errors import UserError
 from vitlab.files import locked, shorten, write_json
-from vitlab.runs.rebase import check_links
+from vitlab.runs.directory import check_links
 from vitlab.sweeps.job import COMMAND_LINE_ONLY, Job, quote
 
 SWEEP_FILE, STUDY_FILE = "sweep.json", "study.db"

@@ -22,25 +22,15 @@ Shapes = dict[str, tuple[list[int], list[int]]]  # in the file, in the model
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Which tensors were loaded, and which were not.
-
-    Args:
-        loaded: Names of the model's tensors that were loaded.
-        fraction: Fraction of the model's values that were loaded.
-        resampled: Position and patch embeddings that were resized.
-        new_head: The head's parameters if they stay random: the file has no head, or one for other classes.
-        reshaped: Other tensors with another shape in the file: not loaded, random in the model.
-        missing: Tensors that are not in the file: random in the model.
-        unexpected: Tensors that are only in the file.
-    """
+    """Which tensors were loaded, and which were not."""
 
     loaded: list[str]
-    fraction: float
-    resampled: Shapes
-    new_head: list[str]
-    reshaped: Shapes
-    missing: list[str]
-    unexpected: list[str]
+    fraction: float  # of the model's values that were loaded
+    resampled: Shapes  # position and patch embeddings that were resized
+    new_head: list[str]  # if it stays random: the file has no head, or one for other classes
+    reshaped: Shapes  # other tensors with another shape in the file: random in the model
+    missing: list[str]  # in the file: random in the model
+    unexpected: list[str]  # only in the file
 
     @property
     def complete(self) -> bool:
@@ -71,11 +61,6 @@ def fit_weights(network: nn.Module, weights: Weights, classes: Sequence[str]) ->
     Position embeddings of another image size and patch embeddings of another patch size are resampled. A head for other
     classes is left out, as are tensors whose name or shape the model does not have. Files in the formats of a timm
     model's authors are translated as timm does it.
-
-    Args:
-        network: The model.
-        weights: At least one tensor.
-        classes: Of the model's head, in order.
 
     Raises:
         UserError: nothing in the file fits the model, or it holds NaN or infinite values.

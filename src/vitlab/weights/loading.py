@@ -23,7 +23,7 @@ from timm.models import PretrainedCfg, clean_state_dict
 from torch import Tensor
 
 from vitlab.config.instantiate import weight_keys
-from vitlab.errors import UserError
+from vitlab.errors import UserError, first_line
 from vitlab.models import timm_facts
 from vitlab.runs.checkpoint import (
     CONFIG_KEY,
@@ -45,20 +45,15 @@ HUB_TIMEOUT = 5.0  # seconds
 class Weights:
     """Weights that are not yet in a model.
 
-    Args:
-        origin: Where they come from, for people.
-        state: Tensors by name; empty leaves a model's random weights.
-        input: The images that they were trained with, as far as known: `image_size` in pixels, `mean` and `std` per
-            channel on the scale [0, 1], `interpolation`.
-        input_origin: The source of that knowledge, for people.
-        classes: The head's classes, if their names are known.
+    `input` describes the images that they were trained with, as far as known: `image_size` in pixels, `mean` and `std`
+    per channel on the scale [0, 1], `interpolation`.
     """
 
-    origin: str
-    state: dict[str, Tensor] = field(repr=False)
+    origin: str  # for people
+    state: dict[str, Tensor] = field(repr=False)  # empty: a model keeps its random weights
     input: dict[str, Any] = field(default_factory=dict)
-    input_origin: str = ""
-    classes: list[str] | None = None
+    input_origin: str = ""  # the source of that knowledge, for people
+    classes: list[str] | None = None  # of the head, if their names are known
 
     def fingerprint(self) -> str:
         """Compute SHA-256 over names and values."""
@@ -72,64 +67,41 @@ class Weights:
 def weights_to_start_from(config: DictConfig) -> Weights | None:
     """Reads or downloads the weights that `init_from`, `model.weights` or `model.pretrained` names; None without.
 
-    They come first: they may decide image size and normalisation, and a mistake here shows within seconds.
+    They come first: they may decide image size and normalisation, and a mistake here shows within seconds. A model of
+    timm's always has the input that its weights were made for; with `pretrained: false` and no file the state is empty.
 
     Raises:
-        UserError: there are no such weights, or they can't be read.
+        UserError: there are no such weights, they can't be read, or the download failed.
     """
-    choice = {key: config.model.get(key) for key in weight_keys(config.model)}
+    keys = weight_keys(config.model)
+    file = config.model.get("weights") if "weights" in keys else None
     if config.init_from is not None:
         if config.model.get("weights") is not None:
             raise UserError("init_from and model.weights both name weights to start from: give only one")
-        path = Path(config.init_from)
-        if not path.exists():
-            raise UserError(f"init_from={path} does not exist; give a run directory or a checkpoint")
-        if path.is_dir():
-            path = RunDirectory.open(str(path), "outputs", key="init_from").checkpoint("best")
-        choice["weights"] = str(path)
-    return find_weights(choice, config.model.get("name"), config.init_weights)
-
-
-def find_weights(choice: Mapping[str, Any], name: Any = None, which: str | None = None) -> Weights | None:
-    """Read or download the weights that a run starts from.
-
-    Runs before everything slow, so that an error in the weights shows within seconds.
-
-    Args:
-        choice: `weights`, a file or None; for timm's models also `pretrained`, whether to use timm's own weights.
-        name: The name of timm's model.
-        which: "raw" or "ema" weights of a checkpoint, as in `read_file`.
-
-    Returns:
-        For timm's models always the input that the weights were made for; with `pretrained: false` an empty state.
-        None if no weights are asked for.
-
-    Raises:
-        UserError: the file cannot be read, timm has no such model or weights, or the download failed.
-    """
+        file = Path(config.init_from)
+        if not file.exists():
+            raise UserError(f"init_from={file} does not exist; give a run directory or a checkpoint")
+        if file.is_dir():
+            file = RunDirectory.open(str(file), "outputs", key="init_from").checkpoint("best")
     known: dict[str, Any] = {}
     known_by = ""
-    if "pretrained" in choice:
+    if "pretrained" in keys:
         try:
-            facts = timm_facts(name)
+            facts = timm_facts(config.model.name)
         except ValueError as error:
             raise UserError(f"model.name: {error}") from error
         known, known_by = _input_of(asdict(facts)), f"timm's {_full_name(facts)}"
-        if choice["weights"] is None:
-            state = load_pretrained(facts) if choice["pretrained"] else {}
-            return Weights(known_by, state, known, known_by)
-    if choice.get("weights") is None:
+        if file is None:
+            return Weights(known_by, load_pretrained(facts) if config.model.pretrained else {}, known, known_by)
+    if file is None:
         return None
-    weights = read_file(Path(str(choice["weights"])).expanduser(), which)
+    weights = read_file(Path(str(file)).expanduser(), config.init_weights)
     return weights if weights.input else replace(weights, input=known, input_origin=known_by)
 
 
 def load_pretrained(facts: PretrainedCfg) -> dict[str, Tensor]:
-    """Load timm's pretrained weights from its cache without asking the hub, or download them.
-
-    Raises:
-        UserError: there are none, the cached file is broken, or the download failed.
-    """
+    """Load timm's pretrained weights from its cache without asking the hub, or download them; raises UserError if there
+    are none, the cached file is broken, or the download failed."""
     name = _full_name(facts)
     if not facts.has_weights:
         raise UserError(
@@ -151,7 +123,7 @@ def load_pretrained(facts: PretrainedCfg) -> dict[str, Tensor]:
             raise UserError(f"Cannot read {cached}, the cached weights of {name}: delete it ({error})") from error
         url = hf_hub_url(facts.hf_hub_id, file) if facts.hf_hub_id else facts.url
         raise UserError(
-            f"Could not download the weights of {name} ({_first_line(error)}). "
+            f"Could not download the weights of {name} ({first_line(error)}). "
             f"Download {url} on a machine with a connection, copy the file here, and pass model.weights=<file>"
         ) from error
 
@@ -160,12 +132,8 @@ def read_file(path: Path, which: str | None = None) -> Weights:
     """Read `.safetensors` (with the `config.json` next to it), a checkpoint of vitlab's, or a file of torch's with a
     state_dict, bare or where timm's training script puts it.
 
-    Args:
-        path: The file.
-        which: "raw" or "ema" weights of a checkpoint of vitlab's; None: those that its run selected epochs by.
-
-    Raises:
-        UserError: the file is missing or damaged, holds more than tensors and plain data, or no tensors.
+    `which` weights of a checkpoint of vitlab's: "raw", "ema", or None for those that its run selected epochs by.
+    UserError if the file is missing or damaged, holds more than tensors and plain data, or no tensors.
     """
     if not path.is_file():
         problem = "is a folder: pass the file in it" if path.is_dir() else "does not exist"
@@ -201,7 +169,7 @@ def _read_content(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals([Namespace]):  # the arguments that timm's training script saves
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers of these formats raise many kinds
-        reason = _first_line(error)[:200]
+        reason = first_line(error)[:200]
         if isinstance(error, UnpicklingError) and zipfile.is_zipfile(path):
             objects = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
             if objects:
@@ -240,7 +208,3 @@ def _input_of(pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 def _full_name(facts: PretrainedCfg) -> str:
     return ".".join(filter(None, [facts.architecture, facts.tag]))
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,6 +1,9 @@
-"""Export a model to timm: files that `timm.create_model` reads without vitlab."""
+"""Export a model to timm's files and to ONNX, with the same logits."""
 
+import json
+import logging
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,21 +14,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitlab.errors import UserError
-from vitlab.files import write_json
+from vitlab.files import replacing, write_json
 from vitlab.models import VisionTransformer, timm_facts
 from vitlab.models.patch_embedding import PatchEmbedding
 
 ARCHITECTURE = "vit_base_patch16_224"  # an entry point to timm's VisionTransformer; every size is an argument of it
 # Facts of timm's about the weights that fine-tuning started from, not about the run's.
 STARTING_FACTS = (
-    "test_input_size",
-    "test_crop_pct",
-    "test_pool_size",
-    "label_offset",
-    "label_names",
-    "label_descriptions",
+    *("test_input_size", "test_crop_pct", "test_pool_size"),
+    *("label_offset", "label_names", "label_descriptions"),
 )
-TOLERANCE = 1e-4  # largest difference of a logit, float32, where the largest is 1 or less; else in proportion
 
 
 def save_timm(network: nn.Module, model: Mapping[str, Any], data: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -45,7 +43,6 @@ def save_timm(network: nn.Module, model: Mapping[str, Any], data: Mapping[str, A
     """
     architecture, arguments, facts = _describe(network, model, data)
     size = [3, data["image_size"], data["image_size"]]
-    preprocessing = {key: data[key] for key in ("mean", "std", "interpolation")}
     config = {
         "architecture": architecture,
         "num_classes": data["num_classes"],
@@ -57,21 +54,21 @@ def save_timm(network: nn.Module, model: Mapping[str, Any], data: Mapping[str, A
             "input_size": size,
             "num_classes": data["num_classes"],
             "crop_pct": 1.0,  # images are resized without cropping
-            **preprocessing,
+            **{key: data[key] for key in ("mean", "std", "interpolation")},
         },
     }
+    weights = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
+    if isinstance(network, VisionTransformer) and network.pos_embed is not None:
+        weights["pos_embed"] = network.pos_embed.detach().clone().contiguous()  # fixed ones are not in the state_dict
     names = ("config.json", "model.safetensors")
     with tempfile.TemporaryDirectory(dir=folder) as place:
         temporary = Path(place)
         write_json(temporary / names[0], config)
-        save_file(_weights(network), temporary / names[1], metadata={"format": "pt"})
+        save_file(weights, temporary / names[1], metadata={"format": "pt"})
         rebuilt = timm.create_model(f"local-dir:{temporary}", pretrained=True).eval()
         images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
-            expected, given = network(images), rebuilt(images)
-        difference = (expected - given).abs().max().item()
-        if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
-            raise RuntimeError(f"timm's logits differ by {difference:.2g} from the run's: the files were not written")
+            _check_logits(rebuilt(images), network(images), tolerance=1e-4, library="timm")
         return [(temporary / name).replace(folder / name) for name in names]
 
 
@@ -130,8 +127,71 @@ def timm_arguments(network: VisionTransformer) -> dict[str, Any]:
     }
 
 
-def _weights(network: nn.Module) -> dict[str, Tensor]:
-    weights = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
-    if isinstance(network, VisionTransformer) and network.pos_embed is not None:
-        weights["pos_embed"] = network.pos_embed.detach().clone().contiguous()  # fixed ones are not in the state_dict
-    return weights
+def onnx_packages() -> tuple[Any, Any]:
+    """Import onnx and onnxruntime; raises UserError if one of them, or onnxscript, is missing."""
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch's exporter needs it)
+    except ImportError as error:
+        raise UserError(
+            f"formats=[onnx] needs the package {error.name}: pip install -e '.[onnx]' (formats=[timm] does not)"
+        ) from error
+    return onnx, onnxruntime
+
+
+def save_onnx(network: nn.Module, data: Mapping[str, Any], images: Tensor, file: Path) -> float | None:
+    """Write `model.onnx`: `images` float32 `[batch, 3, H, W]`, normalised -> `logits` float32 `[batch, classes]`.
+
+    The batch size is free. The file's metadata describe the preprocessing as JSON: `image_size`, `interpolation`,
+    `scale` (pixels are multiplied by it), `mean`, `std`, and `classes`.
+
+    Args:
+        network: On the CPU, in eval mode.
+        data: The `data` group of its run's config, as plain data.
+        images: float32 `[B, 3, H, W]`, normalised, for comparing onnxruntime's logits with torch's; B may be 0.
+        file: The file to write.
+
+    Returns:
+        The largest difference between torch's logits and onnxruntime's; None without images.
+
+    Raises:
+        UserError: a package is missing.
+        RuntimeError: the logits differ; nothing is written.
+    """
+    onnx, onnxruntime = onnx_packages()
+    size = data["image_size"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns about its own versions and torch's
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            network,
+            (torch.zeros(2, 3, size, size),),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
+    model = program.model_proto  # type: ignore[union-attr]
+    facts = {"image_size": size, "scale": 1 / 255}
+    facts |= {key: data[key] for key in ("interpolation", "mean", "std", "classes")}
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
+    with replacing(file) as temporary, torch.inference_mode():
+        onnx.save(model, temporary)
+        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        if not len(images):
+            return None
+        batches = images, images[:1]  # two batch sizes
+        given = [torch.from_numpy(session.run(["logits"], {"images": batch.numpy()})[0]) for batch in batches]
+        expected = [network(batch) for batch in batches]
+        return _check_logits(torch.cat(given), torch.cat(expected), tolerance=1e-3, library="onnxruntime")
+
+
+def _check_logits(given: Tensor, expected: Tensor, tolerance: float, library: str) -> float:
+    """The largest difference of float32 logits; RuntimeError if it is above the tolerance, which is relative to the
+    largest logit if that is above 1."""
+    difference = (given - expected).abs().max().item()
+    if not difference <= tolerance * max(1.0, expected.abs().max().item()):
+        raise RuntimeError(f"{library}'s logits differ by {difference:.2g} from torch's: nothing was written")
+    return difference

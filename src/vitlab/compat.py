@@ -122,6 +122,12 @@ def watch_local_ranks(trainer: pl.Trainer, started: Callable[[], None]) -> None:
         trainer.strategy._launcher = _WatchedLauncher(launcher, started)
 
 
+def skip_signal_broadcast(trainer: pl.Trainer) -> None:
+    """Keep Lightning 2.6 from asking rank 0 before each batch whether SIGTERM came: on GPUs the host waits for the
+    answer (github.com/Lightning-AI/pytorch-lightning issue 21487). LastCheckpoint asks every few steps."""
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+
 def shard_over_all_processes(strategy: ModelParallelStrategy) -> None:
     """Make every process of every machine a shard; to be called before the strategy sets up its environment.
 

@@ -23,7 +23,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.callbacks import BestCheckpoint, FinalValidation, LastCheckpoint, MetricsCSV, TimeLimit
 from vitlab.classifier import ImageClassifier
-from vitlab.compat import keep_freed_memory, silence_libraries, translate_lightning_exits
+from vitlab.compat import keep_freed_memory, silence_libraries, skip_signal_broadcast, translate_lightning_exits
 from vitlab.config.compose import typed_overrides
 from vitlab.config.instantiate import build as build_node
 from vitlab.config.instantiate import build_network, keep_accepted_model_keys
@@ -248,6 +248,7 @@ def build_trainer(config: DictConfig, run: RunDirectory, logger: Any) -> pl.Trai
         plugins=[WholeCheckpointIO(), *cluster()],
         default_root_dir=str(run.path),
     )
+    skip_signal_broadcast(trainer)
     return trainer
 
 

@@ -63,10 +63,16 @@ def test_speed_and_data_wait_follow_the_clock(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_peak_is_that_of_dense_matrix_products_in_half_precision() -> None:
-    assert known_peak("NVIDIA H200") == 989.4e12
-    assert known_peak("NVIDIA H100 80GB HBM3") == 989.4e12
-    assert known_peak("NVIDIA H100 PCIe") == 756.5e12
-    assert known_peak("NVIDIA L40S") == 362e12
-    assert known_peak("NVIDIA GeForce GTX 1080") is None
+    for name, tera in (
+        *(("NVIDIA H200", 989.4), ("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H100 PCIe", 756.5), ("NVIDIA L40S", 362)),
+        *(("NVIDIA GH200 480GB", 989.4), ("NVIDIA A100-SXM4-40GB", 312), ("Tesla T4", 65), ("NVIDIA A40", 149.7)),
+        *(("Tesla V100-SXM2-32GB", 125), ("Tesla V100-PCIE-16GB", 112), ("NVIDIA GeForce RTX 4090", 165.2)),
+    ):
+        assert known_peak(name) == tera * 1e12
+    for name in (
+        *("NVIDIA GeForce GTX 1080", "NVIDIA RTX A4000", "NVIDIA RTX A400", "NVIDIA RTX A3000 Laptop GPU", "NVIDIA T400"),
+        *("NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "NVIDIA A10G", "NVIDIA H20"),
+    ):
+        assert known_peak(name) is None
     assert peak_flops(torch.device("cpu"), "bf16-mixed") is None
     assert peak_flops(torch.device("cuda"), "32-true") is None

@@ -35,3 +35,16 @@ def test_a_step_is_the_smoothed_gradient_clipped_by_norm_or_value() -> None:
     assert torch.allclose(clipped / 0.01, gradient / gradient.norm(), atol=1e-3)
     by_value = step(gradient_clip_val=0.01, gradient_clip_algorithm="value")
     assert torch.allclose(by_value, gradient.clamp(-0.01, 0.01), atol=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_a_fused_optimizer_is_clipped_too_in_bfloat16(algorithm: str) -> None:
+    # Lightning 2.6.6 refuses it in the first step.
+    def change(*, fused: bool) -> torch.Tensor:
+        network = Constant()
+        before = network.logits.detach().clone()
+        run = trainer(precision="bf16-mixed", gradient_clip_val=0.01, gradient_clip_algorithm=algorithm)
+        run.fit(make(network, optimizer=partial(torch.optim.SGD, lr=1.0, fused=fused)), batches(LABELS, [4]))
+        return before - network.logits.detach()
+
+    assert torch.allclose(change(fused=True), change(fused=False), rtol=1e-5)

@@ -21,7 +21,7 @@ class Throughput(SortedCallback):
       (on a GPU, until that is queued);
     - `memory_gib`: peak memory so far in GiB, of the GPU or, on a CPU, of the process;
     - `mfu`: model FLOPs utilisation (Chowdhery et al. 2022, "PaLM", appendix B) if the device's peak is known and the
-      model is not sharded: an image costs three times its forward pass.
+      model is neither sharded nor partly frozen: an image costs three times its forward pass.
 
     Lightning's ThroughputMonitor measures some of this, under other names, and only into the logger.
     """
@@ -47,8 +47,9 @@ class Throughput(SortedCallback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         self.waited += perf_counter() - self.stepped
-        if self.peak and self.flops is None and not isinstance(pl_module.network, FSDPModule):
-            self.flops = 3 * forward_flops(pl_module.network, batch.images[:1], training=True)
+        network = pl_module.network
+        if self.peak and self.flops is None and not isinstance(network, FSDPModule):
+            self.flops = 3 * forward_flops(network, batch.images[:1], training=True)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -61,7 +62,8 @@ class Throughput(SortedCallback):
         memory = peak_memory(trainer.strategy.root_device)
         if memory is not None:
             values["memory_gib"] = memory
-        if self.peak and self.flops:
+        all_learn = all(parameter.requires_grad for parameter in pl_module.network.parameters())
+        if self.peak and self.flops and all_learn:
             values["mfu"] = self.flops * speed / (self.peak * trainer.world_size)
         pl_module.log_dict(values, sync_dist=True)
 

@@ -2,12 +2,14 @@
 
 import logging
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
 
 log = logging.getLogger(__name__)
+
+FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")  # have a kernel that updates all weights
 
 
 def resolve_machine(config: DictConfig) -> None:
@@ -24,7 +26,8 @@ def resolve_machine(config: DictConfig) -> None:
     if trainer.sync_batchnorm == "auto":
         trainer.sync_batchnorm = has_cuda(trainer.accelerator)
     if trainer.precision == "auto":
-        trainer.precision = best
+        is_sharded = str(OmegaConf.select(trainer, "strategy._target_")).endswith(".FullySharded")
+        trainer.precision = "32-true" if is_sharded and best == "16-mixed" else best  # Lightning refuses that pair
     chosen = str(trainer.precision)
     if chosen in ("16-mixed", "16-true") and not has_gpu(trainer.accelerator):
         raise UserError(f"trainer.precision={chosen}: a CPU does not train in float16; take auto ({best} here)")
@@ -33,6 +36,23 @@ def resolve_machine(config: DictConfig) -> None:
             f"trainer.precision={chosen}: this machine emulates bfloat16, many times slower than float32; "
             f"trainer.precision=auto takes {best}"
         )
+    _choose_fused(config)
+
+
+def _choose_fused(config: DictConfig) -> None:
+    """Let torch's optimizers update all weights by one kernel on a GPU, unless `optimizer.fused` says otherwise."""
+    from vitlab.models.hardware import has_cuda
+
+    optimizer, trainer = config.optimizer, config.trainer
+    is_scaled = trainer.precision == "16-mixed"
+    if optimizer.get("fused") and is_scaled and trainer.gradient_clip_val:
+        raise UserError(
+            "optimizer.fused=true unscales the gradients of trainer.precision=16-mixed too late to clip them: leave it "
+            "out, or take trainer.gradient_clip_val=null"
+        )
+    if optimizer._target_ in FUSED and "fused" not in optimizer and has_cuda(trainer.accelerator) and not is_scaled:
+        with open_dict(optimizer):
+            optimizer.fused = True
 
 
 def resolve_processes(config: DictConfig) -> None:

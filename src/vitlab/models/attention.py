@@ -1,8 +1,11 @@
 """Multi-head self-attention over the tokens of each image."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class SelfAttention(nn.Module):
@@ -103,10 +106,19 @@ def attend(
     """Average values by the attention of queries to keys, each `[B, heads, tokens, head_dim]`; `mask` is added to the
     scaled products."""
     if fused:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+        with _kernels(query.device.type, mask):
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
     scores = (query * scale) @ key.transpose(-2, -1)
     weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
     return F.dropout(weights, dropout).to(value.dtype) @ value
+
+
+def _kernels(device_type: str, mask: Tensor | None) -> AbstractContextManager[None]:
+    # With a mask, cuDNN's kernel gives NaN gradients for extreme scores and 64 tokens (github.com/pytorch/pytorch
+    # issue 196678).
+    if device_type == "cuda" and mask is not None:
+        return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+    return nullcontext()
 
 
 def fused_is_faster(device_type: str, dtype: torch.dtype) -> bool:

@@ -1,15 +1,18 @@
 """Facts about this machine: the fastest precision, and a GPU's peak speed."""
 
+import re
+
 import torch
 
 from vitlab.compat import cpu_has_bfloat16
 
 # TFLOP/s of dense (not sparse) bfloat16 or float16 matrix products that accumulate in float32, from NVIDIA's data
-# sheets. The first key that the device's name contains counts. Lightning's own table gives the H200's with sparsity.
+# sheets. The first key that is a whole word of the device's name counts. Lightning's table gives the H200's sparse speed.
 PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200 NVL": 835.5,
     "H200": 989.4,
+    "GH200": 989.4,
     "H100 NVL": 835.5,
     "H100 PCIe": 756.5,
     "H100": 989.4,
@@ -20,6 +23,7 @@ PEAK_TFLOPS = {
     "L40": 181.0,
     "L4": 121.0,
     "T4": 65.0,
+    "V100-PCIE": 112.0,
     "V100": 125.0,
     "RTX 4090": 165.2,
     "RTX 3090": 71.0,
@@ -53,5 +57,6 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 def known_peak(name: str) -> float | None:
-    """Look up the 16-bit FLOP/s of a GPU by its name."""
-    return next((tera * 1e12 for chip, tera in PEAK_TFLOPS.items() if chip in name), None)
+    """Look up the 16-bit FLOP/s of a GPU by its name; None for the slower "... Laptop" and "... D" chips."""
+    found = (tera for chip, tera in PEAK_TFLOPS.items() if re.search(rf"\b{chip}\b(?! (Laptop|D)\b)", name))
+    return next((tera * 1e12 for tera in found), None)

@@ -1,0 +1,16 @@
+"""Several processes talk to each other no more often than they must: on GPUs each answer makes the host wait."""
+
+import json
+from pathlib import Path
+
+from distributed.test_processes import DDP, RUN, by_lightning
+
+
+def test_ordinary_steps_only_reduce_gradients(tmp_path: Path) -> None:
+    counter = "+callbacks.collectives._target_=collectives.CollectiveCounter"
+    rare = ["trainer.max_epochs=1", "trainer.log_every_n_steps=50", "callbacks.progress=null", "augment.mixing.p=0"]
+    status, output = by_lightning(tmp_path, 2, [*RUN, *DDP, *rare, counter])
+    assert status == 0, output
+    steps = json.loads((tmp_path / "collectives.json").read_text())
+    assert len(steps) == 5
+    assert steps[1:-1] == [[]] * 3  # the first and the last of an epoch log, and ask whether to stop

@@ -16,7 +16,7 @@ from vitlab.leaderboard.results import read_results
 from vitlab.leaderboard.summary import headline, reproduce_commands, summarise_ranking
 from vitlab.leaderboard.table import Cell, as_csv, make_table
 from vitlab.leaderboard.web_page import as_page, as_text, unfinished_table
-from vitlab.sweeps.sweep_record import STUDY_FILE
+from vitlab.sweeps.sweep import STUDY_FILE
 
 MAX_SETTINGS = 6  # settings that vary, on the terminal
 

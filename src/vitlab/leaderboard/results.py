@@ -13,7 +13,7 @@ from vitlab.errors import UserError
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.rebase import rebase_paths
 from vitlab.sweeps.job import EARLIER_ATTEMPTS, Job
-from vitlab.sweeps.sweep_record import SWEEP_FILE, recorded_jobs
+from vitlab.sweeps.sweep import SWEEP_FILE, recorded_jobs
 
 # A leaderboard reads three YAML files per run; libyaml reads them ten times as fast.
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vitlab.files import shorten
-from vitlab.leaderboard.ranking import Ranking, Row, summarise_metric, test_metric
-from vitlab.leaderboard.statistics import ALPHA
-from vitlab.leaderboard.table import format_amount, format_interval, metric_name, row_label
+from vitlab.leaderboard.ranking import ALPHA, Ranking, Row, summarise_metric
+from vitlab.leaderboard.table import format_amount, format_interval, metric_name, row_label, test_metric
 
 MAX_NAMED = 20  # rows in a sentence
 DIFFERENCES = {  # path in the manifest -> sentence if the runs differ in it
@@ -45,13 +44,12 @@ def _best(ranking: Ranking) -> Iterator[str]:
         yield "No run was validated, so there is no best one: test images are not used to select a run."
     else:
         best, metric = ranking.ranked[0], ranking.metric
-        assert best.score
         how = "one seed, so no interval"
         if best.score.n > 1:
             std, interval = format_amount(metric, best.score.std), format_interval(metric, best.score)
             how = f"mean of {best.score.n} seeds, standard deviation {std}, 95 % interval {interval}"
         on_test = summarise_metric(best.results, test_metric(metric))
-        test = f"; on the test images {format_amount(test_metric(metric), on_test.mean)}" if on_test else ""
+        test = f"; on the test images {format_amount(test_metric(metric), on_test.mean)}" if on_test.n else ""
         score = f"{format_amount(metric, best.score.mean)} ({how})"
         yield f"Best by {metric_name(metric)}: {row_label(best, ranking)}, with {score}{test}."
 

@@ -2,54 +2,52 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from math import isnan, nan
 from typing import Any
 
 from vitlab.files import shorten
-from vitlab.leaderboard.ranking import UNSET, Ranking, Row, format_value, is_number, summarise_metric, test_metric
-from vitlab.leaderboard.statistics import Summary
+from vitlab.leaderboard.ranking import UNSET, Ranking, Row, Summary, format_value, is_number, summarise_metric
+from vitlab.leaderboard.results import Result
 
 Cell = str | tuple[str, float]  # a text, or a text with the number to sort it by
 Column = tuple[str, Sequence[Cell]]
+Table = tuple[list[str], list[list[Cell]]]  # heads and rows
 MAX_LEADING_SETTINGS = 5  # more settings follow after the scores
 SPLITS = {"val": "validation", "test": "test", "train": "training"}
-NO_SUMMARY = Summary(0, nan, nan, nan, nan)
-
-
-def metric_label(metric: str) -> str:
-    """Return the name of a metric with its unit: "validation accuracy, %" for `val/acc`."""
-    split, kind = metric.removesuffix("_ema").split("/")
-    name, unit = ("accuracy", "%") if kind == "acc" else ("loss", "nats")
-    return f"{SPLITS[split]} {name}{' of the EMA weights' if metric.endswith('_ema') else ''}, {unit}"
 
 
 def metric_name(metric: str) -> str:
-    """Return the name of a metric without its unit."""
-    return metric_label(metric).split(", ")[0]
+    """Return the name of a metric without its unit: "validation accuracy of the EMA weights" for `val/acc_ema`."""
+    split, kind = metric.removesuffix("_ema").split("/")
+    weights = " of the EMA weights" if metric.endswith("_ema") else ""
+    return f"{SPLITS[split]} {'accuracy' if kind == 'acc' else 'loss'}{weights}"
 
 
-def metric_factor(metric: str) -> int:
-    """Return the factor from the stored value of a metric to its unit."""
-    return 100 if "/acc" in metric else 1
+def metric_unit(metric: str) -> tuple[str, int, int]:
+    """Return a metric's unit, the factor from the stored value to it, and the number of decimals to show."""
+    return ("%", 100, 2) if "/acc" in metric else ("nats", 1, 4)
+
+
+def metric_label(metric: str) -> str:
+    return f"{metric_name(metric)}, {metric_unit(metric)[0]}"
+
+
+def test_metric(metric: str) -> str:
+    """Return the test accuracy of the same weights as a validation metric: EMA weights or the trained ones."""
+    return "test/acc_ema" if metric.endswith("_ema") else "test/acc"
 
 
 def format_number(metric: str, value: float) -> str:
     """Format the value of a metric without its unit; empty for NaN."""
-    if isnan(value):
-        return ""
-    return f"{100 * value:.2f}" if "/acc" in metric else f"{value:.4f}"
+    _, factor, decimals = metric_unit(metric)
+    return "" if isnan(value) else f"{factor * value:.{decimals}f}"
 
 
 def format_amount(metric: str, value: float) -> str:
     """Format the value of a metric with its unit."""
-    return f"{format_number(metric, value)} {metric_label(metric).split(', ')[1]}"
-
-
-def format_spread(metric: str, summary: Summary) -> str:
-    """Format mean and standard deviation; empty without values."""
-    return format_number(metric, summary.mean) + (f" ± {format_number(metric, summary.std)}" if summary.n > 1 else "")
+    return f"{format_number(metric, value)} {metric_unit(metric)[0]}"
 
 
 def format_interval(metric: str, summary: Summary) -> str:
@@ -59,21 +57,20 @@ def format_interval(metric: str, summary: Summary) -> str:
     return f"{format_number(metric, summary.low)} to {format_number(metric, summary.high)}"
 
 
-def format_duration(seconds: float) -> str:
-    """Format seconds as h:mm:ss."""
-    return str(timedelta(seconds=round(seconds)))
-
-
 def row_label(row: Row, ranking: Ranking) -> str:
     """Name a row by the settings that vary, or by the name of its run if none does."""
     parts = [f"{name} {format_value(row.values[key])}" for key, name in ranking.names.items()]
     return ", ".join(parts) or str(row.results[0].settings.get("name"))
 
 
-def make_table(ranking: Ranking, max_settings: int | None = None) -> tuple[list[str], list[list[Cell]]]:
+def text_of(cell: Cell) -> str:
+    return cell if isinstance(cell, str) else cell[0]
+
+
+def make_table(ranking: Ranking, max_settings: int | None = None) -> Table:
     """Return column heads and rows, with at most `max_settings` of the settings that vary."""
     settings = [_setting_column(ranking, key) for key in list(ranking.names)[:max_settings]]
-    places = ("#", [(str(i), i) if row.score else (UNSET, nan) for i, row in enumerate(ranking.rows, 1)])
+    places = ("#", [(str(i), i) if row.score.n else (UNSET, nan) for i, row in enumerate(ranking.rows, 1)])
     scores = list(_score_columns(ranking))
     leading = len(settings) <= MAX_LEADING_SETTINGS
     columns = [places, *settings, *scores] if leading else [places, *scores, *settings]
@@ -87,16 +84,16 @@ def _setting_column(ranking: Ranking, key: str) -> Column:
 
 
 def _score_columns(ranking: Ranking) -> Iterator[Column]:
-    metric, rows = ranking.metric, ranking.rows
+    rows = ranking.rows
     several = any(len(row.results) > 1 for row in rows)
     if several:
         yield "runs", [(str(len(row.results)), len(row.results)) for row in rows]
-    for name in _shown_metrics(metric):
-        summaries = [summarise_metric(row.results, name) or NO_SUMMARY for row in rows]
-        yield metric_label(name), [(format_spread(name, s) or UNSET, s.mean) for s in summaries]
-        if several and name == metric:
-            yield "95 % interval", [(format_interval(metric, s) or UNSET, s.low) for s in summaries]
-    yield "time per run", [(format_duration(row.seconds), row.seconds) for row in rows]
+    for name in _shown_metrics(ranking.metric):
+        summaries = [summarise_metric(row.results, name) for row in rows]
+        yield metric_label(name), [_mean_and_deviation(name, summary) for summary in summaries]
+        if several and name == ranking.metric:
+            yield "95 % interval", [(format_interval(name, s) or UNSET, s.low) for s in summaries]
+    yield "time per run", [(str(timedelta(seconds=round(row.seconds))), row.seconds) for row in rows]
     if several:
         yield "compared with the best", [row.verdict for row in rows]
 
@@ -106,9 +103,31 @@ def _shown_metrics(metric: str) -> list[str]:
     return list(dict.fromkeys([metric, "val/acc", test_metric(metric)]))
 
 
+def _mean_and_deviation(metric: str, summary: Summary) -> Cell:
+    deviation = f" ± {format_number(metric, summary.std)}" if summary.n > 1 else ""
+    return format_number(metric, summary.mean) + deviation or UNSET, summary.mean
+
+
+def importance_table(ranking: Ranking) -> Table:
+    largest_first = sorted(ranking.importance.items(), key=lambda item: -item[1])
+    return ["parameter", "importance"], [[key, (f"{fraction:.0%}", fraction)] for key, fraction in largest_first]
+
+
+def unfinished_table(ranking: Ranking) -> Table:
+    """Return the runs that did not finish; settings that all runs share are left out."""
+    everything = [*ranking.unfinished, *(run for row in ranking.rows for run in row.results)]
+
+    def cells(result: Result) -> list[Cell]:
+        own = " ".join(o for o in result.overrides if not all(o in other.overrides for other in everything))
+        epochs = len(result.epochs)
+        log = shorten(result.log) if result.log else "none"
+        return [shorten(result.path), own, result.status, (str(epochs), epochs), result.reason, log]
+
+    return ["run", "settings", "status", "epochs", "reason", "log"], list(map(cells, ranking.unfinished))
+
+
 def as_markdown(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    texts = [[cell if isinstance(cell, str) else cell[0] for cell in row] for row in rows]
-    escaped = [[" ".join(text.replace("|", "&#124;").split()) for text in row] for row in texts]
+    escaped = [[" ".join(text_of(cell).replace("|", "&#124;").split()) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *escaped])
 
 
@@ -123,25 +142,22 @@ def as_csv(ranking: Ranking) -> str:
 
 
 def _csv_line(place: int, row: Row, metric: str) -> dict[str, Any]:
+    values = {key: format_value(v) if isinstance(v, list | bool) else v for key, v in row.values.items()}
+    scores = {}
+    for name in _shown_metrics(metric):
+        s = summarise_metric(row.results, name)
+        figures = {"mean": s.mean, "std": s.std, "95 % low": s.low, "95 % high": s.high}
+        scores |= {f"{name} {figure}": "" if isnan(value) else value for figure, value in figures.items()}
+    comparison = row.comparison
     return {
-        "place": place if row.score else "",
-        **{key: format_value(value) if isinstance(value, list | bool) else value for key, value in row.values.items()},
+        "place": place if row.score.n else "",
+        **values,
         "runs": len(row.results),
         "seeds": " ".join(str(result.seed) for result in row.results),
-        **{key: value for name in _shown_metrics(metric) for key, value in _csv_scores(name, row).items()},
+        **scores,
         "seconds": round(row.seconds, 1),
-        "test": row.comparison.test if row.comparison else "",
-        "p (Holm)": _empty_if_nan(row.comparison.p) if row.comparison else "",
+        "test": comparison.test if comparison else "",
+        "p (Holm)": comparison.p if comparison and comparison.test else "",
         "verdict": row.verdict,
         "directories": " ".join(shorten(result.path) for result in row.results),
     }
-
-
-def _csv_scores(metric: str, row: Row) -> Mapping[str, Any]:
-    s = summarise_metric(row.results, metric) or NO_SUMMARY
-    values = {"mean": s.mean, "std": s.std, "95 % low": s.low, "95 % high": s.high}
-    return {f"{metric} {name}": _empty_if_nan(value) for name, value in values.items()}
-
-
-def _empty_if_nan(value: float) -> float | str:
-    return "" if isnan(value) else value

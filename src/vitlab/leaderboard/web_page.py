@@ -2,18 +2,19 @@
 
 from collections.abc import Iterator
 
-from vitlab.files import shorten
 from vitlab.leaderboard.ranking import Ranking, format_value, is_number, value_of
-from vitlab.leaderboard.results import Result
 from vitlab.leaderboard.summary import headline, reproduce_commands, summarise_ranking
 from vitlab.leaderboard.table import (
     MAX_LEADING_SETTINGS,
     Cell,
     as_markdown,
+    importance_table,
     make_table,
-    metric_factor,
     metric_label,
+    metric_unit,
     row_label,
+    text_of,
+    unfinished_table,
 )
 from vitlab.plots.score_plots import (
     RankedRow,
@@ -43,7 +44,7 @@ def as_text(ranking: Ranking, title: str) -> str:
         parts.append(as_markdown(*make_table(ranking)))
     parts.append("\n".join(f"- {sentence}" for sentence in summarise_ranking(ranking)))
     if ranking.importance:
-        parts += ["## Importance of parameters", as_markdown(*_importance_table(ranking))]
+        parts += ["## Importance of parameters", as_markdown(*importance_table(ranking))]
     if ranking.unfinished:
         parts += ["## Not finished", as_markdown(*unfinished_table(ranking))]
     if ranking.ranked:
@@ -51,28 +52,15 @@ def as_text(ranking: Ranking, title: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def unfinished_table(ranking: Ranking) -> tuple[list[str], list[list[Cell]]]:
-    """Return heads and rows of the runs that did not finish; settings that all runs share are left out."""
-    everything = [*ranking.unfinished, *(run for row in ranking.rows for run in row.results)]
-
-    def cells(result: Result) -> list[Cell]:
-        own = " ".join(o for o in result.overrides if not all(o in other.overrides for other in everything))
-        epochs = len(result.epochs)
-        log = shorten(result.log) if result.log else "none"
-        return [shorten(result.path), own, result.status, (str(epochs), epochs), result.reason, log]
-
-    return ["run", "settings", "status", "epochs", "reason", "log"], list(map(cells, ranking.unfinished))
-
-
-def plot_data(ranking: Ranking) -> RankedRuns:
+def _plot_data(ranking: Ranking) -> RankedRuns:
     """Return what the figures show, as plain numbers and texts."""
-    metric, factor = ranking.metric, metric_factor(ranking.metric)
+    metric, (_, factor, _) = ranking.metric, metric_unit(ranking.metric)
     rows = []
     for place, row in enumerate(ranking.rows, 1):
         label = row_label(row, ranking)
         name = f"#{place}  {label}" if len(label) <= MAX_NAME else f"#{place}"
-        scores = [factor * result.metrics[metric] for result in row.results] if row.score else []
-        interval = (factor * row.score.low, factor * row.score.high) if row.score and row.score.n > 1 else None
+        scores = [factor * result.metrics[metric] for result in row.results] if row.score.n else []
+        interval = (factor * row.score.low, factor * row.score.high) if row.score.n > 1 else None
         rows.append(RankedRow(name, scores, interval, [result.epochs for result in row.results]))
     runs = [result for row in ranking.ranked for result in row.results]
     settings = []
@@ -84,7 +72,7 @@ def plot_data(ranking: Ranking) -> RankedRuns:
 
 
 def _sections(ranking: Ranking) -> Iterator[str]:
-    runs = plot_data(ranking)
+    runs = _plot_data(ranking)
     yield section("Summary", *map(paragraph, summarise_ranking(ranking)))
     if ranking.rows:
         heads, rows = make_table(ranking)
@@ -100,7 +88,7 @@ def _sections(ranking: Ranking) -> Iterator[str]:
         yield section("Effect of each setting", picture(draw_effects(runs), caption_effects(runs)))
         yield section("All settings together", picture(draw_parallel(runs), caption_parallel(runs)))
     if ranking.importance:
-        yield section("Importance of parameters", table(*_importance_table(ranking), sortable=True))
+        yield section("Importance of parameters", table(*importance_table(ranking), sortable=True))
     if ranking.unfinished:
         yield section("Not finished", table(*unfinished_table(ranking)))
     if ranking.ranked:
@@ -108,9 +96,5 @@ def _sections(ranking: Ranking) -> Iterator[str]:
 
 
 def _unbroken(cell: Cell) -> Cell:
-    return cell.replace(" ", NO_BREAK) if isinstance(cell, str) else (cell[0].replace(" ", NO_BREAK), cell[1])
-
-
-def _importance_table(ranking: Ranking) -> tuple[list[str], list[list[Cell]]]:
-    largest_first = sorted(ranking.importance.items(), key=lambda item: -item[1])
-    return ["parameter", "importance"], [[key, (f"{fraction:.0%}", fraction)] for key, fraction in largest_first]
+    text = text_of(cell).replace(" ", NO_BREAK)
+    return text if isinstance(cell, str) else (text, cell[1])

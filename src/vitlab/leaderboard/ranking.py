@@ -47,7 +47,7 @@ class Row:
     results: Sequence[Result]  # one per seed, in the order of the seeds
     values: Mapping[str, Any]  # the settings that vary between rows
     score: Summary  # of the metric that ranks the rows; n is 0 if a run was not validated
-    comparison: Comparison | None = None  # with the best row, p corrected; None for that and for rows without a rank
+    comparison: Comparison = Comparison("", nan)  # with the best row, p corrected
     verdict: str = ""  # the comparison in words
 
     @property
@@ -76,7 +76,7 @@ class Ranking:
 
 def rank(results: Sequence[Result], importance: Mapping[str, float] | None = None) -> Ranking:
     """Group, rank and compare runs."""
-    finished = [result for result in results if result.finished]
+    finished = [result for result in results if result.status == "finished"]
     metric, mode = _common_metric(finished)
     groups: dict[str, dict[int, Result]] = {}
     repeated = []
@@ -97,7 +97,7 @@ def rank(results: Sequence[Result], importance: Mapping[str, float] | None = Non
         ranked=_compare_with_best(ranked, metric),
         unranked=[row for row in rows if not row.score.n],
         repeated=repeated,
-        unfinished=[result for result in results if not result.finished],
+        unfinished=[result for result in results if result.status != "finished"],
         importance=importance or {},
     )
 

@@ -37,10 +37,6 @@ class Result:
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def finished(self) -> bool:
-        return self.status == "finished"
-
-    @property
     def seed(self) -> int:
         return int(self.settings["seed"])
 
@@ -75,7 +71,8 @@ def read_results(folders: Iterable[Path]) -> list[Result]:
         runs |= {run for run in found if EARLIER_ATTEMPTS not in run.relative_to(folder).parts}
     if not runs and not jobs:
         raise UserError(f"there is no run in {', '.join(map(str, folders))}: found no manifest.json")
-    return [read_result(path, jobs.get(path)) for path in sorted(runs | set(jobs), key=_natural_order)]
+    by_number = sorted(runs | set(jobs), key=lambda path: [p.zfill(9) if p.isdigit() else p for p in path.parts])
+    return [read_result(path, jobs.get(path)) for path in by_number]  # run 9 before run 10
 
 
 def read_result(path: Path, job: Job | None = None) -> Result:
@@ -129,8 +126,3 @@ def _read_yaml(file: Path, default: Any) -> Any:
     if content is not None and type(content) is not type(default):
         raise ValueError(f"{file} has unexpected content")
     return content or default
-
-
-def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
-    """Sort key that puts run 9 before run 10."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.parts]

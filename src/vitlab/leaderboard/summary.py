@@ -56,13 +56,13 @@ def _best(ranking: Ranking) -> Iterator[str]:
 
 def _comparisons(ranking: Ranking) -> Iterator[str]:
     others = ranking.ranked[1:]
-    tested = [(row, row.comparison) for row in others if row.comparison and row.comparison.test]
-    worse = [row for row, comparison in tested if comparison.p < ALPHA]
-    level = [row for row, comparison in tested if comparison.p >= ALPHA]
-    untested = [row for row in others if row not in worse and row not in level]
+    tested = [row for row in others if row.comparison.test]
+    worse = [row for row in tested if row.comparison.p < ALPHA]
+    level = [row for row in tested if row.comparison.p >= ALPHA]
+    untested = [row for row in others if not row.comparison.test]
     if tested:
         kinds = {"paired": "paired over common seeds", "Welch": "Welch's where seeds differ"}
-        used = {comparison.test for _, comparison in tested}
+        used = {row.comparison.test for row in tested}
         how = f"t-tests, {' or '.join(words for test, words in kinds.items() if test in used)}"
         if len(tested) > 1:
             how += f"; p-values corrected for {len(tested)} comparisons (Holm)"

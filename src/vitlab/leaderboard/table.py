@@ -9,7 +9,6 @@ from typing import Any
 
 from vitlab.files import shorten
 from vitlab.leaderboard.ranking import UNSET, Ranking, Row, Summary, format_value, is_number, summarise_metric
-from vitlab.leaderboard.results import Result
 
 Cell = str | tuple[str, float]  # a text, or a text with the number to sort it by
 Column = tuple[str, Sequence[Cell]]
@@ -108,22 +107,23 @@ def _mean_and_deviation(metric: str, summary: Summary) -> Cell:
     return format_number(metric, summary.mean) + deviation or UNSET, summary.mean
 
 
-def importance_table(ranking: Ranking) -> Table:
-    largest_first = sorted(ranking.importance.items(), key=lambda item: -item[1])
-    return ["parameter", "importance"], [[key, (f"{fraction:.0%}", fraction)] for key, fraction in largest_first]
-
-
-def unfinished_table(ranking: Ranking) -> Table:
-    """Return the runs that did not finish; settings that all runs share are left out."""
-    everything = [*ranking.unfinished, *(run for row in ranking.rows for run in row.results)]
-
-    def cells(result: Result) -> list[Cell]:
-        own = " ".join(o for o in result.overrides if not all(o in other.overrides for other in everything))
-        epochs = len(result.epochs)
-        log = shorten(result.log) if result.log else "none"
-        return [shorten(result.path), own, result.status, (str(epochs), epochs), result.reason, log]
-
-    return ["run", "settings", "status", "epochs", "reason", "log"], list(map(cells, ranking.unfinished))
+def further_tables(ranking: Ranking) -> dict[str, Table]:
+    """Return the tables below the ranking, under their headings."""
+    tables: dict[str, Table] = {}
+    if ranking.importance:
+        largest_first = sorted(ranking.importance.items(), key=lambda item: -item[1])
+        fractions: list[list[Cell]] = [[key, (f"{fraction:.0%}", fraction)] for key, fraction in largest_first]
+        tables["Importance of parameters"] = ["parameter", "importance"], fractions
+    if ranking.unfinished:
+        everything = [*ranking.unfinished, *(run for row in ranking.rows for run in row.results)]
+        shared = set.intersection(*(set(run.overrides) for run in everything))
+        runs: list[list[Cell]] = []
+        for run in ranking.unfinished:
+            own = " ".join(override for override in run.overrides if override not in shared)
+            epochs, log = len(run.epochs), shorten(run.log) if run.log else "none"
+            runs.append([shorten(run.path), own, run.status, (str(epochs), epochs), run.reason, log])
+        tables["Not finished"] = ["run", "settings", "status", "epochs", "reason", "log"], runs
+    return tables
 
 
 def as_markdown(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
@@ -148,7 +148,6 @@ def _csv_line(place: int, row: Row, metric: str) -> dict[str, Any]:
         s = summarise_metric(row.results, name)
         figures = {"mean": s.mean, "std": s.std, "95 % low": s.low, "95 % high": s.high}
         scores |= {f"{name} {figure}": "" if isnan(value) else value for figure, value in figures.items()}
-    comparison = row.comparison
     return {
         "place": place if row.score.n else "",
         **values,
@@ -156,8 +155,8 @@ def _csv_line(place: int, row: Row, metric: str) -> dict[str, Any]:
         "seeds": " ".join(str(result.seed) for result in row.results),
         **scores,
         "seconds": round(row.seconds, 1),
-        "test": comparison.test if comparison else "",
-        "p (Holm)": comparison.p if comparison and comparison.test else "",
+        "test": row.comparison.test,
+        "p (Holm)": row.comparison.p if row.comparison.test else "",
         "verdict": row.verdict,
         "directories": " ".join(shorten(result.path) for result in row.results),
     }

@@ -1,8 +1,11 @@
 """Make a leaderboard: print it, and write CSV, Markdown and a web page."""
 
+import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,18 +15,16 @@ from vitlab.config.compose import CONF, read_command
 from vitlab.config.types import whole
 from vitlab.errors import UserError, did_you_mean
 from vitlab.files import shorten, write_text
-from vitlab.leaderboard.ranking import Ranking, format_value, is_number, rank, value_of
+from vitlab.leaderboard.ranking import ALPHA, Ranking, Row, format_value, is_number, rank, summarise_metric, value_of
 from vitlab.leaderboard.results import read_results
-from vitlab.leaderboard.summary import headline, reproduce_commands, summarise_ranking
 from vitlab.leaderboard.table import (
     MAX_LEADING_SETTINGS,
     Cell,
+    Metric,
     as_csv,
     as_markdown,
     further_tables,
     make_table,
-    metric_label,
-    metric_unit,
     row_label,
     text_of,
 )
@@ -35,6 +36,14 @@ from vitlab.sweeps.sweep import STUDY_FILE
 MAX_SETTINGS = 6  # settings that vary, on the terminal
 MAX_NAME = 70  # characters of a row's name in a legend
 NO_BREAK = "\N{NO-BREAK SPACE}"
+MAX_NAMED = 20  # rows in a sentence
+DIFFERENCES = {  # path in the manifest -> sentence if the runs differ in it
+    ("data", "val", "sha256"): "Warning: the runs were validated on different images, so the ranking means little.",
+    ("data", "test", "sha256"): "Warning: the runs were tested on different images.",
+    ("git", "revision"): "The runs used different revisions of the code.",
+    ("versions", "torch"): "The runs used different versions of torch.",
+    ("hardware",): "The runs used different machines or numbers of threads, so their times are not comparable.",
+}
 
 
 def main() -> None:
@@ -133,12 +142,8 @@ def as_text(ranking: Ranking, title: str) -> str:
 
 def as_page(ranking: Ranking, title: str) -> str:
     """Return an HTML page: summary, sortable table, figures, unfinished runs, and commands."""
-    return html.page(f"Leaderboard of {title}", headline(ranking), *_sections(ranking))
-
-
-def _sections(ranking: Ranking) -> Iterator[str]:
     runs = _plot_data(ranking)
-    yield html.section("Summary", *map(html.paragraph, summarise_ranking(ranking)))
+    sections = [html.section("Summary", *map(html.paragraph, summarise_ranking(ranking)))]
     if ranking.rows:
         heads, rows = make_table(ranking)
         wide = len(ranking.names) > MAX_LEADING_SETTINGS
@@ -146,20 +151,22 @@ def _sections(ranking: Ranking) -> Iterator[str]:
         short = "; ".join(f"{name}: {key}" for key, name in ranking.names.items() if name != key)
         legend = f"Click a column head to sort. ± is the standard deviation over seeds. {short}".strip()
         best = [0] if ranking.ranked else []
-        yield html.section("Table", html.paragraph(legend), html.table(heads, rows, sortable=True, marked=best))
-        if any(row.interval for row in runs.rows):
-            yield html.section("Scores", html.picture(score_plots.draw_scores(runs), score_plots.caption_scores(runs)))
-        figure, caption = score_plots.draw_curves_of_runs(runs), score_plots.caption_curves_of_runs(runs)
-        yield html.section("Learning curves", html.picture(figure, caption))
+        table = html.table(heads, rows, sortable=True, marked=best)
+        sections.append(html.section("Table", html.paragraph(legend), table))
+    figures = []
+    if any(row.interval for row in runs.rows):
+        figures.append(("Scores", score_plots.draw_scores, score_plots.caption_scores))
+    if ranking.rows:
+        figures.append(("Learning curves", score_plots.draw_curves_of_runs, score_plots.caption_curves_of_runs))
     if ranking.ranked and ranking.names:
-        figure, caption = setting_plots.draw_effects(runs), setting_plots.caption_effects(runs)
-        yield html.section("Effect of each setting", html.picture(figure, caption))
-        figure, caption = setting_plots.draw_parallel(runs), setting_plots.caption_parallel(runs)
-        yield html.section("All settings together", html.picture(figure, caption))
-    for heading, table in further_tables(ranking).items():
-        yield html.section(heading, html.table(*table, sortable=True))
+        figures.append(("Effect of each setting", setting_plots.draw_effects, setting_plots.caption_effects))
+        figures.append(("All settings together", setting_plots.draw_parallel, setting_plots.caption_parallel))
+    sections += [html.section(heading, html.picture(draw(runs), caption(runs))) for heading, draw, caption in figures]
+    for heading, (heads, rows) in further_tables(ranking).items():
+        sections.append(html.section(heading, html.table(heads, rows, sortable=True)))
     if ranking.ranked:
-        yield html.section("Reproduce the best", html.code("\n".join(reproduce_commands(ranking))))
+        sections.append(html.section("Reproduce the best", html.code("\n".join(reproduce_commands(ranking)))))
+    return html.page(f"Leaderboard of {title}", headline(ranking), *sections)
 
 
 def _unbroken(cell: Cell) -> Cell:
@@ -169,13 +176,13 @@ def _unbroken(cell: Cell) -> Cell:
 
 def _plot_data(ranking: Ranking) -> RankedRuns:
     """Return what the figures show, as plain numbers and texts."""
-    metric, (_, factor, _) = ranking.metric, metric_unit(ranking.metric)
+    metric = Metric(ranking.metric)
     rows = []
     for place, row in enumerate(ranking.rows, 1):
         label = row_label(row, ranking)
         name = f"#{place}  {label}" if len(label) <= MAX_NAME else f"#{place}"
-        scores = [factor * result.metrics[metric] for result in row.results] if row.score.n else []
-        interval = (factor * row.score.low, factor * row.score.high) if row.score.n > 1 else None
+        scores = [metric.factor * result.metrics[metric.key] for result in row.results] if row.score.n else []
+        interval = (metric.factor * row.score.low, metric.factor * row.score.high) if row.score.n > 1 else None
         rows.append(RankedRow(name, scores, interval, [result.epochs for result in row.results]))
     runs = [result for row in ranking.ranked for result in row.results]
     settings = []
@@ -183,4 +190,104 @@ def _plot_data(ranking: Ranking) -> RankedRuns:
         values = [value_of(run, key) for run in runs]
         settings.append(Setting(key, name, [v if is_number(v) else format_value(v) for v in values]))
     unfinished = [result.epochs for result in ranking.unfinished]
-    return RankedRuns(metric_label(metric), ranking.mode == "min", rows, settings, unfinished)
+    return RankedRuns(metric.label, ranking.mode == "min", rows, settings, unfinished)
+
+
+def headline(ranking: Ranking) -> str:
+    """Say in one line how many runs there are and what ranks them."""
+    runs, rows = sum(len(row.results) for row in ranking.rows), len(ranking.rows)
+    counts = f"{runs} finished {'run' if runs == 1 else 'runs'} in {rows} {'row' if rows == 1 else 'rows'}"
+    return f"{counts}, best first by {Metric(ranking.metric).name}; the test accuracy does not affect the order"
+
+
+def summarise_ranking(ranking: Ranking) -> list[str]:
+    """Return sentences: the best row, the rows that are significantly worse, and caveats."""
+    return [*_best(ranking), *_caveats(ranking), *_comparisons(ranking), *_rows_left_out(ranking)]
+
+
+def reproduce_commands(ranking: Ranking) -> list[str]:
+    """Return the commands that repeat the best row's runs, each in a new directory."""
+    best = ranking.ranked[0].results if ranking.ranked else []
+    return [f"python train.py reproduce={shlex.quote(shorten(result.path))}" for result in best]
+
+
+def _best(ranking: Ranking) -> Iterator[str]:
+    if not ranking.rows:
+        yield "No run is finished."
+    elif not ranking.ranked:
+        yield "No run was validated, so there is no best one: test images are not used to select a run."
+    else:
+        best, metric = ranking.ranked[0], Metric(ranking.metric)
+        how = "one seed, so no interval"
+        if best.score.n > 1:
+            std, interval = metric.amount(best.score.std), metric.interval(best.score)
+            how = f"mean of {best.score.n} seeds, standard deviation {std}, 95 % interval {interval}"
+        on_test = summarise_metric(best.results, metric.on_test.key)
+        test = f"; on the test images {metric.on_test.amount(on_test.mean)}" if on_test.n else ""
+        score = f"{metric.amount(best.score.mean)} ({how})"
+        yield f"Best by {metric.name}: {row_label(best, ranking)}, with {score}{test}."
+
+
+def _comparisons(ranking: Ranking) -> Iterator[str]:
+    others = ranking.ranked[1:]
+    tested = [row for row in others if row.comparison.test]
+    worse = [row for row in tested if row.comparison.p < ALPHA]
+    level = [row for row in tested if row.comparison.p >= ALPHA]
+    untested = [row for row in others if not row.comparison.test]
+    if tested:
+        kinds = {"paired": "paired over common seeds", "Welch": "Welch's where seeds differ"}
+        used = {row.comparison.test for row in tested}
+        how = f"t-tests, {' or '.join(words for test, words in kinds.items() if test in used)}"
+        if len(tested) > 1:
+            how += f"; p-values corrected for {len(tested)} comparisons (Holm)"
+        if worse:
+            yield f"Significantly worse than the best: {_places(worse, ranking)} ({how})."
+        else:
+            yield f"No row is significantly worse than the best ({how})."
+    if level:
+        yield f"No significant difference from the best: {_places(level, ranking)}. More seeds may reveal one."
+    if others and all(len(row.results) == 1 for row in ranking.ranked):
+        yield "One seed per row allows no comparison." + _more_seeds(ranking)
+    elif untested:
+        yield f"Cannot be compared with the best: {_places(untested, ranking)} (too few seeds, or equal scores)."
+    if len(others) > 1:
+        yield "The best row was selected by these same scores: among equally good rows, the luckiest ranks first."
+
+
+def _more_seeds(ranking: Ranking) -> str:
+    """Return the command that adds seeds to the best row, if its overrides are known."""
+    overrides = [o for o in ranking.ranked[0].results[0].overrides if not o.startswith(("seed=", "hydra."))]
+    return f" To add seeds: python train.py -m {shlex.join(overrides)} seed=0,1,2" if overrides else ""
+
+
+def _rows_left_out(ranking: Ranking) -> Iterator[str]:
+    if ranking.unranked:
+        labels = "; ".join(row_label(row, ranking) for row in ranking.unranked)
+        yield f"Last and without a rank, because {Metric(ranking.metric).name} is missing or not finite: {labels}."
+    if ranking.repeated:
+        runs = ", ".join(shorten(result.path) for result in ranking.repeated)
+        yield f"Left out, because a newer run has the same settings and seed: {runs}."
+    if ranking.unfinished:
+        counts = Counter(result.status for result in ranking.unfinished)
+        kinds = ", ".join(f"{count} {status}" for status, count in counts.items())
+        yield f"Not in the table, because they did not finish: {kinds}; see the list below."
+
+
+def _caveats(ranking: Ranking) -> Iterator[str]:
+    manifests = [result.manifest for row in ranking.rows for result in row.results]
+    for path, sentence in DIFFERENCES.items():
+        if len({str(_select(path, manifest)) for manifest in manifests}) > 1:
+            yield sentence
+    if any(_select(("git", "dirty"), manifest) for manifest in manifests):
+        yield "Some runs used code with uncommitted changes."
+
+
+def _select(path: Sequence[str], node: Any) -> Any:
+    for key in path:
+        node = (node or {}).get(key)
+    return node
+
+
+def _places(rows: Sequence[Row], ranking: Ranking) -> str:
+    places = [f"#{place}" for place, row in enumerate(ranking.ranked, 1) if row in rows]
+    return ", ".join(places[:MAX_NAMED]) + (f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else "")

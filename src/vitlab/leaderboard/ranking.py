@@ -1,7 +1,7 @@
-"""Group runs over their seeds, rank the groups by validation, and test the differences."""
+"""Group runs over their seeds, rank the groups, and test the differences."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, nan, sqrt
 from statistics import fmean
@@ -191,7 +191,7 @@ def varied_settings(results: Sequence[Result]) -> list[str]:
     given = [override.lstrip("+").partition("=")[0] for result in results for override in result.overrides]
     groups = [
         group
-        for group in _all_keys(r.choices for r in results)
+        for group in dict.fromkeys(group for r in results for group in r.choices)
         if all(group in r.choices for r in results) and _varies([r.choices[group] for r in results])
     ]
 
@@ -200,7 +200,7 @@ def varied_settings(results: Sequence[Result]) -> list[str]:
 
     keys = [
         key
-        for key in _all_keys(r.settings for r in results)
+        for key in dict.fromkeys(key for r in results for key in r.settings)
         if key not in {*RUN_KEYS, *groups}
         and _varies([r.settings.get(key, UNSET) for r in results])
         and (key in given or not follows(key))
@@ -223,10 +223,6 @@ def _varies(values: Sequence[Any]) -> bool:
 def _canonical(value: Any) -> str:
     """Return the same text for 1 and 1.0, but different ones for 1, true and "1"."""
     return json.dumps(float(value) if is_number(value) else value, default=str)
-
-
-def _all_keys(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
-    return list({key: None for mapping in mappings for key in mapping})
 
 
 def value_of(result: Result, key: str) -> Any:

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from math import isnan, nan
 from typing import Any
@@ -17,43 +18,53 @@ MAX_LEADING_SETTINGS = 5  # more settings follow after the scores
 SPLITS = {"val": "validation", "test": "test", "train": "training"}
 
 
-def metric_name(metric: str) -> str:
-    """Return the name of a metric without its unit: "validation accuracy of the EMA weights" for `val/acc_ema`."""
-    split, kind = metric.removesuffix("_ema").split("/")
-    weights = " of the EMA weights" if metric.endswith("_ema") else ""
-    return f"{SPLITS[split]} {'accuracy' if kind == 'acc' else 'loss'}{weights}"
+@dataclass(frozen=True)
+class Metric:
+    """A metric, such as `val/acc_ema`, in words and with its unit."""
 
+    key: str
 
-def metric_unit(metric: str) -> tuple[str, int, int]:
-    """Return a metric's unit, the factor from the stored value to it, and the number of decimals to show."""
-    return ("%", 100, 2) if "/acc" in metric else ("nats", 1, 4)
+    @property
+    def name(self) -> str:
+        """Its name without the unit: "validation accuracy of the EMA weights"."""
+        split, kind = self.key.removesuffix("_ema").split("/")
+        weights = " of the EMA weights" if self.key.endswith("_ema") else ""
+        return f"{SPLITS[split]} {'accuracy' if kind == 'acc' else 'loss'}{weights}"
 
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.unit}"
 
-def metric_label(metric: str) -> str:
-    return f"{metric_name(metric)}, {metric_unit(metric)[0]}"
+    @property
+    def unit(self) -> str:
+        return "%" if "/acc" in self.key else "nats"
 
+    @property
+    def factor(self) -> int:
+        """Factor from the stored value to the unit."""
+        return 100 if "/acc" in self.key else 1
 
-def test_metric(metric: str) -> str:
-    """Return the test accuracy of the same weights as a validation metric: EMA weights or the trained ones."""
-    return "test/acc_ema" if metric.endswith("_ema") else "test/acc"
+    @property
+    def on_test(self) -> "Metric":
+        """The test accuracy of the same weights: EMA weights or the trained ones."""
+        return Metric("test/acc_ema" if self.key.endswith("_ema") else "test/acc")
 
+    def number(self, value: float) -> str:
+        """Format a value without the unit; empty for NaN."""
+        return "" if isnan(value) else f"{self.factor * value:.{2 if self.unit == '%' else 4}f}"
 
-def format_number(metric: str, value: float) -> str:
-    """Format the value of a metric without its unit; empty for NaN."""
-    _, factor, decimals = metric_unit(metric)
-    return "" if isnan(value) else f"{factor * value:.{decimals}f}"
+    def amount(self, value: float) -> str:
+        return f"{self.number(value)} {self.unit}"
 
+    def mean(self, summary: Summary) -> str:
+        """Format mean and standard deviation."""
+        return self.number(summary.mean) + (f" ± {self.number(summary.std)}" if summary.n > 1 else "")
 
-def format_amount(metric: str, value: float) -> str:
-    """Format the value of a metric with its unit."""
-    return f"{format_number(metric, value)} {metric_unit(metric)[0]}"
-
-
-def format_interval(metric: str, summary: Summary) -> str:
-    """Format the 95 % interval; empty without values."""
-    if summary.n < 2:
-        return "one seed: none" if summary.n else ""
-    return f"{format_number(metric, summary.low)} to {format_number(metric, summary.high)}"
+    def interval(self, summary: Summary) -> str:
+        """Format the 95 % interval."""
+        if summary.n < 2:
+            return "one seed: none" if summary.n else ""
+        return f"{self.number(summary.low)} to {self.number(summary.high)}"
 
 
 def row_label(row: Row, ranking: Ranking) -> str:
@@ -87,24 +98,20 @@ def _score_columns(ranking: Ranking) -> Iterator[Column]:
     several = any(len(row.results) > 1 for row in rows)
     if several:
         yield "runs", [(str(len(row.results)), len(row.results)) for row in rows]
-    for name in _shown_metrics(ranking.metric):
-        summaries = [summarise_metric(row.results, name) for row in rows]
-        yield metric_label(name), [_mean_and_deviation(name, summary) for summary in summaries]
-        if several and name == ranking.metric:
-            yield "95 % interval", [(format_interval(name, s) or UNSET, s.low) for s in summaries]
+    for metric in _shown_metrics(ranking):
+        summaries = [summarise_metric(row.results, metric.key) for row in rows]
+        yield metric.label, [(metric.mean(s) or UNSET, s.mean) for s in summaries]
+        if several and metric.key == ranking.metric:
+            yield "95 % interval", [(metric.interval(s) or UNSET, s.low) for s in summaries]
     yield "time per run", [(str(timedelta(seconds=round(row.seconds))), row.seconds) for row in rows]
     if several:
         yield "compared with the best", [row.verdict for row in rows]
 
 
-def _shown_metrics(metric: str) -> list[str]:
+def _shown_metrics(ranking: Ranking) -> list[Metric]:
     """Return the metric that ranks the rows, and the validation and test accuracy."""
-    return list(dict.fromkeys([metric, "val/acc", test_metric(metric)]))
-
-
-def _mean_and_deviation(metric: str, summary: Summary) -> Cell:
-    deviation = f" ± {format_number(metric, summary.std)}" if summary.n > 1 else ""
-    return format_number(metric, summary.mean) + deviation or UNSET, summary.mean
+    metric = Metric(ranking.metric)
+    return list(dict.fromkeys([metric, Metric("val/acc"), metric.on_test]))
 
 
 def further_tables(ranking: Ranking) -> dict[str, Table]:
@@ -134,20 +141,20 @@ def as_markdown(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 def as_csv(ranking: Ranking) -> str:
     """Return a line per row: accuracies as fractions, times in seconds, settings under their full names."""
     text = io.StringIO()
-    lines = [_csv_line(place, row, ranking.metric) for place, row in enumerate(ranking.rows, 1)]
+    lines = [_csv_line(place, row, _shown_metrics(ranking)) for place, row in enumerate(ranking.rows, 1)]
     writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
 
 
-def _csv_line(place: int, row: Row, metric: str) -> dict[str, Any]:
+def _csv_line(place: int, row: Row, metrics: Sequence[Metric]) -> dict[str, Any]:
     values = {key: format_value(v) if isinstance(v, list | bool) else v for key, v in row.values.items()}
-    scores = {}
-    for name in _shown_metrics(metric):
-        s = summarise_metric(row.results, name)
+    scores: dict[str, Any] = {}
+    for metric in metrics:
+        s = summarise_metric(row.results, metric.key)
         figures = {"mean": s.mean, "std": s.std, "95 % low": s.low, "95 % high": s.high}
-        scores |= {f"{name} {figure}": "" if isnan(value) else value for figure, value in figures.items()}
+        scores |= {f"{metric.key} {figure}": "" if isnan(value) else value for figure, value in figures.items()}
     return {
         "place": place if row.score.n else "",
         **values,

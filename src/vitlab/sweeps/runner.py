@@ -50,12 +50,9 @@ class JobSource:
 
 
 def run_grid(sweep: Sweep, executor: Executor, all_overrides: Sequence[Sequence[str]]) -> None:
-    """Run each job that is not finished yet.
-
-    Jobs of an earlier start in the same directory are recognised by their overrides; new ones get new numbers.
+    """Run each job that is not finished yet; jobs of an earlier start are recognised by their overrides.
 
     Raises:
-        UserError: Another process runs the sweep, or its directory holds something else.
         KeyboardInterrupt, TerminatedError: It was stopped.
         SystemExit: 1, if a job failed.
     """
@@ -208,7 +205,6 @@ class SweepDisplay:
         self.live = Live(console=self.console, get_renderable=self._render, refresh_per_second=1)
 
     def say(self, *texts: str | tuple[str, str]) -> None:
-        """Print texts, or pairs of a text and its style."""
         self.console.print(Text.assemble(*texts))
 
     def report_change(self, job: Job) -> None:

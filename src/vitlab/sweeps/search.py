@@ -106,17 +106,12 @@ def _parameter(override: Override, condition: str = "") -> Parameter:
 
 
 class Search(JobSource):
-    """The trials of a study as jobs.
-
-    Trials that a killed search left are resumed first; trials that failed in an earlier start are repeated.
-    """
+    """The trials of a study as jobs: first those that a killed search left, then failed ones again, then new ones."""
 
     def __init__(self, sweep: Sweep, study: optuna.Study, space: SearchSpace, n_trials: int) -> None:
         super().__init__(recorded_jobs(sweep.folder))
         self.sweep, self.study, self.space = sweep, study, space
         self.trials: dict[int, Trial] = {}
-        storage = open_storage(sweep.folder)
-        study_id = storage.get_study_id_from_name(STUDY)
         trials = study.get_trials(deepcopy=False)
         failed = [trial for trial in trials if trial.state == TrialState.FAIL]
         for trial in failed:
@@ -126,6 +121,8 @@ class Search(JobSource):
         ended = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
         running = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
         self.to_ask = n_trials - ended - len(running)
+        storage = open_storage(sweep.folder)
+        study_id = storage.get_study_id_from_name(STUDY)
         ids = [storage.get_trial_id_from_study_id_trial_number(study_id, number) for number in running]
         self.left = [self._job(Trial(study, trial_id)) for trial_id in ids]
 
@@ -178,13 +175,7 @@ class Search(JobSource):
 def run_search(
     sweep: Sweep, executor: Executor, space: SearchSpace, n_trials: int, sampler: BaseSampler, pruner: BasePruner
 ) -> None:
-    """Run trials until there are `n_trials`, including those of an earlier start of the same search.
-
-    Raises:
-        UserError: Another process runs the search, its directory holds another one, or there is no validation set.
-        KeyboardInterrupt, TerminatedError: It was stopped.
-        SystemExit: 1, if a trial failed.
-    """
+    """Run trials until there are `n_trials`, with those of an earlier start of the same search; raise as `run_grid`."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with sweep_lock(sweep.folder):
         config = sweep.compose(space.suggest(optuna.create_study().ask()))  # any trial's
@@ -229,7 +220,6 @@ def _check_same_search(sweep: Sweep, study: optuna.Study, space: SearchSpace, go
 
 
 def open_storage(folder: Path) -> RDBStorage:
-    """Open or create `study.db` in a search's directory."""
     return RDBStorage(f"sqlite:///{(folder / STUDY_FILE).absolute()}")
 
 

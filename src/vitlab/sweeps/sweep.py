@@ -174,11 +174,7 @@ def write_record(sweep: Sweep, jobs: Iterable[Job]) -> None:
 
 
 def restore_arguments(arguments: Sequence[str]) -> list[str]:
-    """Replace `sweep=resume:<dir>` with the recorded arguments of the sweep in that directory.
-
-    Raises:
-        UserError: There is no sweep, it was started in another directory, or an argument is not safe.
-    """
+    """Replace `sweep=resume:<dir>` with the recorded arguments of the sweep in that directory, if they are safe."""
     found = [argument for argument in arguments if argument.startswith(RESUME)]
     if not found:
         return list(arguments)

@@ -1,4 +1,4 @@
-"""Run the processes of a sweep's jobs: on this machine, or through submitit on SLURM."""
+"""Run the processes of a sweep's jobs, on this machine or through submitit."""
 
 import os
 import signal

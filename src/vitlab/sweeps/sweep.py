@@ -1,4 +1,4 @@
-"""A sweep: from the overrides to jobs, and its record `sweep.json`, which resumes it."""
+"""A sweep: its jobs, and its record `sweep.json`, from which it resumes."""
 
 import json
 import os

@@ -68,7 +68,7 @@ def _train(main: Callable[[], Any]) -> None:
             return
 
     if any(argument.startswith("sweep=resume:") for argument in arguments):
-        from vitlab.sweeps.sweep_record import restore_arguments
+        from vitlab.sweeps.sweep import restore_arguments
 
         sys.argv[1:] = restore_arguments(arguments)
     for argument in sys.argv[1:]:

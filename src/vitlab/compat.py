@@ -125,7 +125,8 @@ def watch_local_ranks(trainer: pl.Trainer, started: Callable[[], None]) -> None:
 def skip_signal_broadcast(trainer: pl.Trainer) -> None:
     """Keep Lightning 2.6 from asking rank 0 before each batch whether SIGTERM came: on GPUs the host waits for the
     answer (github.com/Lightning-AI/pytorch-lightning issue 21487). LastCheckpoint asks every few steps."""
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+    loop: Any = trainer.fit_loop.epoch_loop
+    loop._broadcast_sigterm_tensor = lambda: None
 
 
 def shard_over_all_processes(strategy: ModelParallelStrategy) -> None:

@@ -70,7 +70,13 @@ def test_the_peak_is_that_of_dense_matrix_products_in_half_precision() -> None:
     ):
         assert known_peak(name) == tera * 1e12
     for name in (
-        *("NVIDIA GeForce GTX 1080", "NVIDIA RTX A4000", "NVIDIA RTX A400", "NVIDIA RTX A3000 Laptop GPU", "NVIDIA T400"),
+        *(
+            "NVIDIA GeForce GTX 1080",
+            "NVIDIA RTX A4000",
+            "NVIDIA RTX A400",
+            "NVIDIA RTX A3000 Laptop GPU",
+            "NVIDIA T400",
+        ),
         *("NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "NVIDIA A10G", "NVIDIA H20"),
     ):
         assert known_peak(name) is None

@@ -21,11 +21,10 @@ from scipy import stats
 from sweeps.runs import write_grid, write_record, write_run
 
 from vitlab.errors import UserError
-from vitlab.leaderboard.leaderboard import make_leaderboard
+from vitlab.leaderboard.leaderboard import as_page, as_text, make_leaderboard
 from vitlab.leaderboard.ranking import Ranking, rank
 from vitlab.leaderboard.results import read_results
 from vitlab.leaderboard.table import as_csv
-from vitlab.leaderboard.web_page import as_page, as_text
 from vitlab.sweeps.search import STUDY, open_storage
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vitlab.leaderboard.statistics import ALPHA, Comparison, compare, describe_comparison, holm, summarise
+from vitlab.leaderboard.ranking import ALPHA, Comparison, compare, describe_comparison, holm, summarise
 
 
 def test_interval_by_hand() -> None:

@@ -9,7 +9,7 @@ import pytest
 from conftest import SMALL_RUN, Command
 
 from vitlab.errors import UserError
-from vitlab.sweeps.sweep_record import restore_arguments, resume_sweep_command
+from vitlab.sweeps.sweep import restore_arguments, resume_sweep_command
 
 
 def write_record(folder: Path, *arguments: str) -> None:

@@ -17,10 +17,9 @@ from sweeps.test_sweep import FAKE, fake_processes, make_sweep, wait_for
 from vitlab.errors import UserError
 from vitlab.sweeps.executors import LocalExecutor
 from vitlab.sweeps.runner import run_grid
-from vitlab.sweeps.search import parameter_importance, run_search
-from vitlab.sweeps.search_space import Parameter, read_space
+from vitlab.sweeps.search import Parameter, parameter_importance, read_space, run_search
+from vitlab.sweeps.sweep import read_record
 from vitlab.sweeps.sweep_guard import covering_jobs
-from vitlab.sweeps.sweep_record import read_record
 
 LR: Mapping[str, Any] = {"optimizer.lr": "tag(log,interval(1e-5,1e-1))"}
 

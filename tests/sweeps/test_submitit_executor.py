@@ -12,8 +12,8 @@ from hydra import compose, initialize_config_dir
 from sweeps.test_sweep import FAKE, grid, make_sweep, results, states, wait_for
 
 from vitlab.config.compose import CONF
+from vitlab.sweeps.executors import SubmititExecutor, SubmittedJob
 from vitlab.sweeps.runner import run_grid
-from vitlab.sweeps.submitit_executor import SubmititExecutor, SubmittedJob
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Launchers for Hydra, which looks for plugins only in this package and imports it at every start."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,11 +59,12 @@ class ProcessLauncher(SweepLauncher):
         self.jobs = jobs
 
     def executor(self) -> "Executor":
-        from vitlab.sweeps.executors import LocalExecutor, available_cores, visible_gpus
+        from vitlab.sweeps.executors import LocalExecutor, visible_gpus
 
         jobs = check_count("hydra.launcher.jobs", self.jobs, or_auto=True)
         gpus = [] if self.config.trainer.accelerator == "cpu" else visible_gpus()
-        return LocalExecutor(jobs, gpus, available_cores())
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return LocalExecutor(jobs, gpus, cores)
 
 
 class SubmititLauncher(SweepLauncher):
@@ -79,15 +81,16 @@ class SubmititLauncher(SweepLauncher):
         self.cluster, self.jobs, self.tasks_per_node, self.parameters = cluster, jobs, tasks_per_node, parameters
 
     def executor(self) -> "Executor":
+        from vitlab.sweeps.executors import SubmititExecutor
+
+        folder = Path(self.config.hydra.sweep.dir) / "submitit"
+        jobs = check_count("hydra.launcher.jobs", self.jobs, or_auto=True)
         try:
-            from vitlab.sweeps.submitit_executor import SubmititExecutor
+            return SubmititExecutor(folder, self.cluster, jobs, self.tasks_per_node, self.parameters)
         except ImportError as error:
             raise UserError(
                 f"hydra/launcher=submitit_{self.cluster} needs submitit: pip install -e '.[slurm]'"
             ) from error
-        folder = Path(self.config.hydra.sweep.dir) / "submitit"
-        jobs = check_count("hydra.launcher.jobs", self.jobs, or_auto=True)
-        return SubmititExecutor(folder, self.cluster, jobs, self.tasks_per_node, self.parameters)
 
 
 def check_count(key: str, value: Any, *, or_auto: bool = False) -> Any:

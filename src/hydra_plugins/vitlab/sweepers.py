@@ -40,8 +40,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        from vitlab.sweeps.search import run_search
-        from vitlab.sweeps.search_space import read_space
+        from vitlab.sweeps.search import read_space, run_search
 
         if not isinstance(self.launcher, SweepLauncher):
             raise UserError("a search needs one of vitlab's launchers: hydra/launcher=processes or submitit_slurm")

@@ -55,7 +55,7 @@ class Throughput(SortedCallback):
         if not trainer.sanity_checking:
             self.seconds += perf_counter() - self.resumed
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.seconds += perf_counter() - self.resumed
         speed = self.images / self.seconds
         values = {"images_per_second": speed, "data_wait": self.waited / self.seconds}

@@ -1,29 +1,7 @@
 """Command line of the leaderboard: `python -m vitlab.leaderboard <folders>`."""
 
-import sys
-from pathlib import Path
-
 from vitlab.cli import run
-from vitlab.config.compose import CONF, read_command
-from vitlab.config.types import whole
-from vitlab.errors import UserError, did_you_mean
-
-
-def main() -> None:
-    """Read the command line, then make the leaderboard."""
-    folders = [a for a in sys.argv[1:] if not a.startswith("-") and ("=" not in a or Path(a).is_dir())]
-    command, others = read_command(CONF, "leaderboard", [a for a in sys.argv[1:] if a not in folders])
-    for other in others:
-        key = other.key_or_group
-        raise UserError(f"unknown key '{key}'{did_you_mean(key, set(map(str, command)))}")
-    if not whole(1).fits(command.top):
-        raise UserError(f"top={command.top} must be {whole(1).words}")
-    if not folders:
-        raise UserError("name one or more directories with runs: python -m vitlab.leaderboard outputs/sweeps/<time>")
-    from vitlab.leaderboard.leaderboard import make_leaderboard
-
-    make_leaderboard([Path(folder) for folder in folders], command.out and Path(command.out), top=command.top)
-
+from vitlab.leaderboard.leaderboard import main
 
 if __name__ == "__main__":
     run(main)

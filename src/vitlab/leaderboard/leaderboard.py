@@ -1,83 +1,115 @@
 """Make a leaderboard: print it, and write CSV, Markdown and a web page."""
 
+import shlex
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from vitlab.errors import UserError
+from vitlab.config.compose import CONF, read_command
+from vitlab.config.types import whole
+from vitlab.errors import UserError, did_you_mean
 from vitlab.files import shorten, write_text
-from vitlab.leaderboard.ranking import Ranking, rank
+from vitlab.leaderboard.ranking import ALPHA, Ranking, Row, format_value, is_number, rank, summarise_metric, value_of
 from vitlab.leaderboard.results import read_results
-from vitlab.leaderboard.summary import headline, reproduce_commands, summarise_ranking
-from vitlab.leaderboard.table import Cell, as_csv, make_table
-from vitlab.leaderboard.web_page import as_page, as_text, unfinished_table
-from vitlab.sweeps.sweep_record import STUDY_FILE
+from vitlab.leaderboard.table import (
+    MAX_LEADING_SETTINGS,
+    Cell,
+    Metric,
+    as_csv,
+    as_markdown,
+    further_tables,
+    make_table,
+    row_label,
+    text_of,
+)
+from vitlab.plots import leaderboard_plots as plots
+from vitlab.plots.leaderboard_plots import RankedRow, RankedRuns, Setting
+from vitlab.report import html
+from vitlab.sweeps.sweep import STUDY_FILE
 
 MAX_SETTINGS = 6  # settings that vary, on the terminal
+MAX_NAME = 70  # characters of a row's name in a legend
+NO_BREAK = "\N{NO-BREAK SPACE}"
+MAX_NAMED = 20  # rows in a sentence
+DIFFERENCES = {  # path in the manifest -> sentence if the runs differ in it
+    ("data", "val", "sha256"): "Warning: the runs were validated on different images, so the ranking means little.",
+    ("data", "test", "sha256"): "Warning: the runs were tested on different images.",
+    ("git", "revision"): "The runs used different revisions of the code.",
+    ("versions", "torch"): "The runs used different versions of torch.",
+    ("hardware",): "The runs used different machines or numbers of threads, so their times are not comparable.",
+}
 
 
-def make_leaderboard(folders: Sequence[Path], out: Path | None = None, *, top: int = 20) -> Ranking:
+def main() -> None:
+    """Read the command line `python -m vitlab.leaderboard <folders>`, then make the leaderboard."""
+    folders = [a for a in sys.argv[1:] if not a.startswith("-") and ("=" not in a or Path(a).is_dir())]
+    command, others = read_command(CONF, "leaderboard", [a for a in sys.argv[1:] if a not in folders])
+    if others:
+        key = others[0].key_or_group
+        raise UserError(f"unknown key '{key}'{did_you_mean(key, set(map(str, command)))}")
+    if not whole(1).fits(command.top):
+        raise UserError(f"top={command.top} must be {whole(1).words}")
+    if not folders:
+        raise UserError("name one or more directories with runs: python -m vitlab.leaderboard outputs/sweeps/<time>")
+    make_leaderboard([Path(folder) for folder in folders], command.out and Path(command.out), top=command.top)
+
+
+def make_leaderboard(folders: Sequence[Path], out: Path | None = None, *, top: int = 20) -> None:
     """Read runs, print their ranking, and write `leaderboard.csv`, `.md` and `.html`, replacing older ones.
 
     Args:
         folders: Directories of sweeps or runs, or directories above them.
         out: Directory for the files; None: `folders`, if that is one directory.
         top: Maximum number of rows on the terminal.
-
-    Raises:
-        UserError: There is no run, `out` is needed, or the files cannot be written.
     """
     if out is None and len(folders) != 1:
         raise UserError("several directories: choose one for the leaderboard with out=<folder>")
     results = read_results(folders)
     target = out or folders[0]
     title = ", ".join(shorten(folder) for folder in folders)
+    importance = {}
     try:
         target.mkdir(parents=True, exist_ok=True)
-        ranking = rank(results, _importance(folders))
+        if len(folders) == 1 and (folders[0] / STUDY_FILE).exists():
+            from vitlab.sweeps.search import parameter_importance  # importing Optuna takes half a second
+
+            importance = parameter_importance(folders[0])
+        ranking = rank(results, importance)
         write_text(target / "leaderboard.csv", as_csv(ranking))
         write_text(target / "leaderboard.md", as_text(ranking, title))
         write_text(target / "leaderboard.html", as_page(ranking, title))
     except OSError as error:
         reason = f"cannot write the leaderboard to {target} ({error.strerror})"
         raise UserError(f"{reason}: choose another directory with out=...") from error
-    _print(ranking, title, top)
-    html = shorten(target / "leaderboard.html")
-    Console(soft_wrap=True, highlight=False).print(f"written: {html}, .md, .csv", markup=False)
-    return ranking
+    width = None if sys.stdout.isatty() else 160  # wide enough in a file
+    console = Console(markup=False, highlight=False, emoji=False, width=width)
+    _print(console, ranking, title, top)
+    console.print(f"written: {shorten(target / 'leaderboard.html')}, .md, .csv", soft_wrap=True)
 
 
-def _importance(folders: Sequence[Path]) -> dict[str, float]:
-    if len(folders) != 1 or not (folders[0] / STUDY_FILE).exists():
-        return {}
-    from vitlab.sweeps.search import parameter_importance  # importing Optuna takes half a second
-
-    return parameter_importance(folders[0])
-
-
-def _print(ranking: Ranking, title: str, top: int) -> None:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # wide enough in a file
-    console.print(f"leaderboard of {title}: {headline(ranking)}", markup=False)
+def _print(console: Console, ranking: Ranking, title: str, top: int) -> None:
+    console.print(f"leaderboard of {title}: {headline(ranking)}")
     if ranking.rows:
         heads, rows = make_table(ranking, MAX_SETTINGS)
         console.print(_rich_table(heads, rows[:top]))
         more_rows, more_settings = len(rows) - top, len(ranking.names) - MAX_SETTINGS
         for count, what in ((more_rows, "rows"), (more_settings, "settings")):
             if count > 0:
-                console.print(f"... and {count} more {what} in the files", markup=False)
+                console.print(f"... and {count} more {what} in the files")
     for sentence in summarise_ranking(ranking):
-        console.print(sentence, markup=False)
+        console.print(sentence)
     if ranking.unfinished:
-        console.print(_rich_table(*unfinished_table(ranking)), "")
+        console.print(_rich_table(*further_tables(ranking)["Not finished"]), "")
     if ranking.ranked:
-        console.print("reproduce the best:", markup=False)
+        console.print("reproduce the best:")
         for line in reproduce_commands(ranking):
-            console.print(f"  {line}", markup=False, soft_wrap=True)
+            console.print(f"  {line}", soft_wrap=True)
 
 
 def _rich_table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
@@ -85,14 +117,177 @@ def _rich_table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
     for column, head in enumerate(heads):
         numeric = all(isinstance(row[column], tuple) for row in rows)
         # Numbers are never wrapped; in a narrow terminal, words are, and the heads of numbers have two lines.
-        shown = _in_two_lines(head) if numeric else head
-        table.add_column(escape(shown), justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+        spaces = [index for index, character in enumerate(head) if character == " "]
+        if numeric and spaces:
+            middle = min(spaces, key=lambda index: abs(index - len(head) / 2))
+            head = f"{head[:middle]}\n{head[middle + 1 :]}"
+        table.add_column(head, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in rows:
-        table.add_row(*(escape(cell if isinstance(cell, str) else cell[0]) for cell in row))
+        table.add_row(*map(text_of, row))
     return table
 
 
-def _in_two_lines(head: str) -> str:
-    spaces = [index for index, character in enumerate(head) if character == " "]
-    middle = min(spaces, key=lambda index: abs(index - len(head) / 2), default=None)
-    return head if middle is None else f"{head[:middle]}\n{head[middle + 1 :]}"
+def as_text(ranking: Ranking, title: str) -> str:
+    """Return Markdown: table, summary, unfinished runs, and commands."""
+    parts = [f"# Leaderboard of {title}", f"{headline(ranking)}."]
+    if ranking.rows:
+        parts.append(as_markdown(*make_table(ranking)))
+    parts.append("\n".join(f"- {sentence}" for sentence in summarise_ranking(ranking)))
+    for heading, table in further_tables(ranking).items():
+        parts += [f"## {heading}", as_markdown(*table)]
+    if ranking.ranked:
+        parts += ["## Reproduce the best", "\n".join(["```bash", *reproduce_commands(ranking), "```"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_page(ranking: Ranking, title: str) -> str:
+    """Return an HTML page: summary, sortable table, figures, unfinished runs, and commands."""
+    runs = _plot_data(ranking)
+    sections = [html.section("Summary", *map(html.paragraph, summarise_ranking(ranking)))]
+    if ranking.rows:
+        heads, rows = make_table(ranking)
+        wide = len(ranking.names) > MAX_LEADING_SETTINGS
+        rows = [[_unbroken(cell) if wide or isinstance(cell, tuple) else cell for cell in row] for row in rows]
+        short = "; ".join(f"{name}: {key}" for key, name in ranking.names.items() if name != key)
+        legend = f"Click a column head to sort. ± is the standard deviation over seeds. {short}".strip()
+        best = [0] if ranking.ranked else []
+        table = html.table(heads, rows, sortable=True, marked=best)
+        sections.append(html.section("Table", html.paragraph(legend), table))
+    figures = []
+    if any(row.interval for row in runs.rows):
+        figures.append(("Scores", plots.draw_scores, plots.caption_scores))
+    if ranking.rows:
+        figures.append(("Learning curves", plots.draw_curves_of_runs, plots.caption_curves_of_runs))
+    if ranking.ranked and ranking.names:
+        figures.append(("Effect of each setting", plots.draw_effects, plots.caption_effects))
+        figures.append(("All settings together", plots.draw_parallel, plots.caption_parallel))
+    sections += [html.section(heading, html.picture(draw(runs), caption(runs))) for heading, draw, caption in figures]
+    for heading, (heads, rows) in further_tables(ranking).items():
+        sections.append(html.section(heading, html.table(heads, rows, sortable=True)))
+    if ranking.ranked:
+        sections.append(html.section("Reproduce the best", html.code("\n".join(reproduce_commands(ranking)))))
+    return html.page(f"Leaderboard of {title}", headline(ranking), *sections)
+
+
+def _unbroken(cell: Cell) -> Cell:
+    text = text_of(cell).replace(" ", NO_BREAK)
+    return text if isinstance(cell, str) else (text, cell[1])
+
+
+def _plot_data(ranking: Ranking) -> RankedRuns:
+    """Return what the figures show, as plain numbers and texts."""
+    metric = Metric(ranking.metric)
+    rows = []
+    for place, row in enumerate(ranking.rows, 1):
+        label = row_label(row, ranking)
+        name = f"#{place}  {label}" if len(label) <= MAX_NAME else f"#{place}"
+        scores = [metric.factor * result.metrics[metric.key] for result in row.results] if row.score.n else []
+        interval = (metric.factor * row.score.low, metric.factor * row.score.high) if row.score.n > 1 else None
+        rows.append(RankedRow(name, scores, interval, [result.epochs for result in row.results]))
+    runs = [result for row in ranking.ranked for result in row.results]
+    settings = []
+    for key, name in ranking.names.items():
+        values = [value_of(run, key) for run in runs]
+        settings.append(Setting(key, name, [v if is_number(v) else format_value(v) for v in values]))
+    unfinished = [result.epochs for result in ranking.unfinished]
+    return RankedRuns(metric.label, ranking.mode == "min", rows, settings, unfinished)
+
+
+def headline(ranking: Ranking) -> str:
+    """Say in one line how many runs there are and what ranks them."""
+    runs, rows = sum(len(row.results) for row in ranking.rows), len(ranking.rows)
+    counts = f"{runs} finished {'run' if runs == 1 else 'runs'} in {rows} {'row' if rows == 1 else 'rows'}"
+    return f"{counts}, best first by {Metric(ranking.metric).name}; the test accuracy does not affect the order"
+
+
+def summarise_ranking(ranking: Ranking) -> list[str]:
+    """Return sentences: the best row, the rows that are significantly worse, and caveats."""
+    return [*_best(ranking), *_caveats(ranking), *_comparisons(ranking), *_rows_left_out(ranking)]
+
+
+def reproduce_commands(ranking: Ranking) -> list[str]:
+    """Return the commands that repeat the best row's runs, each in a new directory."""
+    best = ranking.ranked[0].results if ranking.ranked else []
+    return [f"python train.py reproduce={shlex.quote(shorten(result.path))}" for result in best]
+
+
+def _best(ranking: Ranking) -> Iterator[str]:
+    if not ranking.rows:
+        yield "No run is finished."
+    elif not ranking.ranked:
+        yield "No run was validated, so there is no best one: test images are not used to select a run."
+    else:
+        best, metric = ranking.ranked[0], Metric(ranking.metric)
+        how = "one seed, so no interval"
+        if best.score.n > 1:
+            std, interval = metric.amount(best.score.std), metric.interval(best.score)
+            how = f"mean of {best.score.n} seeds, standard deviation {std}, 95 % interval {interval}"
+        on_test = summarise_metric(best.results, metric.on_test.key)
+        test = f"; on the test images {metric.on_test.amount(on_test.mean)}" if on_test.n else ""
+        score = f"{metric.amount(best.score.mean)} ({how})"
+        yield f"Best by {metric.name}: {row_label(best, ranking)}, with {score}{test}."
+
+
+def _comparisons(ranking: Ranking) -> Iterator[str]:
+    others = ranking.ranked[1:]
+    tested = [row for row in others if row.comparison.test]
+    worse = [row for row in tested if row.comparison.p < ALPHA]
+    level = [row for row in tested if row.comparison.p >= ALPHA]
+    untested = [row for row in others if not row.comparison.test]
+    if tested:
+        kinds = {"paired": "paired over common seeds", "Welch": "Welch's where seeds differ"}
+        used = {row.comparison.test for row in tested}
+        how = f"t-tests, {' or '.join(words for test, words in kinds.items() if test in used)}"
+        if len(tested) > 1:
+            how += f"; p-values corrected for {len(tested)} comparisons (Holm)"
+        if worse:
+            yield f"Significantly worse than the best: {_places(worse, ranking)} ({how})."
+        else:
+            yield f"No row is significantly worse than the best ({how})."
+    if level:
+        yield f"No significant difference from the best: {_places(level, ranking)}. More seeds may reveal one."
+    if others and all(len(row.results) == 1 for row in ranking.ranked):
+        yield "One seed per row allows no comparison." + _more_seeds(ranking)
+    elif untested:
+        yield f"Cannot be compared with the best: {_places(untested, ranking)} (too few seeds, or equal scores)."
+    if len(others) > 1:
+        yield "The best row was selected by these same scores: among equally good rows, the luckiest ranks first."
+
+
+def _more_seeds(ranking: Ranking) -> str:
+    """Return the command that adds seeds to the best row, if its overrides are known."""
+    overrides = [o for o in ranking.ranked[0].results[0].overrides if not o.startswith(("seed=", "hydra."))]
+    return f" To add seeds: python train.py -m {shlex.join(overrides)} seed=0,1,2" if overrides else ""
+
+
+def _rows_left_out(ranking: Ranking) -> Iterator[str]:
+    if ranking.unranked:
+        labels = "; ".join(row_label(row, ranking) for row in ranking.unranked)
+        yield f"Last and without a rank, because {Metric(ranking.metric).name} is missing or not finite: {labels}."
+    if ranking.repeated:
+        runs = ", ".join(shorten(result.path) for result in ranking.repeated)
+        yield f"Left out, because a newer run has the same settings and seed: {runs}."
+    if ranking.unfinished:
+        counts = Counter(result.status for result in ranking.unfinished)
+        kinds = ", ".join(f"{count} {status}" for status, count in counts.items())
+        yield f"Not in the table, because they did not finish: {kinds}; see the list below."
+
+
+def _caveats(ranking: Ranking) -> Iterator[str]:
+    manifests = [result.manifest for row in ranking.rows for result in row.results]
+    for path, sentence in DIFFERENCES.items():
+        if len({str(_select(path, manifest)) for manifest in manifests}) > 1:
+            yield sentence
+    if any(_select(("git", "dirty"), manifest) for manifest in manifests):
+        yield "Some runs used code with uncommitted changes."
+
+
+def _select(path: Sequence[str], node: Any) -> Any:
+    for key in path:
+        node = (node or {}).get(key)
+    return node
+
+
+def _places(rows: Sequence[Row], ranking: Ranking) -> str:
+    places = [f"#{place}" for place, row in enumerate(ranking.ranked, 1) if row in rows]
+    return ", ".join(places[:MAX_NAMED]) + (f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else "")

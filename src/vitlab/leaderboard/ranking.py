@@ -1,39 +1,54 @@
-"""Group runs over their seeds, and rank the groups by validation."""
+"""Group runs over their seeds, rank the groups, and test the differences."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import isfinite, nan
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite, nan, sqrt
 from statistics import fmean
 from typing import Any
+
+import numpy as np
+from scipy import stats
 
 from vitlab.config.check import FILLING
 from vitlab.config.ranges import mode_of
 from vitlab.leaderboard.results import Result
-from vitlab.leaderboard.statistics import Comparison, Summary, compare, describe_comparison, holm, summarise
 
 DEFAULT = ("val/acc", "max")
 UNSET = "-"
 RUN_KEYS = {"seed", "name", "run_dir"}  # differ between runs of the same experiment
+CONFIDENCE = 0.95
+ALPHA = 0.05  # significance level of the corrected p-values
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean over seeds, standard deviation (n - 1), and 95 % interval of the mean (Student's t); NaN if undefined."""
+
+    n: int
+    mean: float = nan
+    std: float = nan
+    low: float = nan
+    high: float = nan
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A test whether two rows differ by more than the noise between seeds."""
+
+    test: str  # "paired" (t-test over common seeds), "Welch" (t-test of unequal variances), "" if none is possible
+    p: float  # two-sided; NaN without a test
 
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ only in their seed.
+    """Runs that differ only in their seed."""
 
-    Attributes:
-        results: One per seed, in the order of the seeds.
-        values: The settings that vary between rows.
-        score: Summary of the metric that ranks the rows; None if a run was not validated.
-        comparison: With the best row, its p-value corrected; None for the best row and for rows without a rank.
-        verdict: The comparison in words.
-    """
-
-    results: Sequence[Result]
-    values: Mapping[str, Any]
-    score: Summary | None
-    comparison: Comparison | None = None
-    verdict: str = ""
+    results: Sequence[Result]  # one per seed, in the order of the seeds
+    values: Mapping[str, Any]  # the settings that vary between rows
+    score: Summary  # of the metric that ranks the rows; n is 0 if a run was not validated
+    comparison: Comparison = Comparison("", nan)  # with the best row, p corrected
+    verdict: str = ""  # the comparison in words
 
     @property
     def seconds(self) -> float:
@@ -43,26 +58,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Ranking:
-    """All content of a leaderboard.
+    """All content of a leaderboard."""
 
-    Attributes:
-        metric, mode: The metric that ranks the rows, such as `val/acc`, and whether its "max" or "min" is best.
-        names: Short name of each setting that varies.
-        ranked: Best first.
-        unranked: Finished, but not validated.
-        repeated: Finished runs that a newer one with the same settings and seed replaces.
-        unfinished: Runs that did not finish.
-        importance: Each parameter's fraction of the importance; empty if it is not a search.
-    """
-
-    metric: str
-    mode: str
-    names: Mapping[str, str]
-    ranked: Sequence[Row]
-    unranked: Sequence[Row]
-    repeated: Sequence[Result]
+    metric: str  # ranks the rows, such as `val/acc`
+    mode: str  # "max" or "min": which value of the metric is best
+    names: Mapping[str, str]  # setting that varies -> short name
+    ranked: Sequence[Row]  # best first
+    unranked: Sequence[Row]  # finished, but not validated
+    repeated: Sequence[Result]  # finished runs that a newer one with the same settings and seed replaces
     unfinished: Sequence[Result]
-    importance: Mapping[str, float] = field(default_factory=dict)
+    importance: Mapping[str, float]  # parameter -> its fraction of the importance; empty if it is not a search
 
     @property
     def rows(self) -> list[Row]:
@@ -71,7 +76,7 @@ class Ranking:
 
 def rank(results: Sequence[Result], importance: Mapping[str, float] | None = None) -> Ranking:
     """Group, rank and compare runs."""
-    finished = [result for result in results if result.finished]
+    finished = [result for result in results if result.status == "finished"]
     metric, mode = _common_metric(finished)
     groups: dict[str, dict[int, Result]] = {}
     repeated = []
@@ -80,33 +85,97 @@ def rank(results: Sequence[Result], importance: Mapping[str, float] | None = Non
         if result.seed in group:
             repeated.append(group[result.seed])
         group[result.seed] = result
-    kept = [result for group in groups.values() for result in group.values()]
-    keys = varied_settings(kept)
     grouped = [[group[seed] for seed in sorted(group)] for group in groups.values()]
+    keys = varied_settings([result for group in groups.values() for result in group.values()])
     rows = [Row(g, {key: value_of(g[0], key) for key in keys}, summarise_metric(g, metric)) for g in grouped]
     sign = -1 if mode == "max" else 1
-    ranked = sorted((row for row in rows if row.score), key=lambda row: sign * row.score.mean if row.score else 0)
+    ranked = sorted((row for row in rows if row.score.n), key=lambda row: sign * row.score.mean)
     return Ranking(
         metric=metric,
         mode=mode,
         names=short_names(keys),
         ranked=_compare_with_best(ranked, metric),
-        unranked=[row for row in rows if not row.score],
+        unranked=[row for row in rows if not row.score.n],
         repeated=repeated,
-        unfinished=[result for result in results if not result.finished],
+        unfinished=[result for result in results if result.status != "finished"],
         importance=importance or {},
     )
 
 
-def summarise_metric(results: Sequence[Result], metric: str) -> Summary | None:
-    """Summarise a metric over runs; None if a run does not have it, or not a finite value."""
+def summarise_metric(results: Sequence[Result], metric: str) -> Summary:
+    """Summarise a metric over runs; n is 0 if a run does not have it, or not a finite value."""
     values = [result.metrics.get(metric, nan) for result in results]
-    return summarise(values) if all(map(isfinite, values)) else None
+    return summarise(values if all(map(isfinite, values)) else [])
 
 
-def test_metric(metric: str) -> str:
-    """Return the test accuracy of the same weights as a validation metric: EMA weights or the trained ones."""
-    return "test/acc_ema" if metric.endswith("_ema") else "test/acc"
+def summarise(values: Sequence[float]) -> Summary:
+    n = len(values)
+    if n < 2:
+        return Summary(n, *values)
+    mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / sqrt(n)
+    return Summary(n, mean, std, mean - half, mean + half)
+
+
+def _common_metric(results: Sequence[Result]) -> tuple[str, str]:
+    """Return the validation metric that selected the checkpoints of all runs, or else the accuracy."""
+    chosen = {str(result.settings.get("checkpoint.monitor")) for result in results}
+    metric = chosen.pop() if len(chosen) == 1 else ""
+    given = [result.settings.get("checkpoint.mode") for result in results]
+    return (metric, mode_of(metric, given[0])) if metric.startswith("val/") else DEFAULT
+
+
+def _compare_with_best(ranked: Sequence[Row], metric: str) -> list[Row]:
+    if not ranked:
+        return []
+    best, *others = [{result.seed: result.metrics[metric] for result in row.results} for row in ranked]
+    found = [compare(best, other) for other in others]
+    rows = [replace(ranked[0], verdict="best")]
+    for row, test, p in zip(ranked[1:], (c.test for c in found), holm([c.p for c in found]), strict=True):
+        one_seed = not test and 1 in (len(row.results), len(best))
+        verdict = "one seed: cannot be compared" if one_seed else describe_comparison(Comparison(test, p))
+        rows.append(replace(row, comparison=Comparison(test, p), verdict=verdict))
+    return rows
+
+
+def compare(best: Mapping[int, float], other: Mapping[int, float]) -> Comparison:
+    """Compare two rows by their values, each given under its seed."""
+    all_best, all_other = np.array(list(best.values())), np.array(list(other.values()))
+    seeds = sorted(set(best) & set(other))
+    if len(seeds) >= 2:
+        first, second = np.array([best[s] for s in seeds]), np.array([other[s] for s in seeds])
+        if np.array_equal(first, second):
+            return Comparison("paired", 1.0)
+        # The row may be best only because of seeds that the other one does not have.
+        agree = (first.mean() - second.mean()) * (all_best.mean() - all_other.mean()) > 0
+        # If all differences happen to be equal, a paired test would give p = 0, even with two seeds.
+        if agree and np.ptp(first - second) > 1e-9:
+            return Comparison("paired", float(stats.ttest_rel(first, second).pvalue))
+    if min(len(best), len(other)) >= 2 and max(np.ptp(all_best), np.ptp(all_other)) > 1e-9:
+        return Comparison("Welch", float(stats.ttest_ind(all_best, all_other, equal_var=False).pvalue))
+    return Comparison("", nan)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number (Holm 1979, A simple sequentially rejective multiple test procedure).
+
+    NaN stands for no test and stays NaN.
+    """
+    p = np.array(p_values, dtype=float)
+    order = np.argsort(p)  # NaN last
+    factors = np.isfinite(p).sum() - np.arange(len(p))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * factors))
+    return corrected.tolist()
+
+
+def describe_comparison(comparison: Comparison) -> str:
+    """Return the verdict on a row that ranks below the best."""
+    p = comparison.p
+    if not comparison.test:
+        return "cannot be compared"
+    p_value = "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+    return f"worse ({p_value})" if p < ALPHA else f"no significant difference ({p_value})"
 
 
 def experiment_of(result: Result) -> str:
@@ -122,7 +191,7 @@ def varied_settings(results: Sequence[Result]) -> list[str]:
     given = [override.lstrip("+").partition("=")[0] for result in results for override in result.overrides]
     groups = [
         group
-        for group in _all_keys(r.choices for r in results)
+        for group in dict.fromkeys(group for r in results for group in r.choices)
         if all(group in r.choices for r in results) and _varies([r.choices[group] for r in results])
     ]
 
@@ -131,12 +200,29 @@ def varied_settings(results: Sequence[Result]) -> list[str]:
 
     keys = [
         key
-        for key in _all_keys(r.settings for r in results)
+        for key in dict.fromkeys(key for r in results for key in r.settings)
         if key not in {*RUN_KEYS, *groups}
         and _varies([r.settings.get(key, UNSET) for r in results])
         and (key in given or not follows(key))
     ]
     return sorted([*groups, *keys], key=lambda key: given.index(key) if key in given else len(given))
+
+
+def _follows_from(group: str, key: str, results: Sequence[Result]) -> bool:
+    """Whether the chosen file of a group determines a setting."""
+    if group not in FILLING and not key.startswith(f"{group}."):
+        return False
+    choices = {r.choices[group] for r in results}
+    return not any(_varies([r.settings.get(key, UNSET) for r in results if r.choices[group] == c]) for c in choices)
+
+
+def _varies(values: Sequence[Any]) -> bool:
+    return len(set(map(_canonical, values))) > 1
+
+
+def _canonical(value: Any) -> str:
+    """Return the same text for 1 and 1.0, but different ones for 1, true and "1"."""
+    return json.dumps(float(value) if is_number(value) else value, default=str)
 
 
 def value_of(result: Result, key: str) -> Any:
@@ -166,46 +252,3 @@ def format_value(value: Any) -> str:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _common_metric(results: Sequence[Result]) -> tuple[str, str]:
-    """Return the validation metric that selected the checkpoints of all runs, or else the accuracy."""
-    chosen = {str(result.settings.get("checkpoint.monitor")) for result in results}
-    metric = chosen.pop() if len(chosen) == 1 else ""
-    given = [result.settings.get("checkpoint.mode") for result in results]
-    return (metric, mode_of(metric, given[0])) if metric.startswith("val/") else DEFAULT
-
-
-def _compare_with_best(ranked: Sequence[Row], metric: str) -> list[Row]:
-    if not ranked:
-        return []
-    best, *others = [{result.seed: result.metrics[metric] for result in row.results} for row in ranked]
-    found = [compare(best, other) for other in others]
-    corrected = [Comparison(c.test, p) for c, p in zip(found, holm([c.p for c in found]), strict=True)]
-    rows = [replace(ranked[0], verdict="best")]
-    for row, comparison in zip(ranked[1:], corrected, strict=True):
-        one_seed = not comparison.test and 1 in (len(row.results), len(best))
-        verdict = "one seed: cannot be compared" if one_seed else describe_comparison(comparison)
-        rows.append(replace(row, comparison=comparison, verdict=verdict))
-    return rows
-
-
-def _follows_from(group: str, key: str, results: Sequence[Result]) -> bool:
-    """Whether the chosen file of a group determines a setting."""
-    if group not in FILLING and not key.startswith(f"{group}."):
-        return False
-    choices = {r.choices[group] for r in results}
-    return not any(_varies([r.settings.get(key, UNSET) for r in results if r.choices[group] == c]) for c in choices)
-
-
-def _varies(values: Sequence[Any]) -> bool:
-    return len(set(map(_canonical, values))) > 1
-
-
-def _canonical(value: Any) -> str:
-    """Return the same text for 1 and 1.0, but different ones for 1, true and "1"."""
-    return json.dumps(float(value) if is_number(value) else value, default=str)
-
-
-def _all_keys(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
-    return list({key: None for mapping in mappings for key in mapping})

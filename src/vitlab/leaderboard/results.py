@@ -10,9 +10,10 @@ import yaml
 
 from vitlab.errors import UserError
 from vitlab.runs.directory import RunDirectory, rebase_paths
+from vitlab.runs.hparams import flatten
 from vitlab.runs.old_config import update_old_config
 from vitlab.sweeps.job import EARLIER_ATTEMPTS, Job
-from vitlab.sweeps.sweep_record import SWEEP_FILE, recorded_jobs
+from vitlab.sweeps.sweep import SWEEP_FILE, recorded_jobs
 
 # A leaderboard reads three YAML files per run; libyaml reads them ten times as fast.
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -21,35 +22,18 @@ ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt|Exit)\b.*")  # the l
 
 @dataclass(frozen=True)
 class Result:
-    """A run, finished or not.
+    """A run, finished or not."""
 
-    Attributes:
-        path: Its directory; of a job that made none, where it would be.
-        status: From its manifest or its sweep's `sweep.json`: finished, running, failed, interrupted, pruned ...
-        reason: Why it did not finish, if known.
-        overrides: Its overrides on the command line.
-        settings: Its resolved config, flat (`optimizer.lr`), lists whole; paths are relative to the run's directory.
-        choices: The chosen option of each config group.
-        derived: Settings that take their value from another one or, if null when composed, from the images.
-        metrics: The final ones, as in `metrics.json`; empty if the run is not finished.
-        epochs: The rows of `metrics.csv`; epochs count from 1.
-        manifest: The content of `manifest.json`.
-    """
-
-    path: Path
-    status: str
-    reason: str = ""
-    overrides: Sequence[str] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    choices: Mapping[str, str | None] = field(default_factory=dict)
-    derived: frozenset[str] = frozenset()
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    epochs: Sequence[Mapping[str, float]] = ()
+    path: Path  # its directory; of a job that made none, where it would be
+    status: str  # from its manifest or its sweep: finished, running, failed, interrupted, pruned ...
+    reason: str = ""  # why it did not finish, if known
+    overrides: Sequence[str] = ()  # on the command line
+    settings: Mapping[str, Any] = field(default_factory=dict)  # resolved config, flat; paths relative to its directory
+    choices: Mapping[str, str | None] = field(default_factory=dict)  # config group -> chosen option
+    derived: frozenset[str] = frozenset()  # settings that follow from others or, null when composed, from the images
+    metrics: Mapping[str, float] = field(default_factory=dict)  # those of `metrics.json`; empty if it is not finished
+    epochs: Sequence[Mapping[str, float]] = ()  # rows of `metrics.csv`
     manifest: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def finished(self) -> bool:
-        return self.status == "finished"
 
     @property
     def seed(self) -> int:
@@ -86,7 +70,8 @@ def read_results(folders: Iterable[Path]) -> list[Result]:
         runs |= {run for run in found if EARLIER_ATTEMPTS not in run.relative_to(folder).parts}
     if not runs and not jobs:
         raise UserError(f"there is no run in {', '.join(map(str, folders))}: found no manifest.json")
-    return [read_result(path, jobs.get(path)) for path in sorted(runs | set(jobs), key=_natural_order)]
+    by_number = sorted(runs | set(jobs), key=lambda path: [p.zfill(9) if p.isdigit() else p for p in path.parts])
+    return [read_result(path, jobs.get(path)) for path in by_number]  # run 9 before run 10
 
 
 def read_result(path: Path, job: Job | None = None) -> Result:
@@ -100,6 +85,7 @@ def read_result(path: Path, job: Job | None = None) -> Result:
         config = update_old_config(_read_yaml(path / "config.yaml", {}))
         if status == "finished" and "seed" not in config:
             raise ValueError(f"{path / 'config.yaml'} has no seed")
+        settings = flatten(rebase_paths(config, str(config.get("run_dir")), ""))
         composed = flatten(_read_yaml(hydra / "config.yaml", {}))
         choices = _read_yaml(hydra / "hydra.yaml", {}).get("hydra", {}).get("runtime", {}).get("choices", {})
         return Result(
@@ -107,7 +93,7 @@ def read_result(path: Path, job: Job | None = None) -> Result:
             status=status,
             reason="" if status == "finished" else reason or _last_error(path),
             overrides=_read_yaml(hydra / "overrides.yaml", overrides),
-            settings=flatten(rebase_paths(config, str(config.get("run_dir")), "")),
+            settings={key: value for key, value in settings.items() if value != {}},
             choices={group: option for group, option in choices.items() if "/" not in group},
             derived=frozenset(key for key, value in composed.items() if value is None or "${" in str(value)),
             metrics={name: float(value) for name, value in metrics.items()} if status == "finished" else {},
@@ -118,22 +104,12 @@ def read_result(path: Path, job: Job | None = None) -> Result:
         return Result(path, "unreadable", " ".join(str(error).split()), overrides)
 
 
-def flatten(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Return `{"optimizer.lr": 0.001}` for `{"optimizer": {"lr": 0.001}}`."""
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        inner = f"{path}.{key}" if path else str(key)
-        found |= flatten(value, inner) if isinstance(value, Mapping) else {inner: value}
-    return found
-
-
 def _status(manifest: Mapping[str, Any], job: Job | None, has_metrics: bool) -> str:
     """Combine what the manifest and the sweep know: a killed run's manifest still says that it is running."""
-    in_sweep = "finished" if job and job.status == "done" else job.status if job else ""
-    status = manifest.get("status")
+    status, in_sweep = manifest.get("status"), job.status if job else "done"
     if status == "finished" and has_metrics and in_sweep != "pruned":
         return "finished"
-    if in_sweep and in_sweep != "finished":
+    if in_sweep != "done":
         return in_sweep
     return str(status) if status and status != "finished" else "failed"
 
@@ -149,8 +125,3 @@ def _read_yaml(file: Path, default: Any) -> Any:
     if content is not None and type(content) is not type(default):
         raise ValueError(f"{file} has unexpected content")
     return content or default
-
-
-def _natural_order(path: Path) -> list[tuple[bool, int, str]]:
-    """Sort key that puts run 9 before run 10."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.parts]

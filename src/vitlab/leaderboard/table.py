@@ -2,66 +2,69 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from math import isnan, nan
 from typing import Any
 
 from vitlab.files import shorten
-from vitlab.leaderboard.ranking import UNSET, Ranking, Row, format_value, is_number, summarise_metric, test_metric
-from vitlab.leaderboard.statistics import Summary
+from vitlab.leaderboard.ranking import UNSET, Ranking, Row, Summary, format_value, is_number, summarise_metric
 
 Cell = str | tuple[str, float]  # a text, or a text with the number to sort it by
 Column = tuple[str, Sequence[Cell]]
+Table = tuple[list[str], list[list[Cell]]]  # heads and rows
 MAX_LEADING_SETTINGS = 5  # more settings follow after the scores
 SPLITS = {"val": "validation", "test": "test", "train": "training"}
-NO_SUMMARY = Summary(0, nan, nan, nan, nan)
 
 
-def metric_label(metric: str) -> str:
-    """Return the name of a metric with its unit: "validation accuracy, %" for `val/acc`."""
-    split, kind = metric.removesuffix("_ema").split("/")
-    name, unit = ("accuracy", "%") if kind == "acc" else ("loss", "nats")
-    return f"{SPLITS[split]} {name}{' of the EMA weights' if metric.endswith('_ema') else ''}, {unit}"
+@dataclass(frozen=True)
+class Metric:
+    """A metric, such as `val/acc_ema`, in words and with its unit."""
 
+    key: str
 
-def metric_name(metric: str) -> str:
-    """Return the name of a metric without its unit."""
-    return metric_label(metric).split(", ")[0]
+    @property
+    def name(self) -> str:
+        """Its name without the unit: "validation accuracy of the EMA weights"."""
+        split, kind = self.key.removesuffix("_ema").split("/")
+        weights = " of the EMA weights" if self.key.endswith("_ema") else ""
+        return f"{SPLITS[split]} {'accuracy' if kind == 'acc' else 'loss'}{weights}"
 
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.unit}"
 
-def metric_factor(metric: str) -> int:
-    """Return the factor from the stored value of a metric to its unit."""
-    return 100 if "/acc" in metric else 1
+    @property
+    def unit(self) -> str:
+        return "%" if "/acc" in self.key else "nats"
 
+    @property
+    def factor(self) -> int:
+        """Factor from the stored value to the unit."""
+        return 100 if "/acc" in self.key else 1
 
-def format_number(metric: str, value: float) -> str:
-    """Format the value of a metric without its unit; empty for NaN."""
-    if isnan(value):
-        return ""
-    return f"{100 * value:.2f}" if "/acc" in metric else f"{value:.4f}"
+    @property
+    def on_test(self) -> "Metric":
+        """The test accuracy of the same weights: EMA weights or the trained ones."""
+        return Metric("test/acc_ema" if self.key.endswith("_ema") else "test/acc")
 
+    def number(self, value: float) -> str:
+        """Format a value without the unit; empty for NaN."""
+        return "" if isnan(value) else f"{self.factor * value:.{2 if self.unit == '%' else 4}f}"
 
-def format_amount(metric: str, value: float) -> str:
-    """Format the value of a metric with its unit."""
-    return f"{format_number(metric, value)} {metric_label(metric).split(', ')[1]}"
+    def amount(self, value: float) -> str:
+        return f"{self.number(value)} {self.unit}"
 
+    def mean(self, summary: Summary) -> str:
+        """Format mean and standard deviation."""
+        return self.number(summary.mean) + (f" ± {self.number(summary.std)}" if summary.n > 1 else "")
 
-def format_spread(metric: str, summary: Summary) -> str:
-    """Format mean and standard deviation; empty without values."""
-    return format_number(metric, summary.mean) + (f" ± {format_number(metric, summary.std)}" if summary.n > 1 else "")
-
-
-def format_interval(metric: str, summary: Summary) -> str:
-    """Format the 95 % interval; empty without values."""
-    if summary.n < 2:
-        return "one seed: none" if summary.n else ""
-    return f"{format_number(metric, summary.low)} to {format_number(metric, summary.high)}"
-
-
-def format_duration(seconds: float) -> str:
-    """Format seconds as h:mm:ss."""
-    return str(timedelta(seconds=round(seconds)))
+    def interval(self, summary: Summary) -> str:
+        """Format the 95 % interval."""
+        if summary.n < 2:
+            return "one seed: none" if summary.n else ""
+        return f"{self.number(summary.low)} to {self.number(summary.high)}"
 
 
 def row_label(row: Row, ranking: Ranking) -> str:
@@ -70,10 +73,14 @@ def row_label(row: Row, ranking: Ranking) -> str:
     return ", ".join(parts) or str(row.results[0].settings.get("name"))
 
 
-def make_table(ranking: Ranking, max_settings: int | None = None) -> tuple[list[str], list[list[Cell]]]:
+def text_of(cell: Cell) -> str:
+    return cell if isinstance(cell, str) else cell[0]
+
+
+def make_table(ranking: Ranking, max_settings: int | None = None) -> Table:
     """Return column heads and rows, with at most `max_settings` of the settings that vary."""
     settings = [_setting_column(ranking, key) for key in list(ranking.names)[:max_settings]]
-    places = ("#", [(str(i), i) if row.score else (UNSET, nan) for i, row in enumerate(ranking.rows, 1)])
+    places = ("#", [(str(i), i) if row.score.n else (UNSET, nan) for i, row in enumerate(ranking.rows, 1)])
     scores = list(_score_columns(ranking))
     leading = len(settings) <= MAX_LEADING_SETTINGS
     columns = [places, *settings, *scores] if leading else [places, *scores, *settings]
@@ -87,61 +94,76 @@ def _setting_column(ranking: Ranking, key: str) -> Column:
 
 
 def _score_columns(ranking: Ranking) -> Iterator[Column]:
-    metric, rows = ranking.metric, ranking.rows
+    rows = ranking.rows
     several = any(len(row.results) > 1 for row in rows)
     if several:
         yield "runs", [(str(len(row.results)), len(row.results)) for row in rows]
-    for name in _shown_metrics(metric):
-        summaries = [summarise_metric(row.results, name) or NO_SUMMARY for row in rows]
-        yield metric_label(name), [(format_spread(name, s) or UNSET, s.mean) for s in summaries]
-        if several and name == metric:
-            yield "95 % interval", [(format_interval(metric, s) or UNSET, s.low) for s in summaries]
-    yield "time per run", [(format_duration(row.seconds), row.seconds) for row in rows]
+    for metric in _shown_metrics(ranking):
+        summaries = [summarise_metric(row.results, metric.key) for row in rows]
+        yield metric.label, [(metric.mean(s) or UNSET, s.mean) for s in summaries]
+        if several and metric.key == ranking.metric:
+            yield "95 % interval", [(metric.interval(s) or UNSET, s.low) for s in summaries]
+    yield "time per run", [(str(timedelta(seconds=round(row.seconds))), row.seconds) for row in rows]
     if several:
         yield "compared with the best", [row.verdict for row in rows]
 
 
-def _shown_metrics(metric: str) -> list[str]:
+def _shown_metrics(ranking: Ranking) -> list[Metric]:
     """Return the metric that ranks the rows, and the validation and test accuracy."""
-    return list(dict.fromkeys([metric, "val/acc", test_metric(metric)]))
+    metric = Metric(ranking.metric)
+    return list(dict.fromkeys([metric, Metric("val/acc"), metric.on_test]))
+
+
+def further_tables(ranking: Ranking) -> dict[str, Table]:
+    """Return the tables below the ranking, under their headings."""
+    tables: dict[str, Table] = {}
+    if ranking.importance:
+        largest_first = sorted(ranking.importance.items(), key=lambda item: -item[1])
+        fractions: list[list[Cell]] = [[key, (f"{fraction:.0%}", fraction)] for key, fraction in largest_first]
+        tables["Importance of parameters"] = ["parameter", "importance"], fractions
+    if ranking.unfinished:
+        everything = [*ranking.unfinished, *(run for row in ranking.rows for run in row.results)]
+        shared = set.intersection(*(set(run.overrides) for run in everything))
+        runs: list[list[Cell]] = []
+        for run in ranking.unfinished:
+            own = " ".join(override for override in run.overrides if override not in shared)
+            epochs, log = len(run.epochs), shorten(run.log) if run.log else "none"
+            runs.append([shorten(run.path), own, run.status, (str(epochs), epochs), run.reason, log])
+        tables["Not finished"] = ["run", "settings", "status", "epochs", "reason", "log"], runs
+    return tables
 
 
 def as_markdown(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    texts = [[cell if isinstance(cell, str) else cell[0] for cell in row] for row in rows]
-    escaped = [[" ".join(text.replace("|", "&#124;").split()) for text in row] for row in texts]
+    escaped = [[" ".join(text_of(cell).replace("|", "&#124;").split()) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *escaped])
 
 
 def as_csv(ranking: Ranking) -> str:
     """Return a line per row: accuracies as fractions, times in seconds, settings under their full names."""
     text = io.StringIO()
-    lines = [_csv_line(place, row, ranking.metric) for place, row in enumerate(ranking.rows, 1)]
+    lines = [_csv_line(place, row, _shown_metrics(ranking)) for place, row in enumerate(ranking.rows, 1)]
     writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
 
 
-def _csv_line(place: int, row: Row, metric: str) -> dict[str, Any]:
+def _csv_line(place: int, row: Row, metrics: Sequence[Metric]) -> dict[str, Any]:
+    values = {key: format_value(v) if isinstance(v, list | bool) else v for key, v in row.values.items()}
+    scores: dict[str, Any] = {}
+    for metric in metrics:
+        s = summarise_metric(row.results, metric.key)
+        figures = {"mean": s.mean, "std": s.std, "95 % low": s.low, "95 % high": s.high}
+        scores |= {f"{metric.key} {figure}": "" if isnan(value) else value for figure, value in figures.items()}
     return {
-        "place": place if row.score else "",
-        **{key: format_value(value) if isinstance(value, list | bool) else value for key, value in row.values.items()},
+        "place": place if row.score.n else "",
+        **values,
         "runs": len(row.results),
         "seeds": " ".join(str(result.seed) for result in row.results),
-        **{key: value for name in _shown_metrics(metric) for key, value in _csv_scores(name, row).items()},
+        **scores,
         "seconds": round(row.seconds, 1),
-        "test": row.comparison.test if row.comparison else "",
-        "p (Holm)": _empty_if_nan(row.comparison.p) if row.comparison else "",
+        "test": row.comparison.test,
+        "p (Holm)": row.comparison.p if row.comparison.test else "",
         "verdict": row.verdict,
         "directories": " ".join(shorten(result.path) for result in row.results),
     }
-
-
-def _csv_scores(metric: str, row: Row) -> Mapping[str, Any]:
-    s = summarise_metric(row.results, metric) or NO_SUMMARY
-    values = {"mean": s.mean, "std": s.std, "95 % low": s.low, "95 % high": s.high}
-    return {f"{metric} {name}": _empty_if_nan(value) for name, value in values.items()}
-
-
-def _empty_if_nan(value: float) -> float | str:
-    return "" if isnan(value) else value

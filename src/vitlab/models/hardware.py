@@ -7,7 +7,8 @@ import torch
 from vitlab.compat import cpu_has_bfloat16
 
 # TFLOP/s of dense (not sparse) bfloat16 or float16 matrix products that accumulate in float32, from NVIDIA's data
-# sheets. The first key that is a whole word of the device's name counts. Lightning's table gives the H200's sparse speed.
+# sheets. The first key that is a whole word of the device's name counts. Lightning's own table gives the H200's speed
+# with sparsity.
 PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200 NVL": 835.5,

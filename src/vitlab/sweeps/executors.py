@@ -1,4 +1,4 @@
-"""Run the processes of a sweep's jobs on this machine."""
+"""Run the processes of a sweep's jobs, on this machine or through submitit."""
 
 import os
 import signal
@@ -6,7 +6,8 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 from vitlab.distributed.process import ANSWER, die_with_parent
 from vitlab.sweeps.job import Job
@@ -18,25 +19,8 @@ LAUNCHER_VARIABLES = (
 )
 
 
-class JobProcess(Protocol):
-    """The process of a started job."""
-
-    def exit_status(self) -> int | None:
-        """Return its exit status, negative for a signal; None while it runs."""
-
-    def stop(self) -> None:
-        """Ask it to save and exit."""
-
-    def kill(self) -> None:
-        """End it at once."""
-
-
 class Executor:
-    """Starts the processes of jobs; the base of LocalExecutor and SubmititExecutor.
-
-    Args:
-        limit: Number of jobs at a time; None: any.
-    """
+    """Starts the processes of jobs, at most `limit` at a time; None: any number."""
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
@@ -47,23 +31,51 @@ class Executor:
         self.running = [process for process in self.running if process.exit_status() is None]
         return self.limit is None or len(self.running) < self.limit
 
-    def start(self, job: Job, command: Sequence[str]) -> JobProcess:
+    def start(self, job: Job, command: Sequence[str]) -> "JobProcess":
         """Start a job's command, whose output goes to the job's log."""
         raise NotImplementedError
 
 
-def start_process(job: Job, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a command without input whose output goes to the job's log; `options` are Popen's."""
-    with job.log.open("ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, **options)
+class LocalExecutor(Executor):
+    """Runs `jobs` at a time on this machine, on their own GPUs or sharing the CPU cores; "auto": one per GPU."""
+
+    def __init__(self, jobs: int | str, gpus: Sequence[str], cores: int) -> None:
+        self.jobs_at_a_time = (len(gpus) or 1) if jobs == "auto" else int(jobs)
+        super().__init__(self.jobs_at_a_time)
+        self.gpus, self.shares_gpus, self.cores = gpus, jobs != "auto", cores
+
+    def has_room(self, job: Job | None) -> bool:
+        return super().has_room(job) and (job is None or self._free_gpus(job) is not None)
+
+    def start(self, job: Job, command: Sequence[str]) -> "LocalJobProcess":
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
+        gpus = self._free_gpus(job) or []
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        elif self.jobs_at_a_time > 1:
+            threads = self.cores // self.jobs_at_a_time // max(1, job.devices)
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
+        process = LocalJobProcess(job, command, gpus, environment)
+        self.running.append(process)
+        return process
+
+    def _free_gpus(self, job: Job) -> list[str] | None:
+        """Return the GPUs with the fewest jobs; jobs share a GPU only if `jobs` asks for more than fit otherwise."""
+        if not self.gpus:
+            return []
+        needed = min(job.devices or len(self.gpus), len(self.gpus))
+        load = {gpu: sum(gpu in process.gpus for process in self.running) for gpu in self.gpus}
+        allowed = -(-self.jobs_at_a_time * needed // len(self.gpus)) if self.shares_gpus else 1
+        free = sorted((gpu for gpu in self.gpus if load[gpu] < allowed), key=lambda gpu: load[gpu])
+        return free[:needed] if len(free) >= needed else None
 
 
 class LocalJobProcess:
-    """A process on this machine and its child processes, in one group."""
+    """A process on this machine and its child processes, in one group; `stop` lets it save, `kill` does not."""
 
     def __init__(self, job: Job, command: Sequence[str], gpus: Sequence[str], environment: dict[str, str]) -> None:
         self.gpus = gpus
-        self.process = start_process(
+        self.process = _start_process(
             job,
             command,
             env=environment,
@@ -78,55 +90,103 @@ class LocalJobProcess:
         return status
 
     def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        self.process.terminate()
 
     def kill(self) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
-class LocalExecutor(Executor):
-    """Runs each job in a process on this machine.
+class SubmititExecutor(Executor):
+    """Submits jobs through submitit, whose own files go to `folder`; the other arguments are SubmititLauncher's."""
 
-    Args:
-        jobs: Number at a time; "auto": as many as there are GPUs for, one without GPUs.
-        gpus: Their numbers.
-        cores: CPU cores of the machine. Without GPUs, the jobs that run at a time share them.
-    """
+    def __init__(
+        self, folder: Path, cluster: str, jobs: int | str, tasks_per_node: int | None, parameters: dict[str, Any]
+    ) -> None:
+        import submitit
 
-    def __init__(self, jobs: int | str, gpus: Sequence[str], cores: int) -> None:
-        self.gpus, self.shares_gpus = list(gpus), jobs != "auto"
-        self.jobs_at_a_time = (len(gpus) or 1) if jobs == "auto" else int(jobs)
-        self.threads = cores // self.jobs_at_a_time
-        super().__init__(self.jobs_at_a_time)
+        super().__init__(None if jobs == "auto" else int(jobs))
+        self.executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        self.tasks_per_node = tasks_per_node
+        self.parameters = {key: value for key, value in parameters.items() if value is not None}
+        if self.parameters.get("nodes") == "auto":
+            self.parameters["nodes"] = 1
 
-    def has_room(self, job: Job | None) -> bool:
-        return super().has_room(job) and (job is None or self._free_gpus(job) is not None)
-
-    def start(self, job: Job, command: Sequence[str]) -> LocalJobProcess:
-        gpus = self._free_gpus(job)
-        assert gpus is not None
-        process = LocalJobProcess(job, command, gpus, self._environment(job, gpus))
+    def start(self, job: Job, command: Sequence[str]) -> "SubmittedJob":
+        tasks = self.tasks_per_node or max(1, job.devices)  # one per device, as Lightning expects
+        self.executor.update_parameters(tasks_per_node=tasks, **{"gpus_per_node": tasks, **self.parameters})
+        work = SubmittedCommand(job, command, job.resume_command(command[:2]))
+        process = SubmittedJob(self.executor.submit(work))
         self.running.append(process)
         return process
 
-    def _free_gpus(self, job: Job) -> list[str] | None:
-        """Return the GPUs with the fewest jobs; jobs share a GPU only if `jobs` asks for more than fit otherwise."""
-        if not self.gpus:
-            return []
-        needed = min(job.devices or len(self.gpus), len(self.gpus))
-        load = {gpu: sum(gpu in process.gpus for process in self.running) for gpu in self.gpus}
-        allowed = -(-self.jobs_at_a_time * needed // len(self.gpus)) if self.shares_gpus else 1
-        free = sorted((gpu for gpu in self.gpus if load[gpu] < allowed), key=lambda gpu: load[gpu])
-        return free[:needed] if len(free) >= needed else None
 
-    def _environment(self, job: Job, gpus: Sequence[str]) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
-        if gpus:
-            return {**kept, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-        threads = max(1, self.threads // max(1, job.devices))
-        return kept if self.jobs_at_a_time == 1 else {"OMP_NUM_THREADS": str(threads), **kept}
+class SubmittedJob:
+    """A job that waits in the cluster's queue or runs."""
+
+    def __init__(self, submitted: Any) -> None:
+        self.submitted = submitted
+
+    def exit_status(self) -> int | None:
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+
+        if not self.submitted.done():
+            return None
+        try:
+            return max((int(status) for status in self.submitted.results()), key=abs)
+        except (UncompletedJobError, FailedJobError):
+            return 1  # it was cancelled, or its machine failed
+
+    def stop(self) -> None:
+        self.submitted.cancel(check=False)
+
+    kill = stop
+
+
+JobProcess = LocalJobProcess | SubmittedJob
+
+
+class SubmittedCommand:
+    """Runs `train.py` in a child process on the cluster's machine.
+
+    When the job's time is up or it is preempted, submitit calls `checkpoint`: the run saves, and SLURM requeues the
+    job, which then resumes.
+    """
+
+    def __init__(self, job: Job, new: Sequence[str], resumed: Sequence[str]) -> None:
+        self.job, self.new, self.resumed = job, list(new), list(resumed)
+
+    def __call__(self) -> int:
+        command = self.resumed if self.job.stage() == "started" else self.new
+        self.process = _start_process(self.job, command, preexec_fn=_prepare_child)
+        signal.signal(signal.SIGTERM, self._forward)
+        return self._wait()
+
+    def checkpoint(self) -> Any:
+        from submitit.helpers import DelayedSubmission
+
+        self._forward()
+        self._wait()
+        return DelayedSubmission(SubmittedCommand(self.job, self.new, self.resumed))
+
+    def _forward(self, *signal_and_frame: Any) -> None:
+        os.kill(self.process.pid, signal.SIGTERM)
+
+    def _wait(self) -> int:
+        """Wait for the process. Unlike Popen.wait, this also works in a signal handler that interrupted a wait."""
+        _, status = os.waitpid(self.process.pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+
+def _prepare_child() -> None:
+    die_with_parent(signal.SIGTERM)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM warns all processes; submitit passes it on as SIGTERM
+
+
+def _start_process(job: Job, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a command without input whose output goes to the job's log; `options` are Popen's."""
+    with job.log.open("ab") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, **options)
 
 
 def visible_gpus() -> list[str]:
@@ -137,7 +197,3 @@ def visible_gpus() -> list[str]:
     import torch  # takes seconds
 
     return [str(number) for number in range(torch.cuda.device_count())]
-
-
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +14,6 @@ from vitlab.errors import UserError
 from vitlab.files import shorten
 from vitlab.runs.directory import RunDirectory
 
-Status = Literal["queued", "running", "done", "failed", "interrupted", "pruned"]
-Stage = Literal["new", "started", "finished"]
-
 COMMAND_LINE_ONLY = ("data.cache_dir=", "data.url=")  # never read from a run's files
 SAVE_SECONDS = 120  # time for a stopped run to save its checkpoint
 EARLIER_ATTEMPTS = "earlier"  # folder in the sweep's directory for failed attempts that were repeated
@@ -24,29 +21,19 @@ EARLIER_ATTEMPTS = "earlier"  # folder in the sweep's directory for failed attem
 
 @dataclass
 class Job:
-    """One run of a sweep, in its own process.
+    """One run of a sweep, in its own process."""
 
-    Args:
-        number: Counted from 0; also the name of its directory by default.
-        overrides: Arguments for `train.py`.
-        folder: The run directory.
-        devices: Number of devices it needs; 0: all.
-        epochs: `trainer.max_epochs`, None if the length is set in another way.
-        monitor: Metric to show and to optimise.
-        trusted: Targets in its config, which resuming it may build again.
-    """
-
-    number: int
-    overrides: list[str]
-    folder: Path
-    devices: int = 1
-    epochs: int | None = None
-    monitor: str = "val/acc"
-    trusted: Sequence[str] = ()
-    status: Status = "queued"
+    number: int  # counted from 0; also the name of its directory by default
+    overrides: list[str]  # arguments for `train.py`
+    folder: Path  # the run directory
+    devices: int = 1  # number of devices it needs; 0: all
+    epochs: int | None = None  # `trainer.max_epochs`; None if the length is set in another way
+    monitor: str = "val/acc"  # metric to show and to optimise
+    trusted: Sequence[str] = ()  # targets in its config, which resuming it may build again
+    status: Literal["queued", "running", "done", "failed", "interrupted", "pruned"] = "queued"
     reason: str = ""
     name: str = ""
-    started: float = field(default=0.0, repr=False)
+    started: float = 0.0  # time
 
     @property
     def run(self) -> RunDirectory:
@@ -57,7 +44,7 @@ class Job:
         """Output of its process."""
         return self.folder / "terminal.log"
 
-    def stage(self) -> Stage:
+    def stage(self) -> Literal["new", "started", "finished"]:
         """Tell from the run's files how far it got; they are correct even if the sweep was killed.
 
         A failed run counts as new, because it is repeated from the start.
@@ -79,11 +66,7 @@ class Job:
         return [*start, f"resume={quote(str(self.folder))}", *best, *trust, *given]
 
     def wait_for_writer(self) -> None:
-        """Wait until no process writes to the run; a killed sweep may leave one that is still saving.
-
-        Raises:
-            UserError: It does not end within two minutes.
-        """
+        """Wait until no process writes to the run; a killed sweep may leave one that is still saving."""
         try:
             if (self.folder / ".lock").exists():
                 with FileLock(self.folder / ".lock", timeout=SAVE_SECONDS):
@@ -106,16 +89,9 @@ class Job:
         except (OSError, ValueError):
             return []
 
-    def final_metrics(self) -> dict[str, float]:
-        """Return the content of `metrics.json`; empty for a run that was only checked."""
-        return self.run.final_metrics()
-
     def last_lines(self, count: int) -> list[str]:
         """Return the end of its output, without the control characters of the progress bar."""
-        try:
-            text = self.log.read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return []
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
         lines = (re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).rstrip() for line in text.splitlines())
         return [line for line in lines if line][-count:]
 

@@ -1,33 +1,37 @@
-"""Run the jobs of a sweep: start, watch and stop their processes."""
+"""Run the jobs of a sweep: start, watch and stop their processes, and show them."""
 
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
 from types import FrameType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
 from vitlab.distributed.slurm import requeue
 from vitlab.errors import TerminatedError
 from vitlab.files import shorten
-from vitlab.sweeps.display import SweepDisplay
 from vitlab.sweeps.executors import Executor, JobProcess
 from vitlab.sweeps.job import Job
-from vitlab.sweeps.sweep import Sweep, plan_jobs
-from vitlab.sweeps.sweep_record import recorded_jobs, resume_sweep_command, sweep_lock, write_record
+from vitlab.sweeps.sweep import Sweep, plan_jobs, resume_sweep_command, sweep_lock, write_record
 
 POLL_SECONDS = 0.25  # between two checks of the processes
 PRUNING_SECONDS = 2.0  # between two checks of the jobs' epochs
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # SIGUSR1: SLURM's warning
 
+STYLES = {"running": "cyan", "failed": "bold red", "done": "green", "interrupted": "yellow"}  # others are dim
+PRIORITY = {"running": 0, "failed": 1, "queued": 3}  # of jobs if the screen is too small for all; 2: ended ones
+FAILURE_LINES = 8
+OTHER_LINES = 5  # of the screen: title, heads, summary ...
+
 
 class JobSource:
-    """The jobs of a sweep in the order in which they start; jobs that are done are skipped.
-
-    Args:
-        jobs: All jobs known so far.
-    """
+    """The jobs of a sweep in the order in which they start; jobs that are done are skipped."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs = list(jobs)
@@ -46,12 +50,9 @@ class JobSource:
 
 
 def run_grid(sweep: Sweep, executor: Executor, all_overrides: Sequence[Sequence[str]]) -> None:
-    """Run each job that is not finished yet.
-
-    Jobs of an earlier start in the same directory are recognised by their overrides; new ones get new numbers.
+    """Run each job that is not finished yet; jobs of an earlier start are recognised by their overrides.
 
     Raises:
-        UserError: Another process runs the sweep, or its directory holds something else.
         KeyboardInterrupt, TerminatedError: It was stopped.
         SystemExit: 1, if a job failed.
     """
@@ -64,15 +65,11 @@ def run_grid(sweep: Sweep, executor: Executor, all_overrides: Sequence[Sequence[
 
 
 def run_jobs(sweep: Sweep, executor: Executor, source: JobSource, what: str) -> None:
-    """Run jobs, keep `sweep.json` up to date, and compare the runs; see `run_grid`.
-
-    Args:
-        sweep, executor, source: The sweep, where its jobs run, and the jobs.
-        what: The jobs in words, for the first line on the terminal.
-    """
+    """Run the jobs of a grid or a search, `what` in words; keep `sweep.json` up to date, and compare the runs."""
     finished = sum(job.status == "done" for job in source.jobs)
     resume = f"  {resume_sweep_command(sweep.arguments, sweep.folder)}"
-    with SweepDisplay(f"sweep {shorten(sweep.folder)}") as display:
+    display = SweepDisplay(f"sweep {shorten(sweep.folder)}", source)
+    with display.live if display.console.is_terminal else nullcontext():
         runner = Runner(sweep, executor, source, display)
         display.say(f"sweep: {what}" + (f", {finished} of them already finished" if finished else ""))
         display.say(f"sweep directory: {shorten(sweep.folder)}")
@@ -91,51 +88,39 @@ def run_jobs(sweep: Sweep, executor: Executor, source: JobSource, what: str) -> 
 class Runner:
     """Runs all jobs of a source, as many at a time as the executor has room for."""
 
-    def __init__(self, sweep: Sweep, executor: Executor, source: JobSource, display: SweepDisplay) -> None:
+    def __init__(self, sweep: Sweep, executor: Executor, source: JobSource, display: "SweepDisplay") -> None:
         self.sweep, self.executor, self.source, self.display = sweep, executor, source, display
-        self.earlier = recorded_jobs(sweep.folder)
         self.running: dict[int, tuple[Job, JobProcess]] = {}
         self.pruned: set[int] = set()
         self.waiting: Job | None = None
         self.signal: int | None = None
         self.last_pruning = 0.0
-        self._save()
+        write_record(sweep, source.jobs)
 
     def run(self) -> None:
-        """Return when no job is left.
-
-        Raises:
-            KeyboardInterrupt: On Ctrl-C, after the running jobs have saved.
-            TerminatedError: The same on SIGTERM, SIGHUP, or SLURM's warning (the job is then requeued).
-        """
-        announced = False
-        with self._handle_signals():
-            self._start_jobs()
-            while self.running:
-                time.sleep(POLL_SECONDS)
-                if self.signal is not None and not announced:
-                    announced = True
-                    self.display.say("stopping: the jobs are saving; press Ctrl-C again to kill them")
-                self._collect_ended()
-                self._prune()
-                self._start_jobs()
+        """Return when no job is left; on a signal, raise after the running jobs have saved."""
+        handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        try:
+            self._run_all()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         if self.signal == signal.SIGUSR1:
             requeue()
         if self.signal is not None:
             raise KeyboardInterrupt if self.signal == signal.SIGINT else TerminatedError
 
-    @contextmanager
-    def _handle_signals(self) -> Iterator[None]:
-        """Pass signals on to the jobs."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _run_all(self) -> None:
+        announced = False
+        self._start_jobs()
+        while self.running:
+            time.sleep(POLL_SECONDS)
+            if self.signal is not None and not announced:
+                announced = True
+                self.display.say("stopping: the jobs are saving; press Ctrl-C again to kill them")
+            self._collect_ended()
+            self._prune()
+            self._start_jobs()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         first = self.signal is None
@@ -152,7 +137,7 @@ class Runner:
             job = self.waiting or self.source.next()
             if job is None:
                 return
-            self._save()  # before the job writes anything
+            write_record(self.sweep, self.source.jobs)  # before the job writes anything
             if not self.executor.has_room(job):
                 self.waiting = job
                 return
@@ -160,7 +145,8 @@ class Runner:
             self.waiting = None
             job.status, job.reason, job.started = "running", "", time.time()
             self.running[job.number] = job, process
-            self._save(changed=job)
+            self.display.report_change(job)
+            write_record(self.sweep, self.source.jobs)
             if self.signal is not None:  # it arrived during the start
                 process.stop()
 
@@ -171,7 +157,8 @@ class Runner:
                 del self.running[job.number]
                 self._set_final_status(job, exit_status)
                 self.source.record_end(job)
-                self._save(changed=job)
+                self.display.report_change(job)
+                write_record(self.sweep, self.source.jobs)
 
     def _prune(self) -> None:
         if time.monotonic() - self.last_pruning > PRUNING_SECONDS:
@@ -192,19 +179,10 @@ class Runner:
         elif exit_status in (130, 143):
             job.status, job.reason = "interrupted", "stopped by a signal that did not come from the sweep"
         else:
-            job.status, job.reason = "failed", describe_failure(job, exit_status)
-
-    def _save(self, changed: Job | None = None) -> None:
-        """Show the jobs, and write them to `sweep.json` with those of earlier starts."""
-        self.display.jobs = self.source.jobs
-        if changed:
-            self.display.report_change(changed)
-        numbers = {job.number for job in self.source.jobs}
-        earlier = [job for job in self.earlier if job.number not in numbers]
-        write_record(self.sweep.folder, self.sweep.arguments, [*earlier, *self.source.jobs])
+            job.status, job.reason = "failed", _describe_failure(job, exit_status)
 
 
-def describe_failure(job: Job, exit_status: int) -> str:
+def _describe_failure(job: Job, exit_status: int) -> str:
     """Say in one line why a process failed."""
     if exit_status < 0:
         name = signal.Signals(-exit_status).name
@@ -216,3 +194,55 @@ def describe_failure(job: Job, exit_status: int) -> str:
     if exit_status == 2 and errors:
         return errors[0].removeprefix("error: ")
     return f"{lines[-1]} (status {exit_status})" if lines else f"status {exit_status}"
+
+
+class SweepDisplay:
+    """Shows a sweep on the terminal as a live table, or in a log as one line per event."""
+
+    def __init__(self, title: str, source: JobSource) -> None:
+        self.title, self.source = title, source
+        self.console = Console(soft_wrap=True, highlight=False)
+        self.live = Live(console=self.console, get_renderable=self._render, refresh_per_second=1)
+
+    def say(self, *texts: str | tuple[str, str]) -> None:
+        self.console.print(Text.assemble(*texts))
+
+    def report_change(self, job: Job) -> None:
+        """Print a job's new status; for a failed job also its last lines and its log."""
+        if job.status == "failed":
+            self.say((f"job {job.number} failed", "bold red"), f": {job.name}: {job.reason}")
+            self.say(*(f"    {line}\n" for line in job.last_lines(FAILURE_LINES)), f"  full output: {shorten(job.log)}")
+        elif job.status == "interrupted":
+            self.say(f"job {job.number} interrupted: {job.reason}")
+        elif not self.console.is_terminal:
+            epoch, value, _ = _progress_of(job)
+            reached = f" ({job.monitor} {value}, {epoch} epochs)" if job.status in ("done", "pruned") and value else ""
+            self.say(f"job {job.number} {job.status}: {job.name}{reached}")
+
+    def _render(self) -> RenderableType:
+        jobs = self.source.jobs
+        table = Table(title=self.title, title_justify="left", box=None, pad_edge=False)
+        for column in ("job", "status", "settings", "epoch", jobs[0].monitor if jobs else "", "left"):
+            table.add_column(column, justify="left" if column in ("status", "settings") else "right")
+        by_priority = sorted(jobs, key=lambda job: (PRIORITY.get(job.status, 2), -job.started, job.number))
+        fitting = by_priority[: max(1, self.console.height - OTHER_LINES)]
+        for job in sorted(fitting, key=lambda job: job.number):
+            status = Text(job.status, STYLES.get(job.status, "dim"))
+            table.add_row(str(job.number), status, Text(job.name), *_progress_of(job))
+        counts = Counter(job.status for job in jobs)
+        summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+        return Group(table, Text(f"{len(jobs)} jobs: {summary}", "dim"))
+
+
+def _progress_of(job: Job) -> tuple[str, str, str]:
+    """Return a job's epoch, the latest value of its metric, and its time left, as texts."""
+    if job.status == "queued":
+        return "", "", ""
+    rows = job.epochs_so_far()
+    done = int(rows[-1]["epoch"]) if rows else 0
+    epoch = f"{done}/{job.epochs}" if job.epochs else str(done)
+    value = next((f"{row[job.monitor]:.4f}" for row in reversed(rows) if job.monitor in row), "")
+    if not rows or job.epochs is None or job.status != "running":
+        return epoch, value, ""
+    minutes, seconds = divmod(round(rows[-1]["seconds"] / done * (job.epochs - done)), 60)
+    return epoch, value, f"{minutes}:{seconds:02d}"

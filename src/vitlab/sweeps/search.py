@@ -1,42 +1,117 @@
 """Search hyperparameters with Optuna: each trial is a job of the sweep."""
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
-from optuna.trial import Trial, TrialState
+from optuna.trial import BaseTrial, Trial, TrialState
 
+from vitlab.config.compose import parse_overrides
 from vitlab.config.ranges import mode_of
 from vitlab.errors import UserError
 from vitlab.files import shorten
 from vitlab.sweeps.executors import Executor
 from vitlab.sweeps.job import Job
 from vitlab.sweeps.runner import JobSource, run_jobs
-from vitlab.sweeps.search_space import SearchSpace
-from vitlab.sweeps.sweep import Sweep, check_job_folder
-from vitlab.sweeps.sweep_record import STUDY_FILE, SWEEP_FILE, recorded_jobs, sweep_lock
+from vitlab.sweeps.sweep import STUDY_FILE, SWEEP_FILE, Sweep, check_job_folder, recorded_jobs, sweep_lock
 
 STUDY = "search"
 MADE_AGAIN = "made_again"  # attribute of a study: numbers of the failed trials that were repeated
 MIN_TRIALS = 4  # finished trials that an estimate of the importance needs
 
 
-class Search(JobSource):
-    """The trials of a study as jobs.
+@dataclass(frozen=True)
+class Parameter:
+    """A key whose value each trial chooses."""
 
-    Trials that a killed search left are resumed first; trials that failed in an earlier start are repeated.
+    key: str  # in the config
+    values: FloatDistribution | IntDistribution | CategoricalDistribution
+    condition: str = ""  # override that a trial must have to choose it; "": always
+
+    @property
+    def name(self) -> str:
+        """Its name in the study, where a key can have other values under another condition."""
+        return f"{self.key} with {self.condition}" if self.condition else self.key
+
+    def suggest(self, trial: BaseTrial) -> str:
+        """Return the override with the value that a trial chooses."""
+        values = self.values
+        if isinstance(values, FloatDistribution):
+            return f"{self.key}={trial.suggest_float(self.name, values.low, values.high, log=values.log)!r}"
+        if isinstance(values, IntDistribution):
+            number = trial.suggest_int(self.name, values.low, values.high, step=values.step, log=values.log)
+            return f"{self.key}={number}"
+        return f"{self.key}={trial.suggest_categorical(self.name, values.choices)}"
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The overrides that all trials share, and the parameters that each trial chooses."""
+
+    fixed: Sequence[str]
+    parameters: Sequence[Parameter]
+
+    def suggest(self, trial: BaseTrial) -> list[str]:
+        """Return the overrides of a trial; values that it chose before a restart stay."""
+        overrides = list(self.fixed)
+        for parameter in self.parameters:
+            if not parameter.condition or parameter.condition in overrides:
+                overrides.append(parameter.suggest(trial))
+        return overrides
+
+
+def read_space(
+    params: Mapping[str, object], given: Sequence[str], when: Mapping[str, Mapping[str, object]]
+) -> SearchSpace:
+    """Read `choice(a,b)`, `a,b`, `range(2,10,2)`, `interval(0.1,0.9)`, `int(interval(1,8))`, `tag(log,interval(...))`.
+
+    `params` and `when` are those of `hydra.sweeper`; overrides that were `given` on the command line replace `params`.
     """
+    overrides = parse_overrides([*(f"{key}={value}" for key, value in params.items()), *given])
+    found = {override.get_key_element(): override for override in overrides}
+    fixed = [f"{key}={o.get_value_element_as_str()}" for key, o in found.items() if not o.is_sweep_override()]
+    parameters = [_parameter(override) for override in found.values() if override.is_sweep_override()]
+    if not parameters:
+        raise UserError("a search needs a key with several values, e.g. optimizer.lr='tag(log,interval(1e-4,1e-2))'")
+    for condition, keys in when.items():
+        dependent = parse_overrides([f"{key}={value}" for key, value in keys.items()])
+        parameters += [_parameter(override, condition) for override in dependent]
+    return SearchSpace(fixed, parameters)
+
+
+def _parameter(override: Override, condition: str = "") -> Parameter:
+    """Translate an override with several values; the end of a range is excluded, as in Hydra."""
+    key, sweep = override.get_key_element(), override.value()
+    log = "log" in getattr(sweep, "tags", ())
+    if isinstance(sweep, IntervalSweep):
+        low, high = sweep.start, sweep.end
+        if low is None or high is None or low >= high or (log and low <= 0):
+            raise UserError(f"{override.input_line}: from {low} to {high} there is no interval to choose from")
+        if isinstance(low, int) and isinstance(high, int):
+            return Parameter(key, IntDistribution(low, high, log=log), condition)
+        return Parameter(key, FloatDistribution(low, high, log=log), condition)
+    values = list(override.sweep_string_iterator())
+    if isinstance(sweep, RangeSweep) and isinstance(sweep.start, int) and isinstance(sweep.step, int):
+        numbers = sorted(map(int, values))
+        return Parameter(key, IntDistribution(numbers[0], numbers[-1], step=abs(sweep.step)), condition)
+    return Parameter(key, CategoricalDistribution(values), condition)
+
+
+class Search(JobSource):
+    """The trials of a study as jobs: first those that a killed search left, then failed ones again, then new ones."""
 
     def __init__(self, sweep: Sweep, study: optuna.Study, space: SearchSpace, n_trials: int) -> None:
         super().__init__(recorded_jobs(sweep.folder))
         self.sweep, self.study, self.space = sweep, study, space
         self.trials: dict[int, Trial] = {}
-        storage = open_storage(sweep.folder)
-        study_id = storage.get_study_id_from_name(STUDY)
         trials = study.get_trials(deepcopy=False)
         failed = [trial for trial in trials if trial.state == TrialState.FAIL]
         for trial in failed:
@@ -46,6 +121,8 @@ class Search(JobSource):
         ended = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
         running = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
         self.to_ask = n_trials - ended - len(running)
+        storage = open_storage(sweep.folder)
+        study_id = storage.get_study_id_from_name(STUDY)
         ids = [storage.get_trial_id_from_study_id_trial_number(study_id, number) for number in running]
         self.left = [self._job(Trial(study, trial_id)) for trial_id in ids]
 
@@ -79,7 +156,7 @@ class Search(JobSource):
 
     def record_end(self, job: Job) -> None:
         """Tell the study the result. The trial of an interrupted job stays open until it is resumed."""
-        value = job.final_metrics().get(job.monitor, math.nan)
+        value = job.run.final_metrics().get(job.monitor, math.nan)
         if job.status == "done" and math.isfinite(value):
             self.study.tell(job.number, value)
         elif job.status == "pruned":
@@ -98,13 +175,7 @@ class Search(JobSource):
 def run_search(
     sweep: Sweep, executor: Executor, space: SearchSpace, n_trials: int, sampler: BaseSampler, pruner: BasePruner
 ) -> None:
-    """Run trials until there are `n_trials`, including those of an earlier start of the same search.
-
-    Raises:
-        UserError: Another process runs the search, its directory holds another one, or there is no validation set.
-        KeyboardInterrupt, TerminatedError: It was stopped.
-        SystemExit: 1, if a trial failed.
-    """
+    """Run trials until there are `n_trials`, with those of an earlier start of the same search; raise as `run_grid`."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with sweep_lock(sweep.folder):
         config = sweep.compose(space.suggest(optuna.create_study().ask()))  # any trial's
@@ -130,13 +201,10 @@ def run_search(
 
 
 def _check_same_search(sweep: Sweep, study: optuna.Study, space: SearchSpace, goal: str) -> None:
-    """Record in a new study what it searches.
-
-    Raises:
-        UserError: An existing study searches something else; the message names the difference.
-    """
+    """Record in a new study what it searches; refuse an existing one that searches something else."""
     folder = shorten(sweep.folder)
-    content = {"space": space.describe(), "overrides": sorted(space.fixed), "monitor": goal}
+    parameters = sorted(f"{parameter.name} {parameter.values}" for parameter in space.parameters)
+    content = {"space": parameters, "overrides": sorted(space.fixed), "monitor": goal}
     if not study.get_trials(deepcopy=False) and not study.user_attrs:
         if (sweep.folder / SWEEP_FILE).exists():
             raise UserError(f"{folder} holds a sweep without a search: choose another hydra.sweep.dir=...")
@@ -152,15 +220,11 @@ def _check_same_search(sweep: Sweep, study: optuna.Study, space: SearchSpace, go
 
 
 def open_storage(folder: Path) -> RDBStorage:
-    """Open or create `study.db` in a search's directory."""
     return RDBStorage(f"sqlite:///{(folder / STUDY_FILE).absolute()}")
 
 
 def parameter_importance(folder: Path) -> dict[str, float]:
-    """Return each parameter's fraction of the importance (Watanabe et al. 2023, "PED-ANOVA").
-
-    Empty if too few trials are finished.
-    """
+    """Return each parameter's fraction of the importance (Watanabe et al. 2023, "PED-ANOVA"), if enough is known."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.load_study(study_name=STUDY, storage=open_storage(folder))
     if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < MIN_TRIALS:

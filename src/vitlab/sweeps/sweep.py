@@ -1,9 +1,12 @@
-"""Turn the overrides of a sweep into jobs with directories and commands."""
+"""A sweep: its jobs, and its record `sweep.json`, from which it resumes."""
 
+import json
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,32 +15,31 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config.instantiate import targets
 from vitlab.errors import UserError
-from vitlab.files import shorten
-from vitlab.sweeps.job import Job, quote
-from vitlab.sweeps.sweep_record import recorded_jobs
+from vitlab.files import locked, shorten, write_json
+from vitlab.runs.directory import check_links
+from vitlab.sweeps.job import COMMAND_LINE_ONLY, Job, quote
 
+SWEEP_FILE, STUDY_FILE = "sweep.json", "study.db"
+JOB_KEYS = ("number", "overrides", "status", "reason")  # in sweep.json, and "folder"
+RESUME = "sweep=resume:"
 # Hydra's keys that apply to the sweep, not to its jobs.
-SWEEP_KEYS = (
-    *("hydra.sweep.", "hydra.run.", "hydra.launcher.", "hydra.sweeper.", "hydra.mode"),
-    *("hydra/launcher", "hydra/sweeper"),
+SWEEP_KEYS = ("hydra.sweep", "hydra/sweeper", "hydra.launcher.", "hydra/launcher", "hydra.run.", "hydra.mode")
+# Those that may come from sweep.json: they only say how the jobs are made.
+SAFE_SWEEP_KEYS = (
+    *("hydra/sweeper=", "hydra/sweeper/", "hydra/launcher=", "hydra.sweeper."),
+    *("hydra.launcher.jobs=", "hydra.sweep.subdir="),
 )
+GROUPS_WITH_PATHS = ("logger.", "callbacks.", "trainer.")  # these write files to configured paths
 
 
 @dataclass
 class Sweep:
-    """A sweep's directory, and how its jobs are composed and started.
+    """A sweep's directory, and how its jobs are composed and started."""
 
-    Args:
-        folder: `hydra.sweep.dir`, absolute.
-        hydra: Hydra's node of the sweep's config.
-        compose: Returns a job's config, with Hydra's node, from its overrides.
-        compare: Called with the directory after the last job, to compare the runs.
-    """
-
-    folder: Path
-    hydra: DictConfig
-    compose: Callable[[Sequence[str]], DictConfig]
-    compare: Callable[[Path], Any] = lambda folder: None
+    folder: Path  # `hydra.sweep.dir`, absolute
+    hydra: DictConfig  # Hydra's node of the sweep's config
+    compose: Callable[[Sequence[str]], DictConfig]  # from a job's overrides to its config, with Hydra's node
+    compare: Callable[[Path], Any] = lambda folder: None  # called with the directory after the last job
 
     @property
     def arguments(self) -> list[str]:
@@ -46,16 +48,7 @@ class Sweep:
         return [argument for argument in given if not argument.startswith(("hydra.sweep.dir=", "hydra.mode="))]
 
     def job(self, number: int, overrides: Sequence[str], common: Sequence[str] = ()) -> Job:
-        """Compose a job.
-
-        Args:
-            number: Its number.
-            overrides: Its overrides.
-            common: Overrides that all jobs share; its name leaves them out.
-
-        Raises:
-            UserError: Its directory is not inside the sweep's, or `trainer.devices` names devices.
-        """
+        """Compose a job; its name leaves out the overrides that are `common` to all jobs."""
         config = self.compose(overrides)
         config.hydra.job.num, config.hydra.job.id = number, str(number)
         subdir, epochs = config.hydra.sweep.subdir, config.trainer.max_epochs
@@ -92,18 +85,13 @@ class Sweep:
 
     def _config_flags(self) -> list[str]:
         """Return `--config-dir` and `--config-name` if they were given."""
-        folders = [s.path for s in self.hydra.runtime.config_sources if s.provider == "command-line"]
-        name = self.hydra.job.config_name
-        flags = [f"--config-dir={folder}" for folder in folders]
+        sources, name = self.hydra.runtime.config_sources, self.hydra.job.config_name
+        flags = [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
         return flags if name == "train" else [*flags, f"--config-name={name}"]
 
 
 def plan_jobs(sweep: Sweep, all_overrides: Sequence[Sequence[str]]) -> list[Job]:
-    """Compose the jobs, with the numbers that they had before.
-
-    Raises:
-        UserError: Two jobs would share a directory, or a job's directory holds other files.
-    """
+    """Compose the jobs, with the numbers that they had before; new jobs get new numbers."""
     known = {frozenset(job.overrides): job.number for job in recorded_jobs(sweep.folder)}
     free = max(known.values(), default=-1) + 1
     common = list(set.intersection(*map(set, all_overrides)))
@@ -118,11 +106,7 @@ def plan_jobs(sweep: Sweep, all_overrides: Sequence[Sequence[str]]) -> list[Job]
 
 
 def check_job_folder(sweep: Path, jobs: Sequence[Job]) -> None:
-    """Check that the last job's directory belongs to it alone.
-
-    Raises:
-        UserError: Another job uses it, or it holds files that are not from this sweep.
-    """
+    """Check that the last job's directory belongs to it alone: no other job uses it, and it holds no other files."""
     *others, job = jobs
     for other in others:
         if job.folder.is_relative_to(other.folder) or other.folder.is_relative_to(job.folder):
@@ -149,3 +133,76 @@ def _number_of_devices(devices: Any) -> int:
             "devices of the sweep with CUDA_VISIBLE_DEVICES"
         )
     return int(number)
+
+
+def sweep_lock(folder: Path) -> AbstractContextManager[None]:
+    """Keep other processes from running the sweep at the same time; refuse links that lead out of its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    check_links(folder)
+    return locked(folder, f"another process is running the sweep in {folder}")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read `sweep.json`: `arguments` of the command, its working directory `cwd`, and `jobs`."""
+    file = folder / SWEEP_FILE
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        complete = all({*JOB_KEYS, "folder"} <= set(job) for job in record["jobs"])
+        if not complete or not all(isinstance(text, str) for text in (record["cwd"], *record["arguments"])):
+            raise ValueError("keys are missing or have the wrong type")
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no sweep: there is no {file}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read {file} ({error})") from error
+    return record
+
+
+def recorded_jobs(folder: Path) -> list[Job]:
+    """Return the jobs in `sweep.json`; empty if the folder holds no sweep yet."""
+    rows = read_record(folder)["jobs"] if (folder / SWEEP_FILE).exists() else []
+    return [Job(folder=folder / row["folder"], **{key: row[key] for key in JOB_KEYS}) for row in rows]
+
+
+def write_record(sweep: Sweep, jobs: Iterable[Job]) -> None:
+    """Write the jobs to `sweep.json` in the order of their numbers, with those of earlier starts."""
+    known = {job.number: job for job in [*recorded_jobs(sweep.folder), *jobs]}
+    rows = [
+        {key: getattr(job, key) for key in JOB_KEYS} | {"folder": str(job.folder.relative_to(sweep.folder))}
+        for _, job in sorted(known.items())
+    ]
+    write_json(sweep.folder / SWEEP_FILE, {"arguments": sweep.arguments, "cwd": str(Path.cwd()), "jobs": rows})
+
+
+def restore_arguments(arguments: Sequence[str]) -> list[str]:
+    """Replace `sweep=resume:<dir>` with the recorded arguments of the sweep in that directory, if they are safe."""
+    found = [argument for argument in arguments if argument.startswith(RESUME)]
+    if not found:
+        return list(arguments)
+    folder = Path(found[0].removeprefix(RESUME))
+    record = read_record(folder)
+    retype = f"give the sweep's full command again, with hydra.sweep.dir={folder}"
+    unsafe = [argument for argument in record["arguments"] if not _is_safe(argument)]
+    if unsafe:
+        raise UserError(f"{folder}: {unsafe[0]} is only accepted on the command line: if you trust it, {retype}")
+    if record["cwd"] != str(Path.cwd()):
+        raise UserError(f"{folder}: the sweep was started in {record['cwd']}: change to that directory, or {retype}")
+    others = [argument for argument in arguments if argument not in (*found, "-m", "--multirun")]
+    return ["-m", *record["arguments"], *others, f"hydra.sweep.dir={quote(str(folder))}"]
+
+
+def resume_sweep_command(arguments: Sequence[str], folder: Path) -> str:
+    """Return the command that resumes a sweep."""
+    path = shorten(folder)
+    if all(map(_is_safe, arguments)):
+        return f"python train.py -m {shlex.quote(RESUME + path)}"
+    return f"python train.py -m {shlex.join(arguments)} {shlex.quote(f'hydra.sweep.dir={path}')}"
+
+
+def _is_safe(argument: str) -> bool:
+    """Whether an argument from a file is safe: it names no code and no path to load from or write to."""
+    key, _, value = argument.lstrip("+~").partition("=")
+    if argument.startswith("-") or "_target_" in argument or argument.lstrip("+").startswith(COMMAND_LINE_ONLY):
+        return False
+    if key.startswith("hydra"):
+        return argument.startswith(SAFE_SWEEP_KEYS)
+    return not (key.startswith(GROUPS_WITH_PATHS) and ("/" in value or ".." in value))

@@ -12,5 +12,5 @@ def test_ordinary_steps_only_reduce_gradients(tmp_path: Path) -> None:
     status, output = by_lightning(tmp_path, 2, [*RUN, *DDP, *rare, counter])
     assert status == 0, output
     steps = json.loads((tmp_path / "collectives.json").read_text())
-    assert len(steps) == 5
-    assert steps[1:-1] == [[]] * 3  # the first and the last of an epoch log, and ask whether to stop
+    assert len(steps) == 6
+    assert steps[:-1] == [[]] * 5  # the last one of an epoch logs, validates and saves

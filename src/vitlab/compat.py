@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
+import timm.optim.muon
 import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
@@ -163,6 +164,22 @@ def augmentation_space(transform: Any) -> dict[str, tuple[Callable[[int, int, in
 def autoaugment_policies(transform: Any) -> list[tuple[tuple[str, float, int | None], ...]]:
     """Torchvision's AutoAugment as pairs of (operation, probability, magnitude bin) (torchvision 0.26 to 0.29)."""
     return transform._policies
+
+
+# One operation on many tensors, by a few kernels: documented in torch's manual ("Foreach operations"), but underscored.
+foreach_add_ = torch._foreach_add_
+foreach_lerp_ = torch._foreach_lerp_
+foreach_mul_ = torch._foreach_mul_
+
+
+def suits_muon(weight: torch.Tensor) -> bool:
+    """Whether timm's Muon updates a weight: not if it is no matrix, or a thin one (timm 1.0.31)."""
+    return bool(timm.optim.muon._is_suitable_for_muon(weight))
+
+
+def muon_coefficients(given: Any) -> list[tuple[float, float, float]]:
+    """Coefficients of the Newton-Schulz iteration, by their name in timm's table or as they are (timm 1.0.31)."""
+    return timm.optim.muon.resolve_ns_coefficients(given, timm.optim.muon._COEFFICIENTS)
 
 
 # Memory of the process

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import timm.optim
 import torch
 from models.test_vision_transformer import make
 from optim.test_finetuning import networks
@@ -119,3 +120,21 @@ def test_the_iteration_runs_in_float32_on_a_cpu_without_bfloat16(
     assert weight.grad is not None
     update = zeropower_via_newtonschulz(weight.grad, 5, [(3.4445, -4.7750, 2.0315)], dtype=dtype)
     assert torch.equal(weight, before.add(update, alpha=-0.2 * 12**0.5))
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_matrices_of_one_shape_together_are_updated_as_timm_updates_each(nesterov: bool) -> None:
+    def trained(kind: Any) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(8, 12), (12, 8), (8, 12), (6,), (8, 12)]
+        weights = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+        optimizer = kind(weights, lr=0.1, weight_decay=0.1, nesterov=nesterov)
+        for _ in range(3):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=generator)
+            optimizer.step()
+        assert all(weight.grad is not None for weight in weights)
+        return [weight.detach() for weight in weights]
+
+    for ours, timms in zip(trained(Muon), trained(timm.optim.Muon), strict=True):
+        assert torch.allclose(ours, timms, atol=0.02)  # timm iterates in bfloat16, also where ours does not

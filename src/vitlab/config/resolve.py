@@ -50,7 +50,7 @@ def _choose_fused(config: DictConfig) -> None:
             "optimizer.fused=true unscales the gradients of trainer.precision=16-mixed too late to clip them: leave it "
             "out, or take trainer.gradient_clip_val=null"
         )
-    if optimizer._target_ in FUSED and "fused" not in optimizer and has_cuda(trainer.accelerator) and not is_scaled:
+    if optimizer["_target_"] in FUSED and "fused" not in optimizer and has_cuda(trainer.accelerator) and not is_scaled:
         with open_dict(optimizer):
             optimizer.fused = True
 

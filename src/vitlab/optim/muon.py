@@ -1,46 +1,74 @@
 """The Muon optimizer, and the choice of the parameters that it updates."""
 
+from collections import defaultdict
 from collections.abc import Callable, Collection
-from contextlib import nullcontext
 from typing import Any
 
 import timm.optim
 import torch
 from timm.models import group_parameters
+from timm.optim.muon import get_lr_scale, zeropower_via_newtonschulz
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from vitlab.compat import cpu_has_bfloat16
+from vitlab.compat import cpu_has_bfloat16, foreach_add_, foreach_lerp_, foreach_mul_, muon_coefficients, suits_muon
 
 
 class Muon(timm.optim.Muon):
-    """timm's Muon. On a CPU without bfloat16 instructions, its Newton-Schulz iteration runs in float32.
+    """timm's Muon, which orthogonalises matrices of one shape together: few large products instead of many small ones.
 
-    timm and torch iterate in bfloat16, which such a CPU emulates: one update then takes as long as many training steps.
+    On a CPU without bfloat16 instructions the Newton-Schulz iteration runs in float32. timm and torch iterate in
+    bfloat16, which such a CPU emulates: one update then takes as long as many training steps.
     """
 
+    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        on_cpu = self.param_groups[0]["params"][0].device.type == "cpu"
-        with _IterateInFloat32() if on_cpu and not cpu_has_bfloat16() else nullcontext():
-            super().step()  # type: ignore[no-untyped-call]
+
+        gradients: dict[Tensor, Tensor] = {}
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for parameter in group["params"]:
+                is_ours = group["algo"] == "muon" and not group.get("use_fallback") and parameter.grad is not None
+                if is_ours and parameter.ndim == 2 and suits_muon(parameter):
+                    by_shape[parameter.shape].append(parameter)
+                    gradients[parameter] = parameter.grad
+            for matrices in by_shape.values():
+                self._update(matrices, group)
+
+        # timm updates the rest, by AdamW; it passes over parameters without a gradient.
+        for matrix in gradients:
+            matrix.grad = None
+        super().step()  # type: ignore[no-untyped-call]
+        for matrix, gradient in gradients.items():
+            matrix.grad = gradient
         return loss
 
+    def _update(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
+        """Move matrices of one shape along their orthogonalised momentum."""
+        for matrix in matrices:
+            if "momentum_buffer" not in self.state[matrix]:
+                self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+        gradients: Any = [matrix.grad for matrix in matrices]
+        momenta = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+        foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        foreach_lerp_(momenta, gradients, 1 - group["momentum"])
 
-class _IterateInFloat32(TorchFunctionMode):
-    """Turn the copy to bfloat16 with which timm's iteration begins into one to float32 (timm 1.0.31).
-
-    timm's `zeropower_via_newtonschulz` takes a dtype, but no argument of the optimizer sets it.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is Tensor.to and kwargs == {"dtype": torch.bfloat16, "copy": True}:
-            kwargs["dtype"] = torch.float32
-        return func(*args, **kwargs)
+        updates = torch.stack(momenta)
+        if group["nesterov"]:
+            updates = torch.stack(gradients).lerp(updates, group["momentum"])
+        emulates_bfloat16 = updates.device.type == "cpu" and not cpu_has_bfloat16()
+        directions = zeropower_via_newtonschulz(
+            updates,
+            group["ns_steps"],
+            muon_coefficients(group["ns_coefficients"]),
+            **{key: group[key] for key in ("eps", "safety_factor", "scale_eps")},
+            dtype=torch.float32 if emulates_bfloat16 else torch.bfloat16,
+        )
+        scale = get_lr_scale(directions.shape, group["adjust_lr_fn"]) if group["adjust_lr_fn"] else 1.0
+        foreach_add_(matrices, list(directions.to(updates.dtype)), alpha=-group["lr"] * scale)
 
 
 def adamw_param_names(optimizer: Any, network: nn.Module, head: Collection[str]) -> set[str]:

@@ -40,7 +40,7 @@ def _incomplete(summary: RunSummary) -> Iterator[Finding]:
 
 
 def _at_chance(summary: RunSummary) -> Iterator[Finding]:
-    accuracy, images = (summary.best or {}).get("val/acc"), summary.used("val")
+    accuracy, images = summary.best.get("val/acc"), summary.used("val")
     if accuracy is None:
         accuracy, images = summary.final.get("test/acc"), summary.used("test")
     chance = 1 / len(summary.classes)
@@ -114,7 +114,7 @@ def _best_epoch(summary: RunSummary) -> Iterator[Finding]:
             f"Validation accuracy was still improving: {100 * gain:.1f} points since epoch {since:g} of {epochs:g}.",
             f"A longer run: start a new one with {longer}, so that the learning rate schedule covers all of it.",
         )
-    best, count = summary.best or {}, len(summary.epochs)
+    best, count = summary.best, len(summary.epochs)
     if "val/acc" in best and count >= 5 and best["epoch"] <= 0.7 * count:
         yield (
             f"The best epoch was {best['epoch']:g} of {count}; later ones did not improve on it.",
@@ -178,7 +178,7 @@ def _calibration(summary: RunSummary) -> Iterator[Finding]:
 
 
 def _measurement(summary: RunSummary) -> Iterator[Finding]:
-    best, images = summary.best or {}, summary.used("val")
+    best, images = summary.best, summary.used("val")
     half = _uncertainty(best["val/acc"], images) if "val/acc" in best else 0.0
     if half > 0.03:
         yield (

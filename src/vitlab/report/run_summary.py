@@ -1,7 +1,7 @@
 """Read the files of a run directory for its report."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,8 @@ class RunSummary:
     details: dict[str, Any]
 
     @property
-    def best(self) -> Row | None:
+    def best(self) -> Row:
         """The epoch whose weights were kept: the best so far by the monitored metric, else the last."""
-        if not self.epochs:
-            return None
         if "epoch" in self.final:
             return next((row for row in self.epochs if row["epoch"] == self.final["epoch"]), self.epochs[-1])
         metric = self.config.checkpoint.monitor
@@ -126,8 +124,6 @@ def accuracy_interval(accuracy: float, images: int) -> str:
 
 def read_run_summary(run: RunDirectory) -> RunSummary:
     manifest, details = run.manifest(), run.path / "test_details.json"
-    summary = RunSummary(run.config(), manifest, run.epoch_rows(), final={}, details={})
-    if manifest.get("status") == "finished":
-        tested = json.loads(details.read_text(encoding="utf-8")) if details.exists() else {}
-        summary = replace(summary, final=run.final_metrics(), details=tested)
-    return summary
+    finished = manifest.get("status") == "finished"
+    tested = json.loads(details.read_text(encoding="utf-8")) if finished and details.exists() else {}
+    return RunSummary(run.config(), manifest, run.epoch_rows(), run.final_metrics() if finished else {}, tested)

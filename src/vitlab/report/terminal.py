@@ -20,7 +20,7 @@ from vitlab.files import shorten
 from vitlab.preflight import Preflight, Status
 from vitlab.report.run_summary import accuracy_interval, read_run_summary
 from vitlab.runs.checkpoint import EMA_KEY
-from vitlab.runs.console import show
+from vitlab.runs.console import format_duration, show
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import data_set
 from vitlab.runs.manifest import entry_point
@@ -129,9 +129,8 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
     if table.row_count:
         show(table)
     selected = f"the best by {config.checkpoint.monitor}" if "val/loss" in metrics else "the last one"
-    minutes, seconds = divmod(round(metrics["seconds"]), 60)
     show(f"weights kept: epoch {int(metrics['epoch'])} of {len(summary.epochs)}, {selected}")
-    show(f"total time: {minutes} min {seconds:02d} s", f"run directory: {shorten(run)}")
+    show(f"total time: {format_duration(metrics['seconds'])}", f"run directory: {shorten(run)}")
     if (run / "report.html").exists():
         show("  report.html  all results on one page")
     if any(run.glob("figures/*.png")):

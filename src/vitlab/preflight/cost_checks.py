@@ -69,7 +69,8 @@ def _duration(context: CheckContext, speed: float) -> str:
     total = min(totals)
     seconds = epoch * total / max(batches, 1)
     if limit is not None and limit < seconds:
-        return f"{figure}: trainer.max_time stops the run after {format_duration(limit)}, about {limit / seconds:.0%} of it"
+        fraction = f"about {limit / seconds:.0%} of it"
+        return f"{figure}: trainer.max_time stops the run after {format_duration(limit)}, {fraction}"
     return f"{figure}: about {format_duration(seconds)} for {total:,} batches of {data.batch_size}, with validation"
 
 

@@ -30,7 +30,7 @@ from vitlab.runs.trust import trust
 
 # page.html is the layout of all pages, parts.html has their parts, report.html is the page of a run.
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
-TEMPLATES.filters["number"] = format
+TEMPLATES.filters |= {"number": format, "yaml": OmegaConf.to_yaml}
 _parts: Any = TEMPLATES.get_template("parts.html").module
 section, paragraph, code, table = _parts.section, _parts.paragraph, _parts.code, _parts.table
 
@@ -91,27 +91,16 @@ def _draw_curves(summary: RunSummary, file: Path) -> None:
 
 def render_report(run: RunSummary, path: Path) -> str:
     """Fill the page with the facts of a run, whose figures are in its directory `path`."""
-    manifest, config = run.manifest, run.config
     values = {**run.best, **run.final}
     titles = {f"test/acc{run.suffix}": "test", f"val/acc{run.suffix}": "validation", "train/acc": "training"}
     shown = next(key for key in titles if key in values)
-    started = str(manifest.get("started", ""))[:16].replace("T", " ")
     preflight = path / "preflight.json"
     checks = json.loads(preflight.read_text(encoding="utf-8"))["checks"] if preflight.exists() else []
     speeds = [row["images_per_second"] for row in run.epochs if "images_per_second" in row]
-    parts = {
-        "Model": config.model,
-        "Optimizer": config.optimizer,
-        "Augmentation": config.augment,
-        "Full config": config,
-    }
-    folder = Path(manifest.get("folder") or Path.cwd())
+    folder = Path(run.manifest.get("folder") or Path.cwd())
     return TEMPLATES.get_template("report.html").render(
-        title=f"{config.name} on {run.data_set}: {values[shown]:.2%} {titles[shown]} accuracy",
-        subtitle=f"vitlab run, {manifest.get('status')}, started {started}",
+        title=f"{run.config.name} on {run.data_set}: {values[shown]:.2%} {titles[shown]} accuracy",
         run=run,
-        manifest=manifest,
-        git=manifest.get("git") or {},
         values=values,
         validated=sum("val/acc" in row for row in run.epochs),
         chance_loss=log(len(run.classes)),
@@ -122,7 +111,6 @@ def render_report(run: RunSummary, path: Path) -> str:
         time=format_duration(run.epochs[-1]["seconds"]),
         speed=median_high(speeds) if speeds else None,
         checks=Counter(check["status"] for check in checks),
-        configs={heading: OmegaConf.to_yaml(part) for heading, part in parts.items()},
         folder=folder,
         commands=_commands(run, path, folder),
     )

@@ -9,10 +9,8 @@ from omegaconf import OmegaConf
 
 from vitlab.config.ranges import mode_of
 from vitlab.plots.classification import wilson_interval
-from vitlab.runs.directory import RunDirectory
+from vitlab.runs.directory import Row, RunDirectory
 from vitlab.runs.hparams import Setting, data_set, hparams_of
-
-Row = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -62,15 +60,6 @@ class RunSummary:
         return OmegaConf.select(self.config, key)
 
     @property
-    def time_limited(self) -> bool:
-        return self.setting("trainer.max_time") is not None
-
-    @property
-    def patch_dropout(self) -> float:
-        """Fraction of the patches that are dropped during training."""
-        return float(self.setting("model.patch_dropout") or 0.0)
-
-    @property
     def augmentations(self) -> set[str]:
         """Names of the augmentations that are not turned off."""
         nodes = (self.setting("augment") or {}).items()
@@ -81,7 +70,8 @@ class RunSummary:
         """The differences between training images and those of an evaluation: `augmented, mixed`."""
         words = ["augmented"] if self.augmentations - {"mixing"} else []
         words += ["mixed"] if "mixing" in self.augmentations else []
-        words += [f"{self.patch_dropout:.0%} of their patches dropped"] if self.patch_dropout else []
+        dropped = self.setting("model.patch_dropout")
+        words += [f"{dropped:.0%} of their patches dropped"] if dropped else []
         return ", ".join(words) or "not augmented"
 
     @property

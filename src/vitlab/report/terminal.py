@@ -91,7 +91,7 @@ def print_interrupted(config: DictConfig, run: RunDirectory, reason: str = "Inte
     last = run.checkpoints / "last.ckpt"
     if last.exists():
         show(f"{reason}. The state is saved in {shorten(last)}. To resume:")
-        show(f"  {_command('train.py', f'resume={shorten(run.path)}', config)}")
+        show(f"  {command_for('train.py', f'resume={shorten(run.path)}', config)}")
     else:
         show(f"{reason} before the first checkpoint was saved: there is nothing to resume.")
 
@@ -138,13 +138,13 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
     show("next:")
     if (run / "tensorboard").exists():
         show(f"  tensorboard --logdir {shlex.quote(shorten(run))}")
-    show(f"  {_command('evaluate.py', f'run={shorten(run)}', config)}")
-    show(f"  {_command('predict.py', f'run={shorten(run)}', config)} images=photos/")
+    show(f"  {command_for('evaluate.py', f'run={shorten(run)}', config)}")
+    show(f"  {command_for('predict.py', f'run={shorten(run)}', config)} images=photos/")
 
 
-def _command(script: str, argument: str, config: DictConfig) -> str:
-    here = entry_point(script, this_command(), Path.cwd())
-    return " ".join(["python", here, shlex.quote(argument), *trust(config)])
+def command_for(script: str, argument: str, config: Mapping[str, Any]) -> str:
+    """The command that runs an entry point on a run of this config, as you type it here."""
+    return " ".join(["python", entry_point(script, this_command(), Path.cwd()), shlex.quote(argument), *trust(config)])
 
 
 def print_evaluation(metrics: dict[str, Any], split: str, available: int, files: list[Path]) -> None:

@@ -47,7 +47,8 @@ def _at_chance(summary: RunSummary) -> Iterator[Finding]:
     if accuracy is not None and accuracy <= chance + 1.5 * _uncertainty(chance, images):
         yield (
             f"The model is no better than chance ({accuracy:.1%}; chance is {chance:.1%}).",
-            "More steps, or an optimizer.lr ten times smaller or larger; debug=overfit shows if the model can learn.",
+            "More steps, or an optimizer.lr ten times smaller or larger; debug=overfit shows whether the model can "
+            "learn.",
         )
 
 
@@ -143,7 +144,10 @@ def _classes(summary: RunSummary) -> Iterator[Finding]:
             f"{pair['class']} as {pair['taken_for']} ({pair['images']:,} of {images[pair['class']]:,} images)"
             for pair in pairs
         )
-        look = "Look at the most confident errors below: are the labels right, could you tell the classes apart?"
+        look = (
+            "Look at the most confident errors below: are their labels right, and could you tell the classes apart at "
+            "this size?"
+        )
         yield (
             f"The class with the highest accuracy is {best} ({known[best]:.1%}), the one with the lowest is {worst} "
             f"({known[worst]:.1%}). The most frequent confusions: {confused}.",

@@ -51,11 +51,11 @@ def page(title: str, subtitle: str, *sections: str) -> str:
     return TEMPLATES.get_template("page.html").render(title=title, subtitle=subtitle, content=content)
 
 
-def picture(figure: Figure, caption: str) -> str:
+def picture(figure: Figure, caption: str) -> Markup:
     """A figure as a PNG inside the page."""
     file = BytesIO()
     figure.savefig(file, format="png")
-    return str(_parts.figure(_data_uri(file.getvalue()), caption))
+    return _parts.figure(_data_uri(file.getvalue()), caption)
 
 
 def _data_uri(png: bytes) -> str:

@@ -37,7 +37,7 @@ from vitlab.errors import PeerError, TerminatedError, UserError
 from vitlab.files import write_json
 from vitlab.models.execution import choose_execution
 from vitlab.preflight import CheckContext, run_preflight
-from vitlab.report.page import write_report
+from vitlab.report.html import write_report
 from vitlab.report.tensorboard import finish_tensorboard, log_text, start_tensorboard
 from vitlab.report.terminal import print_header, print_interrupted, print_preflight, print_results, print_weights
 from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint

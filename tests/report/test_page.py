@@ -13,14 +13,18 @@ from omegaconf import OmegaConf
 
 from vitlab.plots.classification import wilson_interval
 from vitlab.plots.io import read_figures
-from vitlab.report.page import key_settings, setup, write_report
+from vitlab.report.html import render_report, write_report
 from vitlab.report.run_summary import read_run_summary
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import all_settings
 
 
 def words(run: Path) -> str:
-    text = unescape((run / "report.html").read_text())
+    return words_of((run / "report.html").read_text())
+
+
+def words_of(page: str) -> str:
+    text = unescape(page)
     return " ".join(re.sub(r"<script>.*</script>|<style>.*</style>|<[^>]+>", " ", text, flags=re.DOTALL).split())
 
 
@@ -49,9 +53,10 @@ def test_repeated_augmentation_and_ema_are_named_if_they_are_used(small_run: Pat
     plain = read_run_summary(RunDirectory(small_run))
     more = {"data": {"repeated_augmentation": 3}, "callbacks": {"ema": {"decay": 0.99}}}
     run = replace(plain, config=OmegaConf.merge(plain.config, more), epochs=plain.epochs[:1])
-    assert "1 epoch on 360 images of Synthetic (each epoch shows one in 3 of them, 3 times each), at 32 x" in setup(run)
-    assert "callbacks.ema.decay" in key_settings(run)
-    assert "callbacks.ema" not in key_settings(plain)
+    said = words_of(render_report(run, small_run))
+    assert "1 epoch on 360 images of Synthetic (each epoch shows one in 3 of them, 3 times each), at 32 x" in said
+    assert "EMA decay of the weights 0.99 callbacks.ema.decay" in said
+    assert "callbacks.ema" not in words_of(render_report(plain, small_run))
     settings = all_settings(OmegaConf.to_container(run.config))  # type: ignore[arg-type]
     assert (settings["data.repeated_augmentation"], settings["callbacks.ema.decay"]) == (3, 0.99)
 
@@ -133,3 +138,13 @@ def test_an_interrupted_run_has_a_report_with_the_command_to_resume(in_process: 
     assert "test accuracy" in said
     assert "interrupted" not in said.split("Setup")[0]
     assert "resumed" in said
+
+
+def test_the_report_escapes_names(small_run: Path) -> None:
+    plain = read_run_summary(RunDirectory(small_run))
+    hostile = "<script>alert('&')</script>"
+    names = {"name": hostile, "data": {"classes": [hostile, *plain.classes[1:]]}}
+    page = render_report(replace(plain, config=OmegaConf.merge(plain.config, names)), small_run)
+    assert hostile not in page
+    assert page.count("<script>") == 1
+    assert unescape(page).count(hostile) >= 3  # in the title, the heading and the setup

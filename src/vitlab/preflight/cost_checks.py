@@ -13,6 +13,7 @@ from vitlab.compat import is_compiled, peak_memory, reset_peak_memory
 from vitlab.models.execution import forward_flops
 from vitlab.preflight.context import CheckContext, CheckResult, failed, ok
 from vitlab.preflight.learning_checks import Trial
+from vitlab.runs.console import format_duration
 
 TIMED_SECONDS = 0.5  # about the longest step to time on a CPU
 KEPT_FILES = 3  # best.ckpt, last.ckpt, and one of them while it is rewritten
@@ -64,23 +65,18 @@ def _duration(context: CheckContext, speed: float) -> str:
     compiled = ", before torch.compile" if is_compiled(context.classifier.network) else ""
     figure = f"{speed:,.0f} training images per second{compiled}"
     if not totals:
-        return figure if limit is None else f"{figure}: about {limit / epoch:.2g} epochs in {_format(limit)}"
+        return figure if limit is None else f"{figure}: about {limit / epoch:.2g} epochs in {format_duration(limit)}"
     total = min(totals)
     seconds = epoch * total / max(batches, 1)
     if limit is not None and limit < seconds:
-        return f"{figure}: trainer.max_time stops the run after {_format(limit)}, about {limit / seconds:.0%} of it"
-    return f"{figure}: about {_format(seconds)} for {total:,} batches of {data.batch_size}, with validation"
+        fraction = f"about {limit / seconds:.0%} of it"
+        return f"{figure}: trainer.max_time stops the run after {format_duration(limit)}, {fraction}"
+    return f"{figure}: about {format_duration(seconds)} for {total:,} batches of {data.batch_size}, with validation"
 
 
 def _limited(count: int, limit: int | float, size: int = 1) -> int:
     """`count` under one of the trainer's limits: a number of batches of `size`, or a fraction."""
     return min(count, limit * size) if isinstance(limit, int) else int(count * limit)
-
-
-def _format(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def memory(context: CheckContext) -> CheckResult | None:

@@ -1,117 +1,153 @@
-"""Build HTML pages that need no other file: styles, figures and script are inside."""
+"""Write report.html, a run on one page, from templates that other pages use too."""
 
+import json
+import os
+import shlex
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections import Counter
 from io import BytesIO
+from math import log
+from pathlib import Path
+from statistics import median_high
+from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 
-STYLE = """
-:root { color-scheme: light dark; --line: light-dark(#d8dee4, #3d444d); --soft: light-dark(#59636e, #9198a1);
-  --head: light-dark(#f6f8fa, #151b23); --mark: light-dark(#ddf4ff, #0c2d6b) }
-body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.7rem; margin: 0 0 .2rem } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem }
-p { max-width: 56rem } .soft, caption, figcaption { color: var(--soft); font-size: .9rem; text-align: left }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
-td.number, th.number { text-align: right } thead th { background: var(--head); position: sticky; top: 0 }
-table.sortable thead th { cursor: pointer } th[aria-sort=ascending]::after { content: " ▲" }
-th[aria-sort=descending]::after { content: " ▼" } tr.marked { background: var(--mark) }
-figure { margin: 1rem 0; max-width: 56rem }
-figure img { max-width: 100%; height: auto; background: white; border-radius: 6px }
-.columns { columns: 34rem 2; column-gap: 2rem } .columns > * { break-inside: avoid; margin: 0 0 2rem }
-pre { background: var(--head); padding: .8rem; overflow-x: auto }
-"""
+from vitlab.files import write_text
+from vitlab.plots.curves import CURVES, draw_curves
+from vitlab.plots.io import never_failing, read_figures, render, save
+from vitlab.report.recommendations import recommend
+from vitlab.report.run_summary import RunSummary, accuracy_interval, read_run_summary
+from vitlab.runs.console import format_duration
+from vitlab.runs.directory import RunDirectory
+from vitlab.runs.hparams import KEY_SETTINGS
+from vitlab.runs.manifest import entry_point
+from vitlab.runs.trust import trust
 
-# A click on a column's heading sorts by it, numbers as numbers; a second click reverses the order.
-SCRIPT = """
-for (const head of document.querySelectorAll("table.sortable thead th")) head.addEventListener("click", () => {
-  const up = head.getAttribute("aria-sort") === "descending", body = head.closest("table").tBodies[0];
-  const key = row => row.cells[head.cellIndex].dataset.value ?? row.cells[head.cellIndex].textContent;
-  const order = (a, b) => isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b;
-  for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
-  head.setAttribute("aria-sort", up ? "ascending" : "descending");
-  [...body.rows].sort((a, b) => (up ? 1 : -1) * order(key(a), key(b))).forEach(row => body.append(row));
-});
-"""
+# page.html is the layout of all pages, parts.html has their parts, report.html is the page of a run.
+TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
+TEMPLATES.filters |= {"number": format, "yaml": OmegaConf.to_yaml}
+_parts: Any = TEMPLATES.get_template("parts.html").module
+section, paragraph, code, table = _parts.section, _parts.paragraph, _parts.code, _parts.table
+
+SECTIONS = {  # of figures, by the first part of their tag; others have that part as their title
+    "curves": "Training curves",
+    "test": "Test images",
+    "val": "Validation images",
+    "learnt": "Learned filters, positions and attention",
+    "data": "Training images",
+    "plan": "Learning rate schedule",
+}
+SHARPNESS = 1.5  # pixels of a figure per pixel of the page
 
 
 def page(title: str, subtitle: str, *sections: str) -> str:
-    """A whole page; sections are HTML."""
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n<body>'
-        f'<h1>{escape(title)}</h1>\n<p class="soft">{escape(subtitle)}</p>\n'
-        + "\n".join(sections)
-        + f"\n<script>{SCRIPT}</script></body></html>\n"
+    """A page of sections."""
+    content = Markup("\n").join(sections)
+    return TEMPLATES.get_template("page.html").render(title=title, subtitle=subtitle, content=content)
+
+
+def picture(figure: Figure, caption: str) -> Markup:
+    """A figure as a PNG inside the page."""
+    file = BytesIO()
+    figure.savefig(file, format="png")
+    return _parts.figure(_data_uri(file.getvalue()), caption)
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{b64encode(png).decode('ascii')}"
+
+
+@rank_zero_only
+def write_report(run: RunDirectory) -> None:
+    """Write `report.html`, or write it again, once the run has an epoch's metrics; a failure is only a warning."""
+    with never_failing("report.html"):
+        summary = read_run_summary(run)
+        if not summary.epochs:
+            return
+        if summary.setting("callbacks.figures.level") in ("light", "full"):
+            with never_failing("the curves"):
+                _draw_curves(summary, run.path / "figures" / "20_curves.png")
+        write_text(run.path / "report.html", render_report(summary, run.path))
+
+
+def _draw_curves(summary: RunSummary, file: Path) -> None:
+    count = len(summary.classes)
+    epochs, kept = [summary.epochs_at(row) for row in summary.epochs], summary.epochs_at(summary.best)
+    image = render(lambda: draw_curves(summary.epochs, epochs, kept, count), CURVES.title)
+    # The reasons why the two lines can't be compared as they stand.
+    smoothed = ", and their loss includes label smoothing" if summary.config.label_smoothing else ""
+    mixed = " (correct is then the class with the larger fraction)" if "mixing" in summary.augmentations else ""
+    context = (
+        f"Chance has a loss of ln({count}) = {log(count):.3f} nats. Training images are {summary.training_images}"
+        f"{mixed}{smoothed}, so the training line may be worse than the validation line."
+    )
+    save(image, file, CURVES.add(context))
+
+
+def render_report(run: RunSummary, path: Path) -> str:
+    """Fill the page with the facts of a run, whose figures are in its directory `path`."""
+    values = {**run.best, **run.final}
+    titles = {f"test/acc{run.suffix}": "test", f"val/acc{run.suffix}": "validation", "train/acc": "training"}
+    shown = next(key for key in titles if key in values)
+    preflight = path / "preflight.json"
+    checks = json.loads(preflight.read_text(encoding="utf-8"))["checks"] if preflight.exists() else []
+    speeds = [row["images_per_second"] for row in run.epochs if "images_per_second" in row]
+    folder = Path(run.manifest.get("folder") or Path.cwd())
+    return TEMPLATES.get_template("report.html").render(
+        title=f"{run.config.name} on {run.data_set}: {values[shown]:.2%} {titles[shown]} accuracy",
+        run=run,
+        values=values,
+        validated=sum("val/acc" in row for row in run.epochs),
+        chance_loss=log(len(run.classes)),
+        accuracy_interval=accuracy_interval,
+        settings=_settings(run),
+        findings=recommend(run),
+        figures=_figures(run, path),
+        time=format_duration(run.epochs[-1]["seconds"]),
+        speed=median_high(speeds) if speeds else None,
+        checks=Counter(check["status"] for check in checks),
+        folder=folder,
+        commands=_commands(run, path, folder),
     )
 
 
-def section(heading: str, *parts: str) -> str:
-    """A heading and the HTML below it."""
-    return f"<section><h2>{escape(heading)}</h2>\n" + "\n".join(parts) + "</section>"
-
-
-def paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
-
-
-def bullets(findings: Iterable[tuple[str, str]]) -> str:
-    """A list of findings, each with what to try next if that is not empty; empty without findings."""
-    items = [f"{escape(found)}{f' <b>Try:</b> {escape(attempt)}' if attempt else ''}" for found, attempt in findings]
-    return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>" if items else ""
-
-
-def code(text: str) -> str:
-    return f"<pre>{escape(text)}</pre>"
-
-
-def in_columns(*parts: str) -> str:
-    """Parts in two columns of equal width if the window is wide enough: down the first, then the second."""
-    return '<div class="columns">' + "\n".join(parts) + "</div>"
-
-
-def table(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[str | float | tuple[str, float]]],
-    *,
-    sortable: bool = False,
-    marked: Iterable[int] = (),
-) -> str:
-    """A table; a cell is a text, a number, or a text with the number to sort it by.
-
-    A click on a heading sorts the rows if it is `sortable`; `marked` are indices of highlighted rows.
-    """
-    filled, marked = [list(row) for row in rows], set(marked)
-    classes = ["" if any(isinstance(row[i], str) for row in filled) else ' class="number"' for i in range(len(columns))]
-
-    def cell(content: str | float | tuple[str, float], css: str) -> str:
-        text, value = content if isinstance(content, tuple) else (content, None)
-        key = "" if value is None else f' data-value="{value:.10g}"'
-        return f"<td{css}{key}>{escape(text) if isinstance(text, str) else f'{text:.6g}'}</td>"
-
-    heads = "".join(f"<th{css}>{escape(name)}</th>" for name, css in zip(columns, classes, strict=True))
-    lines = [
-        ('<tr class="marked">' if index in marked else "<tr>") + "".join(map(cell, row, classes)) + "</tr>"
-        for index, row in enumerate(filled)
+def _settings(run: RunSummary) -> list[tuple[str, str, str]]:
+    """Name, value and key of the settings that the page lists."""
+    rows = [
+        (KEY_SETTINGS[path], value if isinstance(value, str) else f"{value:g}", path)
+        for path, value in run.hparams.items()
+        if path not in ("model", "data")  # the setup names them
     ]
-    kind, body = ' class="sortable"' if sortable else "", "\n".join(lines)
-    return f'<div class="wide"><table{kind}><thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    decay = run.setting("callbacks.ema.decay")
+    if decay is not None:
+        rows.append(("EMA decay of the weights", f"{decay:g}", "callbacks.ema.decay"))
+    return rows
 
 
-def picture(figure: Figure, caption: str) -> str:
-    """A figure as a PNG inside the page."""
-    file = BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(file, format="png")
-    return png(file.getvalue(), caption)
+def _figures(run: RunSummary, path: Path) -> dict[str, list[tuple[str, str, int]]]:
+    """PNG, caption and width (pixels) of the figures, by the section that they are in."""
+    sections: dict[str, list[tuple[str, str, int]]] = {title: [] for title in SECTIONS.values()}
+    for figure in read_figures(path):
+        group = figure.tag.partition("/")[0]
+        if group != "test" or run.final:  # else they are those of an earlier end, before the run was resumed
+            image = _data_uri(figure.file.read_bytes()), figure.caption, round(figure.width / SHARPNESS)
+            sections.setdefault(SECTIONS.get(group, group), []).append(image)
+    return sections
 
 
-def png(content: bytes, caption: str, width: int | None = None) -> str:
-    """A PNG file's content inside the page, at most `width` pixels wide."""
-    data, text = b64encode(content).decode("ascii"), escape(caption)
-    style = f' style="width: {width}px"' if width else ""
-    image = f'<img{style} alt="{text}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
+def _commands(run: RunSummary, path: Path, folder: Path) -> list[str]:
+    """Resume if that is possible, check out the code, reproduce and evaluate, as you type it in `folder`."""
+    place, trusted = os.path.relpath(path, folder), " ".join(["", *trust(run.config)])
+    resume, reproduce, kept = (shlex.quote(f"{key}={place}") + trusted for key in ("resume", "reproduce", "run"))
+    command = str(run.manifest.get("command", "python train.py"))
+    train, evaluate = (entry_point(name, command, folder) for name in ("train.py", "evaluate.py"))
+    lines = [] if run.final else [f"python {train} {resume}"]
+    if revision := (run.manifest.get("git") or {}).get("revision"):
+        code_folder = shlex.quote(str(Path(shlex.split(train)[0]).parent))
+        lines.append(f"git -C {code_folder} checkout {revision}")
+    return [*lines, f"python {train} {reproduce}", f"python {evaluate} {kept}"]

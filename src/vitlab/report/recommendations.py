@@ -40,7 +40,7 @@ def _incomplete(summary: RunSummary) -> Iterator[Finding]:
 
 
 def _at_chance(summary: RunSummary) -> Iterator[Finding]:
-    accuracy, images = (summary.best or {}).get("val/acc"), summary.used("val")
+    accuracy, images = summary.best.get("val/acc"), summary.used("val")
     if accuracy is None:
         accuracy, images = summary.final.get("test/acc"), summary.used("test")
     chance = 1 / len(summary.classes)
@@ -61,41 +61,41 @@ def _skipped_steps(summary: RunSummary) -> Iterator[Finding]:
         )
 
 
-def _overfits(summary: RunSummary) -> bool:
-    """Whether the last training accuracy is notably above the last validation accuracy."""
-    train, val = (summary.epochs[-1][f"{split}/acc"] for split in ("train", "val"))
-    return train - val > max(0.05, _uncertainty(val, summary.used("val")))
-
-
-def _underfits(summary: RunSummary) -> bool:
+def _kind_of_fit(summary: RunSummary) -> str:
+    """`overfits` if the last training accuracy is notably above that of validation, else `underfits` or `fits`."""
+    train, val = summary.epochs[-1]["train/acc"], summary.epochs[-1].get("val/acc")
+    if val is None:
+        return "not validated"
+    if train - val > max(0.05, _uncertainty(val, summary.used("val"))):
+        return "overfits"
     # The accuracy on strongly augmented or mixed images is low even of a good model: it alone says nothing.
-    last = summary.epochs[-1]
-    return "val/acc" in last and max(last["train/acc"], last["val/acc"]) <= 0.9 and not _overfits(summary)
+    return "underfits" if max(train, val) <= 0.9 else "fits"
 
 
 def _fit(summary: RunSummary) -> Iterator[Finding]:
-    last = summary.epochs[-1]
-    if "val/acc" not in last:
+    kind = _kind_of_fit(summary)
+    if kind not in ("overfits", "underfits"):
         return
+    train, val = (summary.epochs[-1][f"{split}/acc"] for split in ("train", "val"))
+    gap = train - val
     accuracies = (
-        f"in the last epoch {last['train/acc']:.1%} of the training images ({summary.training_images}) and "
-        f"{last['val/acc']:.1%} of the validation images are classified correctly"
+        f"in the last epoch {train:.1%} of the training images ({summary.training_images}) and {val:.1%} of the "
+        "validation images are classified correctly"
     )
-    gap = last["train/acc"] - last["val/acc"]
-    if _overfits(summary):
+    if kind == "overfits":
         yield (
             f"The model {'begins to overfit' if gap <= 0.15 else 'overfits'}: {accuracies}, a gap of {100 * gap:.0f} "
             "points.",
             "More training images if there are any, augment=randaugment, model.drop_path=0.1, a larger "
             "optimizer.weight_decay; or start from pretrained weights (model=vit_pretrained).",
         )
-    elif _underfits(summary):
+    else:
         strong = any(name not in ("crop", "flip") for name in summary.augmentations)
         first = "Lighter augmentation (augment=basic) or many more epochs" if strong else "Longer training first"
         larger = "model.depth, model.embed_dim" if summary.setting("model.name") is None else "model.name=..."
-        slower = ", which takes fewer steps in the same time," if summary.time_limited else ""
+        slower = ", which takes fewer steps in the same time," if summary.setting("trainer.max_time") else ""
         # With all patches the training accuracy would be higher.
-        verdict = "does not overfit" if summary.patch_dropout else "underfits"
+        verdict = "does not overfit" if summary.setting("model.patch_dropout") else "underfits"
         yield (
             f"The model {verdict}: {accuracies}.",
             f"{first}; then a larger model ({larger}){slower} or another optimizer.lr.",
@@ -108,13 +108,14 @@ def _best_epoch(summary: RunSummary) -> Iterator[Finding]:
     third, epochs = len(curve) // 3, summary.epochs_at(summary.epochs[-1])
     gain = max(curve[-third:]) - max(curve[:-third]) if third else 0.0
     if third and gain > max(0.005, _uncertainty(max(curve), summary.used("val")) / 2):
-        longer = "a longer trainer.max_time" if summary.time_limited else f"trainer.max_epochs={2 * ceil(epochs)}"
+        timed = summary.setting("trainer.max_time")
+        longer = "a longer trainer.max_time" if timed else f"trainer.max_epochs={2 * ceil(epochs)}"
         since = summary.epochs_at(validated[-third - 1])
         yield (
             f"Validation accuracy was still improving: {100 * gain:.1f} points since epoch {since:g} of {epochs:g}.",
             f"A longer run: start a new one with {longer}, so that the learning rate schedule covers all of it.",
         )
-    best, count = summary.best or {}, len(summary.epochs)
+    best, count = summary.best, len(summary.epochs)
     if "val/acc" in best and count >= 5 and best["epoch"] <= 0.7 * count:
         yield (
             f"The best epoch was {best['epoch']:g} of {count}; later ones did not improve on it.",
@@ -165,7 +166,7 @@ def _calibration(summary: RunSummary) -> Iterator[Finding]:
     means = f"mean confidence {confidence:.1%}, accuracy {accuracy:.1%}; {error}"
     if gap > notable:
         attempts = [] if smoothing >= 0.1 else ["label_smoothing=0.1"]
-        attempts += [] if _underfits(summary) else ["fewer epochs", "stronger augmentation"]
+        attempts += [] if _kind_of_fit(summary) == "underfits" else ["fewer epochs", "stronger augmentation"]
         yield f"The model is overconfident: {means}.", f"{', or '.join(attempts)}." if attempts else ""
     elif gap < -notable:
         suggestion = f"Less label_smoothing (now {smoothing:g}), if you use the probabilities."
@@ -178,7 +179,7 @@ def _calibration(summary: RunSummary) -> Iterator[Finding]:
 
 
 def _measurement(summary: RunSummary) -> Iterator[Finding]:
-    best, images = summary.best or {}, summary.used("val")
+    best, images = summary.best, summary.used("val")
     half = _uncertainty(best["val/acc"], images) if "val/acc" in best else 0.0
     if half > 0.03:
         yield (

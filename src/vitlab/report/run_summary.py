@@ -1,7 +1,7 @@
 """Read the files of a run directory for its report."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,8 @@ from omegaconf import OmegaConf
 
 from vitlab.config.ranges import mode_of
 from vitlab.plots.classification import wilson_interval
-from vitlab.runs.directory import RunDirectory
+from vitlab.runs.directory import Row, RunDirectory
 from vitlab.runs.hparams import Setting, data_set, hparams_of
-
-Row = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -33,10 +31,8 @@ class RunSummary:
     details: dict[str, Any]
 
     @property
-    def best(self) -> Row | None:
+    def best(self) -> Row:
         """The epoch whose weights were kept: the best so far by the monitored metric, else the last."""
-        if not self.epochs:
-            return None
         if "epoch" in self.final:
             return next((row for row in self.epochs if row["epoch"] == self.final["epoch"]), self.epochs[-1])
         metric = self.config.checkpoint.monitor
@@ -64,15 +60,6 @@ class RunSummary:
         return OmegaConf.select(self.config, key)
 
     @property
-    def time_limited(self) -> bool:
-        return self.setting("trainer.max_time") is not None
-
-    @property
-    def patch_dropout(self) -> float:
-        """Fraction of the patches that are dropped during training."""
-        return float(self.setting("model.patch_dropout") or 0.0)
-
-    @property
     def augmentations(self) -> set[str]:
         """Names of the augmentations that are not turned off."""
         nodes = (self.setting("augment") or {}).items()
@@ -83,7 +70,8 @@ class RunSummary:
         """The differences between training images and those of an evaluation: `augmented, mixed`."""
         words = ["augmented"] if self.augmentations - {"mixing"} else []
         words += ["mixed"] if "mixing" in self.augmentations else []
-        words += [f"{self.patch_dropout:.0%} of their patches dropped"] if self.patch_dropout else []
+        dropped = self.setting("model.patch_dropout")
+        words += [f"{dropped:.0%} of their patches dropped"] if dropped else []
         return ", ".join(words) or "not augmented"
 
     @property
@@ -126,8 +114,6 @@ def accuracy_interval(accuracy: float, images: int) -> str:
 
 def read_run_summary(run: RunDirectory) -> RunSummary:
     manifest, details = run.manifest(), run.path / "test_details.json"
-    summary = RunSummary(run.config(), manifest, run.epoch_rows(), final={}, details={})
-    if manifest.get("status") == "finished":
-        tested = json.loads(details.read_text(encoding="utf-8")) if details.exists() else {}
-        summary = replace(summary, final=run.final_metrics(), details=tested)
-    return summary
+    finished = manifest.get("status") == "finished"
+    tested = json.loads(details.read_text(encoding="utf-8")) if finished and details.exists() else {}
+    return RunSummary(run.config(), manifest, run.epoch_rows(), run.final_metrics() if finished else {}, tested)

@@ -1,9 +1,7 @@
 """Write a run's texts, chart layout and HPARAMS table for TensorBoard."""
 
 import json
-import os
 import platform
-import shlex
 from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
@@ -17,12 +15,11 @@ from torch.utils.tensorboard.summary import hparams
 from vitlab.callbacks.checkpointing import best_metrics
 from vitlab.callbacks.figures import writers
 from vitlab.compat import logged_step
-from vitlab.distributed.slurm import this_command
+from vitlab.files import shorten
 from vitlab.plots.io import never_failing
+from vitlab.report.terminal import command_for
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import all_settings
-from vitlab.runs.manifest import entry_point
-from vitlab.runs.trust import trust
 
 # Charts with several curves, by patterns of their tags. TensorBoard matches them at the start of a tag only.
 LAYOUT = {
@@ -49,12 +46,10 @@ def start_tensorboard(trainer: pl.Trainer, config: Mapping[str, Any], run: RunDi
     """Write what is known before training."""
     with never_failing("the first page of the dashboard"):
         log_run_text(trainer, config, run)
-        versions = {package.name: package.version for package in distributions()}
-        rows = [f"| {name} | {versions[name]} |" for name in sorted(versions, key=str.lower)]
+        rows = sorted({f"| {package.name} | {package.version} |" for package in distributions()}, key=str.lower)
         heading = f"Python {platform.python_version()}, {platform.platform()}\n"
         log_text(trainer, "environment", "\n".join([heading, "| package | version |", "|---|---|", *rows]))
-        train = entry_point("train.py", this_command(), Path.cwd())
-        resume = " ".join(["python", train, shlex.quote(f"resume={os.path.relpath(run.path)}"), *trust(config)])
+        resume = command_for("train.py", f"resume={shorten(run.path)}", config)
         log_text(trainer, "resume", f"To resume an interrupted run, in the folder `{Path.cwd()}`:\n\n{_block(resume)}")
         for writer in writers(trainer):
             writer.add_custom_scalars(LAYOUT)
@@ -74,9 +69,8 @@ def finish_tensorboard(
 ) -> None:
     """Write the final metrics of the selected epoch and of the test, which the HPARAMS table shows too."""
     with never_failing("the last page of the dashboard"):
-        values = best_metrics(metrics)
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=logged_step(trainer))
+            logger.log_metrics(best_metrics(metrics), step=logged_step(trainer))
             logger.save()
         log_text(trainer, "manifest", _block(json.dumps(run.manifest(), indent=2), "json"))
         for writer in writers(trainer):
@@ -93,8 +87,7 @@ def log_text(trainer: pl.Trainer, tag: str, markdown: str) -> None:
 def _write_hparams(writer: Any, config: Mapping[str, Any], *, finished: bool) -> None:
     # The logger's log_hyperparams leaves out a run without metrics. The experiment summary that torch writes first is
     # left out here: TensorBoard takes the summary of one run only, and then shows that run's columns for all runs.
-    make: Any = hparams
-    _, start, end = make(dict(all_settings(config)), {})
+    _, start, end = hparams(dict(all_settings(config)), {})  # type: ignore[no-untyped-call]
     for summary in (start, end) if finished else (start,):
         writer.file_writer.add_summary(summary)
 

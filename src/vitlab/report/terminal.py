@@ -20,7 +20,7 @@ from vitlab.files import shorten
 from vitlab.preflight import Preflight, Status
 from vitlab.report.run_summary import accuracy_interval, read_run_summary
 from vitlab.runs.checkpoint import EMA_KEY
-from vitlab.runs.console import show
+from vitlab.runs.console import format_duration, show
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import data_set
 from vitlab.runs.manifest import entry_point
@@ -91,7 +91,7 @@ def print_interrupted(config: DictConfig, run: RunDirectory, reason: str = "Inte
     last = run.checkpoints / "last.ckpt"
     if last.exists():
         show(f"{reason}. The state is saved in {shorten(last)}. To resume:")
-        show(f"  {_command('train.py', f'resume={shorten(run.path)}', config)}")
+        show(f"  {command_for('train.py', f'resume={shorten(run.path)}', config)}")
     else:
         show(f"{reason} before the first checkpoint was saved: there is nothing to resume.")
 
@@ -129,9 +129,8 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
     if table.row_count:
         show(table)
     selected = f"the best by {config.checkpoint.monitor}" if "val/loss" in metrics else "the last one"
-    minutes, seconds = divmod(round(metrics["seconds"]), 60)
     show(f"weights kept: epoch {int(metrics['epoch'])} of {len(summary.epochs)}, {selected}")
-    show(f"total time: {minutes} min {seconds:02d} s", f"run directory: {shorten(run)}")
+    show(f"total time: {format_duration(metrics['seconds'])}", f"run directory: {shorten(run)}")
     if (run / "report.html").exists():
         show("  report.html  all results on one page")
     if any(run.glob("figures/*.png")):
@@ -139,13 +138,13 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
     show("next:")
     if (run / "tensorboard").exists():
         show(f"  tensorboard --logdir {shlex.quote(shorten(run))}")
-    show(f"  {_command('evaluate.py', f'run={shorten(run)}', config)}")
-    show(f"  {_command('predict.py', f'run={shorten(run)}', config)} images=photos/")
+    show(f"  {command_for('evaluate.py', f'run={shorten(run)}', config)}")
+    show(f"  {command_for('predict.py', f'run={shorten(run)}', config)} images=photos/")
 
 
-def _command(script: str, argument: str, config: DictConfig) -> str:
-    here = entry_point(script, this_command(), Path.cwd())
-    return " ".join(["python", here, shlex.quote(argument), *trust(config)])
+def command_for(script: str, argument: str, config: Mapping[str, Any]) -> str:
+    """The command that runs an entry point on a run of this config, as you type it here."""
+    return " ".join(["python", entry_point(script, this_command(), Path.cwd()), shlex.quote(argument), *trust(config)])
 
 
 def print_evaluation(metrics: dict[str, Any], split: str, available: int, files: list[Path]) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import logging.config
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ def show(*lines: RenderableType, style: str = "", console: Console | None = None
         plain.print(*lines, sep="\n")
         for line in text.getvalue().splitlines():
             log.info(line.rstrip())
+
+
+def format_duration(seconds: float) -> str:
+    """A duration as hours, minutes and seconds: `0:02:05`."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def log_to(run: Path) -> None:

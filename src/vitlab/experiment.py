@@ -41,9 +41,9 @@ from vitlab.report.page import write_report
 from vitlab.report.tensorboard import finish_tensorboard, log_text, start_tensorboard
 from vitlab.report.terminal import print_header, print_interrupted, print_preflight, print_results, print_weights
 from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
-from vitlab.runs.directory import RunDirectory
+from vitlab.runs.directory import RunDirectory, shorten_values
+from vitlab.runs.loggers import logger_run_id, resume_kwargs
 from vitlab.runs.manifest import describe_origin, differences
-from vitlab.runs.metrics_files import logger_run_id, resume_kwargs, shorten_values
 from vitlab.weights import LoadReport, Weights, fit_weights, weights_to_start_from
 
 log = logging.getLogger(__name__)

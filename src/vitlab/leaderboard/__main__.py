@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from vitlab.cli import run
-from vitlab.config.compose import CONF, read_command
+from vitlab.config.compose import read_command
 from vitlab.config.types import whole
 from vitlab.errors import UserError, did_you_mean
 
@@ -12,7 +12,7 @@ from vitlab.errors import UserError, did_you_mean
 def main() -> None:
     """Read the command line, then make the leaderboard."""
     folders = [a for a in sys.argv[1:] if not a.startswith("-") and ("=" not in a or Path(a).is_dir())]
-    command, others = read_command(CONF, "leaderboard", [a for a in sys.argv[1:] if a not in folders])
+    command, others = read_command("leaderboard", [a for a in sys.argv[1:] if a not in folders])
     for other in others:
         key = other.key_or_group
         raise UserError(f"unknown key '{key}'{did_you_mean(key, set(map(str, command)))}")

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 
+from vitlab.errors import first_line
 from vitlab.preflight import cost_checks, data_checks, learning_checks, network_checks
-from vitlab.preflight.context import CheckContext, CheckResult, Status, failed, first_line, skipped
+from vitlab.preflight.context import CheckContext, CheckResult, Status, failed, skipped
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +92,7 @@ class Checklist:
             )
         except Exception as error:
             log.info("preflight: %s raised an error", name, exc_info=error)
-            reason = first_line(error) or type(error).__name__
-            result = skipped(f"the check itself failed ({reason[:200]}); see run.log")
+            result = skipped(f"the check itself failed ({first_line(error)[:200]}); see run.log")
         if result is not None:
             self.findings.append(replace(result, check=name))
         return result is None or result.status in (Status.OK, Status.WARNING)

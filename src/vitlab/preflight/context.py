@@ -57,10 +57,6 @@ def list_some(names: list[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + more
 
 
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")
-
-
 @dataclass
 class CheckContext:
     """The run before it starts. The checks change only copies.

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.preflight.context import CheckContext, CheckResult, failed, first_line, list_some, ok
+from vitlab.errors import first_line
+from vitlab.preflight.context import CheckContext, CheckResult, failed, list_some, ok
 
 log = logging.getLogger(__name__)
 

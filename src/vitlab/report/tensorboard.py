@@ -17,7 +17,7 @@ from torch.utils.tensorboard.summary import hparams
 from vitlab.callbacks.checkpointing import best_metrics
 from vitlab.callbacks.figures import writers
 from vitlab.compat import logged_step
-from vitlab.distributed.slurm import this_command
+from vitlab.distributed.process import this_command
 from vitlab.plots.io import never_failing
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import all_settings

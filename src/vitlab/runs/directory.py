@@ -2,19 +2,21 @@
 
 import csv
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
-from vitlab.files import locked, set_aside, write_json, write_text
-from vitlab.runs.metrics_files import Row, count_from_one, shorten_values
+from vitlab.files import locked, set_aside, write_csv, write_json, write_text
 from vitlab.runs.old_config import update_old_config
 
+Row = dict[str, float]  # of metrics.csv
 FORMAT = 2  # of a run's files; 1, without this key in the manifest: epochs are counted from 0
 # Keys whose values are places that loggers, callbacks and profilers write to.
 OUTPUT_KEYS = (
@@ -168,6 +170,27 @@ class RunDirectory:
 
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="microseconds")
+
+
+def shorten_values(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics as they are written: floats as the shortest decimal numbers with the same float32 values (0.956, where
+    float(tensor) is 0.9559999704360962), except `seconds`, which float32 would round."""
+    return {
+        name: float(str(np.float32(value))) if isinstance(value, float) and name != "seconds" else value
+        for name, value in metrics.items()
+    }
+
+
+def count_from_one(rows: Sequence[Row]) -> list[Row]:
+    """Rows of `metrics.csv` with epochs counted from 1: an earlier version's first row is epoch 0."""
+    offset = 1 if rows and rows[0]["epoch"] == 0 else 0
+    return [{**row, "epoch": row["epoch"] + offset} for row in rows]
+
+
+def write_epochs(file: Path, rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> None:
+    """Writes `metrics.csv` whole: a column for epoch, step, seconds and each of `columns`."""
+    columns = ("epoch", "step", "seconds", *columns)
+    write_csv(file, columns, [[row.get(name) for name in columns] for row in map(shorten_values, rows)])
 
 
 def rebase_paths(node: Any, before: str, now: str) -> Any:

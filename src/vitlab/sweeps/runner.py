@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from vitlab.distributed.slurm import requeue
+from vitlab.distributed.process import requeue
 from vitlab.errors import TerminatedError
 from vitlab.files import shorten
 from vitlab.sweeps.display import SweepDisplay

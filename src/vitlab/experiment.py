@@ -313,7 +313,7 @@ def check_before_training(experiment: Experiment) -> None:
         positions=experiment.config.model.get("pos_embed") != "none",
         batch=experiment.data.first_batch(trainer.strategy.root_device),
     )
-    preflight = run_preflight(context, experiment.run.checkpoints)
+    preflight = run_preflight(context)
     write_json(experiment.run.path / "preflight.json", preflight.as_data())
     log_text(trainer, "preflight", preflight.as_markdown())
     print_preflight(preflight, every_check=mode == "only")

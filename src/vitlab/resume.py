@@ -74,19 +74,9 @@ MEASURED = ("seconds", "images_per_second", "data_wait", "memory_gib", "mfu")
 def resume(command: DictConfig, overrides: Sequence[Override]) -> dict[str, float]:
     """Resumes a run from one of its checkpoints.
 
-    On the same machine, with the same versions, the result is bit for bit that of an uninterrupted run.
-
-    Args:
-        command: The values of `conf/resume.yaml`.
-        overrides: Of the run's config.
-
-    Returns:
-        The final metrics, as in `metrics.json`.
-
-    Raises:
-        UserError: there is nothing to resume, a key may not change, the images differ, or another process writes to
-            the run.
-        KeyboardInterrupt, TerminatedError: as `train`.
+    On the same machine, with the same versions, the result is bit for bit that of an uninterrupted run. `command` holds
+    the values of `conf/resume.yaml`, `overrides` those of the run's config. Returns and raises as `train`; also
+    UserError if a key may not change, the images differ, or another process writes to the run.
     """
     started = time.perf_counter()
     run = _open_on_rank0(str(command.resume), command.outputs, key="resume", finished=False)
@@ -162,11 +152,8 @@ def check_changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, st
 
 
 def _position(run: RunDirectory, file: Path, config: DictConfig) -> tuple[int, int]:
-    """Epoch (from 1) and step of a checkpoint at which the run can be resumed.
-
-    Raises:
-        UserError: the file is missing, damaged, or of another run; or the run has reached its end.
-    """
+    """Epoch (from 1) and step of a checkpoint at which the run can be resumed; UserError if the file is missing,
+    damaged, or of another run, or if the run has reached its end."""
     try:
         state = read_checkpoint(file, tensors=False)
     except UserError as error:
@@ -235,8 +222,8 @@ def _record_resume(
 def reproduce(command: DictConfig, overrides: Sequence[Override]) -> dict[str, float]:
     """Trains with a finished run's config and seed in a new directory, and prints both runs' metrics.
 
-    On the same machine, with the same versions and code, the metrics are equal to the last bit. Takes and raises the
-    same as `resume`, and returns the new run's metrics.
+    On the same machine, with the same versions and code, the metrics are equal to the last bit. Takes, returns and
+    raises the same as `resume`.
     """
     run = _open_on_rank0(str(command.reproduce), command.outputs, key="reproduce")
     then = run.final_metrics()
@@ -263,10 +250,8 @@ def reproduce(command: DictConfig, overrides: Sequence[Override]) -> dict[str, f
 def resume_requeued(arguments: Sequence[str]) -> bool:
     """Resumes the run that this command began before SLURM or torchrun started it again.
 
-    The arguments on the command line are trusted, and so are the targets that they name. Raises as `resume`.
-
-    Returns:
-        False if the command began no run, or nothing of the run was saved: then start a new one.
+    The arguments on the command line are trusted, and so are the targets that they name. Raises as `resume`. Returns
+    False if the command began no run, or nothing of the run was saved: then start a new one.
     """
     folder, outputs, trusted, overrides = _read_training_command(arguments)
     places = [Path(outputs), *([folder] if folder else [])]

@@ -62,8 +62,8 @@ def this_process() -> Process:
 
 
 def check_start(*, several: bool) -> None:
-    """Raise UserError if this start would wait for processes that nobody starts, or, unless the command may run as
-    `several` processes, would do the same work several times."""
+    """Refuse a start that would wait for processes that nobody starts, or do the same work several times, unless the
+    command may run as `several` processes."""
     me, known = this_process(), os.environ
     together = me.started_by if me.launched_together else None
     started = together == "torchrun" or "SLURM_STEP_ID" in known  # set by srun, not by the job around it
@@ -84,8 +84,8 @@ def die_with_parent(number: int) -> None:
 
 
 def broadcast_from_rank0(what: str, decide: Callable[[], str], wait: timedelta = WAIT) -> str:
-    """Call `decide` on rank 0 alone and return its answer on every rank; `what` names the decision. UserError if rank 0
-    cannot be reached, or ended before it decided."""
+    """Return on every rank what `decide` answers on rank 0; `what` names the decision. UserError if rank 0 cannot be
+    reached, or ended before it decided."""
     me = this_process()
     if me.started_by == "Lightning":  # rank 0 had decided before it started this process
         if ANSWER + what not in os.environ:
@@ -106,13 +106,13 @@ def _receive(me: Process, what: str, wait: timedelta) -> str:
         store = _store(me)
         store.wait([what], wait)
         answer = str(store.get(what).decode())
-        store.set(f"{what} received by {me.rank}", "yes")
+        store.set(f"{what} received by {me.rank}", "yes")  # rank 0 keeps the store until then
+        return answer
     except RuntimeError as error:  # the errors of torch.distributed are subclasses
         raise UserError(
             f"process {me.rank} of {me.world_size} cannot reach process 0 at "
             f"{os.environ['MASTER_ADDR']}: see the output of process 0"
         ) from error
-    return answer
 
 
 @cache  # the store must live as long as the process

@@ -63,12 +63,6 @@ failed = partial(CheckResult, Status.FAILED)
 skipped = partial(CheckResult, Status.SKIPPED)
 
 
-def list_some(names: list[str], count: int = 3) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
-
-
 @dataclass
 class Trial:
     """A copy of the classifier that is trained for a few steps on a few images.

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from vitlab.data.arrays import ImageArrays
-from vitlab.preflight.context import CheckContext, CheckResult, failed, list_some, ok, skipped, warning
+from vitlab.errors import list_some
+from vitlab.preflight.context import CheckContext, CheckResult, failed, ok, skipped, warning
 
 MANY_IMAGES = 512  # enough for statistics
 ADVICE = {
@@ -82,11 +83,8 @@ def labels(context: CheckContext) -> CheckResult:
         missing += [f"{names[c]} in {split}" for c in range(classes) if not counts[c]]
     train = torch.bincount(context.data.splits["train"].labels, minlength=classes)
     figure = f"{classes} classes, {train.min():,} to {train.max():,} training images each"
-    return (
-        warning(figure, f"no image of {list_some(missing)}: it cannot be learned or evaluated")
-        if missing
-        else ok(figure)
-    )
+    advice = f"no image of {list_some(missing)}: it cannot be learned or evaluated"
+    return warning(figure, advice) if missing else ok(figure)
 
 
 def mixing(context: CheckContext) -> CheckResult | None:

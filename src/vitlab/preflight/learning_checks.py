@@ -6,7 +6,8 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
-from vitlab.preflight.context import IMAGES, STEPS, CheckContext, CheckResult, failed, list_some, ok, warning
+from vitlab.errors import list_some
+from vitlab.preflight.context import IMAGES, STEPS, CheckContext, CheckResult, failed, ok, warning
 
 FAR_FROM_CHANCE = 2.5  # nats; untrained models with batch norm may start 2 above ln(classes)
 # With vitlab's optimizers and models, a step changes a weight matrix by up to 0.05 of its norm; AdamW at 100 times its

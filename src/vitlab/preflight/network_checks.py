@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.errors import first_line
-from vitlab.preflight.context import CheckContext, CheckResult, failed, list_some, ok
+from vitlab.errors import first_line, list_some
+from vitlab.preflight.context import CheckContext, CheckResult, failed, ok
 
 log = logging.getLogger(__name__)
 

@@ -108,16 +108,9 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str, outputs: str, *, key: str = "run", finished: bool = True) -> "RunDirectory":
-        """Opens an existing run: `path`, or the newest one below `outputs` if `path` is "latest".
-
-        Args:
-            path, outputs: As given on the command line.
-            key: The key that `path` was given as, for messages.
-            finished: Whether "latest" is the newest finished run, or the newest one that can be resumed.
-
-        Raises:
-            UserError: there is no such run, or it contains links that lead out of it.
-        """
+        """Opens an existing run: `path`, or if that is "latest" the newest one below `outputs` that is `finished`, or
+        else that can be resumed; `key` is the key that `path` was given as. UserError if there is no such run, or if it
+        contains links that lead out of it."""
         what = "finished run" if finished else "run to resume"
         if path == "latest":
             wanted = ("finished",) if finished else ("running", "interrupted", "failed")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from vitlab.config.instantiate import walk
 from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
 from vitlab.files import locked, set_aside, write_csv, write_json, write_text
@@ -199,21 +200,18 @@ def rebase_paths(node: Any, before: str, now: str) -> Any:
     return node
 
 
-def check_paths(node: Any, run: Path, key: str = "") -> None:
+def check_paths(config: Any, run: Path) -> None:
     """Raises UserError if loggers, callbacks or profilers would write outside the run with a config from a file, as
-    plain data; `node` is the value of `key`."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            check_paths(value, run, name)
-    elif isinstance(node, list):
-        for value in node:
-            check_paths(value, run, key)
-    elif isinstance(node, str) and not node.startswith(("http://", "https://")):
-        path = Path(node.removeprefix("sqlite:///"))
+    plain data."""
+    for where, value in walk(config):
+        if not isinstance(value, str) or value.startswith(("http://", "https://")):
+            continue
+        key = where.rstrip(".0123456789").rpartition(".")[2]  # of a list's items: the list's
+        path = Path(value.removeprefix("sqlite:///"))
         # Values of other keys are names (of a logger's run, of a file in a folder), but a name can be a path.
         is_path = key in OUTPUT_KEYS or path.is_absolute() or ".." in path.parts
         if is_path and not path.resolve().is_relative_to(run.resolve()):
-            raise UserError(f"the run's config would write to {key}={node}, outside of {run}")
+            raise UserError(f"the run's config would write to {key}={value}, outside of {run}")
 
 
 def check_links(run: Path) -> None:

@@ -20,8 +20,8 @@ ADVICE = {
     "broken augmentation": "Usual cause: an augmentation that divides by zero or takes its logarithm",
     "too bright": "augmented values are below black or above white. Usual causes: an augmentation that changes "
     "brightness without clamping, or that expects values in [0, 1] and gets 0 to 255",
-    "two mixed classes": "with two classes, mixed labels teach little: half are of one class, the others near 50:50; "
-    "augment.mixing.p=0 turns mixing off",
+    "two mixed classes": "with two classes, half of the mixed pairs are of one class, the others have labels near 50:50, "
+    "which teach little; augment.mixing.p=0 turns mixing off",
     "many duplicates": "the accuracy would measure memorised images (for example {example}). Usual causes: files "
     "copied into train/ and test/, images multiplied before the split",
     "few duplicates": "too few to change the accuracy much (for example {example})",

@@ -102,7 +102,7 @@ def watch_local_ranks(started: Callable[[], None]) -> None:
 
     Lightning 2.6: its observer kills every process as soon as one fails, without saying which one and why.
     """
-    subprocess_script._launch_process_observer = lambda processes: started()
+    subprocess_script._launch_process_observer = lambda child_processes: started()
 
 
 def shard_over_all_processes(strategy: ModelParallelStrategy) -> None:

@@ -16,12 +16,13 @@ ADVICE = {
     "on the scale [0, 1], a transform that does not divide by 255",
     "not normalised": "mean and standard deviation are far from 0 and 1: data.mean={mean} data.std={std} do not fit "
     "these images. With data=image_folder or synthetic, data.mean=null data.std=null measures them",
-    "not as pretrained": "the pretrained weights expect mean={mean} std={std}; data.mean=null data.std=null takes them",
+    "not as pretrained": "the pretrained weights expect mean={expected[mean]} std={expected[std]}, not {chosen[mean]} "
+    "and {chosen[std]}; data.mean=null data.std=null takes theirs",
     "broken augmentation": "Usual cause: an augmentation that divides by zero or takes its logarithm",
     "too bright": "augmented values are below black or above white. Usual causes: an augmentation that changes "
     "brightness without clamping, or that expects values in [0, 1] and gets 0 to 255",
-    "two mixed classes": "with two classes, half of the mixed pairs are of one class, the others have labels near 50:50, "
-    "which teach little; augment.mixing.p=0 turns mixing off",
+    "two mixed classes": "with two classes, half of the mixed pairs are of one class, the others have labels near "
+    "50:50, which teach little; augment.mixing.p=0 turns mixing off",
     "many duplicates": "the accuracy would measure memorised images (for example {example}). Usual causes: files "
     "copied into train/ and test/, images multiplied before the split",
     "few duplicates": "too few to change the accuracy much (for example {example})",
@@ -48,7 +49,9 @@ def normalisation(context: CheckContext) -> CheckResult:
         return ok(f"{figure}, as the pretrained weights expect")
     if max(map(abs, mean)) > 0.5 or min(std) < 0.4 or max(std) > 2.0:
         return failed(figure, ADVICE["not normalised"].format(**chosen))
-    return warning(figure, ADVICE["not as pretrained"].format(**expected)) if expected else ok(figure)
+    if expected:
+        return warning(figure, ADVICE["not as pretrained"].format(expected=expected, chosen=chosen))
+    return ok(figure)
 
 
 def augmentation(context: CheckContext) -> CheckResult:

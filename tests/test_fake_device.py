@@ -7,7 +7,7 @@ import pytest
 from conftest import SMALL_RUN
 from fake_device import Record, fake_device
 
-from vitlab.config.compose import CONF, compose_training
+from vitlab.config.compose import compose_training
 from vitlab.experiment import train
 
 # Overrides, and the most operations of an ordinary step: the network's (depth 2), forward and backward, included.
@@ -39,7 +39,7 @@ def run_on_fake_device(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides
     if folder.name != "basic":  # preflight checks the same steps
         always.append("preflight=off")
     with fake_device(monkeypatch) as record:
-        train(compose_training([*always, *overrides], CONF), [])
+        train(compose_training([*always, *overrides]), [])
     return record
 
 

@@ -101,7 +101,7 @@ def test_any_value_in_any_place(count: int) -> None:
         except Exception:  # Hydra's grammar: the entry point explains it
             continue
         try:
-            apply_overrides(OmegaConf.create(plain), overrides, CONF, command)
+            apply_overrides(OmegaConf.create(plain), overrides, command)
         except UserError as error:
             said.append(str(error))
     print(f"{count} values, {len(said)} refused")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitlab.cli import run
-from vitlab.config.compose import CONF, compose_training, read_command
+from vitlab.config.compose import compose_training, read_command
 
 if TYPE_CHECKING:  # --help does not import torch
     from hydra.core.override_parser.types import Override
@@ -35,7 +35,7 @@ def draw_augmentations(command: DictConfig, overrides: Sequence[Override]) -> No
     silence_libraries()
     file = new_file(command.out, "outputs/figures/augmentations_{time}.png")
     typed = [str(override.input_line) for override in overrides]
-    data = load_data(compose_training(["name=augmentations", "run_dir=outputs", *typed], CONF))
+    data = load_data(compose_training(["name=augmentations", "run_dir=outputs", *typed]))
     train = data.splits["train"]
     labels = range(min(EXAMPLES, data.spec.num_classes))
     indices = torch.stack([(train.labels == label).nonzero()[0, 0] for label in labels])
@@ -112,7 +112,7 @@ def _mix(mixing: Any, images: Tensor, seed: int, epoch: int, number: int) -> tup
 
 
 def main() -> None:
-    draw_augmentations(*read_command(CONF, "augmentations", sys.argv[1:]))
+    draw_augmentations(*read_command("augmentations", sys.argv[1:]))
 
 
 if __name__ == "__main__":

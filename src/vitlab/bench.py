@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitlab.cli import run
-from vitlab.config.compose import CONF, read_command
+from vitlab.config.compose import read_command
 from vitlab.errors import UserError
 from vitlab.files import new_file, shorten, write_json
 
@@ -34,7 +34,7 @@ def main() -> None:
     Raises:
         UserError: there is no such benchmark, `rounds` or `steps` is below 1, or the JSON file exists already.
     """
-    command, overrides = read_command(CONF, "bench", sys.argv[1:])
+    command, overrides = read_command("bench", sys.argv[1:])
     if command.name not in BENCHMARKS:
         raise UserError(f"name={command.name} is unknown; choose one of {', '.join(BENCHMARKS)}")
     function, default_steps, own_overrides = BENCHMARKS[command.name]

@@ -18,10 +18,10 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config.check import FILLING, GROUPS
-from vitlab.config.compose import CONF, NOT_COMPOSED, compose_training, explain, read_command, refuse
-from vitlab.distributed.process import check_start, die_with_parent, this_process
-from vitlab.distributed.slurm import is_requeued
+from vitlab.config.compose import NOT_COMPOSED, compose_training, explain, read_command, refuse
+from vitlab.distributed.process import check_start, die_with_parent, is_requeued, this_process
 from vitlab.errors import INTERRUPTED, TERMINATED, PeerError, TerminatedError, UserError
+from vitlab.files import CONF
 
 Job = Callable[[DictConfig], Any]
 
@@ -61,10 +61,10 @@ def _train(main: Callable[[], Any]) -> None:
             return
     for verb in ("resume", "reproduce"):
         if verb in given:
-            command, overrides = read_command(CONF, verb, arguments)
+            command, overrides = read_command(verb, arguments)
             with no_gc_imports():
                 from vitlab import resume
-            getattr(resume, verb)(command, overrides, CONF)
+            getattr(resume, verb)(command, overrides)
             return
 
     if any(argument.startswith("sweep=resume:") for argument in arguments):
@@ -91,7 +91,7 @@ def _print_help(overrides: list[str]) -> None:
     print(text.header, "== Choices, as group=option ==\n", sep="\n")
     for group in (*GROUPS, *FILLING):
         print(fill(f"{group}: {_choices(group)}", 110, subsequent_indent="  "))
-    print("\n== The config ==\n", OmegaConf.to_yaml(compose_training(overrides, CONF)), text.footer, sep="\n")
+    print("\n== The config ==\n", OmegaConf.to_yaml(compose_training(overrides)), text.footer, sep="\n")
 
 
 def _choices(group: str) -> str:

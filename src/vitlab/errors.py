@@ -1,6 +1,6 @@
 """Exceptions with an exit status of their own, and suggestions for their messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -22,6 +22,12 @@ class PeerError(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its class if it has none."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def list_some(names: Sequence[str], count: int = 3) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 def nearest(word: str, known: Iterable[Any]) -> str:

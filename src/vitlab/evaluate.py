@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from vitlab.cli import no_gc_imports, run
-from vitlab.config.compose import CONF, read_command
+from vitlab.config.compose import read_command
 from vitlab.errors import UserError
 from vitlab.files import set_aside, write_csv, write_json
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    evaluate(*read_command(CONF, "evaluate", sys.argv[1:]))
+    evaluate(*read_command("evaluate", sys.argv[1:]))
 
 
 def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
         from vitlab.distributed.strategies import cluster
         from vitlab.loaded_model import open_model
         from vitlab.report.terminal import print_evaluation
-        from vitlab.runs.metrics_files import shorten_values
+        from vitlab.runs.directory import shorten_values
 
     model = open_model(command, overrides)
     assert model.run is not None  # conf/evaluate.yaml asks for it

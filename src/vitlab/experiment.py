@@ -41,9 +41,9 @@ from vitlab.report.html import write_report
 from vitlab.report.tensorboard import finish_tensorboard, log_text, start_tensorboard
 from vitlab.report.terminal import print_header, print_interrupted, print_preflight, print_results, print_weights
 from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
-from vitlab.runs.directory import RunDirectory
+from vitlab.runs.directory import RunDirectory, shorten_values
+from vitlab.runs.loggers import logger_run_id, resume_kwargs
 from vitlab.runs.manifest import describe_origin, differences
-from vitlab.runs.metrics_files import logger_run_id, resume_kwargs, shorten_values
 from vitlab.weights import LoadReport, Weights, fit_weights, weights_to_start_from
 
 log = logging.getLogger(__name__)
@@ -72,11 +72,8 @@ def train(
         overrides: The part of it that the user gave on the command line; None asks Hydra.
         compare_with: Manifest of a run that this one repeats; differences in code, versions and machine are logged.
 
-    Returns the final metrics, as in `metrics.json`.
-
-    Raises:
-        UserError: the config or the data is wrong.
-        KeyboardInterrupt, TerminatedError: the run was interrupted; `checkpoints/last.ckpt` is written.
+    Returns the final metrics, as in `metrics.json`. Raises UserError if the config or the data is wrong, and
+    KeyboardInterrupt or TerminatedError if the run was interrupted, once `checkpoints/last.ckpt` is written.
     """
     started = time.perf_counter()
 
@@ -117,10 +114,8 @@ def resolve(config: DictConfig, weights: Weights | None = None, overrides: Seque
     """Returns a read-only copy of a config in which everything is decided that does not need the loaded data.
 
     Replaces each `auto` by what this machine has; takes image size, mean, std and interpolation from pretrained weights
-    where the config has null; drops the keys of `model` that a model class of the user's does not take.
-
-    Raises:
-        UserError: this machine can't train so, or nothing says how large the images are.
+    where the config has null; drops the keys of `model` that a model class of the user's does not take. UserError if
+    this machine can't train so, or nothing says how large the images are.
     """
     resolved = _editable_copy(config)
     keep_accepted_model_keys(resolved, overrides)
@@ -141,12 +136,8 @@ def resolve(config: DictConfig, weights: Weights | None = None, overrides: Seque
 
 
 def add_data_spec(config: DictConfig, spec: DataSpec, logger: Mapping[str, Any]) -> DictConfig:
-    """Completes a resolved config by the facts of the loaded data and keys of the `logger` group, in a read-only copy
-    without interpolations. This is the one place that makes what `config.yaml` and checkpoints hold.
-
-    Classes, mean and std may be known only once the data is loaded, and `model.num_classes` refers to them: so the
-    model is built from this complete config.
-    """
+    """Completes a resolved config by the facts of the loaded data, which `model.num_classes` refers to, and keys of the
+    `logger` group, in a read-only copy without interpolations: what `config.yaml` and checkpoints hold."""
     complete = _editable_copy(config)
     complete.merge_with({"data": spec.as_config(), **({"logger": dict(logger)} if logger else {})})
     complete = OmegaConf.create(as_plain_data(complete))
@@ -171,10 +162,7 @@ def as_plain_data(config: DictConfig) -> dict[str, Any]:
 
 def build(config: DictConfig, weights: Weights | None = None, step: int | None = None) -> Experiment:
     """Loads the data of a resolved config, then builds model, classifier and trainer; `step` is that of a resumed run.
-
-    Raises:
-        UserError: the data can't be loaded, or a class refuses its arguments.
-    """
+    UserError if the data can't be loaded, or a class refuses its arguments."""
     data = load_data(config)
     logger = build_node(config.logger, "logger", **resume_kwargs(config.logger, step)) if config.logger else None
     config = add_data_spec(config, data.spec, logger_run_id(logger) if step is None else {})
@@ -229,9 +217,8 @@ def build_trainer(config: DictConfig, run: RunDirectory, logger: Any) -> pl.Trai
     if validates:
         monitor = config.checkpoint.monitor
         mode = mode_of(monitor, config.checkpoint.get("mode"))
-        callbacks.append(
-            BestCheckpoint(run.checkpoints, "best", monitor=monitor, mode=mode, enable_version_counter=False)
-        )
+        best = BestCheckpoint(run.checkpoints, "best", monitor=monitor, mode=mode, enable_version_counter=False)
+        callbacks.append(best)
     epochs, minutes = config.checkpoint.last_every_n_epochs, config.checkpoint.every_minutes
     callbacks.append(LastCheckpoint(run.checkpoints / "last.ckpt", every_n_epochs=epochs, every_minutes=minutes))
 
@@ -314,7 +301,7 @@ def check_before_training(experiment: Experiment) -> None:
         positions=experiment.config.model.get("pos_embed") != "none",
         batch=experiment.data.first_batch(trainer.strategy.root_device),
     )
-    preflight = run_preflight(context, experiment.run.checkpoints)
+    preflight = run_preflight(context)
     write_json(experiment.run.path / "preflight.json", preflight.as_data())
     log_text(trainer, "preflight", preflight.as_markdown())
     print_preflight(preflight, every_check=mode == "only")
@@ -324,10 +311,8 @@ def check_before_training(experiment: Experiment) -> None:
 
 
 def fit_and_test(experiment: Experiment, started: float, checkpoint: Path | None = None) -> dict[str, float]:
-    """Trains, from the start or a checkpoint, tests the selected checkpoint, writes and prints the final metrics.
-
-    `started` is the `time.perf_counter()` at which this process began with the run.
-    """
+    """Trains, from the start or a checkpoint, tests the selected checkpoint, writes and prints the final metrics;
+    `started` is the `time.perf_counter()` at which this process began with the run."""
     trainer, run = experiment.trainer, experiment.run
     # Rank 0 alone ran the checks; the others wait for it here.
     broadcast_from_rank0("start", lambda: "", wait=timedelta(days=1))

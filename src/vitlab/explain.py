@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from vitlab.cli import no_gc_imports, run
-from vitlab.config.compose import CONF, read_command
+from vitlab.config.compose import read_command
 from vitlab.errors import UserError, did_you_mean
 from vitlab.files import folder_for, shorten
 from vitlab.predict import check_all_read, check_top_k, find_images, read_batches
@@ -30,7 +30,7 @@ SIDE = 448  # largest side of the drawn image, in pixels
 
 
 def main() -> None:
-    explain(*read_command(CONF, "explain", sys.argv[1:]))
+    explain(*read_command("explain", sys.argv[1:]))
 
 
 def explain(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vitlab.cli import no_gc_imports, run
-from vitlab.config.compose import CONF, FACTS, parse_overrides, read_command
+from vitlab.config.compose import FACTS, parse_overrides, read_command
 from vitlab.errors import UserError
 from vitlab.files import folder_for
 
@@ -26,7 +26,7 @@ PLAIN = ("trainer=cpu", "trainer.precision=32-true", "compile=false")  # an expo
 
 
 def main() -> None:
-    export(*read_command(CONF, "export", sys.argv[1:]))
+    export(*read_command("export", sys.argv[1:]))
 
 
 def export(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:

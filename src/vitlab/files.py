@@ -78,7 +78,7 @@ def set_aside(path: Path, *, keep: bool = False) -> None:
     copied instead, for a file that must exist at any moment."""
     if path.exists():
         written = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(path.stat().st_mtime))
-        names = _numbered(f"{path.stem}_{written}", path.suffix)
+        names = numbered(f"{path.stem}_{written}", path.suffix)
         older = next(file for file in map(path.with_name, names) if not file.exists())
         if keep:
             shutil.copy2(path, older)
@@ -92,7 +92,7 @@ def folder_for(base: Path, *names: str) -> Path:
     Raises:
         UserError: the folder can't be made.
     """
-    folders = (base.parent / name for name in _numbered(base.name))
+    folders = (base.parent / name for name in numbered(base.name))
     folder = next(folder for folder in folders if not any((folder / name).exists() for name in names))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,8 @@ def folder_for(base: Path, *names: str) -> Path:
     return folder
 
 
-def _numbered(name: str, suffix: str = "") -> Iterator[str]:
+def numbered(name: str, suffix: str = "") -> Iterator[str]:
+    """`name`, `name_2`, `name_3` ..."""
     yield name + suffix
     yield from (f"{name}_{number}{suffix}" for number in count(2))
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from vitlab.compat import keep_freed_memory, silence_libraries
-from vitlab.config.compose import CONF, apply_overrides
+from vitlab.config.compose import apply_overrides
 from vitlab.config.instantiate import build, build_network
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import BatchTransform, ImageDataModule
@@ -72,7 +72,7 @@ def open_model(command: DictConfig, overrides: Sequence[Override]) -> LoadedMode
     file, run = _find_checkpoint(command)
     checkpoint = read_checkpoint(file)
     config = OmegaConf.create(checkpoint[CONFIG_KEY])
-    apply_overrides(config, overrides, CONF, command)
+    apply_overrides(config, overrides, command)
     resolve_machine(config)
     OmegaConf.set_readonly(config, True)
     weights = choose_weights(checkpoint, command.weights, file)

@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig
 
 from vitlab.cli import no_gc_imports, run
-from vitlab.config.compose import CONF, read_command
+from vitlab.config.compose import read_command
 from vitlab.errors import UserError
 from vitlab.files import folder_for, replacing, write_csv
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    predict(*read_command(CONF, "predict", sys.argv[1:]))
+    predict(*read_command("predict", sys.argv[1:]))
 
 
 def predict(command: DictConfig, overrides: Sequence[Override]) -> None:

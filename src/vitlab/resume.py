@@ -16,13 +16,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.config.check import find_mistakes
-from vitlab.config.compose import CONF, apply_overrides, parse_overrides, read_command
+from vitlab.config.compose import apply_overrides, parse_overrides, read_command
 from vitlab.config.instantiate import targets
 from vitlab.config.resolve import resolve_processes
 from vitlab.distributed.failure_report import clear_failures
-from vitlab.distributed.process import broadcast_from_rank0, this_process
-from vitlab.distributed.slurm import job, this_command
-from vitlab.errors import UserError
+from vitlab.distributed.process import broadcast_from_rank0, job, this_command, this_process
+from vitlab.errors import UserError, first_line
 from vitlab.experiment import (
     Experiment,
     as_plain_data,
@@ -34,15 +33,15 @@ from vitlab.experiment import (
     time_limit,
     train,
 )
-from vitlab.files import folder_for, set_aside, write_text
+from vitlab.files import CONF, folder_for, set_aside, write_text
 from vitlab.report.tensorboard import log_run_text
 from vitlab.report.terminal import print_comparison, print_resumed
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
 from vitlab.runs.console import log_to
 from vitlab.runs.directory import RunDirectory, check_paths, rebase_paths
 from vitlab.runs.hparams import flatten
+from vitlab.runs.loggers import clear_logger_run_id
 from vitlab.runs.manifest import describe_origin, differences
-from vitlab.runs.metrics_files import clear_logger_run_id
 from vitlab.runs.trust import check_trusted
 
 log = logging.getLogger(__name__)
@@ -72,23 +71,12 @@ RESUMABLE_STATE = {"epoch", "global_step", "optimizer_states", "lr_schedulers", 
 MEASURED = ("seconds", "images_per_second", "data_wait", "memory_gib", "mfu")
 
 
-def resume(command: DictConfig, overrides: Sequence[Override], conf: Path) -> dict[str, float]:
+def resume(command: DictConfig, overrides: Sequence[Override]) -> dict[str, float]:
     """Resumes a run from one of its checkpoints.
 
-    On the same machine, with the same versions, the result is bit for bit that of an uninterrupted run.
-
-    Args:
-        command: The values of `conf/resume.yaml`.
-        overrides: Of the run's config.
-        conf: The folder of YAML files.
-
-    Returns:
-        The final metrics, as in `metrics.json`.
-
-    Raises:
-        UserError: there is nothing to resume, a key may not change, the images differ, or another process writes to
-            the run.
-        KeyboardInterrupt, TerminatedError: as `train`.
+    On the same machine, with the same versions, the result is bit for bit that of an uninterrupted run. `command` holds
+    the values of `conf/resume.yaml`, `overrides` those of the run's config. Returns and raises as `train`; also
+    UserError if a key may not change, the images differ, or another process writes to the run.
     """
     started = time.perf_counter()
     run = _open_on_rank0(str(command.resume), command.outputs, key="resume", finished=False)
@@ -99,7 +87,7 @@ def resume(command: DictConfig, overrides: Sequence[Override], conf: Path) -> di
         config.trainer.num_nodes = "auto"  # as many machines and processes as were started now
         if this_process().launched_together:
             config.trainer.devices = "auto"
-        apply_overrides(config, overrides, conf, command)
+        apply_overrides(config, overrides, command)
         resolve_processes(config)
         changed = check_changes(as_plain_data(saved), as_plain_data(config))
         _check_config(config, run.path, command)
@@ -131,7 +119,7 @@ def _rebased(config: DictConfig, now: Path) -> DictConfig:
     try:
         return OmegaConf.create(rebase_paths(as_plain_data(config), str(config.run_dir), str(now.resolve())))
     except OmegaConfBaseException as error:
-        raise UserError(f"the run's config.yaml: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the run's config.yaml: {first_line(error)}") from error
 
 
 def _check_config(config: DictConfig, folder: Path, command: DictConfig) -> None:
@@ -164,11 +152,8 @@ def check_changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, st
 
 
 def _position(run: RunDirectory, file: Path, config: DictConfig) -> tuple[int, int]:
-    """Epoch (from 1) and step of a checkpoint at which the run can be resumed.
-
-    Raises:
-        UserError: the file is missing, damaged, or of another run; or the run has reached its end.
-    """
+    """Epoch (from 1) and step of a checkpoint at which the run can be resumed; UserError if the file is missing,
+    damaged, or of another run, or if the run has reached its end."""
     try:
         state = read_checkpoint(file, tensors=False)
     except UserError as error:
@@ -234,11 +219,11 @@ def _record_resume(
         write_text(run.path / "config.yaml", OmegaConf.to_yaml(config))
 
 
-def reproduce(command: DictConfig, overrides: Sequence[Override], conf: Path) -> dict[str, float]:
+def reproduce(command: DictConfig, overrides: Sequence[Override]) -> dict[str, float]:
     """Trains with a finished run's config and seed in a new directory, and prints both runs' metrics.
 
-    On the same machine, with the same versions and code, the metrics are equal to the last bit. Takes and raises the
-    same as `resume`, and returns the new run's metrics.
+    On the same machine, with the same versions and code, the metrics are equal to the last bit. Takes, returns and
+    raises the same as `resume`.
     """
     run = _open_on_rank0(str(command.reproduce), command.outputs, key="reproduce")
     then = run.final_metrics()
@@ -251,7 +236,7 @@ def reproduce(command: DictConfig, overrides: Sequence[Override], conf: Path) ->
     folder = Path(broadcast_from_rank0("folder", lambda: str(folder_for(base, "manifest.json", "run.log").resolve())))
     config = _rebased(config, folder)
     config.logger = clear_logger_run_id(config.logger) if config.logger else None
-    apply_overrides(config, overrides, conf, command)
+    apply_overrides(config, overrides, command)
     _check_config(config, folder, command)
     log_to(folder)
 
@@ -265,10 +250,8 @@ def reproduce(command: DictConfig, overrides: Sequence[Override], conf: Path) ->
 def resume_requeued(arguments: Sequence[str]) -> bool:
     """Resumes the run that this command began before SLURM or torchrun started it again.
 
-    The arguments on the command line are trusted, and so are the targets that they name. Raises as `resume`.
-
-    Returns:
-        False if the command began no run, or nothing of the run was saved: then start a new one.
+    The arguments on the command line are trusted, and so are the targets that they name. Raises as `resume`. Returns
+    False if the command began no run, or nothing of the run was saved: then start a new one.
     """
     folder, outputs, trusted, overrides = _read_training_command(arguments)
     places = [Path(outputs), *([folder] if folder else [])]
@@ -283,11 +266,11 @@ def resume_requeued(arguments: Sequence[str]) -> bool:
     if run.manifest().get("status") == "finished":
         print(f"{run.path} is finished: nothing is left to do for this job")
         return True
-    command, _ = read_command(CONF, "resume", ["resume=begun"])
+    command, _ = read_command("resume", ["resume=begun"])
     command.resume = str(run.path)
     command.checkpoint = "last" if (run.checkpoints / "last.ckpt").exists() else "best"
     command.trusted_targets = trusted
-    resume(command, overrides, CONF)
+    resume(command, overrides)
     return True
 
 
@@ -307,7 +290,7 @@ def _read_training_command(arguments: Sequence[str]) -> tuple[Path | None, str, 
     """The run directory that a command names, the folder of all runs, its targets, and what is only valid if given:
     where data is downloaded from and cached."""
     if any(argument.startswith("reproduce=") for argument in arguments):
-        command, _ = read_command(CONF, "reproduce", arguments)
+        command, _ = read_command("reproduce", arguments)
         return None, str(command.outputs), list(command.trusted_targets), []
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", list(arguments), return_hydra_config=True)

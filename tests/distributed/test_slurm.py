@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from vitlab.distributed.slurm import is_requeued, job
+from vitlab.distributed.process import is_requeued, job
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none"}
 

@@ -89,13 +89,13 @@ FAULTY_NETWORKS = [
 
 @pytest.mark.parametrize(("name", "check", "sentence"), FAULTY_NETWORKS, ids=lambda value: str(value)[:25])
 def test_a_faulty_network_fails(name: str, check: str, sentence: str, tmp_path: Path) -> None:
-    found = failures(run_preflight(subject_of(tmp_path, *network(name)), tmp_path))
+    found = failures(run_preflight(subject_of(tmp_path, *network(name))))
     assert sentence in found.get(check, str(found))
 
 
 def test_attention_over_the_batch_axis_is_named_even_if_the_logits_differ(tmp_path: Path) -> None:
     subject = subject_of(tmp_path, *network("NotebookNet"), "+model.average=true")
-    found = failures(run_preflight(subject, tmp_path))
+    found = failures(run_preflight(subject))
     assert (
         "blocks.0.attention (MultiheadAttention), or an operation just before it, mixes along"
         in found["images are independent"]
@@ -154,7 +154,7 @@ def test_faulty_data_fails(
     overrides: list[str], change: Callable[[CheckContext], None] | None, check: str, sentence: str, tmp_path: Path
 ) -> None:
     subject = subject_of(tmp_path, *network("Sound"), *overrides, change=change or (lambda subject: None))
-    found = failures(run_preflight(subject, tmp_path))
+    found = failures(run_preflight(subject))
     assert sentence in found.get(check, str(found))
     assert set(found) <= {check, "uses positions"}  # next to values up to 250, positions of 0.02 are negligible
 
@@ -177,16 +177,16 @@ FAULTY_RECIPES = [
 
 @pytest.mark.parametrize(("overrides", "check", "sentence"), FAULTY_RECIPES, ids=lambda value: str(value)[:30])
 def test_a_faulty_recipe_fails(overrides: list[str], check: str, sentence: str, tmp_path: Path) -> None:
-    found = failures(run_preflight(subject_of(tmp_path, *TINY, *overrides), tmp_path))
+    found = failures(run_preflight(subject_of(tmp_path, *TINY, *overrides)))
     assert sentence in found.get(check, str(found))
     assert len(found) == 1
 
 
 def test_a_network_that_fails_in_bfloat16(tmp_path: Path) -> None:
     subject = subject_of(tmp_path, *network("DropsDigits"), "trainer.precision=bf16-mixed")
-    found = failures(run_preflight(subject, tmp_path))
+    found = failures(run_preflight(subject))
     assert "the model does not work in this precision" in found["precision"]
-    assert failures(run_preflight(subject_of(tmp_path, *network("DropsDigits")), tmp_path)) == {}
+    assert failures(run_preflight(subject_of(tmp_path, *network("DropsDigits")))) == {}
 
 
 def test_the_readme_counts_the_planted_mistakes() -> None:
@@ -197,12 +197,12 @@ def test_the_readme_counts_the_planted_mistakes() -> None:
 
 def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 100_000}))
-    found = failures(run_preflight(subject_of(tmp_path, *network("Sound")), tmp_path))
+    found = failures(run_preflight(subject_of(tmp_path, *network("Sound"))))
     assert "the checkpoints would not fit" in found["disk"]
 
 
 def test_the_default_network_passes_every_check(tmp_path: Path) -> None:
-    preflight = run_preflight(subject_of(tmp_path, "data.batch_size=128"), tmp_path)
+    preflight = run_preflight(subject_of(tmp_path, "data.batch_size=128"))
     assert [f for f in preflight.findings if f.status is not Status.OK] == []
 
 
@@ -223,14 +223,14 @@ def test_every_shipped_model_and_experiment_passes(choice: str, in_process: Comm
 
 
 def test_with_wrong_labels_the_network_is_not_checked(tmp_path: Path) -> None:
-    preflight = run_preflight(subject_of(tmp_path, *TINY, change=count_labels_from_one), tmp_path)
+    preflight = run_preflight(subject_of(tmp_path, *TINY, change=count_labels_from_one))
     (finding,) = [f for f in preflight.findings if f.status is Status.SKIPPED]
     assert (finding.check, finding.figure) == ("model", "not checked, because the images or labels are wrong")
 
 
 def test_multiply_adds_are_those_of_the_linear_layers(tmp_path: Path) -> None:
     subject = subject_of(tmp_path, *network("Sound"), "+model.width=512")
-    (finding,) = [f for f in run_preflight(subject, tmp_path).findings if f.check == "compute"]
+    (finding,) = [f for f in run_preflight(subject).findings if f.check == "compute"]
     tokens, width = 16, 512
     patches, block = 3 * 64 * width, 4 * width**2 + 2 * 64 * width + 2 * tokens * width
     count = tokens * (patches + block) + width * 10
@@ -281,7 +281,7 @@ def marked(overrides: list[str]) -> Any:
 
 @pytest.mark.parametrize("overrides", [marked(choice) for choice in (*SOUND, *ROUNDED)])
 def test_no_false_alarm(overrides: list[str], tmp_path: Path) -> None:
-    preflight = run_preflight(subject_of(tmp_path, *overrides), tmp_path)
+    preflight = run_preflight(subject_of(tmp_path, *overrides))
     assert failures(preflight) == {}
     assert not [f for f in preflight.findings if f.status is Status.SKIPPED and f.check != "labels are learnable"]
 
@@ -316,7 +316,7 @@ def test_documented_limits_are_not_detected(
     overrides: list[str], change: Callable[[CheckContext], None] | None, tmp_path: Path
 ) -> None:
     subject = subject_of(tmp_path, *TINY, *overrides, change=change or (lambda subject: None))
-    assert failures(run_preflight(subject, tmp_path)) == {}
+    assert failures(run_preflight(subject)) == {}
 
 
 def test_mixing_two_classes_is_a_warning_and_not_a_failure(
@@ -336,7 +336,7 @@ def test_mixing_two_classes_is_a_warning_and_not_a_failure(
 
 def test_frozen_positions_are_a_warning(tmp_path: Path) -> None:
     # Fixed positions are common; preflight cannot know whether these should learn.
-    preflight = run_preflight(subject_of(tmp_path, *network("ForgottenRequiresGrad")), tmp_path)
+    preflight = run_preflight(subject_of(tmp_path, *network("ForgottenRequiresGrad")))
     (finding,) = [f for f in preflight.findings if f.check == "trainable parameters"]
     assert finding.status is Status.WARNING
     assert "frozen: positions" in finding.figure
@@ -346,7 +346,7 @@ def test_normalisation_is_compared_with_the_pretrained_weights(tmp_path: Path) -
     timm = ["model=vit_pretrained", "model.pretrained=false", "model.name=test_vit", "data.image_size=64"]
     chosen = ["data.mean=[0.4,0.4,0.4]", "data.std=[0.3,0.3,0.3]"]
     found = [
-        {f.check: f for f in run_preflight(subject_of(tmp_path, *timm, *more), tmp_path).findings}["normalisation"]
+        {f.check: f for f in run_preflight(subject_of(tmp_path, *timm, *more)).findings}["normalisation"]
         for more in ([], chosen)
     ]
     assert (found[0].status, found[1].status) == (Status.OK, Status.WARNING)
@@ -359,7 +359,7 @@ def test_the_checks_change_neither_the_model_nor_the_random_numbers(tmp_path: Pa
     network = subject.classifier.network
     before = copy.deepcopy(network.state_dict())
     chance = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    preflight = run_preflight(subject, tmp_path)
+    preflight = run_preflight(subject)
     assert failures(preflight) == {}
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in network.parameters())

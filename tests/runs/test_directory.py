@@ -9,8 +9,7 @@ import torch
 
 from vitlab.errors import UserError
 from vitlab.files import replacing, set_aside, write_text
-from vitlab.runs.directory import RunDirectory
-from vitlab.runs.metrics_files import write_epochs
+from vitlab.runs.directory import RunDirectory, write_epochs
 
 
 def begun(path: Path) -> RunDirectory:

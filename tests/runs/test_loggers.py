@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from vitlab.config.instantiate import build
-from vitlab.runs.metrics_files import clear_logger_run_id, logger_run_id, resume_kwargs
+from vitlab.runs.loggers import clear_logger_run_id, logger_run_id, resume_kwargs
 
 
 class WandbLogger:

@@ -4,7 +4,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from vitlab.config.compose import CONF, apply_overrides, compose_training
+from vitlab.config.compose import apply_overrides, compose_training
 from vitlab.errors import UserError
 from vitlab.runs.directory import check_links, check_paths
 
@@ -48,9 +48,9 @@ def test_where_a_run_s_images_come_from_and_go_to_holds_where_it_is_typed(
     data: list[str], key: str, own: str | None
 ) -> None:
     # A stranger's config would have any file downloaded to any folder.
-    config = compose_training([*data, f"data.{key}=elsewhere", "name=x", "run_dir=x"], CONF)
+    config = compose_training([*data, f"data.{key}=elsewhere", "name=x", "run_dir=x"])
     command = OmegaConf.create({"run": "x"})
-    apply_overrides(config, [], CONF, command)
+    apply_overrides(config, [], command)
     assert config.data[key] == own
-    apply_overrides(config, OverridesParser.create().parse_overrides([f"data.{key}=mine"]), CONF, command)
+    apply_overrides(config, OverridesParser.create().parse_overrides([f"data.{key}=mine"]), command)
     assert config.data[key] == "mine"

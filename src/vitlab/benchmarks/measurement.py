@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from vitlab.config.compose import CONF, compose_training
+from vitlab.config.compose import compose_training
 from vitlab.config.instantiate import build, build_network
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import ImageDataModule
@@ -39,7 +39,7 @@ class Setup(NamedTuple):
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """Return the training config that `train.py` would use on this machine, without `auto`."""
-    config = compose_training([*overrides, "name=bench", "run_dir=outputs"], CONF)
+    config = compose_training([*overrides, "name=bench", "run_dir=outputs"])
     resolve_machine(config)
     return config
 

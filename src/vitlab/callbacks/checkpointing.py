@@ -15,10 +15,9 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.compat import validation_follows
-from vitlab.distributed.slurm import requeue
+from vitlab.distributed.process import requeue
 from vitlab.errors import TerminatedError
-from vitlab.runs.directory import rebase_paths
-from vitlab.runs.metrics_files import count_from_one, write_epochs
+from vitlab.runs.directory import count_from_one, rebase_paths, write_epochs
 
 SYNC_EVERY = 10  # optimizer steps between two questions to the other ranks
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]

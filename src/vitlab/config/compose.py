@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -29,28 +28,28 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides(list(overrides))
 
 
-def compose_training(overrides: Sequence[str], conf: Path) -> DictConfig:
+def compose_training(overrides: Sequence[str]) -> DictConfig:
     """Compose a training config outside of a run.
 
     Raises:
         hydra.errors.CompactHydraException, omegaconf.errors.OmegaConfBaseException: an override is wrong.
     """
-    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", list(overrides))
 
 
-def read_command(conf: Path, name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[Override]]:
+def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[Override]]:
     """Parse the `key=value` arguments of a command, in Hydra's grammar; `--help` prints its keys and exits.
 
     Returns:
-        The values of the command's own keys, which `<name>.yaml` in `conf` declares, and the overrides for the run's
+        The values of the command's own keys, which `conf/<name>.yaml` declares, and the overrides for the run's
         config.
 
     Raises:
         UserError: an argument is no override.
         omegaconf.errors.MissingMandatoryValue: a required value is missing.
     """
-    file = conf / f"{name}.yaml"
+    file = CONF / f"{name}.yaml"
     if {"--help", "-h"} & set(arguments):
         print(file.read_text(encoding="utf-8"), end="")
         sys.exit(0)
@@ -71,7 +70,7 @@ def read_command(conf: Path, name: str, arguments: Sequence[str]) -> tuple[DictC
     return command, others
 
 
-def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Path, command: DictConfig) -> None:
+def apply_overrides(config: DictConfig, overrides: Sequence[Override], command: DictConfig) -> None:
     """Change a run's resolved config in place: values (`data.root=x`), and whole groups (`data=image_folder`).
 
     The run's own `data.cache_dir` and `data.url` are dropped: somebody else may have written the config, and would
@@ -85,12 +84,12 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Pat
     if isinstance(data, DictConfig) and "cache_dir" in data:
         data.cache_dir = None
     if isinstance(data, DictConfig) and "url" in data:
-        data.url = OmegaConf.load(conf / "data" / "cifar10.yaml").url
+        data.url = OmegaConf.load(CONF / "data" / "cifar10.yaml").url
     OmegaConf.set_struct(config, True)
     for override in overrides:
         key, value = override.key_or_group, override.value()
-        if isinstance(value, str) and (conf / key).is_dir():
-            _replace_group(config, key, value, conf)
+        if isinstance(value, str) and (CONF / key).is_dir():
+            _replace_group(config, key, value)
         elif key.split(".")[0] not in config:
             raise UserError(f"unknown key '{key}'{did_you_mean(key, {*config.keys(), *command.keys()})}")
         else:
@@ -106,10 +105,10 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override], conf: Pat
         raise UserError("; ".join(wrong))
 
 
-def _replace_group(config: DictConfig, group: str, option: str, conf: Path) -> None:
+def _replace_group(config: DictConfig, group: str, option: str) -> None:
     before = config[group]
     with open_dict(config):
-        config[group] = compose_training([f"{group}={option}"], conf)[group]
+        config[group] = compose_training([f"{group}={option}"])[group]
     for fact in FACTS if group == "data" else ():
         config.data[fact] = before[fact]
     if group == "trainer":

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from vitlab.errors import UserError, nearest
+from vitlab.errors import UserError, first_line, nearest
 
 Definition = ast.ClassDef | ast.FunctionDef
 
@@ -71,8 +71,7 @@ def read_signature(target: str, where: str, *, imports: bool = True) -> Signatur
     except ValueError:  # a class of Python's own, written in C
         return Signature(is_open=True)
     except Exception as error:  # importing runs the user's module: anything may come out of it
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{where}._target_={target} can't be imported ({reason})") from error
+        raise UserError(f"{where}._target_={target} can't be imported ({first_line(error)})") from error
     by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     is_open = any(p.kind is p.VAR_KEYWORD for p in parameters)
     return Signature({p.name: Parameter(p.default is p.empty) for p in by_name}, is_open)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from vitlab.data.arrays import ImageArrays
-from vitlab.errors import UserError
+from vitlab.errors import UserError, first_line
 from vitlab.files import replacing, write_text
 
 log = logging.getLogger(__name__)
@@ -151,8 +151,7 @@ class DecodedCache:
                 raise ValueError("wrong checksum")
             return Decoded(images, **about)
         except Exception as error:  # the readers of damaged files raise anything
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            log.warning(f"the decoded images in {pixels} are damaged ({reason}); decoding the files again")
+            log.warning(f"the decoded images in {pixels} are damaged ({first_line(error)}); decoding the files again")
             return None
 
     def store_size(self, image_size: int, side: int) -> None:

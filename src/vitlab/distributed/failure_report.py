@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from vitlab.compat import watch_local_ranks
-from vitlab.errors import INTERRUPTED, TERMINATED, PeerError, TerminatedError, UserError
+from vitlab.errors import INTERRUPTED, TERMINATED, PeerError, TerminatedError, UserError, first_line
 from vitlab.files import write_json
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,6 @@ class FailureReporter(pl.Callback):
             print(f"error: {self.cause}", file=sys.stderr, flush=True)
 
     def describe(self, trainer: pl.Trainer, own: Failure | None) -> str:
-        """Name the first failure, for when rank 0's own failure is secondary or it has not failed."""
         reported = [Failure(**json.loads(file.read_text())) for file in _failures(self.folder)]
         return describe(own, reported, failed_children(trainer), trainer.world_size, self.folder)
 
@@ -115,14 +115,8 @@ def is_secondary(error: BaseException) -> bool:
 
 
 def describe(own: Failure | None, reported: list[Failure], ended: Mapping[int, int], ranks: int, logs: Path) -> str:
-    """Name the first failure in one sentence.
-
-    Args:
-        own: Rank 0's own, secondary failure; None if rank 0 has not failed.
-        reported: Failures of the other ranks.
-        ended: Exit status by rank of rank 0's children that have ended; negative: a signal's number.
-        ranks, logs: World size, and the folder of the ranks' logs.
-    """
+    """Name the first failure in one sentence: `own` is rank 0's, if it has failed, and secondary; `reported` are those
+    of the other ranks; `ended` is the exit status by rank of rank 0's children (negative: a signal's number)."""
     causes = [failure for failure in reported if not failure.secondary]
     if causes:
         first = min(causes, key=lambda failure: failure.time)
@@ -146,25 +140,24 @@ def _describe_status(status: int) -> str:
 
 
 def _sentence(error: BaseException) -> str:
-    line = next(iter(str(error).splitlines()), "")
-    if is_secondary(error):
-        return re.sub(r"^\[\S+:\d+\] ", "", line).split(". ")[0]  # drop gloo's C++ source line and its advice
-    return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"
+    if is_secondary(error):  # drop gloo's C++ source line and its advice
+        return re.sub(r"^\[\S+:\d+\] ", "", first_line(error)).split(". ")[0]
+    return first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def failed_children(trainer: pl.Trainer) -> dict[int, int]:
     """Exit status by rank of the processes that rank 0 started and that have failed."""
-    children = getattr(trainer.strategy.launcher, "procs", [])
-    return {
-        rank: child.returncode
-        for rank, child in enumerate(children, start=1)
-        if child.poll() not in (None, 0, INTERRUPTED, TERMINATED)
-    }
+    statuses = {rank: child.poll() for rank, child in enumerate(_children(trainer), start=1)}
+    return {rank: status for rank, status in statuses.items() if status not in (None, 0, INTERRUPTED, TERMINATED)}
 
 
 def kill_children(trainer: pl.Trainer) -> None:
-    for child in getattr(trainer.strategy.launcher, "procs", []):
+    for child in _children(trainer):
         child.kill()
+
+
+def _children(trainer: pl.Trainer) -> list[subprocess.Popen[bytes]]:
+    return getattr(trainer.strategy.launcher, "procs", [])
 
 
 @contextmanager
@@ -177,9 +170,7 @@ def fail_together(trainer: pl.Trainer, end_run: Callable[[], None]) -> Iterator[
 
     `end_run` records the failure in the manifest if rank 0 has to be ended from outside.
 
-    Raises:
-        PeerError: on rank 0, when another process failed first.
-        SystemExit: on the other ranks, whose errors are in their logs.
+    Raises PeerError on rank 0 when another process failed first; the other ranks end, with the error in their logs.
     """
     if trainer.world_size == 1:
         yield
@@ -187,7 +178,7 @@ def fail_together(trainer: pl.Trainer, end_run: Callable[[], None]) -> Iterator[
     reporter = next(c for c in trainer.callbacks if isinstance(c, FailureReporter))  # type: ignore[attr-defined]
     over = threading.Event()
     watch = threading.Thread(target=reporter.end_if_child_fails, args=(trainer, over, end_run), daemon=True)
-    watch_local_ranks(trainer, watch.start)
+    watch_local_ranks(watch.start)
     try:
         yield
     except TerminatedError:

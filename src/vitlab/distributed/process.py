@@ -1,9 +1,13 @@
-"""Rank and world size, and decisions of rank 0, before torch.distributed starts."""
+"""Rank and world size, decisions of rank 0, and repeated jobs, without torch."""
 
 import ctypes
 import os
+import shlex
+import socket
+import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -58,8 +62,8 @@ def this_process() -> Process:
 
 
 def check_start(*, several: bool) -> None:
-    """Raise UserError if this start would wait for processes that nobody starts, or, unless the command may run as
-    `several` processes, would do the same work several times."""
+    """Refuse a start that would wait for processes that nobody starts, or do the same work several times, unless the
+    command may run as `several` processes."""
     me, known = this_process(), os.environ
     together = me.started_by if me.launched_together else None
     started = together == "torchrun" or "SLURM_STEP_ID" in known  # set by srun, not by the job around it
@@ -80,8 +84,8 @@ def die_with_parent(number: int) -> None:
 
 
 def broadcast_from_rank0(what: str, decide: Callable[[], str], wait: timedelta = WAIT) -> str:
-    """Call `decide` on rank 0 alone and return its answer on every rank; `what` names the decision. UserError if rank 0
-    cannot be reached, or ended before it decided."""
+    """Return on every rank what `decide` answers on rank 0; `what` names the decision. UserError if rank 0 cannot be
+    reached, or ended before it decided."""
     me = this_process()
     if me.started_by == "Lightning":  # rank 0 had decided before it started this process
         if ANSWER + what not in os.environ:
@@ -102,13 +106,13 @@ def _receive(me: Process, what: str, wait: timedelta) -> str:
         store = _store(me)
         store.wait([what], wait)
         answer = str(store.get(what).decode())
-        store.set(f"{what} received by {me.rank}", "yes")
+        store.set(f"{what} received by {me.rank}", "yes")  # rank 0 keeps the store until then
+        return answer
     except RuntimeError as error:  # the errors of torch.distributed are subclasses
         raise UserError(
             f"process {me.rank} of {me.world_size} cannot reach process 0 at "
             f"{os.environ['MASTER_ADDR']}: see the output of process 0"
         ) from error
-    return answer
 
 
 @cache  # the store must live as long as the process
@@ -133,3 +137,39 @@ def _store(me: Process) -> Any:
         raise UserError(f"port {port} of {address} cannot be used: set another MASTER_PORT=...") from error
     attempt = [os.environ.get(name, "") for name in ("SLURM_STEP_ID", "TORCHELASTIC_RESTART_COUNT")]
     return PrefixStore(f"vitlab {'.'.join(attempt)}", store)
+
+
+# SLURM, for a requeued job, and torchrun, for a restart, run the same command again and count the restarts (`man
+# sbatch`, "OUTPUT ENVIRONMENT VARIABLES"; `torch.distributed.run`, "Environment Variables").
+
+
+def job() -> str | None:
+    """Identify the job whose restarts run the same command: the SLURM job id, else the torchrun process, else None."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and _slurm_job() is None:
+        # The run id alone is "none" or "1" in most commands.
+        return f"torchrun {os.environ['TORCHELASTIC_RUN_ID']}, process {os.getppid()} of {socket.gethostname()}"
+    return _slurm_job()
+
+
+def is_requeued() -> bool:
+    """Whether SLURM or torchrun has run the command of this process before."""
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    return job() is not None and restarts != ("0", "0")
+
+
+def requeue() -> None:
+    """Put this job back into the queue; `scontrol` prints a message if it was submitted with --no-requeue."""
+    number = _slurm_job()
+    if number is not None:
+        with suppress(OSError):  # a container has no scontrol
+            subprocess.run(["scontrol", "requeue", number], check=False)
+
+
+def this_command() -> str:
+    return shlex.join(["python", *sys.argv])
+
+
+def _slurm_job() -> str | None:
+    """The job id as `scontrol` takes it, also for a job of an array."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else os.environ.get("SLURM_JOB_ID")

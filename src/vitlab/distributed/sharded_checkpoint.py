@@ -1,8 +1,7 @@
 """Sharded checkpoints: a folder into which every process writes its shard.
 
-Written by torch.distributed.checkpoint. `last.ckpt` is a link to the folder `last.ckpt.<number>`, so that it changes in
-one step. The folder holds the tensors of weights and optimizer as torch writes them (`.metadata`, `*.distcp`), and
-everything else in `rest.pt`.
+`last.ckpt` is a link to the folder `last.ckpt.<number>`, so that it changes in one step. The folder holds weights and
+optimizer state as torch.distributed.checkpoint writes them, and everything else in `rest.pt`.
 """
 
 import pickle
@@ -71,9 +70,8 @@ def read_shards(tensors: dict[str, Any], folder: Path, *, alone: bool = False) -
             dcp.load(tensors, storage_reader=_ShardReader(folder), no_dist=alone)
         except CheckpointException as error:  # a BaseException
             reason = next(iter(error.failures.values()))[0]
-            raise ValueError(
-                f"its shards are damaged or belong to another model: {type(reason).__name__} {reason}"
-            ) from error
+            kind = type(reason).__name__
+            raise ValueError(f"its shards are damaged or belong to another model: {kind} {reason}") from error
 
 
 def put_in_place(rest: dict[str, Any], folder: Path, path: Path) -> None:
@@ -93,8 +91,7 @@ def put_in_place(rest: dict[str, Any], folder: Path, path: Path) -> None:
 
 def read_rest(folder: Path) -> dict[str, Any]:
     """Read everything except weights and optimizer state."""
-    rest: dict[str, Any] = torch.load(folder / REST, map_location="cpu", weights_only=True)
-    return rest
+    return dict(torch.load(folder / REST, map_location="cpu", weights_only=True))
 
 
 def consolidated(folder: Path) -> dict[str, Any]:

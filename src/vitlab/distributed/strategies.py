@@ -96,10 +96,9 @@ class FullySharded(ModelParallelStrategy):
             return super().load_checkpoint(checkpoint_path, weights_only)
         assert self.model is not None
         assert self.lightning_module is not None
-        rest = sharded_checkpoint.read_rest(folder)
+        rest, known = sharded_checkpoint.read_rest(folder), sharded_checkpoint.read_index(folder)
         fits = self.lightning_module.trainer.state.fn == "fit"  # in `test` the optimizers of `fit` still exist
         optimizers = dict(enumerate(self.optimizers)) if fits else {}
-        known = sharded_checkpoint.read_index(folder)
         tensors: dict[str, Any] = {"state_dict": dcp_state.get_model_state_dict(self.model)}
         for number, optimizer in optimizers.items():
             state: Any = dcp_state.get_optimizer_state_dict(self.model, optimizer)["state"]
@@ -108,10 +107,10 @@ class FullySharded(ModelParallelStrategy):
             tensors[f"optimizer_{number}"] = {name: state[name] for name in there}
         sharded_checkpoint.read_shards(tensors, folder)
         dcp_state.set_model_state_dict(self.model, tensors["state_dict"])
+        options = dcp_state.StateDictOptions(strict=False)
         for number, optimizer in optimizers.items():
             found = tensors[f"optimizer_{number}"]
             state = {"state": found, "param_groups": rest[sharded_checkpoint.GROUPS][number]}
-            options = dcp_state.StateDictOptions(strict=False)
             dcp_state.set_optimizer_state_dict(self.model, optimizer, state, options=options)
             for name, parameter in self.model.named_parameters():
                 if name not in found:  # get_optimizer_state_dict has made a state for it

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from vitlab.config.compose import CONF, read_command
+from vitlab.config.compose import read_command
 from vitlab.config.types import whole
 from vitlab.errors import UserError, did_you_mean
 from vitlab.files import shorten, write_text
@@ -49,7 +49,7 @@ DIFFERENCES = {  # path in the manifest -> sentence if the runs differ in it
 def main() -> None:
     """Read the command line `python -m vitlab.leaderboard <folders>`, then make the leaderboard."""
     folders = [a for a in sys.argv[1:] if not a.startswith("-") and ("=" not in a or Path(a).is_dir())]
-    command, others = read_command(CONF, "leaderboard", [a for a in sys.argv[1:] if a not in folders])
+    command, others = read_command("leaderboard", [a for a in sys.argv[1:] if a not in folders])
     if others:
         key = others[0].key_or_group
         raise UserError(f"unknown key '{key}'{did_you_mean(key, set(map(str, command)))}")

@@ -2,32 +2,30 @@
 
 import shutil
 import time
-from pathlib import Path
 
 import torch
 from pytorch_lightning.callbacks import Timer
-from torch import nn
 
 from vitlab.callbacks import EMA
 from vitlab.compat import is_compiled, peak_memory, reset_peak_memory
 from vitlab.models.execution import forward_flops
 from vitlab.preflight.context import CheckContext, CheckResult, failed, ok
-from vitlab.preflight.learning_checks import Trial
 from vitlab.runs.console import format_duration
 
 TIMED_SECONDS = 0.5  # about the longest step to time on a CPU
 KEPT_FILES = 3  # best.ckpt, last.ckpt, and one of them while it is rewritten
 
 
-def compute(context: CheckContext, network: nn.Module) -> CheckResult:
-    """Parameters, and multiply-adds of one image's forward pass, of a float32 network in eval mode."""
-    parameters = sum(p.numel() for p in network.parameters())
-    macs = forward_flops(network, context.plain_images(1)) / 2
+def compute(context: CheckContext) -> CheckResult:
+    """Parameters, and multiply-adds of one image's forward pass."""
+    parameters = sum(p.numel() for p in context.network.parameters())
+    macs = forward_flops(context.network, context.plain_images(1)) / 2
     return ok(f"{parameters / 1e6:,.1f} M parameters, {macs / 1e9:,.2f} G multiply-adds per image (forward)")
 
 
-def speed(context: CheckContext, trial: Trial) -> CheckResult:
+def speed(context: CheckContext) -> CheckResult:
     """Images per second of training steps, and the duration of the run."""
+    trial = context.recipe
     world_size, on_gpu = context.trainer.world_size, context.device.type == "cuda"
     share = len(context.batch.labels) // max(world_size, 1)
     count = share if on_gpu else min(share, max(8, int(TIMED_SECONDS / trial.seconds_per_image)))
@@ -88,15 +86,14 @@ def memory(context: CheckContext) -> CheckResult | None:
     return None if peak is None else ok(f"{peak:.1f} GiB at most so far")
 
 
-def disk(context: CheckContext, trial: Trial, folder: Path) -> CheckResult:
-    """The checkpoints fit into `folder`; the optimizer must have taken a step, so that its state exists."""
+def disk(context: CheckContext) -> CheckResult:
+    """The checkpoints fit onto the disk of the run."""
+    trial = context.recipe
     averaged = any(isinstance(callback, EMA) for callback in context.trainer.callbacks)  # type: ignore[attr-defined]
     tensors = [*trial.classifier.network.state_dict().values()] * (2 if averaged else 1)
     tensors += [v for state in trial.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     size = sum(tensor.nbytes for tensor in tensors)
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(context.trainer.default_root_dir).free
     figure = f"checkpoints of {size / 1e6:,.0f} MB, up to {KEPT_FILES} at a time; {free / 1e9:,.1f} GB free"
     if KEPT_FILES * size > free:
         return failed(figure, "the checkpoints would not fit: free some space, or set hydra.run.dir to another disk")

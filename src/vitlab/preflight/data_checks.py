@@ -6,21 +6,22 @@ import torch
 import torch.nn.functional as F
 
 from vitlab.data.arrays import ImageArrays
-from vitlab.preflight.context import CheckContext, CheckResult, failed, list_some, ok, skipped, warning
+from vitlab.errors import list_some
+from vitlab.preflight.context import CheckContext, CheckResult, failed, ok, skipped, warning
 
 MANY_IMAGES = 512  # enough for statistics
 ADVICE = {
-    "not finite": "no model can learn from them. Usual causes: data.std=0, a transform that takes the logarithm of "
-    "zero",
-    "unscaled": "the model gets unscaled images, with values up to 255. Usual causes: data.mean and data.std on the "
-    "scale [0, 255] instead of [0, 1], a transform that does not divide by 255",
+    "not finite": "Usual causes: data.std=0, a transform that takes the logarithm of zero",
+    "unscaled": "the model gets unscaled images, with values up to 255. Usual causes: data.mean and data.std are not "
+    "on the scale [0, 1], a transform that does not divide by 255",
     "not normalised": "mean and standard deviation are far from 0 and 1: data.mean={mean} data.std={std} do not fit "
     "these images. With data=image_folder or synthetic, data.mean=null data.std=null measures them",
-    "broken augmentation": "no model can learn from them. Usual causes: an augmentation that divides by zero or takes "
-    "its logarithm",
+    "not as pretrained": "the pretrained weights expect mean={expected[mean]} std={expected[std]}, not {chosen[mean]} "
+    "and {chosen[std]}; data.mean=null data.std=null takes theirs",
+    "broken augmentation": "Usual cause: an augmentation that divides by zero or takes its logarithm",
     "too bright": "augmented values are below black or above white. Usual causes: an augmentation that changes "
     "brightness without clamping, or that expects values in [0, 1] and gets 0 to 255",
-    "two mixed classes": "with two classes, half of the mixed pairs are of one class and the others have labels near "
+    "two mixed classes": "with two classes, half of the mixed pairs are of one class, the others have labels near "
     "50:50, which teach little; augment.mixing.p=0 turns mixing off",
     "many duplicates": "the accuracy would measure memorised images (for example {example}). Usual causes: files "
     "copied into train/ and test/, images multiplied before the split",
@@ -35,7 +36,7 @@ def normalisation(context: CheckContext) -> CheckResult:
     """Channels have about zero mean and unit variance, normalised as the pretrained weights expect."""
     images = context.plain_images(MANY_IMAGES)
     if not images.isfinite().all():
-        fraction = (~images.isfinite()).float().mean().item()
+        fraction = 1 - images.isfinite().float().mean().item()
         return failed(f"{fraction:.1%} of the pixel values are NaN or infinite", ADVICE["not finite"])
     mean, std = images.mean(dim=(0, 2, 3)).tolist(), images.std(dim=(0, 2, 3)).tolist()
     means, stds = (", ".join(f"{value:.2f}" for value in values) for values in (mean, std))
@@ -49,11 +50,7 @@ def normalisation(context: CheckContext) -> CheckResult:
     if max(map(abs, mean)) > 0.5 or min(std) < 0.4 or max(std) > 2.0:
         return failed(figure, ADVICE["not normalised"].format(**chosen))
     if expected:
-        advice = (
-            f"the pretrained weights expect mean={expected['mean']} std={expected['std']}, not {chosen['mean']} and "
-            f"{chosen['std']}; data.mean=null data.std=null takes theirs"
-        )
-        return warning(figure, advice)
+        return warning(figure, ADVICE["not as pretrained"].format(expected=expected, chosen=chosen))
     return ok(figure)
 
 
@@ -68,9 +65,8 @@ def augmentation(context: CheckContext) -> CheckResult:
     black, white = (0 - normalize.mean) / normalize.std, (1 - normalize.mean) / normalize.std
     slack = 0.02 * (white - black)  # for rounding to half precision
     figure = f"values {images.min():.2f} to {images.max():.2f}; black is {black.min():.2f}, white {white.max():.2f}"
-    if (images < (black - slack).to(images)).any() or (images > (white + slack).to(images)).any():
-        return failed(figure, ADVICE["too bright"])
-    return ok(figure)
+    is_outside = (images < (black - slack).to(images)).any() or (images > (white + slack).to(images)).any()
+    return failed(figure, ADVICE["too bright"]) if is_outside else ok(figure)
 
 
 def labels(context: CheckContext) -> CheckResult:
@@ -90,9 +86,8 @@ def labels(context: CheckContext) -> CheckResult:
         missing += [f"{names[c]} in {split}" for c in range(classes) if not counts[c]]
     train = torch.bincount(context.data.splits["train"].labels, minlength=classes)
     figure = f"{classes} classes, {train.min():,} to {train.max():,} training images each"
-    if missing:
-        return warning(figure, f"no image of {list_some(missing)}: it cannot be learned or evaluated")
-    return ok(figure)
+    advice = f"no image of {list_some(missing)}: it cannot be learned or evaluated"
+    return warning(figure, advice) if missing else ok(figure)
 
 
 def mixing(context: CheckContext) -> CheckResult | None:
@@ -123,9 +118,8 @@ def splits_are_disjoint(context: CheckContext) -> CheckResult:
     if not shared:
         counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items() if len(split))
         return ok(f"no duplicates among {counts} images")
-    if worst <= 0.01:
-        return warning("; ".join(shared), ADVICE["few duplicates"].format(example=example))
-    return failed("; ".join(shared), ADVICE["many duplicates"].format(example=example))
+    find, advice = (warning, "few duplicates") if worst <= 0.01 else (failed, "many duplicates")
+    return find("; ".join(shared), ADVICE[advice].format(example=example))
 
 
 def _hash_images(split: ImageArrays) -> list[int]:
@@ -151,6 +145,5 @@ def labels_are_learnable(context: CheckContext) -> CheckResult:
     accuracy = (predicted == truth).float().mean().item()
     chance = (torch.bincount(truth, minlength=classes).max() / len(truth)).item()
     figure = f"a linear classifier of 8 px images reaches {accuracy:.1%}, chance is {chance:.1%}"
-    if accuracy < chance + 2 * math.sqrt(chance * (1 - chance) / len(truth)):
-        return failed(figure, ADVICE["unrelated labels"])
-    return ok(figure)
+    is_chance = accuracy < chance + 2 * math.sqrt(chance * (1 - chance) / len(truth))
+    return failed(figure, ADVICE["unrelated labels"]) if is_chance else ok(figure)

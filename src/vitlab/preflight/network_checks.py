@@ -1,17 +1,16 @@
-"""Checks that the model's logits depend on each image as they should.
-
-`network` is a float32 copy in eval mode, trained for a few steps: a head that starts at zero would hide the rest.
-"""
+"""Checks that the model's logits depend on each image as they should."""
 
 import logging
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.preflight.context import CheckContext, CheckResult, failed, first_line, list_some, ok
+from vitlab.errors import first_line, list_some
+from vitlab.preflight.context import CheckContext, CheckResult, failed, ok
 
 log = logging.getLogger(__name__)
 
@@ -23,25 +22,19 @@ SAME_ORDER = 1e-5
 CELLS = 8  # patches per side, if the network does not show its patch size
 ADVICE = {
     "error": "run.log has the traceback. Usual causes: the model was built for another image size, a wrong reshape",
-    "shape": "with {classes} classes, the shape must be [{images}, {classes}]. Usual causes: a head for another data "
-    "set, a fixed number of classes in the model instead of num_classes from the config",
+    "shape": "with {classes} classes, the shape must be [{images}, {classes}]. Usual cause: a fixed number of classes "
+    "in the model instead of num_classes from the config",
     "not finite": "the untrained model overflows or divides by zero",
-    "softmax": "the model ends in a softmax, and the loss applies another: the gradients vanish and the loss stays "
-    "near chance. Return the logits without softmax",
-    "equal": "the logits are the same for every image. Usual causes: a class token that attends to no patch, an "
-    "activation that is always zero, a head that gets a constant",
-    "attention over the batch": "the logits are the same for every image. {module} mixes along the batch axis: it "
-    "attends over the images of a batch instead of the patches of an image. Usual cause: nn.MultiheadAttention or "
-    "nn.TransformerEncoderLayer without batch_first=True",
-    "unused patches": "the model ignores the other patches. Usual causes: a slice that drops patch tokens, a stride "
-    "larger than the patch",
-    "random": "the model draws random numbers in eval mode, so no evaluation can be repeated. Usual cause: F.dropout "
-    "without training=self.training",
-    "mixed images": "{module} mixes along the batch axis, so an image's logits depend on the other images. Usual "
-    "causes: nn.MultiheadAttention or nn.TransformerEncoderLayer without batch_first=True, a softmax or mean over "
-    "dim=0, a reshape that mixes batch and tokens",
-    "no positions": "the model ignores the order of the patches. Usual cause: the position embeddings are missing, or "
-    "are never added to the tokens. If that is intended, set model.pos_embed=none",
+    "softmax": "the model ends in a softmax, and the loss applies another: the gradients vanish. Return the logits",
+    "equal": "Usual causes: a class token that attends to no patch, an activation that is always zero, a head that "
+    "gets a constant",
+    "unused patches": "Usual causes: a slice that drops patch tokens, a stride larger than the patch",
+    "random": "the model draws random numbers in eval mode. Usual cause: F.dropout without training=self.training",
+    "mixed images": "{module} mixes along the batch axis. Usual causes: nn.MultiheadAttention or "
+    "nn.TransformerEncoderLayer without batch_first=True, a softmax or mean over dim=0, a reshape that mixes batch and "
+    "tokens",
+    "no positions": "the model ignores the order of the patches: the position embeddings are missing, or never added "
+    "to the tokens. If that is intended, set model.pos_embed=none",
     "rounding": "the model does not work in this precision; trainer.precision=32-true does. Usual causes: differences "
     "between large numbers, values above float16's 65,504, a missing norm",
 }
@@ -66,21 +59,35 @@ def logits(context: CheckContext) -> CheckResult:
     if not output.isfinite().all():
         return failed(f"{figure} are NaN or infinite", ADVICE["not finite"])
     rows = output.float()
-    if (rows >= 0).all() and torch.allclose(rows.sum(dim=1), torch.ones(len(rows)).to(rows), atol=1e-2):
-        return failed(f"{figure} are positive and sum to 1", ADVICE["softmax"])
-    return ok(figure)
+    is_softmax = (rows >= 0).all() and (rows.sum(dim=1) - 1).abs().max() < 1e-2
+    return failed(f"{figure} are positive and sum to 1", ADVICE["softmax"]) if is_softmax else ok(figure)
 
 
-def depends_on_input(context: CheckContext, network: nn.Module) -> CheckResult:
+@contextmanager
+def full_float32_precision() -> Iterator[None]:
+    """Turn off TF32 in matrix products and convolutions."""
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@full_float32_precision()
+def depends_on_input(context: CheckContext) -> CheckResult:
     """Logits differ between images, and the gradient reaches every patch."""
-    images = context.plain_images(GROUP)
+    network, images = context.network, context.plain_images(GROUP)
     with torch.no_grad():
         output = network(images)
     spread = _spread(output)
     if spread <= ROUNDING * _scale(output):
         module = find_mixing_module(network, images, context.plain_images(2 * GROUP)[GROUP:])
-        advice = ADVICE["attention over the batch"].format(module=module) if module else ADVICE["equal"]
-        return failed(f"the logits of {GROUP} images differ by {spread:.1g}", advice)
+        advice = ADVICE["mixed images"].format(module=module) if module else ADVICE["equal"]
+        figure = f"the logits of {GROUP} images differ by {spread:.1g}"
+        return failed(figure, f"the logits are the same for every image. {advice}")
     images.requires_grad_()
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
     # A clone, for networks that change their input in place.
@@ -94,14 +101,14 @@ def depends_on_input(context: CheckContext, network: nn.Module) -> CheckResult:
     unused = [str(channel) for channel in range(len(size)) if not size[channel].any()]
     if unused and reached.any():
         return failed(f"{figure}, but not channel {list_some(unused)}", "the model ignores a colour channel")
-    if not reached.all():
-        return failed(figure, ADVICE["unused patches"])
-    return ok(figure)
+    return ok(figure) if reached.all() else failed(figure, ADVICE["unused patches"])
 
 
 @torch.no_grad()
-def images_are_independent(context: CheckContext, network: nn.Module) -> CheckResult:
+@full_float32_precision()
+def images_are_independent(context: CheckContext) -> CheckResult:
     """An image's logits do not change with the rest of its batch."""
+    network = context.network
     images, others = context.plain_images(2 * GROUP).chunk(2)
     before, again, after = network(images), network(images), network(torch.cat([images[:1], others[1:]]))
     noise = (before - again).abs().max().item()
@@ -109,17 +116,18 @@ def images_are_independent(context: CheckContext, network: nn.Module) -> CheckRe
         return failed(f"the logits of the same images differ by {noise:.1g} between two passes", ADVICE["random"])
     difference = (before[0] - after[0]).abs().max().item()
     figure = f"an image's logits change by {difference:.1g} with the rest of its batch"
-    if difference > ROUNDING * _scale(before):
-        module = find_mixing_module(network, images, others)
-        where = f"{module}, or an operation just before it," if module else "the model"
-        return failed(figure, ADVICE["mixed images"].format(module=where))
-    return ok(figure)
+    if difference <= ROUNDING * _scale(before):
+        return ok(figure)
+    module = find_mixing_module(network, images, others)
+    where = f"{module}, or an operation just before it," if module else "the model"
+    return failed(figure, ADVICE["mixed images"].format(module=where))
 
 
 @torch.no_grad()
-def uses_positions(context: CheckContext, network: nn.Module) -> CheckResult:
+@full_float32_precision()
+def uses_positions(context: CheckContext) -> CheckResult:
     """Logits change when patches swap positions; the patches have random colours, because real ones may be alike."""
-    real = context.plain_images(GROUP)
+    network, real = context.network, context.plain_images(GROUP)
     patch = _patch_size(network, real)
     generator = torch.Generator().manual_seed(0)
     colours = torch.randn(len(real), 3, real.shape[2] // patch, real.shape[3] // patch, generator=generator)
@@ -130,19 +138,19 @@ def uses_positions(context: CheckContext, network: nn.Module) -> CheckResult:
     figure = f"logits change by {change:.1g} when patches of {patch} px are shuffled, by {spread:.1g} between images"
     if not context.positions:
         return ok(f"{figure}; model.pos_embed=none")
-    if change <= SAME_ORDER * max(spread, 1e-3):
-        return failed(figure, ADVICE["no positions"])
-    return ok(figure)
+    return failed(figure, ADVICE["no positions"]) if change <= SAME_ORDER * max(spread, 1e-3) else ok(figure)
 
 
 @torch.no_grad()
-def precision(context: CheckContext, rounded: nn.Module, network: nn.Module) -> CheckResult:
-    """Logits of `rounded`, in the run's precision, are close to those of `network` in float32."""
+@full_float32_precision()
+def precision(context: CheckContext) -> CheckResult:
+    """Logits in the run's precision are close to those in float32."""
     name = str(context.trainer.precision)
     if name in ("32-true", "64-true"):
         return ok(f"{name}: no reduced precision")
     images = context.plain_images(GROUP)
-    exact, output = network(images), context.logits(rounded, images).float()
+    exact = context.network(images)
+    output = context.logits(context.trial.classifier.network, images).float()
     error = ((output - exact).square().mean().sqrt() / (exact - exact.mean(dim=0)).square().mean().sqrt()).item()
     figure = f"the rounding error of {name} logits is {error:.1%} of the difference between images"
     return ok(figure) if error < 0.5 else failed(figure, ADVICE["rounding"])  # also if it is NaN
@@ -189,11 +197,6 @@ def _spread(output: Tensor) -> float:
 
 def _patch_size(network: nn.Module, images: Tensor) -> int:
     """The kernel size of the first convolution whose stride equals it, else an eighth of the image, in pixels."""
-    side = images.shape[-1]
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.stride == module.kernel_size and module.kernel_size[0] > 1:
-            patch = int(module.kernel_size[0])
-            if side % patch == 0 and patch < side:
-                return patch
-            break
-    return max(side // CELLS, 1)
+    sizes = [m.kernel_size[0] for m in network.modules() if isinstance(m, nn.Conv2d) and m.stride == m.kernel_size]
+    side, patch = images.shape[-1], next((int(size) for size in sizes if size > 1), images.shape[-1])
+    return patch if patch < side and side % patch == 0 else max(side // CELLS, 1)

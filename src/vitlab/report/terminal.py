@@ -15,7 +15,7 @@ from rich.text import Text
 from torch import nn
 
 from vitlab.data import ImageDataModule
-from vitlab.distributed.slurm import this_command
+from vitlab.distributed.process import this_command
 from vitlab.files import shorten
 from vitlab.preflight import Preflight, Status
 from vitlab.report.run_summary import accuracy_interval, read_run_summary

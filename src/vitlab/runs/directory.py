@@ -2,19 +2,22 @@
 
 import csv
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from vitlab.config.instantiate import walk
 from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
-from vitlab.files import locked, set_aside, write_json, write_text
-from vitlab.runs.metrics_files import Row, count_from_one, shorten_values
+from vitlab.files import locked, set_aside, write_csv, write_json, write_text
 from vitlab.runs.old_config import update_old_config
 
+Row = dict[str, float]  # of metrics.csv
 FORMAT = 2  # of a run's files; 1, without this key in the manifest: epochs are counted from 0
 # Keys whose values are places that loggers, callbacks and profilers write to.
 OUTPUT_KEYS = (
@@ -106,16 +109,9 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str, outputs: str, *, key: str = "run", finished: bool = True) -> "RunDirectory":
-        """Opens an existing run: `path`, or the newest one below `outputs` if `path` is "latest".
-
-        Args:
-            path, outputs: As given on the command line.
-            key: The key that `path` was given as, for messages.
-            finished: Whether "latest" is the newest finished run, or the newest one that can be resumed.
-
-        Raises:
-            UserError: there is no such run, or it contains links that lead out of it.
-        """
+        """Opens an existing run: `path`, or if that is "latest" the newest one below `outputs` that is `finished`, or
+        else that can be resumed; `key` is the key that `path` was given as. UserError if there is no such run, or if it
+        contains links that lead out of it."""
         what = "finished run" if finished else "run to resume"
         if path == "latest":
             wanted = ("finished",) if finished else ("running", "interrupted", "failed")
@@ -170,6 +166,27 @@ def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="microseconds")
 
 
+def shorten_values(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics as they are written: floats as the shortest decimal numbers with the same float32 values (0.956, where
+    float(tensor) is 0.9559999704360962), except `seconds`, which float32 would round."""
+    return {
+        name: float(str(np.float32(value))) if isinstance(value, float) and name != "seconds" else value
+        for name, value in metrics.items()
+    }
+
+
+def count_from_one(rows: Sequence[Row]) -> list[Row]:
+    """Rows of `metrics.csv` with epochs counted from 1: an earlier version's first row is epoch 0."""
+    offset = 1 if rows and rows[0]["epoch"] == 0 else 0
+    return [{**row, "epoch": row["epoch"] + offset} for row in rows]
+
+
+def write_epochs(file: Path, rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> None:
+    """Writes `metrics.csv` whole: a column for epoch, step, seconds and each of `columns`."""
+    columns = ("epoch", "step", "seconds", *columns)
+    write_csv(file, columns, [[row.get(name) for name in columns] for row in map(shorten_values, rows)])
+
+
 def rebase_paths(node: Any, before: str, now: str) -> Any:
     """Replaces the folder `before` by `now` in all paths of a config, given and returned as plain data."""
     if isinstance(node, dict):
@@ -183,21 +200,18 @@ def rebase_paths(node: Any, before: str, now: str) -> Any:
     return node
 
 
-def check_paths(node: Any, run: Path, key: str = "") -> None:
+def check_paths(config: Any, run: Path) -> None:
     """Raises UserError if loggers, callbacks or profilers would write outside the run with a config from a file, as
-    plain data; `node` is the value of `key`."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            check_paths(value, run, name)
-    elif isinstance(node, list):
-        for value in node:
-            check_paths(value, run, key)
-    elif isinstance(node, str) and not node.startswith(("http://", "https://")):
-        path = Path(node.removeprefix("sqlite:///"))
+    plain data."""
+    for where, value in walk(config):
+        if not isinstance(value, str) or value.startswith(("http://", "https://")):
+            continue
+        key = where.rstrip(".0123456789").rpartition(".")[2]  # of a list's items: the list's
+        path = Path(value.removeprefix("sqlite:///"))
         # Values of other keys are names (of a logger's run, of a file in a folder), but a name can be a path.
         is_path = key in OUTPUT_KEYS or path.is_absolute() or ".." in path.parts
         if is_path and not path.resolve().is_relative_to(run.resolve()):
-            raise UserError(f"the run's config would write to {key}={node}, outside of {run}")
+            raise UserError(f"the run's config would write to {key}={value}, outside of {run}")
 
 
 def check_links(run: Path) -> None:

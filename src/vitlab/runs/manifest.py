@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vitlab.distributed.slurm import job, this_command
+from vitlab.distributed.process import job, this_command
 
 PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
 

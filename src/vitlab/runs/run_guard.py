@@ -14,6 +14,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from vitlab.config.compose import describe_mistakes, refuse
 from vitlab.distributed.process import broadcast_from_rank0, this_process
 from vitlab.errors import UserError
+from vitlab.files import numbered
 from vitlab.runs.console import log_settings
 
 
@@ -56,13 +57,12 @@ def _claim_folder(config: DictConfig) -> str:
         if (folder / "manifest.json").exists():
             raise UserError(f"{folder} holds a run already: choose another directory with hydra.run.dir=...")
         return str(folder)
-    claimed, count = folder, 1
-    while True:
+    for claimed in map(folder.with_name, numbered(folder.name)):
         try:
             claimed.mkdir(parents=True)  # of two runs that start in the same second one succeeds
-            return str(claimed)
+            break
         except FileExistsError:
-            count += 1
-            claimed = folder.with_name(f"{folder.name}_{count}")
+            continue
         except OSError:  # the run itself reports it
-            return str(claimed)
+            break
+    return str(claimed)

@@ -17,10 +17,7 @@ def check_trusted(config: Any, trusted: Sequence[str]) -> None:
 
     Trusted are the targets that a file in `conf/` names, subclasses of the kinds that a config builds in the libraries
     that vitlab is made of, and targets that begin with one of `trusted`. A saved config is resolved: `${` in it can
-    only be an attempt to name a target later, when the check is over.
-
-    Raises:
-        UserError: naming the target and how to trust it, or the place of an interpolation.
+    only be an attempt to name a target later, when the check is over. Raises UserError.
     """
     for path, value in walk(config):
         if "${" in path or (isinstance(value, str) and "${" in value):

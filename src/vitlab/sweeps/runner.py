@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vitlab.distributed.slurm import requeue
+from vitlab.distributed.process import requeue
 from vitlab.errors import TerminatedError
 from vitlab.files import shorten
 from vitlab.sweeps.executors import Executor, JobProcess

@@ -32,14 +32,8 @@ def save_timm(network: nn.Module, model: Mapping[str, Any], data: Mapping[str, A
     `timm.create_model("local-dir:<folder>", pretrained=True)` reads both. For a model of timm's at its own image size,
     `timm.create_model(<name>, num_classes=..., checkpoint_path="<folder>/model.safetensors")` works too.
 
-    Args:
-        network: On the CPU, in eval mode.
-        model, data: These groups of its run's config, resolved, as plain data.
-        folder: The folder for the files.
-
-    Raises:
-        UserError: timm has no such model.
-        RuntimeError: the logits differ; nothing is written.
+    `network` is on the CPU, in eval mode; `model` and `data` are groups of its run's config, as plain data. Raises
+    UserError if timm has no such model, and RuntimeError, with nothing written, if the logits differ.
     """
     architecture, arguments, facts = _describe(network, model, data)
     size = [3, data["image_size"], data["image_size"]]
@@ -60,16 +54,15 @@ def save_timm(network: nn.Module, model: Mapping[str, Any], data: Mapping[str, A
     weights = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()}
     if isinstance(network, VisionTransformer) and network.pos_embed is not None:
         weights["pos_embed"] = network.pos_embed.detach().clone().contiguous()  # fixed ones are not in the state_dict
-    names = ("config.json", "model.safetensors")
     with tempfile.TemporaryDirectory(dir=folder) as place:
         temporary = Path(place)
-        write_json(temporary / names[0], config)
-        save_file(weights, temporary / names[1], metadata={"format": "pt"})
+        write_json(temporary / "config.json", config)
+        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
         rebuilt = timm.create_model(f"local-dir:{temporary}", pretrained=True).eval()
         images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             _check_logits(rebuilt(images), network(images), tolerance=1e-4, library="timm")
-        return [(temporary / name).replace(folder / name) for name in names]
+        return [(temporary / name).replace(folder / name) for name in ("config.json", "model.safetensors")]
 
 
 def _describe(
@@ -90,11 +83,7 @@ def _describe(
 
 
 def timm_arguments(network: VisionTransformer) -> dict[str, Any]:
-    """Arguments of `timm.create_model` that make timm's VisionTransformer the same model.
-
-    Raises:
-        UserError: timm's lacks an option that this model uses.
-    """
+    """Arguments of `timm.create_model` for the same model; UserError if timm's lacks an option that it uses."""
     block: Any = network.blocks[0]
     lacking = {
         "hidden layer in its head (model.head_hidden_dim)": not isinstance(network.head, nn.Linear),
@@ -102,9 +91,9 @@ def timm_arguments(network: VisionTransformer) -> dict[str, Any]:
         "sequence pooling (model.pool=attention)": network.attn_pool is not None,
         "locality self-attention (model.locality_attention)": block.attn.scale is not None,
     }
-    if any(lacking.values()):
-        what = ", ".join(name for name, is_used in lacking.items() if is_used)
-        raise UserError(f"timm's ViT has no {what}: use formats=[onnx]")
+    used = [name for name, is_used in lacking.items() if is_used]
+    if used:
+        raise UserError(f"timm's ViT has no {', '.join(used)}: use formats=[onnx]")
     assert isinstance(network.patch_embed, PatchEmbedding)
     hidden, embed_dim = block.mlp.fc1.weight.shape
     return {
@@ -150,14 +139,9 @@ def save_onnx(network: nn.Module, data: Mapping[str, Any], images: Tensor, file:
         network: On the CPU, in eval mode.
         data: The `data` group of its run's config, as plain data.
         images: float32 `[B, 3, H, W]`, normalised, for comparing onnxruntime's logits with torch's; B may be 0.
-        file: The file to write.
 
-    Returns:
-        The largest difference between torch's logits and onnxruntime's; None without images.
-
-    Raises:
-        UserError: a package is missing.
-        RuntimeError: the logits differ; nothing is written.
+    Returns the largest difference of the logits, None without images. UserError if a package is missing; RuntimeError
+    if the logits differ: then nothing is written.
     """
     onnx, onnxruntime = onnx_packages()
     size = data["image_size"]
@@ -174,8 +158,7 @@ def save_onnx(network: nn.Module, data: Mapping[str, Any], images: Tensor, file:
             verbose=False,
         )
     model = program.model_proto  # type: ignore[union-attr]
-    facts = {"image_size": size, "scale": 1 / 255}
-    facts |= {key: data[key] for key in ("interpolation", "mean", "std", "classes")}
+    facts = {"scale": 1 / 255, **{key: data[key] for key in ("image_size", "interpolation", "mean", "std", "classes")}}
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
     with replacing(file) as temporary, torch.inference_mode():
         onnx.save(model, temporary)

@@ -10,7 +10,7 @@ import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
 
-from vitlab.errors import UserError
+from vitlab.errors import UserError, list_some
 from vitlab.models import VisionTransformer, head_names
 from vitlab.models.patch_embedding import PatchEmbedding
 from vitlab.weights.loading import Weights
@@ -34,7 +34,7 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """Whether everything except the head came from the file, and the whole file was used."""
+        """Whether everything except the head came from the file, and all of it was used."""
         return not (self.reshaped or self.missing or self.unexpected)
 
     def describe(self, origin: str) -> str:
@@ -50,8 +50,7 @@ class LoadReport:
         }
         for title, names in parts.items():
             if names:
-                more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-                lines.append(f"  {title}: {', '.join(names[:6])}{more}")
+                lines.append(f"  {title}: {list_some(names, 6)}")
         return "\n".join(lines)
 
 
@@ -59,11 +58,8 @@ def fit_weights(network: nn.Module, weights: Weights, classes: Sequence[str]) ->
     """Load all weights that fit into a model, in place.
 
     Position embeddings of another image size and patch embeddings of another patch size are resampled. A head for other
-    classes is left out, as are tensors whose name or shape the model does not have. Files in the formats of a timm
-    model's authors are translated as timm does it.
-
-    Raises:
-        UserError: nothing in the file fits the model, or it holds NaN or infinite values.
+    classes is left out. Files in the formats of a timm model's authors are translated as timm does it. UserError if
+    nothing in the file fits the model, or it holds NaN or infinite values.
     """
     state = _translate(network, weights)
     own = network.state_dict()

@@ -69,9 +69,7 @@ def weights_to_start_from(config: DictConfig) -> Weights | None:
 
     They come first: they may decide image size and normalisation, and a mistake here shows within seconds. A model of
     timm's always has the input that its weights were made for; with `pretrained: false` and no file the state is empty.
-
-    Raises:
-        UserError: there are no such weights, they can't be read, or the download failed.
+    UserError if there are no such weights, they can't be read, or the download failed.
     """
     keys = weight_keys(config.model)
     file = config.model.get("weights") if "weights" in keys else None
@@ -170,10 +168,9 @@ def _read_content(path: Path) -> Mapping[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers of these formats raise many kinds
         reason = first_line(error)[:200]
-        if isinstance(error, UnpicklingError) and zipfile.is_zipfile(path):
-            objects = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-            if objects:
-                reason = f"it holds {', '.join(objects[:3])}: objects could run code, and are never loaded"
+        is_pickle = isinstance(error, UnpicklingError) and zipfile.is_zipfile(path)
+        if is_pickle and (objects := torch.serialization.get_unsafe_globals_in_checkpoint(str(path))):
+            reason = f"it holds {', '.join(objects[:3])}: objects could run code, and are never loaded"
         raise UserError(
             f"Cannot read model.weights={path} ({reason}); save weights with torch.save(model.state_dict(), file)"
         ) from error

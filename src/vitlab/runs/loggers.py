@@ -1,42 +1,14 @@
-"""Read and write `metrics.csv`; continue a run's curves in its logger.
+"""Continue a run's curves in its logger."""
 
-Epochs count from 1. Versions before manifest format 2 counted them from 0; their files are converted on reading.
-"""
-
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig
 
 from vitlab.distributed.process import this_process
-from vitlab.files import write_csv
 
-Row = dict[str, float]
 # The key that identifies a run in a logger, by the logger's class.
 RUN_ID_KEYS = {"WandbLogger": "id", "MLFlowLogger": "run_id"}
-
-
-def shorten_values(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics as they are written: floats as the shortest decimal numbers with the same float32 values (0.956, where
-    float(tensor) is 0.9559999704360962), except `seconds`, which float32 would round."""
-    return {
-        name: float(str(np.float32(value))) if isinstance(value, float) and name != "seconds" else value
-        for name, value in metrics.items()
-    }
-
-
-def count_from_one(rows: Sequence[Row]) -> list[Row]:
-    """Rows of `metrics.csv` with epochs counted from 1: an earlier version's first row is epoch 0."""
-    offset = 1 if rows and rows[0]["epoch"] == 0 else 0
-    return [{**row, "epoch": row["epoch"] + offset} for row in rows]
-
-
-def write_epochs(file: Path, rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> None:
-    """Writes `metrics.csv` whole: a column for epoch, step, seconds and each of `columns`."""
-    columns = ("epoch", "step", "seconds", *columns)
-    write_csv(file, columns, [[row.get(name) for name in columns] for row in map(shorten_values, rows)])
 
 
 def logger_run_id(logger: Any) -> dict[str, str]:

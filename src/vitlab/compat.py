@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import timm.optim.muon
 import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
-from pytorch_lightning.strategies.launchers import subprocess_script
+from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch import nn
 from torch.distributed import DistError
@@ -98,12 +98,29 @@ def logged_step(trainer: pl.Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
-def watch_local_ranks(started: Callable[[], None]) -> None:
-    """Call `started` once a trainer has started the other local ranks, in place of Lightning's own observer.
+class _WatchedLauncher(_SubprocessScriptLauncher):
+    """Start local ranks as Lightning does, and leave watching them to `started`."""
 
-    Lightning 2.6: its observer kills every process as soon as one fails, without saying which one and why.
+    def __init__(self, theirs: _SubprocessScriptLauncher, started: Callable[[], None]) -> None:
+        super().__init__(theirs.cluster_environment, theirs.num_processes, theirs.num_nodes)
+        self.started = started
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        if not self.cluster_environment.creates_processes_externally:
+            self._call_children_scripts()  # after this, the environment says that the processes are there
+            self.started()
+        return super().launch(function, *args, trainer=trainer, **kwargs)
+
+
+def watch_local_ranks(trainer: pl.Trainer, started: Callable[[], None]) -> None:
+    """Call `started` once the trainer has started the other local ranks; Lightning's own observer then stays away.
+
+    Lightning 2.6: its observer kills every process as soon as one fails, without saying which one and why. A launcher
+    cannot be given to a strategy in a public way.
     """
-    subprocess_script._launch_process_observer = lambda child_processes: started()
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        trainer.strategy._launcher = _WatchedLauncher(launcher, started)
 
 
 def skip_signal_broadcast(trainer: pl.Trainer) -> None:

@@ -178,7 +178,7 @@ def fail_together(trainer: pl.Trainer, end_run: Callable[[], None]) -> Iterator[
     reporter = next(c for c in trainer.callbacks if isinstance(c, FailureReporter))  # type: ignore[attr-defined]
     over = threading.Event()
     watch = threading.Thread(target=reporter.end_if_child_fails, args=(trainer, over, end_run), daemon=True)
-    watch_local_ranks(watch.start)
+    watch_local_ranks(trainer, watch.start)
     try:
         yield
     except TerminatedError:

@@ -16,9 +16,9 @@ from torch.utils.tensorboard.summary import compute_curve
 from torch.utils.tensorboard.writer import SummaryWriter
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from vitlab.callbacks.auxiliary_logits import EMA
+from vitlab.callbacks.ema import EMA
 from vitlab.callbacks.checkpointing import BestCheckpoint
-from vitlab.callbacks.stopping import TimeLimit
+from vitlab.callbacks.time_limit import TimeLimit
 from vitlab.classifier import rank_classes
 from vitlab.compat import add_summary
 from vitlab.data import Batch

@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
 from rich.text import Text
 
-from vitlab.callbacks.stopping import TimeLimit
+from vitlab.callbacks.time_limit import TimeLimit
 from vitlab.data import Batch
 from vitlab.runs.console import show, terminal
 

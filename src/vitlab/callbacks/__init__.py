@@ -1,7 +1,7 @@
 """Callbacks: what observes or steers training."""
 
-from vitlab.callbacks.ema import EMA, FlipTTA
 from vitlab.callbacks.checkpointing import BestCheckpoint, FinalValidation, LastCheckpoint
+from vitlab.callbacks.ema import EMA, FlipTTA
 from vitlab.callbacks.figures import CollectLogits, Figures
 from vitlab.callbacks.layer_statistics import LayerStatistics
 from vitlab.callbacks.metrics_csv import MetricsCSV

@@ -6,7 +6,6 @@ import pytorch_lightning as pl
 import torch
 
 from vitlab.callbacks.checkpointing import LastCheckpoint
-from vitlab.data import Batch
 from vitlab.errors import UserError
 
 
@@ -42,9 +41,7 @@ class NaNGuard(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.skipped_steps = 0
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.skips:
             return
         bad = (self.first < 0) & ~outputs["loss"].isfinite()

@@ -78,9 +78,7 @@ class RunProgressBar(ProgressBar):
         self._task: TaskID = self._progress.add_task(what, total=total, completed=int(done), metrics="")
         self._progress.start()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
         if self._progress is None:
             return
         self._images += len(batch.labels) * trainer.world_size

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections import Counter
 from typing import Any
 
 import pytorch_lightning as pl
@@ -77,9 +76,7 @@ class ViTFigures(pl.Callback):
         if self.draws and self._is_due(trainer):
             self._record(trainer, pl_module, float(trainer.current_epoch))
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.draws and self._is_due(trainer):
             self._record(trainer, pl_module, trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches)
 
@@ -166,13 +163,10 @@ class ViTFigures(pl.Callback):
 def choose_examples(labels: Tensor, count: int) -> Tensor:
     """Choose the same images each time, one of each class, then a second one of each, and so on: indices, int64
     `[count]`, for labels int64 `[N]`."""
-    turns: Counter[int] = Counter()
-    found = []
-    for index in epoch_order(len(labels), 0, 0)[:1000].tolist():
-        label = int(labels[index])
-        found.append((turns[label], label, index))
-        turns[label] += 1
-    return torch.tensor([index for _, _, index in sorted(found)[:count]])
+    order = epoch_order(len(labels), 0, 0)[:1000]
+    one_hot = nn.functional.one_hot(labels[order])
+    turn = (one_hot.cumsum(dim=0) * one_hot).sum(dim=1)  # the first image of its class, the second ...
+    return order[(turn * one_hot.shape[1] + labels[order]).argsort()[:count]]
 
 
 class _Probe:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import ceil, log10
+from math import ceil
 from statistics import fmean, median
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, ListedColormap, Normalize
+from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
@@ -91,10 +91,9 @@ def draw_scores(runs: RankedRuns) -> Figure:
 
 def caption_scores(runs: RankedRuns) -> str:
     more = sum(bool(row.scores) for row in runs.rows) > MAX_ROWS
-    return (
-        "Each point is a run, the vertical mark the mean of a row, the line its 95 % confidence interval, clipped at "
-        "the frame." + (f" Rows after the first {MAX_ROWS} are left out." if more else "")
-    )
+    left_out = f" Rows after the first {MAX_ROWS} are left out." if more else ""
+    interval = f"the line its 95 % confidence interval, clipped at the frame.{left_out}"
+    return f"Each point is a run, the vertical mark the mean of a row, {interval}"
 
 
 def draw_curves_of_runs(runs: RankedRuns) -> Figure:
@@ -164,22 +163,17 @@ class Scale:
         self.numeric = len(numbers) == len(distinct) and not zero_beside_decades
         self._names = [_format(value) for value in distinct]
         if self.numeric:
-            self._low, self._high = self._size(distinct[0]), self._size(distinct[-1])
+            self._norm = LogNorm(distinct[0], distinct[-1]) if self.log else Normalize(distinct[0], distinct[-1])
         ticks = distinct if self.few or not self.numeric else self._round_numbers(numbers)
         self.ticks = [(_format(value), self(value)) for value in ticks]
 
     def __call__(self, value: Any) -> float:
         if not self.numeric:
             return (self._names.index(_format(value)) + 0.5) / len(self._names)
-        if self._low == self._high:
-            return 0.5
-        return (self._size(value) - self._low) / (self._high - self._low)
+        return 0.5 if self._norm.vmin == self._norm.vmax else float(self._norm(value))
 
     def title(self, name: str) -> str:
         return f"{name} (log)" if self.log else name
-
-    def _size(self, value: Any) -> float:
-        return log10(value) if self.log else float(value)
 
     def _round_numbers(self, distinct: Sequence[float]) -> list[float]:
         low, high = distinct[0], distinct[-1]
@@ -196,8 +190,7 @@ def _are_spread_over_decades(distinct: Sequence[float]) -> bool:
     low, middle, high = distinct[0], median(distinct), distinct[-1]
     if high < 10 * low or len(distinct) < 3:
         return high >= 10 * low
-    even = (middle - low) / (high - low)
-    return abs(log10(middle / low) / log10(high / low) - 0.5) <= abs(even - 0.5)
+    return abs(LogNorm(low, high)(middle) - 0.5) <= abs(Normalize(low, high)(middle) - 0.5)
 
 
 def draw_effects(runs: RankedRuns) -> Figure:

@@ -78,8 +78,7 @@ class _Resume(pl.Callback):
         self.clocks.images, self.clocks.seconds, self.clocks.waited = 0, 0.0, 0.0
         self.on_validation_end()
 
-    def on_train_epoch_start(self, *_: Any) -> None:
-        self.on_train_start()
+    on_train_epoch_start = on_train_start
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
         self.clocks.images += len(batch.labels) * trainer.world_size

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -127,13 +128,12 @@ class ViTFigures(pl.Callback):
         images, names = examples.pick(slice(None)), [classes[label] for label in examples.labels.tolist()]
         rollouts = {_name(moment): moment["rollout"] for moment in self._drawable()}
         last_block = {_name(moment): moment["heads"].mean(dim=1) for moment in self._drawable()}
-        figures = [("43_attention_rollout", vit_plots.ROLLOUT, rollouts)]
-        figures.append(("44_attention_last_block", vit_plots.LAST_BLOCK, last_block))
+        draw = partial(vit_plots.draw_attention, images, names)
+        publish(trainer, "43_attention_rollout", vit_plots.ROLLOUT, draw, rollouts)
+        publish(trainer, "44_attention_last_block", vit_plots.LAST_BLOCK, draw, last_block)
         if self.level == "full":
             heads = {f"head {head}": each for head, each in enumerate(self.seen[-1]["heads"].unbind(dim=1), 1)}
-            figures.append(("45_attention_heads", vit_plots.HEADS, heads))
-        for name, text, maps in figures:
-            publish(trainer, name, text, vit_plots.draw_attention, images, names, maps)
+            publish(trainer, "45_attention_heads", vit_plots.HEADS, draw, heads)
 
     def _draw_end(self, trainer: pl.Trainer, module: Any) -> None:
         components = filter_components(module.network, COMPONENTS)
@@ -153,8 +153,8 @@ class ViTFigures(pl.Callback):
             self.seen[-1]["distances"] = _Probe(trainer, module).distances(DISTANCE_IMAGES[self.level])
             distances = {_name(moment): moment["distances"] for moment in self.seen if "distances" in moment}
             uniform = patch_distances(layout.grid, _patch_size(layout.grid, size)).mean().item()
-            shown = distances, uniform, size
-            publish(trainer, "42_attention_distance", vit_plots.DISTANCE, vit_plots.draw_distances, *shown)
+            draw = partial(vit_plots.draw_distances, distances, uniform, size)
+            publish(trainer, "42_attention_distance", vit_plots.DISTANCE, draw)
 
     def _drawable(self) -> list[dict[str, Any]]:
         return [moment for moment in self.seen if "rollout" in moment]

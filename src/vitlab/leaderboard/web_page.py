@@ -19,10 +19,6 @@ from vitlab.plots.leaderboard_plots import (
     RankedRow,
     RankedRuns,
     Setting,
-    caption_curves_of_runs,
-    caption_effects,
-    caption_parallel,
-    caption_scores,
     draw_curves_of_runs,
     draw_effects,
     draw_parallel,
@@ -97,11 +93,11 @@ def _sections(ranking: Ranking) -> Iterator[str]:
         legend = paragraph(f"Click a column head to sort. ± is the standard deviation over seeds. {short}".strip())
         yield section("Table", legend, table(heads, rows, sortable=True, marked=[0] if ranking.ranked else []))
         if any(row.interval for row in runs.rows):
-            yield section("Scores", picture(draw_scores(runs), caption_scores(runs)))
-        yield section("Learning curves", picture(draw_curves_of_runs(runs), caption_curves_of_runs(runs)))
+            yield section("Scores", picture(*draw_scores(runs)))
+        yield section("Learning curves", picture(*draw_curves_of_runs(runs)))
     if ranking.ranked and ranking.names:
-        yield section("Effect of each setting", picture(draw_effects(runs), caption_effects(runs)))
-        yield section("All settings together", picture(draw_parallel(runs), caption_parallel(runs)))
+        yield section("Effect of each setting", picture(*draw_effects(runs)))
+        yield section("All settings together", picture(*draw_parallel(runs)))
     if ranking.importance:
         yield section("Importance of parameters", table(*_importance_table(ranking), sortable=True))
     if ranking.unfinished:

@@ -31,6 +31,7 @@ CHARACTER = 0.03  # width of a character, as a fraction of a panel
 DPI = 120
 
 Epochs = Sequence[Mapping[str, float]]  # the rows of a run's metrics.csv
+Captioned = tuple[Figure, str]  # a figure and its caption
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ class RankedRuns:
         return [score for row in self.rows for score in row.scores]
 
 
-def draw_scores(runs: RankedRuns) -> Figure:
+def draw_scores(runs: RankedRuns) -> Captioned:
     """A line for each row: the score of each run, their mean and its 95 % confidence interval, clipped if it is wider
     than the figure."""
-    rows = [row for row in runs.rows if row.scores][:MAX_ROWS]
+    scored = [row for row in runs.rows if row.scores]
+    rows = scored[:MAX_ROWS]
     figure = Figure(figsize=(10, 0.9 + 0.3 * len(rows)), dpi=DPI, layout="constrained")
     axes = figure.add_subplot(xlabel=runs.score)
     for place, row in enumerate(rows):
@@ -86,17 +88,12 @@ def draw_scores(runs: RankedRuns) -> Figure:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=9, parse_math=False)
     axes.grid(axis="x", alpha=0.3)
-    return figure
-
-
-def caption_scores(runs: RankedRuns) -> str:
-    more = sum(bool(row.scores) for row in runs.rows) > MAX_ROWS
-    left_out = f" Rows after the first {MAX_ROWS} are left out." if more else ""
+    left_out = f" Rows after the first {MAX_ROWS} are left out." if len(scored) > MAX_ROWS else ""
     interval = f"the line its 95 % confidence interval, clipped at the frame.{left_out}"
-    return f"Each point is a run, the vertical mark the mean of a row, {interval}"
+    return figure, f"Each point is a run, the vertical mark the mean of a row, {interval}"
 
 
-def draw_curves_of_runs(runs: RankedRuns) -> Figure:
+def draw_curves_of_runs(runs: RankedRuns) -> Captioned:
     """Validation accuracy and training loss of all runs by epoch, coloured by row; thick lines are means of rows."""
     rows = runs.rows
     few = len(rows) <= len(LINE_STYLES)
@@ -124,12 +121,8 @@ def draw_curves_of_runs(runs: RankedRuns) -> Figure:
         columns = max(1, min(len(names), 150 // (max(map(len, names)) + 8)))
         look = {"fontsize": 9, "frameon": False, "handlelength": 3}
         figure.legend(handles, names, loc="outside lower center", ncols=columns, **look)
-    return figure
-
-
-def caption_curves_of_runs(runs: RankedRuns) -> str:
-    several = any(len(row.epochs) > 1 for row in runs.rows)
-    return "Thin: each run. Thick: the mean of a row's runs." if several else "Each line is a run."
+    several = any(len(row.epochs) > 1 for row in rows)
+    return figure, "Thin: each run. Thick: the mean of a row's runs." if several else "Each line is a run."
 
 
 def _draw_mean(axes: Axes, runs: Sequence[Epochs], metric: str, factor: float, **look: Any) -> None:
@@ -193,7 +186,7 @@ def _are_spread_over_decades(distinct: Sequence[float]) -> bool:
     return abs(LogNorm(low, high)(middle) - 0.5) <= abs(Normalize(low, high)(middle) - 0.5)
 
 
-def draw_effects(runs: RankedRuns) -> Figure:
+def draw_effects(runs: RankedRuns) -> Captioned:
     """A panel for each setting: each run's score by its value; a line joins the means of the runs with one value."""
     settings = runs.settings[:MAX_SETTINGS]
     columns = min(3, len(settings))
@@ -206,13 +199,9 @@ def draw_effects(runs: RankedRuns) -> Figure:
         _draw_effect(axes, setting, runs.scores)
     for line in panels:
         line[0].set_ylabel(runs.score)
-    return figure
-
-
-def caption_effects(runs: RankedRuns) -> str:
     more = [setting.key for setting in runs.settings[MAX_SETTINGS:]]
     left_out = f" Left out: {', '.join(more)}." if more else ""
-    return f"Each point is a run; orange marks the mean of the runs with one value.{left_out}"
+    return figure, f"Each point is a run; orange marks the mean of the runs with one value.{left_out}"
 
 
 def _draw_effect(axes: Axes, setting: Setting, scores: list[float]) -> None:
@@ -235,7 +224,7 @@ def _draw_effect(axes: Axes, setting: Setting, scores: list[float]) -> None:
     axes.grid(alpha=0.3)
 
 
-def draw_parallel(runs: RankedRuns) -> Figure:
+def draw_parallel(runs: RankedRuns) -> Captioned:
     """Parallel coordinates (Inselberg 1985, The plane with parallel coordinates): a line for each run, from value to
     value to its score; the best run stands out."""
     settings, scores = runs.settings[:MAX_SETTINGS], runs.scores
@@ -264,12 +253,8 @@ def draw_parallel(runs: RankedRuns) -> Figure:
     axes.set(xlim=(-0.05, len(settings) + 0.3), ylim=(-0.06, 1.06), yticks=[])
     axes.tick_params(axis="x", length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     axes.spines[:].set_visible(False)
-    return figure
-
-
-def caption_parallel(runs: RankedRuns) -> str:
     score = runs.score.split(",")[0]
-    return f"Each line is a run, from its settings to its {score}; orange is the best run, dark is good."
+    return figure, f"Each line is a run, from its settings to its {score}; orange is the best run, dark is good."
 
 
 def _keep_apart(ticks: list[tuple[str, float]], character: float = 0.0) -> list[tuple[str, float]]:

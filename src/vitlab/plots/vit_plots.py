@@ -211,8 +211,8 @@ def draw_explanation(explanation: Explanation) -> Figure:
     above, below, text = parts
     image, bars, rollout, evidence = above.subplots(1, 4, width_ratios=(1.0, 0.9, 1.0, 1.0))
     image.imshow(explanation.image.permute(1, 2, 0).numpy(), interpolation="antialiased")
-    image.set(title="model input", xticks=[], yticks=[])
-    remove_frame(image)
+    image.set_title("model input")
+    image.set_axis_off()
     _draw_probabilities(bars, explanation)
     for axes, heat, title in (
         (rollout, explanation.rollout, "rollout"),
@@ -221,8 +221,8 @@ def draw_explanation(explanation: Explanation) -> Figure:
         heat = divide_by_mean(heat)
         scale = fit_scale([heat])
         axes.imshow(overlay_heat(explanation.image, heat, scale, EXPLANATION_SIDE), interpolation="antialiased")
-        axes.set(title=title, xticks=[], yticks=[])
-        remove_frame(axes)
+        axes.set_title(title)
+        axes.set_axis_off()
         add_colorbar(above, scale, UNIT, ax=axes, location="bottom", shrink=0.9, aspect=15)
     _draw_heads(below, explanation, columns)
     text.text(0.01, 0.5, EXPLANATION_CAPTION, wrap=True, fontsize=10, va="center", color="0.3")

@@ -1,4 +1,4 @@
-"""End a run after `trainer.max_time`, and tell a schedule how much of it has passed."""
+"""End a run after `trainer.max_time`, which a schedule over time follows."""
 
 from typing import Any
 

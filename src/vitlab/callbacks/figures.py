@@ -66,7 +66,7 @@ class CollectLogits(pl.Callback):
     def __init__(self) -> None:
         self._batches: list[tuple[Tensor, Tensor]] = []
 
-    def keep(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
+    def keep(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any, **__: Any) -> None:
         self._batches.append((outputs.cpu(), batch.indices.cpu()))
 
     on_validation_batch_end = keep
@@ -127,7 +127,7 @@ class Figures(pl.Callback):
         self.collected = CollectLogits() if self.level != "off" else None
 
     def _collect(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, *_: Any
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, *_: Any, **__: Any
     ) -> None:
         if self.collected is not None:
             callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]

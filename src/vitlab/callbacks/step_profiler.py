@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from typing import ClassVar
+from collections.abc import Mapping
 
 import torch
 from pytorch_lightning.profilers import PyTorchProfiler
@@ -34,7 +34,7 @@ class StepProfiler(PyTorchProfiler):
     On a GPU, the operations are kernels, and it waits for each stage to time it, so steps take longer than without it.
     """
 
-    STEP_FUNCTIONS: ClassVar = {"training_step"}  # not those of the validation
+    STEP_FUNCTIONS = {"training_step"}  # noqa: RUF012 (as the base class); not those of the validation
 
     def start(self, action_name: str) -> None:
         super().start(self._stage_of(action_name))
@@ -73,7 +73,7 @@ class StepProfiler(PyTorchProfiler):
         return report
 
 
-def _table(heading: str, milliseconds: dict[str, float]) -> Table:
+def _table(heading: str, milliseconds: Mapping[str, float]) -> Table:
     table = Table()
     table.add_column(heading, no_wrap=True, overflow="ellipsis", max_width=50)  # names of kernels are long
     for unit in ("ms", "share"):

@@ -74,7 +74,7 @@ class _Resume(pl.Callback):
     def __init__(self, clocks: Throughput) -> None:
         self.clocks = clocks
 
-    def on_train_start(self, *_: Any) -> None:  # Lightning announces no start of an epoch that is resumed
+    def on_train_start(self, *_: Any, **__: Any) -> None:  # Lightning announces no start of an epoch that is resumed
         self.clocks.images, self.clocks.seconds, self.clocks.waited = 0, 0.0, 0.0
         self.on_validation_end()
 

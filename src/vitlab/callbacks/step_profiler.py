@@ -50,6 +50,9 @@ class StepProfiler(PyTorchProfiler):
         return STAGES.get(action.rpartition(".")[2], action)
 
     def summary(self) -> str:
+        if isinstance(self.profiler, torch.profiler.profile) and self.profiler.profiler is None:
+            self.profiler.stop()  # no step was recorded, and Lightning would fail to read its operations
+            self.profiler = None
         report = super().summary()
         host = [event for event in self.function_events or () if event.device_type == DeviceType.CPU]
         kernels = [event for event in self.function_events or () if event.device_type != DeviceType.CPU]

@@ -1,13 +1,15 @@
 """Callbacks: what observes or steers training."""
 
-from vitlab.callbacks.auxiliary_logits import EMA, FlipTTA
-from vitlab.callbacks.checkpointing import BestCheckpoint, FinalValidation, LastCheckpoint, MetricsCSV
+from vitlab.callbacks.checkpointing import BestCheckpoint, FinalValidation, LastCheckpoint
+from vitlab.callbacks.ema import EMA, FlipTTA
 from vitlab.callbacks.figures import CollectLogits, Figures
 from vitlab.callbacks.layer_statistics import LayerStatistics
+from vitlab.callbacks.metrics_csv import MetricsCSV
+from vitlab.callbacks.nan_guard import NaNGuard
 from vitlab.callbacks.progress_bar import RunProgressBar
 from vitlab.callbacks.step_profiler import StepProfiler
-from vitlab.callbacks.stopping import NaNGuard, TimeLimit
 from vitlab.callbacks.throughput import Throughput
+from vitlab.callbacks.time_limit import TimeLimit
 from vitlab.callbacks.vit_figures import ViTFigures
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Save checkpoints and metrics.csv, stop on signals, validate the last weights."""
+"""Save checkpoints, stop on signals, validate the last weights."""
 
 import os
 import signal
@@ -17,15 +17,11 @@ from pytorch_lightning.utilities import rank_zero_only
 from vitlab.compat import validation_follows
 from vitlab.distributed.process import requeue
 from vitlab.errors import TerminatedError
-from vitlab.runs.directory import count_from_one, rebase_paths, write_epochs
+from vitlab.runs.directory import rebase_paths
 
 SYNC_EVERY = 10  # optimizer steps between two questions to the other ranks
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
-CSV_COLUMNS = (
-    *("train/loss", "train/acc", "val/loss", "val/acc", "val/loss_ema", "val/acc_ema", "lr"),
-    *("images_per_second", "data_wait", "memory_gib", "mfu", "skipped_steps"),
-)
 # Metric names for comparing runs. TensorBoard's HPARAMS tab selects the first five by name.
 BEST = {
     "val/acc": "best/acc",
@@ -102,50 +98,6 @@ class FinalValidation(SortedCallback):
         ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         if ends and trainer.check_val_every_n_epoch:
             trainer.check_val_every_n_epoch = 1
-
-
-class MetricsCSV(SortedCallback, Checkpoint):
-    """Writes `epoch, step, seconds` and the epoch's metrics as a row of a CSV file; each write replaces the file.
-
-    It is a Checkpoint because Lightning calls those after the module has logged the metrics of an epoch.
-    """
-
-    callback_position = 2  # before the checkpoints, so that those of an epoch contain its row
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.rows: list[dict[str, float]] = []
-        self.validated = False
-        self.seconds = 0.0  # of training before this process
-        self.started = time.perf_counter()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": list(self.rows), "validated": self.validated, "seconds": time.perf_counter() - self.started}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Rows that were written after the checkpoint are dropped: a resumed run repeats their epochs.
-        self.rows = count_from_one(state_dict["rows"])
-        self.validated = state_dict["validated"]
-        self.seconds = state_dict["seconds"]
-
-    def on_train_start(self, *_: Any) -> None:
-        self.started = time.perf_counter() - self.seconds
-
-    def on_train_epoch_start(self, *_: Any) -> None:
-        self.validated = False
-
-    def on_validation_end(self, *_: Any) -> None:
-        self.validated = True
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        metrics = trainer.callback_metrics
-        # Without a validation in this epoch, Lightning keeps the metrics of an earlier one.
-        columns = [name for name in CSV_COLUMNS if name in metrics and (self.validated or not name.startswith("val/"))]
-        seconds = round(time.perf_counter() - self.started, 3)
-        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "seconds": seconds}
-        self.rows.append({**row, **{name: float(metrics[name]) for name in columns}})
-        if trainer.is_global_zero:
-            write_epochs(self.file, self.rows, CSV_COLUMNS)
 
 
 class LastCheckpoint(SortedCallback, Checkpoint):

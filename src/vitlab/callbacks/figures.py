@@ -16,9 +16,9 @@ from torch.utils.tensorboard.summary import compute_curve
 from torch.utils.tensorboard.writer import SummaryWriter
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from vitlab.callbacks.auxiliary_logits import EMA
 from vitlab.callbacks.checkpointing import BestCheckpoint
-from vitlab.callbacks.stopping import TimeLimit
+from vitlab.callbacks.ema import EMA
+from vitlab.callbacks.time_limit import TimeLimit
 from vitlab.classifier import rank_classes
 from vitlab.compat import add_summary
 from vitlab.data import Batch
@@ -34,14 +34,10 @@ TIME_STEPS = 500  # points of a schedule over time
 
 
 def publish(trainer: pl.Trainer, name: str, text: FigureText, draw: Callable[..., Figure], *args: Any) -> None:
-    """Draw a figure into `figures/<name>.png` of the run and into its dashboard, on rank 0; never fails.
+    """Draw `draw(*args)` into `figures/<name>.png` of the run and into its dashboard, on rank 0; never fails.
 
-    Args:
-        trainer: The run's trainer.
-        name: File name. It starts with two digits, because `figures/` is read in the order of names. An existing file
-            is replaced: the same figure at an earlier time.
-        text: Its texts; plain text, also stored in the PNG.
-        draw: Creates the figure from `args`.
+    The name starts with two digits: `figures/` is read in the order of names. An existing file, the same figure at an
+    earlier time, is replaced.
     """
     if not trainer.is_global_zero:
         return
@@ -70,9 +66,7 @@ class CollectLogits(pl.Callback):
     def __init__(self) -> None:
         self._batches: list[tuple[Tensor, Tensor]] = []
 
-    def keep(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def keep(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any, **__: Any) -> None:
         self._batches.append((outputs.cpu(), batch.indices.cpu()))
 
     on_validation_batch_end = keep
@@ -114,9 +108,7 @@ class Figures(pl.Callback):
             with never_failing("the planned learning rate"):
                 _draw_lr_schedule(trainer, pl_module)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         if self.batch_is_due:
             self.batch_is_due = False
             spec = trainer.datamodule.spec  # type: ignore[attr-defined]
@@ -135,7 +127,7 @@ class Figures(pl.Callback):
         self.collected = CollectLogits() if self.level != "off" else None
 
     def _collect(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, *_: Any, **__: Any
     ) -> None:
         if self.collected is not None:
             callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]

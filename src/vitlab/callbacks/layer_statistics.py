@@ -30,9 +30,7 @@ class LayerStatistics(pl.Callback):
         self.layers = group_by_layer(pl_module.network, pl_module.head)
         self.before: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
         interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not self.enabled or (trainer.global_step + 1) % interval:
             return

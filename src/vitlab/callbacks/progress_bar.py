@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
 from rich.text import Text
 
-from vitlab.callbacks.stopping import TimeLimit
+from vitlab.callbacks.time_limit import TimeLimit
 from vitlab.data import Batch
 from vitlab.runs.console import show, terminal
 
@@ -78,9 +78,7 @@ class RunProgressBar(ProgressBar):
         self._task: TaskID = self._progress.add_task(what, total=total, completed=int(done), metrics="")
         self._progress.start()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
         if self._progress is None:
             return
         self._images += len(batch.labels) * trainer.world_size

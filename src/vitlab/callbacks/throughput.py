@@ -76,12 +76,11 @@ class _Resume(pl.Callback):
     def __init__(self, clocks: Throughput) -> None:
         self.clocks = clocks
 
-    def on_train_start(self, *_: Any) -> None:  # Lightning announces no start of an epoch that is resumed
+    def on_train_start(self, *_: Any, **__: Any) -> None:  # Lightning announces no start of an epoch that is resumed
         self.clocks.images, self.clocks.seconds, self.clocks.waited = 0, 0.0, 0.0
         self.on_validation_end()
 
-    def on_train_epoch_start(self, *_: Any) -> None:
-        self.on_train_start()
+    on_train_epoch_start = on_train_start
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
         self.clocks.images += len(batch.labels) * trainer.world_size

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -77,9 +77,7 @@ class ViTFigures(pl.Callback):
         if self.draws and self._is_due(trainer):
             self._record(trainer, pl_module, float(trainer.current_epoch))
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.draws and self._is_due(trainer):
             self._record(trainer, pl_module, trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches)
 
@@ -130,13 +128,12 @@ class ViTFigures(pl.Callback):
         images, names = examples.pick(slice(None)), [classes[label] for label in examples.labels.tolist()]
         rollouts = {_name(moment): moment["rollout"] for moment in self._drawable()}
         last_block = {_name(moment): moment["heads"].mean(dim=1) for moment in self._drawable()}
-        figures = [("43_attention_rollout", vit_plots.ROLLOUT, rollouts)]
-        figures.append(("44_attention_last_block", vit_plots.LAST_BLOCK, last_block))
+        draw = partial(vit_plots.draw_attention, images, names)
+        publish(trainer, "43_attention_rollout", vit_plots.ROLLOUT, draw, rollouts)
+        publish(trainer, "44_attention_last_block", vit_plots.LAST_BLOCK, draw, last_block)
         if self.level == "full":
             heads = {f"head {head}": each for head, each in enumerate(self.seen[-1]["heads"].unbind(dim=1), 1)}
-            figures.append(("45_attention_heads", vit_plots.HEADS, heads))
-        for name, text, maps in figures:
-            publish(trainer, name, text, vit_plots.draw_attention, images, names, maps)
+            publish(trainer, "45_attention_heads", vit_plots.HEADS, draw, heads)
 
     def _draw_end(self, trainer: pl.Trainer, module: Any) -> None:
         components = filter_components(module.network, COMPONENTS)
@@ -156,8 +153,8 @@ class ViTFigures(pl.Callback):
             self.seen[-1]["distances"] = _Probe(trainer, module).distances(DISTANCE_IMAGES[self.level])
             distances = {_name(moment): moment["distances"] for moment in self.seen if "distances" in moment}
             uniform = patch_distances(layout.grid, _patch_size(layout.grid, size)).mean().item()
-            shown = distances, uniform, size
-            publish(trainer, "42_attention_distance", vit_plots.DISTANCE, vit_plots.draw_distances, *shown)
+            draw = partial(vit_plots.draw_distances, distances, uniform, size)
+            publish(trainer, "42_attention_distance", vit_plots.DISTANCE, draw)
 
     def _drawable(self) -> list[dict[str, Any]]:
         return [moment for moment in self.seen if "rollout" in moment]
@@ -166,13 +163,10 @@ class ViTFigures(pl.Callback):
 def choose_examples(labels: Tensor, count: int) -> Tensor:
     """Choose the same images each time, one of each class, then a second one of each, and so on: indices, int64
     `[count]`, for labels int64 `[N]`."""
-    turns: Counter[int] = Counter()
-    found = []
-    for index in epoch_order(len(labels), 0, 0)[:1000].tolist():
-        label = int(labels[index])
-        found.append((turns[label], label, index))
-        turns[label] += 1
-    return torch.tensor([index for _, _, index in sorted(found)[:count]])
+    order = epoch_order(len(labels), 0, 0)[:1000]
+    one_hot = nn.functional.one_hot(labels[order])
+    turn = (one_hot.cumsum(dim=0) * one_hot).sum(dim=1)  # the first image of its class, the second ...
+    return order[(turn * one_hot.shape[1] + labels[order]).argsort()[:count]]
 
 
 class _Probe:

@@ -155,13 +155,13 @@ def as_page(ranking: Ranking, title: str) -> str:
         sections.append(html.section("Table", html.paragraph(legend), table))
     figures = []
     if any(row.interval for row in runs.rows):
-        figures.append(("Scores", plots.draw_scores, plots.caption_scores))
+        figures.append(("Scores", plots.draw_scores))
     if ranking.rows:
-        figures.append(("Learning curves", plots.draw_curves_of_runs, plots.caption_curves_of_runs))
+        figures.append(("Learning curves", plots.draw_curves_of_runs))
     if ranking.ranked and ranking.names:
-        figures.append(("Effect of each setting", plots.draw_effects, plots.caption_effects))
-        figures.append(("All settings together", plots.draw_parallel, plots.caption_parallel))
-    sections += [html.section(heading, html.picture(draw(runs), caption(runs))) for heading, draw, caption in figures]
+        figures.append(("Effect of each setting", plots.draw_effects))
+        figures.append(("All settings together", plots.draw_parallel))
+    sections += [html.section(heading, html.picture(*draw(runs))) for heading, draw in figures]
     for heading, (heads, rows) in further_tables(ranking).items():
         sections.append(html.section(heading, html.table(heads, rows, sortable=True)))
     if ranking.ranked:

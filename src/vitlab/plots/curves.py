@@ -35,14 +35,8 @@ LR_SCHEDULE = FigureText(
 def draw_curves(
     rows: Sequence[Mapping[str, float]], passed: Sequence[float], best: float | None, classes: int
 ) -> Figure:
-    """Training and validation metrics over the epochs, and the level of chance.
-
-    Args:
-        rows: Rows of `metrics.csv`.
-        passed: Epochs of training at the end of each row.
-        best: Epochs of training of the weights that were kept.
-        classes: Number of classes.
-    """
+    """The metrics of rows of `metrics.csv` over the epochs `passed` at the end of each, and the level of chance; `best`
+    is the number of epochs of the weights that were kept."""
     figure = Figure(figsize=(9, 3.4))
     panels: Any = figure.subplots(1, 3, width_ratios=(3, 3, 2))
     chance = {"loss": log(classes), "acc": 1 / classes}
@@ -71,10 +65,8 @@ def draw_curves(
 
 
 def compute_lr_schedule(optimizer: Any, scheduler: Any, updates: int, group: dict[str, Any]) -> list[float]:
-    """The learning rate of a parameter group with these settings before each update of the schedule.
-
-    `optimizer` creates one from parameter groups, and `scheduler` a schedule from an optimizer.
-    """
+    """The learning rate of a parameter group with these settings before each update of the schedule, with an optimizer
+    created from parameter groups, and a scheduler from the optimizer."""
     dummy = optimizer([{**group, "params": [torch.nn.Parameter(torch.zeros(1))]}])
     schedule = scheduler(dummy)
     rates = []
@@ -87,10 +79,7 @@ def compute_lr_schedule(optimizer: Any, scheduler: Any, updates: int, group: dic
 
 
 def draw_lr_schedule(rates: dict[str, list[float]], interval: float, epoch: float | None, unit: str) -> Figure:
-    """Learning rates over the run: a line for each name, with values from `compute_lr_schedule`.
-
-    The time between two updates (`interval`) and that of an epoch (None if unknown) are in `unit`.
-    """
+    """A line for each name; the time between two of its values (`interval`) and that of an epoch are in `unit`."""
     figure = Figure()
     axes: Any = figure.add_subplot(xlabel=unit, ylabel="learning rate")
     for name, values in rates.items():

@@ -68,17 +68,10 @@ def draw_sheet(
     font_size: float = 9.0,
     colors: tuple[str, str] = ("black", "black"),
 ) -> Figure:
-    """A figure of tiles whose size fits them and their texts.
+    """A figure that fits rows of tiles of one size (None leaves a gap), with headings of columns, names of rows and a
+    label for those; `right` is the right margin in inches, `colors` those of the texts above and below the tiles.
 
     The layout is computed here: matplotlib's own takes several times as long.
-
-    Args:
-        rows: Tiles of one size, from the top; None leaves a gap.
-        columns: Headings of the columns.
-        names: Names of the rows, on their left, and a `label` for all of them.
-        right: Right margin, inches.
-        font_size: Of the tiles' texts, points.
-        colors: Of the texts above and below the tiles.
     """
     dpi = matplotlib.rcParams["figure.dpi"]
     tiles = [tile for row in rows for tile in row if tile is not None]

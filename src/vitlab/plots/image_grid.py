@@ -89,7 +89,11 @@ def draw_extremes(predictions: Predictions, images: Tensor | ImageArrays) -> Fig
         row: list[Tile | None] = [None] * (2 * EXTREMES_SHOWN + 1)
         for first, chosen in ((0, order[:half]), (EXTREMES_SHOWN + 1, order[half:][::-1])):
             for place, index in enumerate(chosen[:EXTREMES_SHOWN], first):
-                row[place] = Tile(stretch_image(images[index], 128), below=_describe(predictions, index))
+                below = f"{predictions.label_probability[index]:.1%}"
+                if not predictions.correct[index]:
+                    predicted = predictions.classes[int(predictions.predicted[index])]
+                    below += f"\n{shorten_name(predicted, NAME_LENGTH - 2)}"
+                row[place] = Tile(stretch_image(images[index], 128), below=below)
         rows.append(row)
     headings = [""] * (2 * EXTREMES_SHOWN + 1)
     headings[EXTREMES_SHOWN // 2], headings[-1 - EXTREMES_SHOWN // 2] = "hardest", "most typical"
@@ -108,12 +112,6 @@ def draw_predictions(predictions: Sequence[tuple[Path, str, float]]) -> Figure:
         tiles.append(Tile(pixels, f"{shorten_name(name, 18)} {probability:.0%}", shorten_name(path.name, 22)))
     rows = split_into_rows(tiles, min(6, len(tiles)))
     return draw_sheet(rows, font_size=9, colors=("black", "0.4"))
-
-
-def _describe(predictions: Predictions, index: int) -> str:
-    probability = f"{predictions.label_probability[index]:.1%}"
-    predicted = shorten_name(predictions.classes[int(predictions.predicted[index])], NAME_LENGTH - 2)
-    return probability if predictions.correct[index] else f"{probability}\n{predicted}"
 
 
 def _describe_label(label: Tensor, classes: Sequence[str]) -> str:

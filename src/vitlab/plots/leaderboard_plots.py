@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import ceil, log10
+from math import ceil
 from statistics import fmean, median
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, ListedColormap, Normalize
+from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
@@ -31,6 +31,7 @@ CHARACTER = 0.03  # width of a character, as a fraction of a panel
 DPI = 120
 
 Epochs = Sequence[Mapping[str, float]]  # the rows of a run's metrics.csv
+Captioned = tuple[Figure, str]  # a figure and its caption
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ class RankedRuns:
         return [score for row in self.rows for score in row.scores]
 
 
-def draw_scores(runs: RankedRuns) -> Figure:
+def draw_scores(runs: RankedRuns) -> Captioned:
     """A line for each row: the score of each run, their mean and its 95 % confidence interval, clipped if it is wider
     than the figure."""
-    rows = [row for row in runs.rows if row.scores][:MAX_ROWS]
+    scored = [row for row in runs.rows if row.scores]
+    rows = scored[:MAX_ROWS]
     figure = Figure(figsize=(10, 0.9 + 0.3 * len(rows)), dpi=DPI, layout="constrained")
     axes = figure.add_subplot(xlabel=runs.score)
     for place, row in enumerate(rows):
@@ -86,18 +88,12 @@ def draw_scores(runs: RankedRuns) -> Figure:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=9, parse_math=False)
     axes.grid(axis="x", alpha=0.3)
-    return figure
+    left_out = f" Rows after the first {MAX_ROWS} are left out." if len(scored) > MAX_ROWS else ""
+    interval = f"the line its 95 % confidence interval, clipped at the frame.{left_out}"
+    return figure, f"Each point is a run, the vertical mark the mean of a row, {interval}"
 
 
-def caption_scores(runs: RankedRuns) -> str:
-    more = sum(bool(row.scores) for row in runs.rows) > MAX_ROWS
-    return (
-        "Each point is a run, the vertical mark the mean of a row, the line its 95 % confidence interval, clipped at "
-        "the frame." + (f" Rows after the first {MAX_ROWS} are left out." if more else "")
-    )
-
-
-def draw_curves_of_runs(runs: RankedRuns) -> Figure:
+def draw_curves_of_runs(runs: RankedRuns) -> Captioned:
     """Validation accuracy and training loss of all runs by epoch, coloured by row; thick lines are means of rows."""
     rows = runs.rows
     few = len(rows) <= len(LINE_STYLES)
@@ -125,12 +121,8 @@ def draw_curves_of_runs(runs: RankedRuns) -> Figure:
         columns = max(1, min(len(names), 150 // (max(map(len, names)) + 8)))
         look = {"fontsize": 9, "frameon": False, "handlelength": 3}
         figure.legend(handles, names, loc="outside lower center", ncols=columns, **look)
-    return figure
-
-
-def caption_curves_of_runs(runs: RankedRuns) -> str:
-    several = any(len(row.epochs) > 1 for row in runs.rows)
-    return "Thin: each run. Thick: the mean of a row's runs." if several else "Each line is a run."
+    several = any(len(row.epochs) > 1 for row in rows)
+    return figure, "Thin: each run. Thick: the mean of a row's runs." if several else "Each line is a run."
 
 
 def _draw_mean(axes: Axes, runs: Sequence[Epochs], metric: str, factor: float, **look: Any) -> None:
@@ -164,22 +156,17 @@ class Scale:
         self.numeric = len(numbers) == len(distinct) and not zero_beside_decades
         self._names = [_format(value) for value in distinct]
         if self.numeric:
-            self._low, self._high = self._size(distinct[0]), self._size(distinct[-1])
+            self._norm = LogNorm(distinct[0], distinct[-1]) if self.log else Normalize(distinct[0], distinct[-1])
         ticks = distinct if self.few or not self.numeric else self._round_numbers(numbers)
         self.ticks = [(_format(value), self(value)) for value in ticks]
 
     def __call__(self, value: Any) -> float:
         if not self.numeric:
             return (self._names.index(_format(value)) + 0.5) / len(self._names)
-        if self._low == self._high:
-            return 0.5
-        return (self._size(value) - self._low) / (self._high - self._low)
+        return 0.5 if self._norm.vmin == self._norm.vmax else float(self._norm(value))
 
     def title(self, name: str) -> str:
         return f"{name} (log)" if self.log else name
-
-    def _size(self, value: Any) -> float:
-        return log10(value) if self.log else float(value)
 
     def _round_numbers(self, distinct: Sequence[float]) -> list[float]:
         low, high = distinct[0], distinct[-1]
@@ -196,11 +183,10 @@ def _are_spread_over_decades(distinct: Sequence[float]) -> bool:
     low, middle, high = distinct[0], median(distinct), distinct[-1]
     if high < 10 * low or len(distinct) < 3:
         return high >= 10 * low
-    even = (middle - low) / (high - low)
-    return abs(log10(middle / low) / log10(high / low) - 0.5) <= abs(even - 0.5)
+    return abs(LogNorm(low, high)(middle) - 0.5) <= abs(Normalize(low, high)(middle) - 0.5)
 
 
-def draw_effects(runs: RankedRuns) -> Figure:
+def draw_effects(runs: RankedRuns) -> Captioned:
     """A panel for each setting: each run's score by its value; a line joins the means of the runs with one value."""
     settings = runs.settings[:MAX_SETTINGS]
     columns = min(3, len(settings))
@@ -213,13 +199,9 @@ def draw_effects(runs: RankedRuns) -> Figure:
         _draw_effect(axes, setting, runs.scores)
     for line in panels:
         line[0].set_ylabel(runs.score)
-    return figure
-
-
-def caption_effects(runs: RankedRuns) -> str:
     more = [setting.key for setting in runs.settings[MAX_SETTINGS:]]
     left_out = f" Left out: {', '.join(more)}." if more else ""
-    return f"Each point is a run; orange marks the mean of the runs with one value.{left_out}"
+    return figure, f"Each point is a run; orange marks the mean of the runs with one value.{left_out}"
 
 
 def _draw_effect(axes: Axes, setting: Setting, scores: list[float]) -> None:
@@ -242,7 +224,7 @@ def _draw_effect(axes: Axes, setting: Setting, scores: list[float]) -> None:
     axes.grid(alpha=0.3)
 
 
-def draw_parallel(runs: RankedRuns) -> Figure:
+def draw_parallel(runs: RankedRuns) -> Captioned:
     """Parallel coordinates (Inselberg 1985, The plane with parallel coordinates): a line for each run, from value to
     value to its score; the best run stands out."""
     settings, scores = runs.settings[:MAX_SETTINGS], runs.scores
@@ -271,12 +253,8 @@ def draw_parallel(runs: RankedRuns) -> Figure:
     axes.set(xlim=(-0.05, len(settings) + 0.3), ylim=(-0.06, 1.06), yticks=[])
     axes.tick_params(axis="x", length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     axes.spines[:].set_visible(False)
-    return figure
-
-
-def caption_parallel(runs: RankedRuns) -> str:
     score = runs.score.split(",")[0]
-    return f"Each line is a run, from its settings to its {score}; orange is the best run, dark is good."
+    return figure, f"Each line is a run, from its settings to its {score}; orange is the best run, dark is good."
 
 
 def _keep_apart(ticks: list[tuple[str, float]], character: float = 0.0) -> list[tuple[str, float]]:

@@ -88,12 +88,8 @@ EXPLANATION_CAPTION = (
 
 
 def draw_filters(components: Tensor, fractions: Tensor) -> Figure:
-    """Principal components of the patch embedding's filters.
-
-    Args:
-        components: float `[n, 3, height, width]`, of any scale and sign.
-        fractions: Of the filters' variance, float `[n]`.
-    """
+    """Principal components of the patch embedding's filters, `[n, 3, height, width]` of any scale and sign, with their
+    fractions of the filters' variance, `[n]`."""
     signed = components / components.abs().amax(dim=(1, 2, 3), keepdim=True)
     tiles = [Tile(stretch_image(127.5 * (1 + each), FILTER_SIDE)) for each in signed]  # zero is mid-grey
     total = fractions.cumsum(dim=0)
@@ -103,12 +99,8 @@ def draw_filters(components: Tensor, fractions: Tensor) -> Figure:
 
 
 def draw_positions(similarity: Tensor, grid: tuple[int, int]) -> Figure:
-    """For each patch, the similarity of its position embedding to those of all patches.
-
-    Args:
-        similarity: Cosines, float `[patches, patches]`, patches row by row.
-        grid: Rows and columns of patches; of a large grid, at most `MAX_MAPS` each have a map.
-    """
+    """For each patch, the similarity of its position embedding to those of all patches: cosines `[patches, patches]`,
+    row by row of the grid. Of a large grid, at most `MAX_MAPS` rows and columns have a map."""
     rows, columns = (np.linspace(0, side - 1, min(side, MAX_MAPS)).round().astype(int) for side in grid)
     gap = max(1, round(max(grid) / 8))
     # Every map gets a gap below it and on its right; those of the last ones are cut off.
@@ -128,13 +120,8 @@ def draw_positions(similarity: Tensor, grid: tuple[int, int]) -> Figure:
 
 
 def draw_distances(distances: dict[str, Tensor], uniform: float, image_size: int) -> Figure:
-    """The attention distance of each head, by block.
-
-    Args:
-        distances: By time of the training, the last one in the foreground: pixels, float `[depth, heads]`.
-        uniform: Pixels, of a head that attends to all patches equally.
-        image_size: Pixels, for the axis.
-    """
+    """The attention distance of each head by block, in pixels `[depth, heads]`, for times of the training, the last
+    one in the foreground; `uniform` is that of a head that attends to all patches equally."""
     figure = Figure()
     axes = figure.add_subplot(xlabel="block", ylabel=f"mean attention distance (px of {image_size})")
     first, last = next(iter(distances)), next(reversed(distances))
@@ -153,13 +140,8 @@ def draw_distances(distances: dict[str, Tensor], uniform: float, image_size: int
 
 
 def draw_attention(images: Tensor, names: Sequence[str], maps: dict[str, Tensor]) -> Figure:
-    """Each image, and next to it its attention maps, all on one scale.
-
-    Args:
-        images: uint8 `[N, 3, H, W]`.
-        names: Names of the images.
-        maps: A column each: attention to each patch, float `[N or more, rows, columns]`, of any sum.
-    """
+    """Each image, uint8 `[3, H, W]`, and next to it its attention maps, all on one scale; `maps` are the columns:
+    attention to each patch, float `[N or more, rows, columns]`, of any sum."""
     relative = [divide_by_mean(each) for each in maps.values()]
     scale = fit_scale(relative)
     rows = [
@@ -229,8 +211,8 @@ def draw_explanation(explanation: Explanation) -> Figure:
     above, below, text = parts
     image, bars, rollout, evidence = above.subplots(1, 4, width_ratios=(1.0, 0.9, 1.0, 1.0))
     image.imshow(explanation.image.permute(1, 2, 0).numpy(), interpolation="antialiased")
-    image.set(title="model input", xticks=[], yticks=[])
-    remove_frame(image)
+    image.set_title("model input")
+    image.set_axis_off()
     _draw_probabilities(bars, explanation)
     for axes, heat, title in (
         (rollout, explanation.rollout, "rollout"),
@@ -239,8 +221,8 @@ def draw_explanation(explanation: Explanation) -> Figure:
         heat = divide_by_mean(heat)
         scale = fit_scale([heat])
         axes.imshow(overlay_heat(explanation.image, heat, scale, EXPLANATION_SIDE), interpolation="antialiased")
-        axes.set(title=title, xticks=[], yticks=[])
-        remove_frame(axes)
+        axes.set_title(title)
+        axes.set_axis_off()
         add_colorbar(above, scale, UNIT, ax=axes, location="bottom", shrink=0.9, aspect=15)
     _draw_heads(below, explanation, columns)
     text.text(0.01, 0.5, EXPLANATION_CAPTION, wrap=True, fontsize=10, va="center", color="0.3")

@@ -54,7 +54,7 @@ class Transfers(TorchDispatchMode):
 
 @pytest.fixture
 def gpu() -> Iterator[FakeTensorMode]:
-    caches = (random_augment.magnitudes, random_augment._has_direction, random_augment._policies)
+    caches = [getattr(random_augment, f"_make_{name}") for name in ("magnitudes", "directions", "policies")]
     with FakeTensorMode() as mode:
         yield mode
     for cached in caches:
@@ -100,7 +100,7 @@ def make() -> tuple[BatchTransform, ImageClassifier]:
 
 def step(transform: BatchTransform, classifier: ImageClassifier) -> None:
     images = torch.empty(8, 3, 32, 32, dtype=torch.uint8, device="cuda")
-    labels, indices, repetitions = (torch.empty(8, dtype=torch.int64, device="cuda") for _ in range(3))
+    labels, indices, repetitions = (torch.zeros(8, dtype=torch.int64, device="cuda") for _ in range(3))
     images = transform(images, CounterRNG(0, 3, indices, repetitions))
     for mixing in MIXINGS:
         mixed, shares = mixing(images, labels, classes=10, seed=0, epoch=3, number=0)

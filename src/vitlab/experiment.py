@@ -36,6 +36,7 @@ from vitlab.distributed.strategies import cluster
 from vitlab.errors import PeerError, TerminatedError, UserError
 from vitlab.files import write_json
 from vitlab.models.execution import choose_execution
+from vitlab.models.hardware import has_cuda
 from vitlab.preflight import CheckContext, run_preflight
 from vitlab.report.html import write_report
 from vitlab.report.tensorboard import finish_tensorboard, log_text, start_tensorboard
@@ -169,6 +170,8 @@ def build(config: DictConfig, weights: Weights | None = None, step: int | None =
     model = build_network(config.model)
     load_report = fit_weights(model, weights, data.spec.classes) if weights and weights.state else None
     choose_execution(config, model)
+    if config.compile and has_cuda(config.trainer.accelerator):  # a CPU augments only the images that are chosen
+        data.transform.compile(dynamic=False)
     run = RunDirectory(Path(config.run_dir))
     trainer = build_trainer(config, run, logger)
     return Experiment(config, run, data, build_classifier(config, model), trainer, weights, load_report)

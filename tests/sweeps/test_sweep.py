@@ -167,7 +167,7 @@ def test_a_stopped_sweep_resumes_to_the_same_results(how: Any, run: Callable[...
     assert run(tmp_path / "whole", grid(seeds=[0])) == 0
     folder = tmp_path / "broken"
     process = subprocess.Popen(script(folder, jobs), stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: (folder / "1" / "checkpoints" / "last.ckpt").exists())
+    wait_for(lambda: all((folder / job / "checkpoints" / "last.ckpt").exists() for job in "01"))
     children = fake_processes(folder)
     assert children
     if how == "all":

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -21,9 +22,23 @@ class CounterRNG:
     """
 
     seed: int
-    epoch: int  # from 0
+    epoch: int | Tensor  # from 0
     indices: Tensor  # int64 [B], each image's index in its split, on the device that the numbers are for
     repetitions: Tensor | None = None  # int64 [B], how often the image has been used in this epoch; None means never
+    streams: Tensor | None = None  # int64 [2, operations]: of this epoch and of the first; see `on_device`
+
+    def on_device(self, operations: int) -> "CounterRNG":
+        """The same numbers for op_index 0 to `operations` - 1, with seed and epoch in tensors.
+
+        torch.compile would otherwise compile a graph for each epoch, and can't hash integers of 64 bits.
+        """
+        streams, epoch = _streams(self.seed, int(self.epoch), operations, self.indices.device)
+        return replace(self, seed=0, epoch=epoch, streams=streams)
+
+    def of_first_epoch(self) -> "CounterRNG":
+        """The numbers of the first use of each image."""
+        streams = None if self.streams is None else self.streams[1:]
+        return replace(self, epoch=0, repetitions=None, streams=streams)
 
     def __getitem__(self, rows: Tensor) -> "CounterRNG":
         """The generator for some images of the batch, int64 `[M]`."""
@@ -35,12 +50,22 @@ class CounterRNG:
 
         Each `op_index` gives independent numbers. A larger `count` gives the same numbers and more.
         """
-        state, golden = _signed(_mix_words(self.seed, self.epoch, op_index)), _signed(GOLDEN)
+        golden = _signed(GOLDEN)
+        if self.streams is None:
+            state: int | Tensor = _signed(_mix_words(self.seed, int(self.epoch), op_index))
+        else:
+            state = self.streams[0, op_index]
         # No data set has 2**40 images.
         image = self.indices if self.repetitions is None else self.indices + (self.repetitions << 40)
         per_image = _mix((image + state) * golden + state)
         columns = torch.arange(1, count + 1, device=self.indices.device) * golden
         return _shift_right(_mix(per_image.unsqueeze(1) + columns), 40).float() * 2.0**-24
+
+
+@lru_cache(maxsize=4)  # a copy to a GPU waits for it: once per epoch
+def _streams(seed: int, epoch: int, operations: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    words = [[_signed(_mix_words(seed, e, operation)) for operation in range(operations)] for e in (epoch, 0)]
+    return torch.tensor(words, device=device), torch.tensor(epoch, device=device)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from vitlab.compat import is_compiled
 from vitlab.data.arrays import Dataset, ImageArrays, stratified_split
 from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.loader import ResidentLoader, StoredBatch
@@ -214,8 +215,12 @@ class ImageDataModule(LightningDataModule):
         If it is to be mixed, its first image is only the neighbour of the second.
         """
         images, labels, indices, repetitions, number = batch
-        rng = None if epoch is None else CounterRNG(self.seed, epoch, indices, repetitions)
-        images = self.transform.to(images.device)(images, rng)
+        transform = self.transform.to(images.device)
+        if epoch is None:
+            images = transform.forward(images)  # eager: evaluation has batches of several sizes
+        else:
+            rng = CounterRNG(self.seed, epoch, indices, repetitions)
+            images = transform(images, rng.on_device(len(transform.augmentations)) if is_compiled(transform) else rng)
         if epoch is None or self.mixing is None:
             return Batch(images, labels, indices)
         module: Any = self.trainer.lightning_module if self.trainer else None  # None before training

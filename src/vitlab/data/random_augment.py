@@ -162,14 +162,25 @@ def signs(operation: Tensor, uniform: Tensor) -> Tensor:
     return torch.where(negative, -1.0, 1.0).double()
 
 
-# The tables below are cached per device: copying one to a GPU in a training step would wait for it.
-@cache
+# The tables below are cached per device: copying one to a GPU in a training step would wait for it. A compiled
+# transform holds them as constants; for that, torch must not see the cache.
+@torch.compiler.assume_constant_result
 def _has_direction(device: torch.device) -> Tensor:
+    return _make_directions(device)
+
+
+@cache
+def _make_directions(device: torch.device) -> Tensor:
     return torch.tensor([name in SIGNED for name in OPERATIONS], device=device)
 
 
-@cache
+@torch.compiler.assume_constant_result
 def magnitudes(transform: type[nn.Module], side: int, device: torch.device, bins: int = BINS) -> Tensor:
+    return _make_magnitudes(transform, side, device, bins)
+
+
+@cache
+def _make_magnitudes(transform: type[nn.Module], side: int, device: torch.device, bins: int) -> Tensor:
     """The magnitudes of torchvision's RandAugment, TrivialAugmentWide or AutoAugment for images of `side` pixels:
     float64 `[operations, bins]`, from none to the largest; zeros for operations without a magnitude."""
     table = torch.zeros(len(OPERATIONS), bins, dtype=torch.float64)
@@ -180,12 +191,17 @@ def magnitudes(transform: type[nn.Module], side: int, device: torch.device, bins
     return table.to(device)
 
 
-@cache
+@torch.compiler.assume_constant_result
 def _policies(side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    return _make_policies(side, device)
+
+
+@cache
+def _make_policies(side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """AutoAugment's operations (indices into `OPERATIONS`), probabilities and magnitudes, each `[policies, 2]`."""
     policies = autoaugment_policies(v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10))
     operations = torch.tensor([[OPERATIONS.index(name) for name, _, _ in policy] for policy in policies], device=device)
     probabilities = torch.tensor([[probability for _, probability, _ in policy] for policy in policies], device=device)
     steps = torch.tensor([[step or 0 for _, _, step in policy] for policy in policies], device=device)
-    table = magnitudes(v2.AutoAugment, side, device, bins=10)
+    table = _make_magnitudes(v2.AutoAugment, side, device, 10)
     return operations, probabilities, table[operations, steps]

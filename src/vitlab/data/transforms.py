@@ -5,7 +5,6 @@ Each image gets its own random numbers, except for mixing; torchvision's transfo
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -51,7 +50,7 @@ class RandomHorizontalFlip(nn.Module):
 
     def forward(self, images: Tensor, rng: CounterRNG, op_index: int) -> Tensor:
         if self.alternating:
-            chosen = replace(rng, epoch=0, repetitions=None).uniform(op_index, 1)[:, 0] < self.p
+            chosen = rng.of_first_epoch().uniform(op_index, 1)[:, 0] < self.p
             times = rng.epoch if rng.repetitions is None else rng.epoch + rng.repetitions
             chosen = chosen ^ (times % 2 == 1)
         else:

@@ -37,6 +37,7 @@ class NaNGuard(pl.Callback):
         pl_module.skips_non_finite = self.skips
         pl_module.skipped_steps = self.resumed
         self.first = torch.full((), -1, device=pl_module.device)  # index of the epoch's first bad batch
+        self.checked = trainer.global_step
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.skipped_steps = 0
@@ -46,7 +47,9 @@ class NaNGuard(pl.Callback):
             return
         bad = (self.first < 0) & ~outputs["loss"].isfinite()
         self.first = torch.where(bad, batch_idx, self.first)
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        # At the steps that are logged, when the host waits for the device anyway.
+        if trainer.global_step % trainer.log_every_n_steps == 0 and trainer.global_step > self.checked:  # type: ignore[attr-defined]
+            self.checked = trainer.global_step
             self._check(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -134,7 +134,7 @@ class ImageDataModule(LightningDataModule):
             )
         self.splits = {"train": train.take(kept), "val": train.take(val), "test": dataset.test}
         given = self.mean, self.std
-        measured = channel_statistics(self.splits["train"]) if None in given else given
+        measured: Any = channel_statistics(self.splits["train"]) if None in given else given
         mean, std = ([float(x) for x in own or found] for own, found in zip(given, measured, strict=True))
         self.spec = DataSpec(train.image_shape[-1], list(dataset.classes), mean, std)
         self.transform = BatchTransform(

@@ -102,10 +102,11 @@ class ImageClassifier(pl.LightningModule):
         self.backbone = [name for name in learning if name not in self.head]
         if self.finetuning.freeze_epochs == "all":  # before DDP collects the parameters that learn
             self._let_backbone_learn(False)
-        stages = ("train", "val", "test")
-        self.losses = nn.ModuleDict({f"{s}_loss": MeanLoss() for s in stages})
-        accuracy = partial(MulticlassAccuracy, num_classes, average="micro", validate_args=False)
-        self.accuracies = nn.ModuleDict({f"{s}_acc": accuracy() for s in stages})
+        self.losses, self.accuracies = nn.ModuleDict(), nn.ModuleDict()
+        for stage in ("train", "val", "test"):
+            self.losses[f"{stage}_loss"] = MeanLoss()
+            accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+            self.accuracies[f"{stage}_acc"] = accuracy
         for metric in self._train_metrics().values():
             metric.persistent(True)  # to resume in the middle of an epoch
 
@@ -185,8 +186,8 @@ class ImageClassifier(pl.LightningModule):
     def _is_logged_step(self, batch_idx: int) -> bool:
         trainer: Any = self.trainer
         batches = batch_idx + 1
-        steps = batches % trainer.accumulate_grad_batches == 0 or batches == trainer.num_training_batches
-        return steps and (self.global_step + 1) % trainer.log_every_n_steps == 0
+        is_step = batches % trainer.accumulate_grad_batches == 0 or batches == trainer.num_training_batches
+        return is_step and (self.global_step + 1) % trainer.log_every_n_steps == 0
 
     def _log_at(self, step: int, values: dict[str, float]) -> None:
         self._lr_logged_at = step
@@ -244,8 +245,8 @@ class ImageClassifier(pl.LightningModule):
 
     def _log_epoch(self, stage: str) -> None:
         # Lightning computes metric objects over all ranks, and resets them.
-        metrics: Any = {f"{stage}/loss": self.losses[f"{stage}_loss"], f"{stage}/acc": self.accuracies[f"{stage}_acc"]}
-        self.log_dict(metrics)
+        self.log(f"{stage}/loss", self.losses[f"{stage}_loss"])  # type: ignore[arg-type]
+        self.log(f"{stage}/acc", self.accuracies[f"{stage}_acc"])  # type: ignore[arg-type]
 
     def progress(self, epoch: int) -> float:
         """Fraction of the run that has passed at an epoch (from 0), by epochs, steps or time; 0 without any limit."""
@@ -275,12 +276,10 @@ class ImageClassifier(pl.LightningModule):
         assert self.optimizer is not None
         settings: Mapping[str, Any] = getattr(self.optimizer, "keywords", {})
         no_weight_decay: Any = getattr(self.network, "no_weight_decay", set)
+        fallback = adamw_param_names(self.optimizer, self.network, self.head)
+        decay = settings.get("weight_decay", 0.0)
         groups = self.finetuning.parameter_groups(
-            self.network,
-            self.head,
-            weight_decay=settings.get("weight_decay", 0.0),
-            no_weight_decay=no_weight_decay(),
-            fallback=adamw_param_names(self.optimizer, self.network, self.head),
+            self.network, self.head, weight_decay=decay, no_weight_decay=no_weight_decay(), fallback=fallback
         )
         for group in groups:
             if group["lr_scale"] != 1:

@@ -72,11 +72,10 @@ MEASURED = ("seconds", "images_per_second", "data_wait", "memory_gib", "mfu")
 
 
 def resume(command: DictConfig, overrides: Sequence[Override]) -> dict[str, float]:
-    """Resumes a run from one of its checkpoints.
+    """Resumes a run from one of its checkpoints: on the same machine and versions, bit for bit as if uninterrupted.
 
-    On the same machine, with the same versions, the result is bit for bit that of an uninterrupted run. `command` holds
-    the values of `conf/resume.yaml`, `overrides` those of the run's config. Returns and raises as `train`; also
-    UserError if a key may not change, the images differ, or another process writes to the run.
+    `command` holds the values of `conf/resume.yaml`, `overrides` those of the run's config. Returns and raises as
+    `train`; also UserError if a key may not change, the images differ, or another process writes to the run.
     """
     started = time.perf_counter()
     run = _open_on_rank0(str(command.resume), command.outputs, key="resume", finished=False)
@@ -127,39 +126,31 @@ def _check_config(config: DictConfig, folder: Path, command: DictConfig) -> None
     plain = as_plain_data(config)
     check_trusted(plain, list(command.trusted_targets))
     check_paths({group: plain.get(group) for group in ("callbacks", "logger", "trainer")}, folder)
-    mistakes = find_mistakes(config, [])
-    if mistakes:
+    if mistakes := find_mistakes(config, []):
         raise UserError("the run's config.yaml: " + "; ".join(f"{m.subject}{m.rest}" for m in mistakes))
 
 
 def check_changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str | None]:
     """The keys that differ between two configs, with their effects; UserError if one may not change."""
     old, new = flatten(before), flatten(after)
-    effects: dict[str, str | None] = {}
-    refused = []
-    for key in [key for key in {**old, **new} if old.get(key) != new.get(key)]:
-        known = next((k for k in RESUMABLE_KEYS if key == k or (k.endswith(".") and key.startswith(k))), None)
-        if known is None:
-            refused.append(f"{key}={new.get(key)} (the run has {old.get(key)})")
-        else:
-            effects[key] = RESUMABLE_KEYS[known]
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    known = {key: k for key in changed for k in RESUMABLE_KEYS if key == k or (k.endswith(".") and key.startswith(k))}
+    refused = [f"{key}={new.get(key)} (the run has {old.get(key)})" for key in changed if key not in known]
     if refused:
         raise UserError(
             f"Cannot resume with a changed config: {', '.join(refused)}; "
             "init_from=<run> starts a new run from its weights"
         )
-    return effects
+    return {key: RESUMABLE_KEYS[k] for key, k in known.items()}
 
 
 def _position(run: RunDirectory, file: Path, config: DictConfig) -> tuple[int, int]:
-    """Epoch (from 1) and step of a checkpoint at which the run can be resumed; UserError if the file is missing,
-    damaged, or of another run, or if the run has reached its end."""
+    """Epoch (from 1) and step at which a checkpoint can be resumed; UserError if it can't, or the run is at its end."""
     try:
         state = read_checkpoint(file, tensors=False)
     except UserError as error:
         raise UserError(f"{error}{_name_readable_checkpoint(run, file)}") from None
-    missing = RESUMABLE_STATE - set(state)
-    if missing:
+    if missing := RESUMABLE_STATE - set(state):
         raise UserError(f"{file} can't be resumed: it lacks {', '.join(sorted(missing))}")
     if any(state[CONFIG_KEY].get(group) != as_plain_data(config)[group] for group in ("model", "optimizer", "seed")):
         raise UserError(f"{file} is another run's: its model, optimizer or seed is not this run's")
@@ -220,11 +211,8 @@ def _record_resume(
 
 
 def reproduce(command: DictConfig, overrides: Sequence[Override]) -> dict[str, float]:
-    """Trains with a finished run's config and seed in a new directory, and prints both runs' metrics.
-
-    On the same machine, with the same versions and code, the metrics are equal to the last bit. Takes, returns and
-    raises the same as `resume`.
-    """
+    """Trains with a finished run's config and seed in a new directory, and prints both runs' metrics: equal to the last
+    bit on the same machine, with the same versions and code. Takes, returns and raises the same as `resume`."""
     run = _open_on_rank0(str(command.reproduce), command.outputs, key="reproduce")
     then = run.final_metrics()
     if not then:
@@ -287,8 +275,7 @@ def _find_begun_run(places: Iterable[Path]) -> str:
 
 
 def _read_training_command(arguments: Sequence[str]) -> tuple[Path | None, str, list[str], list[Override]]:
-    """The run directory that a command names, the folder of all runs, its targets, and what is only valid if given:
-    where data is downloaded from and cached."""
+    """The run directory that a command names, the folder of all runs, its targets, and where its data comes from."""
     if any(argument.startswith("reproduce=") for argument in arguments):
         command, _ = read_command("reproduce", arguments)
         return None, str(command.outputs), list(command.trusted_targets), []

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from vitlab.callbacks import Throughput, throughput
 from vitlab.data import Batch
 from vitlab.models import VisionTransformer
-from vitlab.models.execution import forward_flops
-from vitlab.models.hardware import known_peak, peak_flops
+from vitlab.models.execution import forward_flops, known_peak, peak_flops
 
 
 class Clock:

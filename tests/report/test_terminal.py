@@ -33,7 +33,7 @@ def test_text_is_printed_and_logged_as_it_is(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="vitlab")
-    show("outputs/[red]:smile:[/]", style="bold red")
+    show("outputs/[red]:smile:[/]")
     assert capsys.readouterr().out == "outputs/[red]:smile:[/]\n"
     assert caplog.messages == ["outputs/[red]:smile:[/]"]
 

@@ -9,8 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from vitlab.callbacks.checkpointing import SortedCallback
 from vitlab.compat import peak_memory, reset_peak_memory
 from vitlab.data import Batch
-from vitlab.models.execution import forward_flops
-from vitlab.models.hardware import peak_flops
+from vitlab.models.execution import forward_flops, peak_flops
 
 
 class Throughput(SortedCallback):

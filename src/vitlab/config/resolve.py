@@ -18,7 +18,7 @@ def resolve_machine(config: DictConfig) -> None:
     Raises:
         UserError: the machine can't train in the precision, or the config wants more machines than were started.
     """
-    from vitlab.models.hardware import best_precision, has_cuda, has_gpu  # imports torch
+    from vitlab.models.execution import best_precision, has_cuda, has_gpu  # imports torch
 
     resolve_processes(config)
     trainer = config.trainer
@@ -41,7 +41,7 @@ def resolve_machine(config: DictConfig) -> None:
 
 def _choose_fused(config: DictConfig) -> None:
     """Let torch's optimizers update all weights by one kernel on a GPU, unless `optimizer.fused` says otherwise."""
-    from vitlab.models.hardware import has_cuda
+    from vitlab.models.execution import has_cuda
 
     optimizer, trainer = config.optimizer, config.trainer
     is_scaled = trainer.precision == "16-mixed"

@@ -84,6 +84,6 @@ def stratified_split(labels: Tensor, held_out: float, seed: int) -> tuple[Tensor
         counts[i] += 1
     generator = torch.Generator().manual_seed(seed)
     shuffled = [m[torch.randperm(len(m), generator=generator)] for m in members]
-    kept = torch.cat([m[count:] for m, count in zip(shuffled, counts, strict=True)])
-    out = torch.cat([m[:count] for m, count in zip(shuffled, counts, strict=True)])
-    return kept.sort().values, out.sort().values
+    parts = [m.tensor_split([count]) for m, count in zip(shuffled, counts, strict=True)]
+    out, kept = (torch.cat(part).sort().values for part in zip(*parts, strict=True))
+    return kept, out

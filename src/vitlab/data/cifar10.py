@@ -62,8 +62,7 @@ class CIFAR10DataModule(ImageDataModule):
         return Dataset(decoded.split("train"), decoded.split("test"), decoded.classes)
 
     def _read(self) -> Decoded:
-        cached = self._cached()
-        if cached is not None:
+        if cached := self._cached():
             return cached
         try:
             self.root.mkdir(parents=True, exist_ok=True)

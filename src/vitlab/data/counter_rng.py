@@ -16,10 +16,7 @@ GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111E
 
 @dataclass(frozen=True)
 class CounterRNG:
-    """Random numbers for the images of a batch, a function of seed, epoch, image index, repetition and operation.
-
-    They depend on nothing that was drawn before, nor on the other images of the batch.
-    """
+    """Random numbers for the images of a batch: functions of only seed, epoch, image, repetition and operation."""
 
     seed: int
     epoch: int | Tensor  # from 0
@@ -70,10 +67,7 @@ def _streams(seed: int, epoch: int, operations: int, device: torch.device) -> tu
 
 @contextmanager
 def fork_batch_rng(seed: int, epoch: int, number: int) -> Iterator[None]:
-    """Within the block, torch's CPU generator depends only on the seed, the epoch and the batch's number in it.
-
-    Afterwards the generator is back in its earlier state.
-    """
+    """Let torch's CPU generator depend only on seed, epoch and the batch's number in it, within the block."""
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also seed the GPUs, whose state is not restored.
         torch.default_generator.manual_seed(_mix_words(seed, epoch, number))

@@ -134,11 +134,9 @@ class ImageDataModule(LightningDataModule):
                 f"data.batch_size={self.batch_size} is more than the {len(kept)} training images; lower data.batch_size"
             )
         self.splits = {"train": train.take(kept), "val": train.take(val), "test": dataset.test}
-        mean, std = self.mean, self.std
-        if mean is None or std is None:
-            measured_mean, measured_std = channel_statistics(self.splits["train"])
-            mean, std = mean or measured_mean, std or measured_std
-        mean, std = [float(m) for m in mean], [float(s) for s in std]
+        given = self.mean, self.std
+        measured: Any = channel_statistics(self.splits["train"]) if None in given else given
+        mean, std = ([float(x) for x in own or found] for own, found in zip(given, measured, strict=True))
         self.spec = DataSpec(train.image_shape[-1], list(dataset.classes), mean, std)
         self.transform = BatchTransform(
             self.augmentations, image_size=self.image_size, interpolation=self.interpolation, mean=mean, std=std

@@ -28,8 +28,7 @@ STALE_SECONDS = 3600  # age at which a temporary file counts as left behind by a
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read an image file as upright RGB: applies EXIF rotation, puts transparent images on white; raises exceptions of
-    any kind, as Pillow's decoders do, which `describe_failure` words."""
+    """Read an image file as upright RGB, transparent images on white; raises anything, see `describe_failure`."""
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I"):
@@ -88,9 +87,9 @@ class Decoded:
 
     def split(self, split: str) -> ImageArrays:
         """The images whose names start with `split/`."""
-        rows = torch.tensor([name.startswith(f"{split}/") for name in self.names]).nonzero().flatten()
+        rows = [row for row, name in enumerate(self.names) if name.startswith(f"{split}/")]
         every = ImageArrays.of(torch.from_numpy(self.images), torch.tensor(self.labels), self.names)
-        return every.take(rows)
+        return every.take(torch.tensor(rows, dtype=torch.long))
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,8 @@ class DecodedCache:
 
     @classmethod
     def choose(cls, folder: Path | None, *, beside: Path, key: str) -> "DecodedCache":
-        """Use `folder` if given, else a folder next to the data, else one in the home directory.
-
-        The first folder that already holds `key` is used, otherwise the first that is writable; a UserError if none is.
-        """
+        """Use `folder` if given, else one next to the data or in the home directory: the first that already holds
+        `key`, else the first that is writable; a UserError if none is."""
         candidates = [folder] if folder else [beside / ".vitlab_cache", Path.home() / ".cache" / "vitlab"]
         for candidate in candidates:
             if any(candidate.glob(f"{key}-*.npy")):

@@ -61,8 +61,7 @@ class ImageFolderDataModule(ImageDataModule):
             raise UserError(f"no image files in {self.root / 'train'}/<class>/")
         key = hashlib.sha256("".join(map(repr, files)).encode()).hexdigest()[:24]
         cache = DecodedCache.choose(self.cache_dir, beside=self.root, key=key)
-        cached = self._cached(cache)
-        if cached is not None:
+        if cached := self._cached(cache):
             return cached
         with FileLock(cache.folder / ".lock"):
             # Another process, such as a rank of the same run, may have decoded meanwhile.
@@ -88,8 +87,7 @@ class ImageFolderDataModule(ImageDataModule):
                 f"data.root={self.root}: there {missing}; vitlab reads {self.root}/train/<class>/* and, if it exists, "
                 f"{self.root}/test/<class>/*"
             )
-        unknown = sorted(set(_subfolders(test)) - set(classes))
-        if unknown:
+        if unknown := sorted(set(_subfolders(test)) - set(classes)):
             raise UserError(f"{test} has classes that {train} lacks: {', '.join(unknown)}")
         return classes
 
@@ -134,9 +132,8 @@ class ImageFolderDataModule(ImageDataModule):
 
 
 def _subfolders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _list_files(root: Path, split: str, classes: list[str]) -> Iterator[ImageFile]:

@@ -1,6 +1,7 @@
 """Shuffled batches of images in memory, one gather per batch."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -19,45 +20,31 @@ class StoredBatch(NamedTuple):
     number: int = 0  # of the batch in its epoch
 
 
+@dataclass(eq=False, repr=False)
 class ResidentLoader:
     """Iterate over batches of uint8 images that are resident on `device`.
 
     Each batch of `batch_size` images is divided among `world_size` ranks; the shards in order of rank are the batch of
     a single process.
-
-    Args:
-        seed, epoch: Decide the order of the images (`epoch_order`); `epoch` is called at the start of each pass.
-        drop_last: Drop the last batch of an epoch if it is not full.
-        repeats: How often an image is used in an epoch, see `repeated_order`.
-        with_neighbour: Put in front of each shard the image before it in the batch (before the first image, the last
-            one). Mixing, which rolls a batch by one, needs it. The batches must divide evenly among the ranks.
     """
 
-    def __init__(
-        self,
-        arrays: ImageArrays,
-        batch_size: int,
-        *,
-        seed: int,
-        epoch: Callable[[], int],
-        drop_last: bool,
-        device: torch.device,
-        rank: int,
-        world_size: int,
-        repeats: int = 1,
-        with_neighbour: bool = False,
-    ) -> None:
-        if device.type != "cpu":  # else the images stay where they are, in memory that other processes may share
-            arrays = ImageArrays.of(arrays.pick(slice(None)).to(device), arrays.labels.to(device), arrays.names)
-        self.arrays = arrays
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = epoch
-        self.drop_last = drop_last
-        self.rank = rank
-        self.world_size = world_size
-        self.repeats = repeats
-        self.with_neighbour = with_neighbour
+    arrays: ImageArrays
+    batch_size: int
+    seed: int  # decides, with the epoch, the order of the images (`epoch_order`)
+    epoch: Callable[[], int]  # called at the start of each pass
+    drop_last: bool  # the last batch of an epoch, if it is not full
+    device: torch.device
+    rank: int
+    world_size: int
+    repeats: int = 1  # how often an image is used in an epoch, see `repeated_order`
+    # Put in front of each shard the image before it in the batch (before the first image, the last one). Mixing, which
+    # rolls a batch by one, needs it. The batches must divide evenly among the ranks.
+    with_neighbour: bool = False
+
+    def __post_init__(self) -> None:
+        if self.device.type != "cpu":  # else they stay where they are, in memory that other processes may share
+            images, labels = self.arrays.pick(slice(None)).to(self.device), self.arrays.labels.to(self.device)
+            self.arrays = ImageArrays.of(images, labels, self.arrays.names)
         self._progress = {"epoch": 0, "batches": 0}
         self._resumed: dict[str, int] | None = None
 
@@ -101,11 +88,11 @@ def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
 
 
 def repeated_order(order: Tensor, repeats: int, batch_size: int) -> tuple[Tensor, Tensor]:
-    """The order of an epoch that uses the first images of `order`, int64 `[N]`, `repeats` times each.
+    """The order of an epoch that uses the first images of `order`, int64 `[N]`, `repeats` times each: the images'
+    indices, and how often each has already been used, both int64 `[N]`.
 
     The repetitions of an image are in one batch (Hoffer et al. 2020, "Augment Your Batch"), except at a batch's end,
-    and never adjacent: mixing adjacent images must not mix an image with itself. Returns the images' indices, and how
-    often each has already been used, both int64 `[N]`.
+    and never adjacent: mixing adjacent images must not mix an image with itself.
     """
     slot = torch.arange(len(order))
     slot = slot[(slot // batch_size * repeats + slot % repeats).argsort(stable=True)]

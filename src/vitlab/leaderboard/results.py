@@ -9,9 +9,8 @@ from typing import Any
 import yaml
 
 from vitlab.errors import UserError
-from vitlab.runs.directory import RunDirectory, rebase_paths
+from vitlab.runs.directory import RunDirectory, rebase_paths, update_old_config
 from vitlab.runs.hparams import flatten
-from vitlab.runs.old_config import update_old_config
 from vitlab.sweeps.job import EARLIER_ATTEMPTS, Job
 from vitlab.sweeps.sweep import SWEEP_FILE, recorded_jobs
 

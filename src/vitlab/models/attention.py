@@ -1,6 +1,6 @@
 """Multi-head self-attention over the tokens of each image."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -49,12 +49,9 @@ class SelfAttention(nn.Module):
 
     @torch.no_grad()
     def initialise_mimetically(self) -> None:
-        """Draw weights whose products resemble those of pretrained ViTs (Trockman and Kolter 2023, "Mimetic
-        Initialization of Self-Attention Layers", section 3).
-
-        Queries times keys are near the identity, values times the projection near the negative identity. Each head
-        takes the best approximation of its rank.
-        """
+        """Draw queries times keys near the identity, values times the projection near the negative identity, as in
+        pretrained ViTs (Trockman and Kolter 2023, "Mimetic Initialization of Self-Attention Layers", section 3). Each
+        head takes the best approximation of its rank."""
         dim = self.proj.in_features
         query, key, value = self.qkv.weight.chunk(3)
         for head in range(self.num_heads):
@@ -74,9 +71,8 @@ class SelfAttention(nn.Module):
             query, scale = query * self.scale.view(-1, 1, 1), 1.0
             itself = torch.eye(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
             mask = torch.zeros_like(itself, dtype=value.dtype).masked_fill(itself, -torch.inf)
-        fused = self.fused_attention
-        if fused is None:
-            fused = fused_is_faster(value.device.type, value.dtype)
+        faster = fused_is_faster(value.device.type, value.dtype)
+        fused = faster if self.fused_attention is None else self.fused_attention
         dropout = self.attention_dropout if self.training else 0.0
         query, key = query.to(value.dtype), key.to(value.dtype)
         x = attend(query, key, value, fused=fused, scale=scale, dropout=dropout, mask=mask)
@@ -106,19 +102,14 @@ def attend(
     """Average values by the attention of queries to keys, each `[B, heads, tokens, head_dim]`; `mask` is added to the
     scaled products."""
     if fused:
-        with _kernels(query.device.type, mask):
+        # With a mask, cuDNN's kernel gives NaN gradients for extreme scores and 64 tokens (github.com/pytorch/pytorch
+        # issue 196678).
+        without_cudnn = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+        with sdpa_kernel(without_cudnn) if query.is_cuda and mask is not None else nullcontext():
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
     scores = (query * scale) @ key.transpose(-2, -1)
     weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
     return F.dropout(weights, dropout).to(value.dtype) @ value
-
-
-def _kernels(device_type: str, mask: Tensor | None) -> AbstractContextManager[None]:
-    # With a mask, cuDNN's kernel gives NaN gradients for extreme scores and 64 tokens (github.com/pytorch/pytorch
-    # issue 196678).
-    if device_type == "cuda" and mask is not None:
-        return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
-    return nullcontext()
 
 
 def fused_is_faster(device_type: str, dtype: torch.dtype) -> bool:

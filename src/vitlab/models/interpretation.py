@@ -58,8 +58,8 @@ def attention_gradients(network: nn.Module, images: Tensor, classes: Tensor) -> 
             return None
         attention, layers = found
         gradients = torch.autograd.grad(attention.logits.gather(1, classes.unsqueeze(1)).sum(), layers)
-    detached = replace(attention, weights=attention.weights.detach(), logits=attention.logits.detach())
-    return detached, torch.stack(gradients)
+    weights, logits = attention.weights.detach(), attention.logits.detach()
+    return replace(attention, weights=weights, logits=logits), torch.stack(gradients)
 
 
 def token_layout(network: nn.Module, image_size: tuple[int, int]) -> TokenLayout | None:
@@ -111,7 +111,8 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tokens = self.layout.tokens
-        if func is F.scaled_dot_product_attention and self._covers_all_tokens(*args[:2]):
+        is_self_attention = func is F.scaled_dot_product_attention and args[0].shape == args[1].shape
+        if is_self_attention and self._covers_all_tokens(args[0]):
             return self._attend(*args, **kwargs)
         result = func(*args, **kwargs)
         if func in SOFTMAXES and self._covers_all_tokens(result) and result.shape[-1] == tokens:
@@ -120,11 +121,9 @@ class _Recorder(TorchFunctionMode):
             self.pooling = result.detach().float()
         return result
 
-    def _covers_all_tokens(self, *tensors: Tensor) -> bool:
-        """Whether all tensors have the same shape `[B, heads, tokens, ...]`."""
-        shape = tensors[0].shape
-        same = all(tensor.shape == shape for tensor in tensors)
-        return same and len(shape) == 4 and shape[0] == self.batch and shape[2] == self.layout.tokens
+    def _covers_all_tokens(self, tensor: Tensor) -> bool:
+        """Whether the shape is `[B, heads, tokens, ...]`."""
+        return tensor.ndim == 4 and tensor.shape[0] == self.batch and tensor.shape[2] == self.layout.tokens
 
     def _keep(self, weights: Tensor) -> Tensor:
         self.layers.append(weights)
@@ -184,11 +183,9 @@ def last_layer(attention: Attention) -> Tensor:
 
 
 def mean_attention_distance(attention: Attention, patch_size: tuple[float, float]) -> Tensor:
-    """Mean attention distance of each head (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", appendix D.7).
-
-    It is the distance between a patch and those it attends to, weighted by attention, averaged over patches and images.
-    Attention to other tokens is left out. In pixels, as `patch_size` (height, width); float32 `[depth, heads]`.
-    """
+    """Mean attention distance of each head (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", appendix D.7):
+    between a patch and those it attends to, weighted by attention, averaged over patches and images. Attention to other
+    tokens is left out. In pixels, as `patch_size` (height, width); float32 `[depth, heads]`."""
     layout = attention.layout
     among_patches = attention.weights[..., layout.prefix :, layout.prefix :]
     distances = patch_distances(layout.grid, patch_size).to(among_patches.device)
@@ -204,23 +201,17 @@ def patch_distances(grid: tuple[int, int], patch_size: tuple[float, float]) -> T
 
 
 def filter_components(network: nn.Module, count: int) -> tuple[Tensor, Tensor] | None:
-    """Principal components of the first filters (Dosovitskiy et al. 2021, figure 7, left): of the patch embedding, or
-    of a convolutional stem's first layer.
-
-    The first `count`, of length 1, float32 `[components, 3, height, width]`, and the fraction of the filters' variance
-    that each explains, float32 `[components]`; None without filters of colour images larger than a pixel.
-    """
+    """Principal components of the stem's first filters (Dosovitskiy et al. 2021, figure 7, left): the first `count`, of
+    length 1, float32 `[components, 3, height, width]`, and the fraction of the filters' variance that each explains,
+    float32 `[components]`; None without filters of colour images larger than a pixel."""
     if isinstance(network, VisionTransformer):
-        filters = network.patch_embed.filters()
+        filters: Any = network.patch_embed.filters()
     else:
         projection = getattr(getattr(network, "patch_embed", None), "proj", None)
-        if not isinstance(projection, nn.Conv2d):
-            return None
-        filters = projection.weight
-    if filters.shape[1] != 3 or filters.shape[2:] == (1, 1):
+        filters = projection.weight if isinstance(projection, nn.Conv2d) else None
+    if filters is None or filters.shape[1] != 3 or filters.shape[2:] == (1, 1):
         return None
-    filters = filters.detach().float()
-    flat = filters.flatten(1)
+    flat = filters.detach().float().flatten(1)
     _, singular, directions = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False)
     explained = singular.square() / singular.square().sum()
     return directions[:count].reshape(-1, *filters.shape[1:]), explained[:count]

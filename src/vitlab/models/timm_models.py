@@ -62,9 +62,8 @@ def timm_model(
         fused_attention: See `SelfAttention`; None is timm's default (fused if available), and the faster in training.
         kwargs: Further arguments of `timm.create_model`.
     """
-    facts = timm_facts(name)
     arguments = {"num_classes": num_classes, "drop_rate": dropout, "drop_path_rate": drop_path, **(kwargs or {})}
-    if facts.fixed_input_size:
+    if timm_facts(name).fixed_input_size:
         arguments.setdefault("img_size", image_size)
     try:
         network: nn.Module = timm.create_model(name, pretrained=False, **arguments)
@@ -134,11 +133,8 @@ def _attention(layer: Attention, x: Tensor, num_output_tokens: int | None) -> Te
 
 
 def shorten_last_block(network: nn.Module) -> None:
-    """Put a `LastBlock` into timm's plain and distilled ViTs, in place, if the head reads no patch.
-
-    For patches from timm's `forward_features` or `forward_intermediates`, use `full_output`. Another pooling
-    (`reset_classifier`) needs a model that was not shortened.
-    """
+    """Put a `LastBlock` into timm's plain and distilled ViTs, in place, if the head reads no patch; `full_output` still
+    gives those. Another pooling (`reset_classifier`) needs a model that was not shortened."""
     if type(network) not in (VisionTransformer, VisionTransformerDistilled) or network.global_pool != "token":
         return
     blocks: Any = network.blocks
@@ -147,21 +143,15 @@ def shorten_last_block(network: nn.Module) -> None:
             blocks[-1] = LastBlock(last, 2 if isinstance(network, VisionTransformerDistilled) else 1)
 
 
-def find_shortened_block(network: nn.Module) -> Any | None:
-    """The last block, timm's or ours, if it computes only the tokens that the head reads."""
-    blocks: Any = getattr(network, "blocks", [])
-    return next((last for last in blocks[-1:] if getattr(last, "num_output_tokens", None) is not None), None)
-
-
 @contextmanager
 def full_output(network: nn.Module) -> Iterator[None]:
-    """Let the last block compute all tokens meanwhile."""
-    last = find_shortened_block(network)
-    if last is None:
-        yield
-        return
-    count, last.num_output_tokens = last.num_output_tokens, None
+    """Let the last block, timm's or ours, compute all tokens meanwhile, not only those that the head reads."""
+    blocks: Any = getattr(network, "blocks", [])
+    counts = [(block, block.num_output_tokens) for block in blocks[-1:] if hasattr(block, "num_output_tokens")]
+    for block, _ in counts:
+        block.num_output_tokens = None
     try:
         yield
     finally:
-        last.num_output_tokens = count
+        for block, count in counts:
+            block.num_output_tokens = count

@@ -127,12 +127,9 @@ class VisionTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.attn_pool = SequencePooling(embed_dim) if pool == "attention" else None
-        self.head: nn.Module
-        if head_hidden_dim is None:
-            self.head = nn.Linear(embed_dim, num_classes)
-        else:
-            layers = nn.Linear(embed_dim, head_hidden_dim), nn.Tanh(), nn.Linear(head_hidden_dim, num_classes)
-            self.head = nn.Sequential(*layers)
+        self.head: nn.Module = nn.Linear(head_hidden_dim or embed_dim, num_classes)
+        if head_hidden_dim is not None:
+            self.head = nn.Sequential(nn.Linear(embed_dim, head_hidden_dim), nn.Tanh(), self.head)
         self.grad_checkpointing = False
         self._initialise(mimetic=attention_init == "mimetic")
 
@@ -142,10 +139,9 @@ class VisionTransformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        if mimetic:
-            for layer in self.modules():
-                if isinstance(layer, SelfAttention):
-                    layer.initialise_mimetically()
+        for layer in self.modules():
+            if mimetic and isinstance(layer, SelfAttention):
+                layer.initialise_mimetically()
         self.patch_embed.initialise()
         for embedding in (self.cls_token, self.pos_embed, self.reg_token):
             if isinstance(embedding, nn.Parameter):
@@ -167,7 +163,6 @@ class VisionTransformer(nn.Module):
         }
 
     def get_classifier(self) -> nn.Module:
-        """The head (as in timm)."""
         return self.head
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -239,11 +234,8 @@ class Block(nn.Module):
 
 
 class SequencePooling(nn.Module):
-    """Average an image's tokens with learned weights: `[B, N, D]` -> `[B, D]`.
-
-    Hassani et al. 2021, "Escaping the Big Data Paradigm with Compact Transformers", section 3 (SeqPool), without the
-    bias of the paper's linear layer, which the softmax cancels.
-    """
+    """Average an image's tokens with learned weights: `[B, N, D]` -> `[B, D]` (Hassani et al. 2021, "Escaping the Big
+    Data Paradigm with Compact Transformers", section 3, SeqPool, without a bias, which the softmax cancels)."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()

@@ -118,15 +118,13 @@ def render_report(run: RunSummary, path: Path) -> str:
 
 def _settings(run: RunSummary) -> list[tuple[str, str, str]]:
     """Name, value and key of the settings that the page lists."""
-    rows = [
-        (KEY_SETTINGS[path], value if isinstance(value, str) else f"{value:g}", path)
-        for path, value in run.hparams.items()
-        if path not in ("model", "data")  # the setup names them
+    names = {**KEY_SETTINGS, "callbacks.ema.decay": "EMA decay of the weights"}
+    values = {**run.hparams, "callbacks.ema.decay": run.setting("callbacks.ema.decay")}
+    return [
+        (names[path], value if isinstance(value, str) else f"{value:g}", path)
+        for path, value in values.items()
+        if path not in ("model", "data") and value is not None  # the setup names model and data
     ]
-    decay = run.setting("callbacks.ema.decay")
-    if decay is not None:
-        rows.append(("EMA decay of the weights", f"{decay:g}", "callbacks.ema.decay"))
-    return rows
 
 
 def _figures(run: RunSummary, path: Path) -> dict[str, list[tuple[str, str, int]]]:

@@ -53,8 +53,7 @@ def _at_chance(summary: RunSummary) -> Iterator[Finding]:
 
 
 def _skipped_steps(summary: RunSummary) -> Iterator[Finding]:
-    skipped = sum(row.get("skipped_steps", 0) for row in summary.epochs)
-    if skipped:
+    if skipped := sum(row.get("skipped_steps", 0) for row in summary.epochs):
         yield (
             f"{skipped:.0f} steps were skipped because their loss was NaN or infinite.",
             "A smaller optimizer.lr, a longer warm-up, or trainer.precision=32-true.",
@@ -74,9 +73,7 @@ def _kind_of_fit(summary: RunSummary) -> str:
 
 def _fit(summary: RunSummary) -> Iterator[Finding]:
     kind = _kind_of_fit(summary)
-    if kind not in ("overfits", "underfits"):
-        return
-    train, val = (summary.epochs[-1][f"{split}/acc"] for split in ("train", "val"))
+    train, val = (summary.epochs[-1].get(f"{split}/acc", 0.0) for split in ("train", "val"))
     gap = train - val
     accuracies = (
         f"in the last epoch {train:.1%} of the training images ({summary.training_images}) and {val:.1%} of the "
@@ -89,7 +86,7 @@ def _fit(summary: RunSummary) -> Iterator[Finding]:
             "More training images if there are any, augment=randaugment, model.drop_path=0.1, a larger "
             "optimizer.weight_decay; or start from pretrained weights (model=vit_pretrained).",
         )
-    else:
+    elif kind == "underfits":
         strong = any(name not in ("crop", "flip") for name in summary.augmentations)
         first = "Lighter augmentation (augment=basic) or many more epochs" if strong else "Longer training first"
         larger = "model.depth, model.embed_dim" if summary.setting("model.name") is None else "model.name=..."

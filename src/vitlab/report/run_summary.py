@@ -15,20 +15,13 @@ from vitlab.runs.hparams import Setting, data_set, hparams_of
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The files of a run as plain data.
-
-    Attributes:
-        config, manifest: As in the files.
-        epochs: Rows of `metrics.csv`, without empty cells.
-        final: Of `metrics.json`; empty if the run is not finished.
-        details: Of `test_details.json`; empty without it.
-    """
+    """The files of a run as plain data."""
 
     config: Any
     manifest: dict[str, Any]
-    epochs: list[Row]
-    final: dict[str, Any]
-    details: dict[str, Any]
+    epochs: list[Row]  # of `metrics.csv`, without empty cells
+    final: dict[str, Any]  # of `metrics.json`; empty if the run is not finished
+    details: dict[str, Any]  # of `test_details.json`; empty without it
 
     @property
     def best(self) -> Row:
@@ -52,7 +45,6 @@ class RunSummary:
 
     @property
     def length(self) -> str:
-        """The length of the training in words: `12 epochs`."""
         return "1 epoch" if (count := self.epochs_at(self.epochs[-1])) == 1 else f"{count:g} epochs"
 
     def setting(self, key: str) -> Any:
@@ -68,11 +60,13 @@ class RunSummary:
     @property
     def training_images(self) -> str:
         """The differences between training images and those of an evaluation: `augmented, mixed`."""
-        words = ["augmented"] if self.augmentations - {"mixing"} else []
-        words += ["mixed"] if "mixing" in self.augmentations else []
-        dropped = self.setting("model.patch_dropout")
-        words += [f"{dropped:.0%} of their patches dropped"] if dropped else []
-        return ", ".join(words) or "not augmented"
+        dropped = self.setting("model.patch_dropout") or 0
+        words = {
+            "augmented": self.augmentations - {"mixing"},
+            "mixed": "mixing" in self.augmentations,
+            f"{dropped:.0%} of their patches dropped": dropped,
+        }
+        return ", ".join(word for word, applies in words.items() if applies) or "not augmented"
 
     @property
     def suffix(self) -> str:

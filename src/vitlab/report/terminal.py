@@ -76,9 +76,8 @@ def print_preflight(preflight: Preflight, every_check: bool) -> None:
     for result in preflight.findings:
         if every_check or result.status in (Status.WARNING, Status.FAILED):
             status = f"{result.status:<8}", STYLES[result.status]
-            show(Text.assemble(status, f" {result.check:<23} {result.figure}"))
-            if result.meaning:
-                show(f"{'':<9}{result.meaning}")
+            meaning = [f"{'':<9}{result.meaning}"] if result.meaning else []
+            show(Text.assemble(status, f" {result.check:<23} {result.figure}"), *meaning)
     counts = preflight.counts
     others = [f"{counts[status]} {status}" for status in Status if status is not Status.OK and counts[status]]
     said = ", ".join([f"{counts[Status.OK]} checks passed", *others])
@@ -88,8 +87,7 @@ def print_preflight(preflight: Preflight, every_check: bool) -> None:
 @rank_zero_only
 def print_interrupted(config: DictConfig, run: RunDirectory, reason: str = "Interrupted") -> None:
     """The command that resumes the run, after the reason why it stopped."""
-    last = run.checkpoints / "last.ckpt"
-    if last.exists():
+    if (last := run.checkpoints / "last.ckpt").exists():
         show(f"{reason}. The state is saved in {shorten(last)}. To resume:")
         show(f"  {command_for('train.py', f'resume={shorten(run.path)}', config)}")
     else:
@@ -100,10 +98,7 @@ def print_interrupted(config: DictConfig, run: RunDirectory, reason: str = "Inte
 def print_resumed(config: DictConfig, run: Path, epoch: int, step: int, changed: dict[str, str | None]) -> None:
     """The point at which the run resumes, and the effects of changed keys."""
     show(f"Resuming {config.name} at epoch {epoch}, step {step:,} ({config.trainer.precision})")
-    show(f"run directory: {shorten(run)}")
-    for key, effect in changed.items():
-        if effect:
-            show(f"{key} changed: {effect}")
+    show(f"run directory: {shorten(run)}", *(f"{key} changed: {effect}" for key, effect in changed.items() if effect))
 
 
 def print_comparison(run: Path, compared: dict[str, tuple[Any, Any]], different: list[str]) -> None:

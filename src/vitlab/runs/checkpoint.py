@@ -13,7 +13,7 @@ from torch import Tensor
 from vitlab.distributed.sharded_checkpoint import consolidated, read_index, read_rest
 from vitlab.errors import UserError, first_line
 from vitlab.files import replacing
-from vitlab.runs.old_config import update_old_config
+from vitlab.runs.directory import update_old_config
 
 CONFIG_KEY = "vitlab_config"
 METRICS_KEY = "vitlab_metrics"
@@ -38,9 +38,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a checkpoint file, or a folder that several processes wrote."""
-        if Path(path).is_dir():
-            return _with_new_state_names(consolidated(Path(path)))
-        return _with_new_state_names(super().load_checkpoint(path, map_location, weights_only))
+        is_folder = Path(path).is_dir()
+        loaded = consolidated(Path(path)) if is_folder else super().load_checkpoint(path, map_location, weights_only)
+        return _with_new_state_names(loaded)
 
 
 def _with_new_state_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -65,10 +65,9 @@ class ConfigInCheckpoint(pl.Callback):
 
 
 def read_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
-    """Reads a vitlab checkpoint, a file or a folder that several processes wrote, to the CPU, without running its code.
+    """Reads a vitlab checkpoint, a file or a folder that several processes wrote, to the CPU; UserError if it is none.
 
-    Without `tensors`, weights and optimizer state of a folder, which may not fit into memory, are left out. Raises
-    UserError if the file is missing, damaged, or not a vitlab checkpoint.
+    Without `tensors`, weights and optimizer state of a folder, which may not fit into memory, are left out.
     """
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}")
@@ -122,8 +121,5 @@ def network_weights(checkpoint: Mapping[str, Any], which: str) -> dict[str, Tens
     """The model's own state_dict, "raw" or "ema"."""
     if which == "ema":
         return dict(checkpoint[EMA_KEY])
-    return {
-        name.removeprefix(WEIGHTS_PREFIX): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(WEIGHTS_PREFIX)
-    }
+    own = [name for name in checkpoint["state_dict"] if name.startswith(WEIGHTS_PREFIX)]
+    return {name.removeprefix(WEIGHTS_PREFIX): checkpoint["state_dict"][name] for name in own}

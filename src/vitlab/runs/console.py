@@ -20,15 +20,11 @@ def terminal(**options: Any) -> Console:
     return Console(soft_wrap=True, highlight=False, markup=False, emoji=False, **options)
 
 
-def show(*lines: RenderableType, style: str = "", console: Console | None = None) -> None:
-    """Print texts and tables on the terminal, and write the same as plain text to run.log.
-
-    Args:
-        style: Of the texts on the terminal, as `bold red`.
-        console: The progress bar's, if one may be running: the lines then appear above the bar.
-    """
+def show(*lines: RenderableType, console: Console | None = None) -> None:
+    """Print texts and tables on the terminal, with the `console` of a progress bar above the bar, and write the same as
+    plain text to run.log."""
     console = console or terminal()
-    console.print(*lines, sep="\n", style=style)
+    console.print(*lines, sep="\n")
     if log.isEnabledFor(logging.INFO):
         plain = terminal(file=(text := io.StringIO()), width=console.width, color_system=None, force_terminal=False)
         plain.print(*lines, sep="\n")
@@ -56,5 +52,4 @@ def log_settings(settings: Any, run: Path) -> dict[str, Any]:
         handlers.file.filename = str(file)
     if "console" in handlers and not this_process().is_rank_zero:
         handlers.console.level = "CRITICAL"
-    plain: Any = OmegaConf.to_container(settings, resolve=True)
-    return dict(plain)
+    return dict(OmegaConf.to_container(settings, resolve=True))  # type: ignore[arg-type]

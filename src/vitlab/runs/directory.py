@@ -9,21 +9,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning_utilities.core.apply_func import apply_to_collection
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config.instantiate import walk
 from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
 from vitlab.files import locked, set_aside, write_csv, write_json, write_text
-from vitlab.runs.old_config import update_old_config
 
 Row = dict[str, float]  # of metrics.csv
 FORMAT = 2  # of a run's files; 1, without this key in the manifest: epochs are counted from 0
+HOLDS_A_RUN = "{} holds a run already: choose another directory with hydra.run.dir=..."
 # Keys whose values are places that loggers, callbacks and profilers write to.
 OUTPUT_KEYS = (
     *("file", "dir", "dirpath", "data_dir", "root_dir", "save_dir", "default_root_dir", "log_dir", "offline_directory"),
     *("tracking_uri", "artifact_location"),
 )
+# Targets -> their names today.
+RENAMED_TARGETS = {
+    "vitlab.ranks.strategies.DataParallel": "vitlab.distributed.strategies.DataParallel",
+    "vitlab.ranks.strategies.FullySharded": "vitlab.distributed.strategies.FullySharded",
+    "vitlab.callbacks.FiniteLoss": "vitlab.callbacks.NaNGuard",
+    "vitlab.callbacks.RunProgress": "vitlab.callbacks.RunProgressBar",
+}
+# Values of `trainer` -> their names today.
+RENAMED_VALUES = {
+    "precision": {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"},
+    "accelerator": {"cuda": "gpu"},
+}
+# What a run could be told to monitor: the metric tells the mode.
+MONITORS = ("train/loss", "val/loss", "train/acc", "val/acc", "val/loss_ema", "val/acc_ema")
 
 
 class RunDirectory:
@@ -45,8 +60,7 @@ class RunDirectory:
             status = {"status": "running", "started": _now(), "finished": None, "format": FORMAT}
             write_json(self.manifest_file, {**status, **manifest})
         except FileExistsError:
-            message = f"{self.path} holds a run already: choose another directory with hydra.run.dir=..."
-            raise UserError(message) from None
+            raise UserError(HOLDS_A_RUN.format(self.path)) from None
         except OSError as error:
             raise UserError(f"can't write the run to {self.path} ({error.strerror or error})") from error
 
@@ -57,8 +71,7 @@ class RunDirectory:
         return locked(self.path, f"another process is writing to {self.path}")
 
     def reopen(self, entry: dict[str, Any]) -> None:
-        """Records in the manifest where (epoch, step) and with what the run resumes, removes half-written files and
-        sets aside the final metrics."""
+        """Records in the manifest how the run resumes, removes half-written files, sets aside the final metrics."""
         for stale in self.path.rglob(".*.tmp"):
             stale.unlink(missing_ok=True)
         resumed = [*self.manifest().get("resumed", []), {"time": _now(), **entry}]
@@ -70,21 +83,15 @@ class RunDirectory:
         manifest = self._read_manifest()
         if manifest and "format" not in manifest:
             manifest["format"] = FORMAT
-            entries = manifest.get("resumed")
-            for entry in entries if isinstance(entries, list) else []:
-                if isinstance(entry, dict):
-                    entry["epoch"] = int(entry.get("epoch", 0)) + 1
+            for entry in manifest.get("resumed", []):
+                entry["epoch"] += 1
         return manifest
 
     def _read_manifest(self) -> dict[str, Any]:
         try:
-            text = self.manifest_file.read_text(encoding="utf-8") if self.manifest_file.exists() else ""
-            content: Any = json.loads(text or "{}")
+            return _read_json(self.manifest_file)
         except (OSError, ValueError) as error:
             raise UserError(f"{self.manifest_file} can't be read ({error})") from error
-        if not isinstance(content, dict):
-            raise UserError(f"{self.manifest_file} holds no keys and values")
-        return content
 
     def epoch_rows(self) -> list[Row]:
         """The rows of `metrics.csv` so far, without empty cells; OSError or ValueError if it can't be read."""
@@ -96,12 +103,8 @@ class RunDirectory:
 
     def final_metrics(self) -> dict[str, Any]:
         """`metrics.json`, empty before the run has finished; OSError or ValueError if it can't be read."""
-        if not self.metrics_file.exists():
-            return {}
-        metrics: Any = json.loads(self.metrics_file.read_text(encoding="utf-8"))
-        if not isinstance(metrics, dict):
-            raise ValueError(f"{self.metrics_file} holds no keys and values")
-        if "format" in self._read_manifest():
+        metrics = _read_json(self.metrics_file)
+        if not metrics or "format" in self._read_manifest():
             return metrics
         if "epoch" in metrics:
             metrics["epoch"] += 1
@@ -162,13 +165,21 @@ class RunDirectory:
         return file
 
 
+def _read_json(file: Path) -> dict[str, Any]:
+    """The keys and values in a file; none if it is missing or empty."""
+    content: Any = json.loads((file.exists() and file.read_text(encoding="utf-8")) or "{}")
+    if not isinstance(content, dict):
+        raise ValueError("it holds no keys and values")
+    return content
+
+
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="microseconds")
 
 
 def shorten_values(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics as they are written: floats as the shortest decimal numbers with the same float32 values (0.956, where
-    float(tensor) is 0.9559999704360962), except `seconds`, which float32 would round."""
+    """Metrics with floats as the shortest decimal numbers of the same float32 values (0.956, where float(tensor) is
+    0.9559999704360962), except `seconds`, which float32 would round."""
     return {
         name: float(str(np.float32(value))) if isinstance(value, float) and name != "seconds" else value
         for name, value in metrics.items()
@@ -187,22 +198,36 @@ def write_epochs(file: Path, rows: Sequence[Mapping[str, float]], columns: Seque
     write_csv(file, columns, [[row.get(name) for name in columns] for row in map(shorten_values, rows)])
 
 
+def update_old_config(config: Any) -> Any:
+    """Bring a run's config, plain data, to the names, values and keys of this version."""
+    config = apply_to_collection(config, str, lambda text: RENAMED_TARGETS.get(text, text))
+    if not isinstance(config, dict):
+        return config
+    groups = (config.get(name) for name in ("model", "checkpoint", "trainer"))
+    model, checkpoint, trainer = (group if isinstance(group, dict) else {} for group in groups)
+    if model.get("_target_") == "vitlab.models.VisionTransformer" and model.get("in_channels") == 3:
+        del model["in_channels"]
+    if checkpoint.get("monitor") in MONITORS:
+        checkpoint.pop("mode", None)
+    for key, renamed in RENAMED_VALUES.items():
+        if str(trainer.get(key)) in renamed:
+            trainer[key] = renamed[str(trainer[key])]
+    return config
+
+
 def rebase_paths(node: Any, before: str, now: str) -> Any:
     """Replaces the folder `before` by `now` in all paths of a config, given and returned as plain data."""
-    if isinstance(node, dict):
-        return {key: rebase_paths(value, before, now) for key, value in node.items()}
-    if isinstance(node, list):
-        return [rebase_paths(value, before, now) for value in node]
-    if isinstance(node, str):
-        path = node.removeprefix("sqlite:///")
-        if path == before or path.startswith(f"{before}/"):
-            return node.removesuffix(path) + now + path.removeprefix(before)
-    return node
+
+    def rebase(text: str) -> str:
+        path = text.removeprefix("sqlite:///")
+        is_inside = path == before or path.startswith(f"{before}/")
+        return text.removesuffix(path) + now + path.removeprefix(before) if is_inside else text
+
+    return apply_to_collection(node, str, rebase)
 
 
 def check_paths(config: Any, run: Path) -> None:
-    """Raises UserError if loggers, callbacks or profilers would write outside the run with a config from a file, as
-    plain data."""
+    """Raises UserError if a config from a file, as plain data, would let a logger or callback write outside the run."""
     for where, value in walk(config):
         if not isinstance(value, str) or value.startswith(("http://", "https://")):
             continue

@@ -12,10 +12,7 @@ RUN_ID_KEYS = {"WandbLogger": "id", "MLFlowLogger": "run_id"}
 
 
 def logger_run_id(logger: Any) -> dict[str, str]:
-    """The id that a logger gave the run, as a key of the config's `logger` group; with it the run is resumed.
-
-    Empty for loggers without ids, and on all ranks except the first.
-    """
+    """The id that a logger gave the run, as a key of the config's `logger` group; only on rank 0, if it gives any."""
     key = RUN_ID_KEYS.get(type(logger).__name__)
     if key is None or not this_process().is_rank_zero:
         return {}
@@ -33,10 +30,8 @@ def resume_kwargs(config: DictConfig, step: int | None) -> dict[str, Any]:
     wandb and MLflow find the run by its id, and also keep the values after that step. A new run has no step.
     """
     target = str(config.get("_target_"))
-    if step is None:
-        return {}
-    if target.endswith(".TensorBoardLogger"):
+    if step is not None and target.endswith(".TensorBoardLogger"):
         return {"purge_step": step}
-    if target.endswith(".CSVLogger"):
+    if step is not None and target.endswith(".CSVLogger"):
         return {"version": f"{config.version}_from_step_{step}"}  # it would delete its earlier file
     return {}

@@ -45,10 +45,9 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = []
     for group in ("git", "versions", "hardware", "data"):
         old, new = then.get(group) or {}, now.get(group) or {}
-        for name in sorted(set(old) & set(new)):
-            if old[name] != new[name]:
-                change = f"{name} changed from {old[name]} to {new[name]}"
-                found.append(f"the {name} images changed" if group == "data" else change)
+        for name in sorted(key for key in set(old) & set(new) if old[key] != new[key]):
+            change = f"{name} changed from {old[name]} to {new[name]}"
+            found.append(f"the {name} images changed" if group == "data" else change)
     return found
 
 

@@ -16,6 +16,7 @@ from vitlab.distributed.process import broadcast_from_rank0, this_process
 from vitlab.errors import UserError
 from vitlab.files import numbered
 from vitlab.runs.console import log_settings
+from vitlab.runs.directory import HOLDS_A_RUN
 
 
 class RunGuard(Callback):
@@ -48,14 +49,11 @@ def exit_on_error() -> Iterator[None]:
 
 
 def _claim_folder(config: DictConfig) -> str:
-    """Create the run directory; if another run has the name, which is the time, a number is appended.
-
-    A directory from the command line is only checked.
-    """
+    """Create the run directory, numbered if another run has the name; one from the command line is only checked."""
     folder = Path(config.hydra.run.dir)
     if any(override.lstrip("+").startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra):
         if (folder / "manifest.json").exists():
-            raise UserError(f"{folder} holds a run already: choose another directory with hydra.run.dir=...")
+            raise UserError(HOLDS_A_RUN.format(folder))
         return str(folder)
     for claimed in map(folder.with_name, numbered(folder.name)):
         try:

@@ -91,8 +91,7 @@ def timm_arguments(network: VisionTransformer) -> dict[str, Any]:
         "sequence pooling (model.pool=attention)": network.attn_pool is not None,
         "locality self-attention (model.locality_attention)": block.attn.scale is not None,
     }
-    used = [name for name, is_used in lacking.items() if is_used]
-    if used:
+    if used := [name for name, is_used in lacking.items() if is_used]:
         raise UserError(f"timm's ViT has no {', '.join(used)}: use formats=[onnx]")
     assert isinstance(network.patch_embed, PatchEmbedding)
     hidden, embed_dim = block.mlp.fc1.weight.shape
@@ -133,15 +132,11 @@ def save_onnx(network: nn.Module, data: Mapping[str, Any], images: Tensor, file:
     """Write `model.onnx`: `images` float32 `[batch, 3, H, W]`, normalised -> `logits` float32 `[batch, classes]`.
 
     The batch size is free. The file's metadata describe the preprocessing as JSON: `image_size`, `interpolation`,
-    `scale` (pixels are multiplied by it), `mean`, `std`, and `classes`.
+    `scale` (pixels are multiplied by it), `mean`, `std`, and `classes`. `network` is on the CPU, in eval mode; `data`
+    is a group of its run's config, as plain data.
 
-    Args:
-        network: On the CPU, in eval mode.
-        data: The `data` group of its run's config, as plain data.
-        images: float32 `[B, 3, H, W]`, normalised, for comparing onnxruntime's logits with torch's; B may be 0.
-
-    Returns the largest difference of the logits, None without images. UserError if a package is missing; RuntimeError
-    if the logits differ: then nothing is written.
+    Returns the largest difference between onnxruntime's and torch's logits of `images`, None without images. UserError
+    if a package is missing; RuntimeError if the logits differ: then nothing is written.
     """
     onnx, onnxruntime = onnx_packages()
     size = data["image_size"]
@@ -172,8 +167,7 @@ def save_onnx(network: nn.Module, data: Mapping[str, Any], images: Tensor, file:
 
 
 def _check_logits(given: Tensor, expected: Tensor, tolerance: float, library: str) -> float:
-    """The largest difference of float32 logits; RuntimeError if it is above the tolerance, which is relative to the
-    largest logit if that is above 1."""
+    """The largest difference of logits; RuntimeError if above the tolerance, relative to the largest logit above 1."""
     difference = (given - expected).abs().max().item()
     if not difference <= tolerance * max(1.0, expected.abs().max().item()):
         raise RuntimeError(f"{library}'s logits differ by {difference:.2g} from torch's: nothing was written")

@@ -48,10 +48,7 @@ class LoadReport:
             "missing in the file, random here": self.missing,
             "only in the file, not used": self.unexpected,
         }
-        for title, names in parts.items():
-            if names:
-                lines.append(f"  {title}: {list_some(names, 6)}")
-        return "\n".join(lines)
+        return "\n".join(lines + [f"  {title}: {list_some(names, 6)}" for title, names in parts.items() if names])
 
 
 def fit_weights(network: nn.Module, weights: Weights, classes: Sequence[str]) -> LoadReport:
@@ -96,10 +93,8 @@ def _translate(network: nn.Module, weights: Weights) -> dict[str, Tensor]:
     # The function that timm applies to its downloads: it translates names and resamples.
     module = type(network).__module__
     translate = getattr(sys.modules[module], "checkpoint_filter_fn", None) if module.startswith("timm.") else None
-    if translate is None:
-        return state
     try:
-        return dict(translate(state, network))
+        return dict(translate(state, network)) if translate else state
     except Exception as error:  # it assumes a file for this kind of model
         log.info("timm cannot translate %s: %s", weights.origin, error)
         return state
@@ -108,9 +103,8 @@ def _translate(network: nn.Module, weights: Weights) -> dict[str, Tensor]:
 def _resample(state: dict[str, Tensor], network: VisionTransformer) -> dict[str, Tensor]:
     patches = state.get("patch_embed.proj.weight")
     if patches is not None and patches.ndim == 4 and isinstance(network.patch_embed, PatchEmbedding):
-        patch_size = network.patch_embed.proj.kernel_size
-        if patches.shape[2:] != patch_size:
-            state["patch_embed.proj.weight"] = resample_patch_embed(patches, list(patch_size))
+        patch_size = list(network.patch_embed.proj.kernel_size)
+        state["patch_embed.proj.weight"] = resample_patch_embed(patches, patch_size)
     positions, own = state.get("pos_embed"), network.pos_embed
     if positions is None or own is None:
         return state

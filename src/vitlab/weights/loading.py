@@ -43,14 +43,12 @@ HUB_TIMEOUT = 5.0  # seconds
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that are not yet in a model.
-
-    `input` describes the images that they were trained with, as far as known: `image_size` in pixels, `mean` and `std`
-    per channel on the scale [0, 1], `interpolation`.
-    """
+    """Weights that are not yet in a model."""
 
     origin: str  # for people
     state: dict[str, Tensor] = field(repr=False)  # empty: a model keeps its random weights
+    # Of the images they were trained with, as far as known: image_size in pixels, mean and std (per channel, on the
+    # scale [0, 1]), interpolation.
     input: dict[str, Any] = field(default_factory=dict)
     input_origin: str = ""  # the source of that knowledge, for people
     classes: list[str] | None = None  # of the head, if their names are known
@@ -67,9 +65,8 @@ class Weights:
 def weights_to_start_from(config: DictConfig) -> Weights | None:
     """Reads or downloads the weights that `init_from`, `model.weights` or `model.pretrained` names; None without.
 
-    They come first: they may decide image size and normalisation, and a mistake here shows within seconds. A model of
-    timm's always has the input that its weights were made for; with `pretrained: false` and no file the state is empty.
-    UserError if there are no such weights, they can't be read, or the download failed.
+    A model of timm's always has the input that its weights were made for; with `pretrained: false` and no file the
+    state is empty. UserError if there are no such weights, they can't be read, or the download failed.
     """
     keys = weight_keys(config.model)
     file = config.model.get("weights") if "weights" in keys else None
@@ -81,8 +78,7 @@ def weights_to_start_from(config: DictConfig) -> Weights | None:
             raise UserError(f"init_from={file} does not exist; give a run directory or a checkpoint")
         if file.is_dir():
             file = RunDirectory.open(str(file), "outputs", key="init_from").checkpoint("best")
-    known: dict[str, Any] = {}
-    known_by = ""
+    known, known_by = dict[str, Any](), ""
     if "pretrained" in keys:
         try:
             facts = timm_facts(config.model.name)
@@ -98,8 +94,7 @@ def weights_to_start_from(config: DictConfig) -> Weights | None:
 
 
 def load_pretrained(facts: PretrainedCfg) -> dict[str, Tensor]:
-    """Load timm's pretrained weights from its cache without asking the hub, or download them; raises UserError if there
-    are none, the cached file is broken, or the download failed."""
+    """Load timm's pretrained weights from its cache without asking the hub, or download them; UserError if it fails."""
     name = _full_name(facts)
     if not facts.has_weights:
         raise UserError(
@@ -138,9 +133,8 @@ def read_file(path: Path, which: str | None = None) -> Weights:
         raise UserError(f"model.weights={path} {problem}")
     content = _read_content(path)
     key = next((key for key in STATE_KEYS if isinstance(content.get(key), Mapping) and content[key]), None)
-    state = content if key is None else content[key]
-    state = {name: t for name, t in state.items() if isinstance(name, str) and isinstance(t, Tensor)}
-    state = dict(clean_state_dict(state))
+    entries = (content if key is None else content[key]).items()
+    state = clean_state_dict({name: t for name, t in entries if isinstance(name, str) and isinstance(t, Tensor)})
     if not state:
         raise UserError(f"model.weights={path} holds no tensors by name")
     if CONFIG_KEY in content:

@@ -83,8 +83,9 @@ class RunDirectory:
         manifest = self._read_manifest()
         if manifest and "format" not in manifest:
             manifest["format"] = FORMAT
-            for entry in manifest.get("resumed", []):
-                entry["epoch"] += 1
+            with suppress(TypeError, KeyError):  # somebody edited it
+                for entry in manifest.get("resumed", []):
+                    entry["epoch"] += 1
         return manifest
 
     def _read_manifest(self) -> dict[str, Any]:

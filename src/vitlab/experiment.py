@@ -35,8 +35,7 @@ from vitlab.distributed.process import broadcast_from_rank0
 from vitlab.distributed.strategies import cluster
 from vitlab.errors import PeerError, TerminatedError, UserError
 from vitlab.files import write_json
-from vitlab.models.execution import choose_execution
-from vitlab.models.hardware import has_cuda
+from vitlab.models.execution import choose_execution, has_cuda
 from vitlab.preflight import CheckContext, run_preflight
 from vitlab.report.html import write_report
 from vitlab.report.tensorboard import finish_tensorboard, log_text, start_tensorboard

@@ -2,14 +2,12 @@
 
 import logging
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
 
 log = logging.getLogger(__name__)
-
-FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")  # have a kernel that updates all weights
 
 
 def resolve_machine(config: DictConfig) -> None:
@@ -18,7 +16,7 @@ def resolve_machine(config: DictConfig) -> None:
     Raises:
         UserError: the machine can't train in the precision, or the config wants more machines than were started.
     """
-    from vitlab.models.execution import best_precision, has_cuda, has_gpu  # imports torch
+    from vitlab.models.execution import best_precision, choose_fused, has_cuda, has_gpu  # imports torch
 
     resolve_processes(config)
     trainer = config.trainer
@@ -36,23 +34,7 @@ def resolve_machine(config: DictConfig) -> None:
             f"trainer.precision={chosen}: this machine emulates bfloat16, many times slower than float32; "
             f"trainer.precision=auto takes {best}"
         )
-    _choose_fused(config)
-
-
-def _choose_fused(config: DictConfig) -> None:
-    """Let torch's optimizers update all weights by one kernel on a GPU, unless `optimizer.fused` says otherwise."""
-    from vitlab.models.execution import has_cuda
-
-    optimizer, trainer = config.optimizer, config.trainer
-    is_scaled = trainer.precision == "16-mixed"
-    if optimizer.get("fused") and is_scaled and trainer.gradient_clip_val:
-        raise UserError(
-            "optimizer.fused=true unscales the gradients of trainer.precision=16-mixed too late to clip them: leave it "
-            "out, or take trainer.gradient_clip_val=null"
-        )
-    if optimizer["_target_"] in FUSED and "fused" not in optimizer and has_cuda(trainer.accelerator) and not is_scaled:
-        with open_dict(optimizer):
-            optimizer.fused = True
+    choose_fused(config)
 
 
 def resolve_processes(config: DictConfig) -> None:

@@ -164,7 +164,7 @@ def signs(operation: Tensor, uniform: Tensor) -> Tensor:
 
 # The tables below are cached per device: copying one to a GPU in a training step would wait for it. A compiled
 # transform holds them as constants; for that, torch must not see the cache.
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _has_direction(device: torch.device) -> Tensor:
     return _make_directions(device)
 
@@ -174,9 +174,9 @@ def _make_directions(device: torch.device) -> Tensor:
     return torch.tensor([name in SIGNED for name in OPERATIONS], device=device)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def magnitudes(transform: type[nn.Module], side: int, device: torch.device, bins: int = BINS) -> Tensor:
-    return _make_magnitudes(transform, side, device, bins)
+    return _make_magnitudes(transform, side, device, bins)  # type: ignore[arg-type]
 
 
 @cache
@@ -191,7 +191,7 @@ def _make_magnitudes(transform: type[nn.Module], side: int, device: torch.device
     return table.to(device)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _policies(side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     return _make_policies(side, device)
 

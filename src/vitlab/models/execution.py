@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from timm.layers import PatchDropout
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -40,6 +40,9 @@ PEAK_TFLOPS = {
 }
 
 
+FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")  # have a kernel that updates all weights
+
+
 def choose_execution(config: DictConfig, model: nn.Module) -> None:
     """Apply gradient checkpointing (a UserError without support), attention kernel and torch.compile, in place."""
     if config.gradient_checkpointing:
@@ -62,6 +65,20 @@ def choose_attention(config: DictConfig, network: nn.Module) -> None:
     dtype = torch.bfloat16 if str(config.trainer.precision).startswith("bf16") else torch.float32
     if config.model.get("fused_attention") is None and not fused_is_faster(place, dtype):
         fuse_timm_attention(network, False)
+
+
+def choose_fused(config: DictConfig) -> None:
+    """Let torch's optimizers update all weights by one kernel on a GPU, unless `optimizer.fused` says otherwise."""
+    optimizer, trainer = config.optimizer, config.trainer
+    is_scaled = trainer.precision == "16-mixed"
+    if optimizer.get("fused") and is_scaled and trainer.gradient_clip_val:
+        raise UserError(
+            "optimizer.fused=true unscales the gradients of trainer.precision=16-mixed too late to clip them: leave it "
+            "out, or take trainer.gradient_clip_val=null"
+        )
+    if optimizer["_target_"] in FUSED and "fused" not in optimizer and has_cuda(trainer.accelerator) and not is_scaled:
+        with open_dict(optimizer):
+            optimizer.fused = True
 
 
 def forward_flops(network: nn.Module, images: Tensor, *, training: bool = False) -> int:

@@ -12,8 +12,7 @@ from vitlab.errors import UserError
 from vitlab.runs.directory import RunDirectory, rebase_paths
 from vitlab.runs.hparams import flatten
 from vitlab.runs.old_config import update_old_config
-from vitlab.sweeps.job import EARLIER_ATTEMPTS, Job
-from vitlab.sweeps.sweep import SWEEP_FILE, recorded_jobs
+from vitlab.sweeps.sweep import EARLIER_ATTEMPTS, SWEEP_FILE, Job, recorded_jobs
 
 # A leaderboard reads three YAML files per run; libyaml reads them ten times as fast.
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -24,11 +24,7 @@ BENCHMARKS: dict[str, tuple[int, list[str]]] = {
 
 
 def main() -> None:
-    """Run one benchmark, print its tables and save the figures of all rounds as JSON.
-
-    Raises:
-        UserError: there is no such benchmark, `rounds` or `steps` is below 1, or the JSON file exists already.
-    """
+    """Run one benchmark, print its tables and save the figures of all rounds as JSON."""
     command, overrides = read_command("bench", sys.argv[1:])
     if command.name not in BENCHMARKS:
         raise UserError(f"name={command.name} is unknown; choose one of {', '.join(BENCHMARKS)}")

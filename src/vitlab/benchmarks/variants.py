@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
+from itertools import chain, repeat
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -29,7 +30,6 @@ from vitlab.benchmarks.measurement import (
     Setup,
     Variant,
     compose_config,
-    endless,
     load,
     run_process,
     timed,
@@ -239,7 +239,8 @@ def _pillow(data: ImageDataModule, steps: Sequence[Any]) -> Variant:
     normalize = transforms.Normalize(data.spec.mean, data.spec.std)
     images = PILImages(data.splits["train"], transforms.Compose([*steps, transforms.ToTensor(), normalize]))
     options: dict[str, Any] = {"num_workers": 2, "drop_last": True, "persistent_workers": True}
-    return _batches(endless(DataLoader(images, data.batch_size, shuffle=True, **options)))
+    loader = DataLoader(images, data.batch_size, shuffle=True, **options)
+    return _batches(chain.from_iterable(repeat(loader)))
 
 
 def _vitlab(data: ImageDataModule, steps: Sequence[nn.Module], size: int, interpolation: str) -> Variant:
@@ -281,7 +282,8 @@ def _notebook_steps(overrides: Sequence[str]) -> Variant:
     steps = [transforms.Resize(config.data.image_size), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     steps += [transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])]
     images = PILImages(data.splits["train"], transforms.Compose(steps))
-    batches: Any = endless(DataLoader(images, config.data.batch_size, shuffle=True, num_workers=2))
+    loader = DataLoader(images, config.data.batch_size, shuffle=True, num_workers=2)
+    batches = chain.from_iterable(repeat(loader))
     network = timm.create_model(config.model.name, num_classes=config.data.num_classes).to(DEVICE)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
 

@@ -51,11 +51,8 @@ class Result:
 
 
 def read_results(folders: Iterable[Path]) -> list[Result]:
-    """Read all runs and jobs of sweeps in the folders or below, in the natural order of their paths.
-
-    Raises:
-        UserError: A folder does not exist, or there is no run in any of them.
-    """
+    """Read all runs and jobs of sweeps in the folders or below, in the natural order of their paths; UserError if
+    there is none, or no such folder."""
     folders = list(folders)
     jobs: dict[Path, Job] = {}
     runs: set[Path] = set()

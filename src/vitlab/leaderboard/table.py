@@ -66,7 +66,8 @@ def make_table(ranking: Ranking, max_settings: int | None = None) -> Table:
     for key in list(ranking.names)[:max_settings]:
         values = [row.values[key] for row in ranking.rows]
         numeric = all(map(is_number, values))
-        settings.append((ranking.names[key], [(format_value(v), float(v)) if numeric else format_value(v) for v in values]))
+        cells: list[Cell] = [(format_value(v), float(v)) if numeric else format_value(v) for v in values]
+        settings.append((ranking.names[key], cells))
     places = ("#", [(str(i), i) if row.score.n else (UNSET, nan) for i, row in enumerate(ranking.rows, 1)])
     scores = list(_score_columns(ranking))
     leading = len(settings) <= MAX_LEADING_SETTINGS

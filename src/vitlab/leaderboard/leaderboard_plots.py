@@ -1,4 +1,4 @@
-"""Figures of a leaderboard with captions: scores, learning curves, effects of settings."""
+"""Figures of a leaderboard with captions: scores, learning curves, settings."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from hydra.utils import get_method
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -14,46 +13,43 @@ from vitlab.config.compose import read_command
 from vitlab.errors import UserError
 from vitlab.files import new_file, shorten, write_json
 
-# Function in vitlab.benchmarks, default of `steps`, overrides of the training config.
-BENCHMARKS: dict[str, tuple[str, int, list[str]]] = {
-    "finetuning": (
-        "pillow_speed.finetuning_sections",
-        1,
-        ["model=vit_pretrained", "model.pretrained=false", "data.batch_size=32"],
-    ),
-    "gpu": ("training_speed.gpu_sections", 20, []),
-    "input": ("pillow_speed.input_sections", 40, []),
-    "start": ("training_speed.start_sections", 1, []),
-    "step": ("training_speed.step_sections", 10, []),
+# Default of `steps`, overrides of the training config; `<name>_sections` in vitlab.benchmarks.variants measures it.
+BENCHMARKS: dict[str, tuple[int, list[str]]] = {
+    "finetuning": (1, ["model=vit_pretrained", "model.pretrained=false", "data.batch_size=32"]),
+    "gpu": (20, []),
+    "input": (40, []),
+    "start": (1, []),
+    "step": (10, []),
 }
 
 
 def main() -> None:
-    """Run one benchmark, print its tables and save the figures of all rounds as JSON.
-
-    Raises:
-        UserError: there is no such benchmark, `rounds` or `steps` is below 1, or the JSON file exists already.
-    """
+    """Run one benchmark, print its tables and save the figures of all rounds as JSON."""
     command, overrides = read_command("bench", sys.argv[1:])
     if command.name not in BENCHMARKS:
         raise UserError(f"name={command.name} is unknown; choose one of {', '.join(BENCHMARKS)}")
-    function, default_steps, own_overrides = BENCHMARKS[command.name]
+    default_steps, own_overrides = BENCHMARKS[command.name]
     steps = default_steps if command.steps is None else command.steps
     if command.rounds < 1 or steps < 1:
         raise UserError(f"rounds={command.rounds} and steps={steps} must be at least 1")
     file = new_file(command.out, f"outputs/bench/{command.name}_{{time}}.json")
 
     # These import torch, which the checks above and --help do not need.
+    import torch
+
+    from vitlab.benchmarks import variants
     from vitlab.benchmarks.measurement import Setup, compose_config, measure
     from vitlab.compat import keep_freed_memory, silence_libraries
     from vitlab.runs.manifest import describe_origin
 
+    if command.name == "gpu" and not torch.cuda.is_available():
+        raise UserError("name=gpu needs a CUDA GPU; name=step also runs on a CPU")
     silence_libraries()
     keep_freed_memory()
     given = [*own_overrides, *(str(override.input_line) for override in overrides)]
     config = compose_config(given)
-    sections = get_method(f"vitlab.benchmarks.{function}")(Setup(config, given, command))
-    figures = {title: measure(variants, command.rounds, steps) for title, variants in sections.items()}
+    sections = getattr(variants, f"{command.name}_sections")(Setup(config, given, command))
+    figures = {title: measure(section, command.rounds, steps) for title, section in sections.items()}
 
     file.parent.mkdir(parents=True, exist_ok=True)
     resolved = {group: OmegaConf.to_container(config[group], resolve=True) for group in ("model", "data")}

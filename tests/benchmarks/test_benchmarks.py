@@ -10,7 +10,7 @@ import torch
 from conftest import Command
 from omegaconf import OmegaConf
 
-from vitlab.benchmarks import pillow_speed, training_speed
+from vitlab.benchmarks import variants
 from vitlab.benchmarks.measurement import Setup, compose_config, measure
 from vitlab.config.instantiate import build_network
 from vitlab.models.execution import forward_flops
@@ -58,7 +58,7 @@ def test_finetuning_saves_figures_and_never_overwrites_them(in_process: Command,
 def test_input_compares_every_path_with_pillow(
     in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pillow_speed, "PAUSE", 0.0)
+    monkeypatch.setattr(variants, "PAUSE", 0.0)
     result = in_process("src/vitlab/bench.py", "name=input", *DATA, *QUICK)
     assert result.returncode == 0, result.stderr
     sections = saved(tmp_path / "x.json")
@@ -76,14 +76,14 @@ def test_gpu_ratios_are_mfus_against_measured_matrix_products(monkeypatch: pytes
         return lambda steps: 2e12
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_speed, "SIDE", 64)
-        assert training_speed.matrix_products(torch.float32)(1) > 0
-    monkeypatch.setattr(training_speed, "matrix_products", products)
-    monkeypatch.setattr(training_speed, "GPU_MODELS", {"tiny": "model.patch_size=8"})
+        patch.setattr(variants, "SIDE", 64)
+        assert variants.matrix_products(torch.float32)(1) > 0
+    monkeypatch.setattr(variants, "matrix_products", products)
+    monkeypatch.setattr(variants, "GPU_MODELS", {"tiny": "model.patch_size=8"})
     config = compose_config(["trainer.accelerator=cpu", "trainer.precision=32-true"])
     overrides = [*DATA, *MODEL, "trainer.accelerator=cpu", "trainer.precision=32-true"]
     setup = Setup(config, overrides, OmegaConf.create({"timm_train": None}))
-    ceiling, steps = training_speed.mfu_sections(setup).values()
+    ceiling, steps = variants.gpu_sections(setup).values()
     assert measure(ceiling, rounds=1, steps=1) == {"32-true": [2.0]}
     bare_and_train = ("bare loop, eager", "train.py, eager", "bare loop, compiled", "train.py, compiled")
     assert list(steps) == ["matrix products alone", *bare_and_train]

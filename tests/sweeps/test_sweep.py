@@ -18,9 +18,8 @@ from omegaconf import OmegaConf
 
 from vitlab.errors import UserError
 from vitlab.sweeps.executors import LocalExecutor, visible_gpus
-from vitlab.sweeps.job import Job
 from vitlab.sweeps.runner import run_grid
-from vitlab.sweeps.sweep import Sweep, plan_jobs, read_record, sweep_lock
+from vitlab.sweeps.sweep import Job, Sweep, plan_jobs, read_record, sweep_lock
 
 FAKE = Path(__file__).parent / "fake_train.py"
 

@@ -3,7 +3,8 @@
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from itertools import chain, repeat
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -81,12 +82,6 @@ def timed(loop: Callable[[int], int], *, warmup: int = 1, pause: float = 0.0) ->
     return run
 
 
-def endless(batches: Any) -> Iterator[Any]:
-    """Iterate over `batches` again and again."""
-    while True:
-        yield from batches
-
-
 def run_process(command: Sequence[str]) -> str:
     """Run a command and return what it printed, or raise a UserError if it fails."""
     result = subprocess.run(command, capture_output=True, text=True)
@@ -104,7 +99,7 @@ def training_batches(data: ImageDataModule, transform: BatchTransform) -> Iterat
     """Yield full batches without end, as a run makes them: transformed images and labels on `DEVICE`."""
     arrays, size, transform = data.splits["train"], data.batch_size, transform.to(DEVICE)
     loader = ResidentLoader(arrays, size, seed=0, epoch=lambda: 0, drop_last=True, device=DEVICE, rank=0, world_size=1)
-    for batch in endless(loader):
+    for batch in chain.from_iterable(repeat(loader)):
         yield transform(batch.images, CounterRNG(0, 0, batch.indices)), batch.labels
 
 

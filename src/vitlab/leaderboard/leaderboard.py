@@ -15,7 +15,8 @@ from vitlab.config.compose import read_command
 from vitlab.config.types import whole
 from vitlab.errors import UserError, did_you_mean
 from vitlab.files import shorten, write_text
-from vitlab.leaderboard.ranking import ALPHA, Ranking, Row, format_value, is_number, rank, summarise_metric, value_of
+from vitlab.leaderboard import leaderboard_plots as plots
+from vitlab.leaderboard.ranking import ALPHA, Ranking, Row, rank, summarise_metric
 from vitlab.leaderboard.results import read_results
 from vitlab.leaderboard.table import (
     MAX_LEADING_SETTINGS,
@@ -28,13 +29,10 @@ from vitlab.leaderboard.table import (
     row_label,
     text_of,
 )
-from vitlab.plots import leaderboard_plots as plots
-from vitlab.plots.leaderboard_plots import RankedRow, RankedRuns, Setting
 from vitlab.report import html
 from vitlab.sweeps.sweep import STUDY_FILE
 
 MAX_SETTINGS = 6  # settings that vary, on the terminal
-MAX_NAME = 70  # characters of a row's name in a legend
 NO_BREAK = "\N{NO-BREAK SPACE}"
 MAX_NAMED = 20  # rows in a sentence
 DIFFERENCES = {  # path in the manifest -> sentence if the runs differ in it
@@ -142,7 +140,6 @@ def as_text(ranking: Ranking, title: str) -> str:
 
 def as_page(ranking: Ranking, title: str) -> str:
     """Return an HTML page: summary, sortable table, figures, unfinished runs, and commands."""
-    runs = _plot_data(ranking)
     sections = [html.section("Summary", *map(html.paragraph, summarise_ranking(ranking)))]
     if ranking.rows:
         heads, rows = make_table(ranking)
@@ -154,14 +151,13 @@ def as_page(ranking: Ranking, title: str) -> str:
         table = html.table(heads, rows, sortable=True, marked=best)
         sections.append(html.section("Table", html.paragraph(legend), table))
     figures = []
-    if any(row.interval for row in runs.rows):
+    if any(row.score.n > 1 for row in ranking.ranked):
         figures.append(("Scores", plots.draw_scores))
     if ranking.rows:
         figures.append(("Learning curves", plots.draw_curves_of_runs))
     if ranking.ranked and ranking.names:
-        figures.append(("Effect of each setting", plots.draw_effects))
-        figures.append(("All settings together", plots.draw_parallel))
-    sections += [html.section(heading, html.picture(*draw(runs))) for heading, draw in figures]
+        figures += [("Effect of each setting", plots.draw_effects), ("All settings together", plots.draw_parallel)]
+    sections += [html.section(heading, html.picture(*draw(ranking))) for heading, draw in figures]
     for heading, (heads, rows) in further_tables(ranking).items():
         sections.append(html.section(heading, html.table(heads, rows, sortable=True)))
     if ranking.ranked:
@@ -172,25 +168,6 @@ def as_page(ranking: Ranking, title: str) -> str:
 def _unbroken(cell: Cell) -> Cell:
     text = text_of(cell).replace(" ", NO_BREAK)
     return text if isinstance(cell, str) else (text, cell[1])
-
-
-def _plot_data(ranking: Ranking) -> RankedRuns:
-    """Return what the figures show, as plain numbers and texts."""
-    metric = Metric(ranking.metric)
-    rows = []
-    for place, row in enumerate(ranking.rows, 1):
-        label = row_label(row, ranking)
-        name = f"#{place}  {label}" if len(label) <= MAX_NAME else f"#{place}"
-        scores = [metric.factor * result.metrics[metric.key] for result in row.results] if row.score.n else []
-        interval = (metric.factor * row.score.low, metric.factor * row.score.high) if row.score.n > 1 else None
-        rows.append(RankedRow(name, scores, interval, [result.epochs for result in row.results]))
-    runs = [result for row in ranking.ranked for result in row.results]
-    settings = []
-    for key, name in ranking.names.items():
-        values = [value_of(run, key) for run in runs]
-        settings.append(Setting(key, name, [v if is_number(v) else format_value(v) for v in values]))
-    unfinished = [result.epochs for result in ranking.unfinished]
-    return RankedRuns(metric.label, ranking.mode == "min", rows, settings, unfinished)
 
 
 def headline(ranking: Ranking) -> str:
@@ -222,8 +199,8 @@ def _best(ranking: Ranking) -> Iterator[str]:
         if best.score.n > 1:
             std, interval = metric.amount(best.score.std), metric.interval(best.score)
             how = f"mean of {best.score.n} seeds, standard deviation {std}, 95 % interval {interval}"
-        on_test = summarise_metric(best.results, metric.on_test.key)
-        test = f"; on the test images {metric.on_test.amount(on_test.mean)}" if on_test.n else ""
+        on_test = summarise_metric(best.results, metric.test_key)
+        test = f"; on the test images {Metric(metric.test_key).amount(on_test.mean)}" if on_test.n else ""
         score = f"{metric.amount(best.score.mean)} ({how})"
         yield f"Best by {metric.name}: {row_label(best, ranking)}, with {score}{test}."
 
@@ -247,17 +224,13 @@ def _comparisons(ranking: Ranking) -> Iterator[str]:
     if level:
         yield f"No significant difference from the best: {_places(level, ranking)}. More seeds may reveal one."
     if others and all(len(row.results) == 1 for row in ranking.ranked):
-        yield "One seed per row allows no comparison." + _more_seeds(ranking)
+        overrides = [o for o in ranking.ranked[0].results[0].overrides if not o.startswith(("seed=", "hydra."))]
+        add = f" To add seeds: python train.py -m {shlex.join(overrides)} seed=0,1,2" if overrides else ""
+        yield f"One seed per row allows no comparison.{add}"
     elif untested:
         yield f"Cannot be compared with the best: {_places(untested, ranking)} (too few seeds, or equal scores)."
     if len(others) > 1:
         yield "The best row was selected by these same scores: among equally good rows, the luckiest ranks first."
-
-
-def _more_seeds(ranking: Ranking) -> str:
-    """Return the command that adds seeds to the best row, if its overrides are known."""
-    overrides = [o for o in ranking.ranked[0].results[0].overrides if not o.startswith(("seed=", "hydra."))]
-    return f" To add seeds: python train.py -m {shlex.join(overrides)} seed=0,1,2" if overrides else ""
 
 
 def _rows_left_out(ranking: Ranking) -> Iterator[str]:

@@ -11,8 +11,7 @@ import yaml
 from vitlab.errors import UserError
 from vitlab.runs.directory import RunDirectory, rebase_paths, update_old_config
 from vitlab.runs.hparams import flatten
-from vitlab.sweeps.job import EARLIER_ATTEMPTS, Job
-from vitlab.sweeps.sweep import SWEEP_FILE, recorded_jobs
+from vitlab.sweeps.sweep import EARLIER_ATTEMPTS, SWEEP_FILE, Job, recorded_jobs
 
 # A leaderboard reads three YAML files per run; libyaml reads them ten times as fast.
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -51,11 +50,8 @@ class Result:
 
 
 def read_results(folders: Iterable[Path]) -> list[Result]:
-    """Read all runs and jobs of sweeps in the folders or below, in the natural order of their paths.
-
-    Raises:
-        UserError: A folder does not exist, or there is no run in any of them.
-    """
+    """Read all runs and jobs of sweeps in the folders or below, in the natural order of their paths; UserError if
+    there is none, or no such folder."""
     folders = list(folders)
     jobs: dict[Path, Job] = {}
     runs: set[Path] = set()

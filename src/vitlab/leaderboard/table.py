@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from math import isnan, nan
 from typing import Any
@@ -18,40 +17,24 @@ MAX_LEADING_SETTINGS = 5  # more settings follow after the scores
 SPLITS = {"val": "validation", "test": "test", "train": "training"}
 
 
-@dataclass(frozen=True)
 class Metric:
     """A metric, such as `val/acc_ema`, in words and with its unit."""
 
-    key: str
-
-    @property
-    def name(self) -> str:
-        """Its name without the unit: "validation accuracy of the EMA weights"."""
-        split, kind = self.key.removesuffix("_ema").split("/")
-        weights = " of the EMA weights" if self.key.endswith("_ema") else ""
-        return f"{SPLITS[split]} {'accuracy' if kind == 'acc' else 'loss'}{weights}"
-
-    @property
-    def label(self) -> str:
-        return f"{self.name}, {self.unit}"
-
-    @property
-    def unit(self) -> str:
-        return "%" if "/acc" in self.key else "nats"
-
-    @property
-    def factor(self) -> int:
-        """Factor from the stored value to the unit."""
-        return 100 if "/acc" in self.key else 1
-
-    @property
-    def on_test(self) -> "Metric":
-        """The test accuracy of the same weights: EMA weights or the trained ones."""
-        return Metric("test/acc_ema" if self.key.endswith("_ema") else "test/acc")
+    def __init__(self, key: str) -> None:
+        self.key = key
+        split, kind = key.removesuffix("_ema").split("/")
+        is_accuracy = kind.startswith("acc")
+        self.name = f"{SPLITS[split]} {'accuracy' if is_accuracy else 'loss'}"
+        self.test_key = "test/acc"  # the test accuracy of the same weights
+        if key.endswith("_ema"):
+            self.name += " of the EMA weights"
+            self.test_key += "_ema"
+        self.unit, self.factor, self.digits = ("%", 100, 2) if is_accuracy else ("nats", 1, 4)
+        self.label = f"{self.name}, {self.unit}"
 
     def number(self, value: float) -> str:
         """Format a value without the unit; empty for NaN."""
-        return "" if isnan(value) else f"{self.factor * value:.{2 if self.unit == '%' else 4}f}"
+        return "" if isnan(value) else f"{self.factor * value:.{self.digits}f}"
 
     def amount(self, value: float) -> str:
         return f"{self.number(value)} {self.unit}"
@@ -79,7 +62,12 @@ def text_of(cell: Cell) -> str:
 
 def make_table(ranking: Ranking, max_settings: int | None = None) -> Table:
     """Return column heads and rows, with at most `max_settings` of the settings that vary."""
-    settings = [_setting_column(ranking, key) for key in list(ranking.names)[:max_settings]]
+    settings: list[Column] = []
+    for key in list(ranking.names)[:max_settings]:
+        values = [row.values[key] for row in ranking.rows]
+        numeric = all(map(is_number, values))
+        cells: list[Cell] = [(format_value(v), float(v)) if numeric else format_value(v) for v in values]
+        settings.append((ranking.names[key], cells))
     places = ("#", [(str(i), i) if row.score.n else (UNSET, nan) for i, row in enumerate(ranking.rows, 1)])
     scores = list(_score_columns(ranking))
     leading = len(settings) <= MAX_LEADING_SETTINGS
@@ -87,18 +75,12 @@ def make_table(ranking: Ranking, max_settings: int | None = None) -> Table:
     return [head for head, _ in columns], [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
 
 
-def _setting_column(ranking: Ranking, key: str) -> Column:
-    values = [row.values[key] for row in ranking.rows]
-    numeric = all(map(is_number, values))
-    return ranking.names[key], [(format_value(v), float(v)) if numeric else format_value(v) for v in values]
-
-
 def _score_columns(ranking: Ranking) -> Iterator[Column]:
     rows = ranking.rows
     several = any(len(row.results) > 1 for row in rows)
     if several:
         yield "runs", [(str(len(row.results)), len(row.results)) for row in rows]
-    for metric in _shown_metrics(ranking):
+    for metric in map(Metric, _shown_metrics(ranking)):
         summaries = [summarise_metric(row.results, metric.key) for row in rows]
         yield metric.label, [(metric.mean(s) or UNSET, s.mean) for s in summaries]
         if several and metric.key == ranking.metric:
@@ -108,10 +90,9 @@ def _score_columns(ranking: Ranking) -> Iterator[Column]:
         yield "compared with the best", [row.verdict for row in rows]
 
 
-def _shown_metrics(ranking: Ranking) -> list[Metric]:
+def _shown_metrics(ranking: Ranking) -> list[str]:
     """Return the metric that ranks the rows, and the validation and test accuracy."""
-    metric = Metric(ranking.metric)
-    return list(dict.fromkeys([metric, Metric("val/acc"), metric.on_test]))
+    return list(dict.fromkeys([ranking.metric, "val/acc", Metric(ranking.metric).test_key]))
 
 
 def further_tables(ranking: Ranking) -> dict[str, Table]:
@@ -140,30 +121,21 @@ def as_markdown(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
 def as_csv(ranking: Ranking) -> str:
     """Return a line per row: accuracies as fractions, times in seconds, settings under their full names."""
+    lines = []
+    for place, row in enumerate(ranking.rows, 1):
+        line: dict[str, Any] = {"place": place if row.score.n else ""}
+        line |= {key: format_value(v) if isinstance(v, list | bool) else v for key, v in row.values.items()}
+        line |= {"runs": len(row.results), "seeds": " ".join(str(result.seed) for result in row.results)}
+        for key in _shown_metrics(ranking):
+            s = summarise_metric(row.results, key)
+            figures = {"mean": s.mean, "std": s.std, "95 % low": s.low, "95 % high": s.high}
+            line |= {f"{key} {figure}": "" if isnan(value) else value for figure, value in figures.items()}
+        line |= {"seconds": round(row.seconds, 1), "test": row.comparison.test}
+        line |= {"p (Holm)": row.comparison.p if row.comparison.test else "", "verdict": row.verdict}
+        line["directories"] = " ".join(shorten(result.path) for result in row.results)
+        lines.append(line)
     text = io.StringIO()
-    lines = [_csv_line(place, row, _shown_metrics(ranking)) for place, row in enumerate(ranking.rows, 1)]
     writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
-
-
-def _csv_line(place: int, row: Row, metrics: Sequence[Metric]) -> dict[str, Any]:
-    values = {key: format_value(v) if isinstance(v, list | bool) else v for key, v in row.values.items()}
-    scores: dict[str, Any] = {}
-    for metric in metrics:
-        s = summarise_metric(row.results, metric.key)
-        figures = {"mean": s.mean, "std": s.std, "95 % low": s.low, "95 % high": s.high}
-        scores |= {f"{metric.key} {figure}": "" if isnan(value) else value for figure, value in figures.items()}
-    return {
-        "place": place if row.score.n else "",
-        **values,
-        "runs": len(row.results),
-        "seeds": " ".join(str(result.seed) for result in row.results),
-        **scores,
-        "seconds": round(row.seconds, 1),
-        "test": row.comparison.test,
-        "p (Holm)": row.comparison.p if row.comparison.test else "",
-        "verdict": row.verdict,
-        "directories": " ".join(shorten(result.path) for result in row.results),
-    }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.distributed.process import ANSWER, die_with_parent
-from vitlab.sweeps.job import Job
+from vitlab.sweeps.sweep import Job
 
 # Beginnings of variables that a launcher around the sweep (torchrun, srun, Lightning) sets. A job is its own run.
 LAUNCHER_VARIABLES = (

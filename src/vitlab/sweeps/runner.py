@@ -17,8 +17,7 @@ from vitlab.distributed.process import requeue
 from vitlab.errors import TerminatedError
 from vitlab.files import shorten
 from vitlab.sweeps.executors import Executor, JobProcess
-from vitlab.sweeps.job import Job
-from vitlab.sweeps.sweep import Sweep, plan_jobs, resume_sweep_command, sweep_lock, write_record
+from vitlab.sweeps.sweep import Job, Sweep, plan_jobs, resume_sweep_command, sweep_lock, write_record
 
 POLL_SECONDS = 0.25  # between two checks of the processes
 PRUNING_SECONDS = 2.0  # between two checks of the jobs' epochs
@@ -100,8 +99,17 @@ class Runner:
     def run(self) -> None:
         """Return when no job is left; on a signal, raise after the running jobs have saved."""
         handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        announced = False
         try:
-            self._run_all()
+            self._start_jobs()
+            while self.running:
+                time.sleep(POLL_SECONDS)
+                if self.signal is not None and not announced:
+                    announced = True
+                    self.display.say("stopping: the jobs are saving; press Ctrl-C again to kill them")
+                self._collect_ended()
+                self._prune()
+                self._start_jobs()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -109,18 +117,6 @@ class Runner:
             requeue()
         if self.signal is not None:
             raise KeyboardInterrupt if self.signal == signal.SIGINT else TerminatedError
-
-    def _run_all(self) -> None:
-        announced = False
-        self._start_jobs()
-        while self.running:
-            time.sleep(POLL_SECONDS)
-            if self.signal is not None and not announced:
-                announced = True
-                self.display.say("stopping: the jobs are saving; press Ctrl-C again to kill them")
-            self._collect_ended()
-            self._prune()
-            self._start_jobs()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         first = self.signal is None

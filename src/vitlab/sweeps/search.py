@@ -19,9 +19,8 @@ from vitlab.config.ranges import mode_of
 from vitlab.errors import UserError
 from vitlab.files import shorten
 from vitlab.sweeps.executors import Executor
-from vitlab.sweeps.job import Job
 from vitlab.sweeps.runner import JobSource, run_jobs
-from vitlab.sweeps.sweep import STUDY_FILE, SWEEP_FILE, Sweep, check_job_folder, recorded_jobs, sweep_lock
+from vitlab.sweeps.sweep import STUDY_FILE, SWEEP_FILE, Job, Sweep, check_job_folder, recorded_jobs, sweep_lock
 
 STUDY = "search"
 MADE_AGAIN = "made_again"  # attribute of a study: numbers of the failed trials that were repeated

@@ -45,12 +45,8 @@ def composition_mistakes(arguments: Sequence[str]) -> list[str]:
 
 
 def sweep_jobs(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job of a sweep over `key=a,b`: all combinations.
-
-    Raises:
-        UserError: an interval, which only a search can sweep over.
-        hydra.errors.OverrideParseException: an argument is no override.
-    """
+    """The overrides of each job of a sweep over `key=a,b`: all combinations. UserError for an interval, which only a
+    search takes; OverrideParseException if an argument is no override."""
     for override in parse_overrides(overrides):
         if isinstance(override.value(), IntervalSweep):
             raise UserError(f"{override.input_line}: only a search takes an interval: add hydra/sweeper=optuna")

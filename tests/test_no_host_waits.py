@@ -54,7 +54,7 @@ class Transfers(TorchDispatchMode):
 
 @pytest.fixture
 def gpu() -> Iterator[FakeTensorMode]:
-    caches = [getattr(random_augment, f"_make_{name}") for name in ("magnitudes", "directions", "policies")]
+    caches = (random_augment.magnitudes, random_augment.has_direction, random_augment.policies)
     with FakeTensorMode() as mode:
         yield mode
     for cached in caches:

@@ -6,6 +6,7 @@ float64 `[B]`; those of torchvision, which give the same result for each image, 
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +122,7 @@ class AutoAugment(nn.Module):
     """Apply to each image a random one of the 25 sub-policies found for CIFAR-10 (Cubuk et al. 2019, "AutoAugment")."""
 
     def forward(self, images: Tensor, rng: CounterRNG, op_index: int) -> Tensor:
-        operations, probabilities, strengths = _policies(images.shape[-1], images.device)
+        operations, probabilities, strengths = policies(images.shape[-1], images.device)
         uniform = rng.uniform(op_index, 5)
         policy = (uniform[:, 0] * len(operations)).long()
         for step in range(2):
@@ -158,29 +159,31 @@ def inverse_moves(operation: Tensor, magnitude: Tensor, size: Sequence[int]) -> 
 
 def signs(operation: Tensor, uniform: Tensor) -> Tensor:
     """Random signs, float64 `[B]`: -1 for half of the images if their operation has a direction, else 1."""
-    negative = _has_direction(operation.device)[operation] & (uniform < 0.5)
+    negative = has_direction(operation.device)[operation] & (uniform < 0.5)
     return torch.where(negative, -1.0, 1.0).double()
 
 
-# The tables below are cached per device: copying one to a GPU in a training step would wait for it. A compiled
-# transform holds them as constants; for that, torch must not see the cache.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_direction(device: torch.device) -> Tensor:
-    return _make_directions(device)
+def constant_table(make: Callable[..., Any]) -> Any:
+    """Decorate a function that makes a table on a device: it makes it once, since copying it to a GPU in a training
+    step would wait for it, and a compiled transform holds it as a constant."""
+    cached = cache(make)
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def table(*arguments: Any) -> Any:
+        return cached(*arguments)
+
+    table.cache_clear = cached.cache_clear
+    return table
 
 
-@cache
-def _make_directions(device: torch.device) -> Tensor:
+@constant_table
+def has_direction(device: torch.device) -> Tensor:
+    """Whether each of `OPERATIONS` has a direction: bool `[operations]`."""
     return torch.tensor([name in SIGNED for name in OPERATIONS], device=device)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_table
 def magnitudes(transform: type[nn.Module], side: int, device: torch.device, bins: int = BINS) -> Tensor:
-    return _make_magnitudes(transform, side, device, bins)  # type: ignore[arg-type]
-
-
-@cache
-def _make_magnitudes(transform: type[nn.Module], side: int, device: torch.device, bins: int) -> Tensor:
     """The magnitudes of torchvision's RandAugment, TrivialAugmentWide or AutoAugment for images of `side` pixels:
     float64 `[operations, bins]`, from none to the largest; zeros for operations without a magnitude."""
     table = torch.zeros(len(OPERATIONS), bins, dtype=torch.float64)
@@ -191,17 +194,11 @@ def _make_magnitudes(transform: type[nn.Module], side: int, device: torch.device
     return table.to(device)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _policies(side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    return _make_policies(side, device)
-
-
-@cache
-def _make_policies(side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+@constant_table
+def policies(side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """AutoAugment's operations (indices into `OPERATIONS`), probabilities and magnitudes, each `[policies, 2]`."""
-    policies = autoaugment_policies(v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10))
-    operations = torch.tensor([[OPERATIONS.index(name) for name, _, _ in policy] for policy in policies], device=device)
-    probabilities = torch.tensor([[probability for _, probability, _ in policy] for policy in policies], device=device)
-    steps = torch.tensor([[step or 0 for _, _, step in policy] for policy in policies], device=device)
-    table = _make_magnitudes(v2.AutoAugment, side, device, 10)
-    return operations, probabilities, table[operations, steps]
+    found = autoaugment_policies(v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10))
+    operations = torch.tensor([[OPERATIONS.index(name) for name, _, _ in policy] for policy in found], device=device)
+    probabilities = torch.tensor([[probability for _, probability, _ in policy] for policy in found], device=device)
+    steps = torch.tensor([[step or 0 for _, _, step in policy] for policy in found], device=device)
+    return operations, probabilities, magnitudes(v2.AutoAugment, side, device, 10)[operations, steps]

@@ -5,7 +5,6 @@ import math
 import torch
 import torch.nn.functional as F
 
-from vitlab.data.arrays import ImageArrays
 from vitlab.errors import list_some
 from vitlab.preflight.context import CheckContext, CheckResult, failed, ok, skipped, warning
 
@@ -105,7 +104,11 @@ def mixing(context: CheckContext) -> CheckResult | None:
 def splits_are_disjoint(context: CheckContext) -> CheckResult:
     """No image is in two splits."""
     splits = context.data.splits
-    hashes = {name: _hash_images(split) for name, split in splits.items()}
+    # Python's hash has 64 bits: the chance of a collision among 60,000 images is 1e-10.
+    hashes = {
+        name: [hash(image.tobytes()) for images in split.chunks() for image in images.numpy()]
+        for name, split in splits.items()
+    }
     shared, worst, example = [], 0.0, ""
     for one, other in (("test", "train"), ("test", "val"), ("val", "train")):
         known = dict(zip(hashes[other], splits[other].names, strict=True))
@@ -120,11 +123,6 @@ def splits_are_disjoint(context: CheckContext) -> CheckResult:
         return ok(f"no duplicates among {counts} images")
     find, advice = (warning, "few duplicates") if worst <= 0.01 else (failed, "many duplicates")
     return find("; ".join(shared), ADVICE[advice].format(example=example))
-
-
-def _hash_images(split: ImageArrays) -> list[int]:
-    # Python's hash has 64 bits: the chance of a collision among 60,000 images is 1e-10.
-    return [hash(image.tobytes()) for images in split.chunks() for image in images.numpy()]
 
 
 def labels_are_learnable(context: CheckContext) -> CheckResult:

@@ -52,3 +52,8 @@ def test_nothing_is_fused_on_a_cpu(tmp_path: Path) -> None:
     config = composed(tmp_path, "trainer=cpu")
     resolve_machine(config)
     assert "fused" not in config.optimizer
+
+
+def test_a_cpu_does_not_train_in_float16(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.precision=16-mixed: a CPU does not train in float16; take auto"):
+        resolve_machine(composed(tmp_path, "trainer=cpu", "trainer.precision=16-mixed"))

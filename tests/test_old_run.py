@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import Command
 
-from vitlab.runs.directory import update_old_config
+from vitlab.runs.old_config import update_old_config
 
 FIXTURE = Path(__file__).parent / "fixtures" / "old_run"
 

@@ -27,13 +27,9 @@ def main() -> None:
 def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, Any]:
     """Write `evaluation_<split>.json` and `predictions_<split>.csv` into the run; earlier ones are renamed.
 
-    `command` holds the values of `conf/evaluate.yaml`, `overrides` those of the run's config.
-
+    `command` holds the values of `conf/evaluate.yaml`, `overrides` those of the run config. UserError if one is wrong.
     Returns the content of the JSON file: loss (nats) and accuracy by their metric names, and each class's accuracy.
     With `flip` also `<split>/loss_flip` and `<split>/acc_flip`; everything else is of the images alone.
-
-    Raises:
-        UserError: run, checkpoint, split or an override is wrong.
     """
     split = command.split
     if split not in ("test", "val"):

@@ -36,13 +36,8 @@ def main() -> None:
 def explain(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
     """Write a figure for each image into a folder that has none of them, and return the files.
 
-    Args:
-        command: The values of `conf/explain.yaml`.
-        overrides: Of the run's config.
-
-    Raises:
-        UserError: run, checkpoint, class or an override is wrong, or the model has no attention to draw; or, after all
-            others are done, images could not be read.
+    `command` holds the values of `conf/explain.yaml`, `overrides` those of the run's config. Raises UserError if one of
+    them is wrong, if the model has no attention to draw or, after all others are done, for images that can't be read.
     """
     check_top_k(command.top_k)
     with no_gc_imports():  # torch is imported once the command is known to be right

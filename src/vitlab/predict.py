@@ -29,10 +29,8 @@ def main() -> None:
 def predict(command: DictConfig, overrides: Sequence[Override]) -> None:
     """Print the most probable classes of images, and write `predictions.csv` and `grid.png`.
 
-    `command` holds the values of `conf/predict.yaml`, `overrides` those of the run's config.
-
-    Raises:
-        UserError: run, checkpoint or an override is wrong; or, after all others are done, images could not be read.
+    `command` holds the values of `conf/predict.yaml`, `overrides` those of the run's config. Raises UserError if one of
+    them is wrong or, after all others are done, for images that can't be read.
     """
     check_top_k(command.top_k)
     with no_gc_imports():  # torch is imported once the command is known to be right

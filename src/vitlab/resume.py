@@ -34,6 +34,7 @@ from vitlab.experiment import (
     train,
 )
 from vitlab.files import CONF, folder_for, set_aside, write_text
+from vitlab.models.execution import has_cuda
 from vitlab.report.tensorboard import log_run_text
 from vitlab.report.terminal import print_comparison, print_resumed
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
@@ -202,6 +203,8 @@ def _record_resume(
     clear_failures(run.path)
     origin = describe_origin()
     different = differences(run.manifest(), origin)
+    if has_cuda(config.trainer.accelerator) and not config.trainer.deterministic:
+        different.append("a GPU adds in any order without trainer.deterministic=true")
     if different:
         log.warning(f"Results may differ from an uninterrupted run: {', '.join(different)}")
     run.reopen({"epoch": epoch, "step": step, "changed": sorted(changed), **origin})

@@ -41,9 +41,7 @@ def compose_training(overrides: Sequence[str]) -> DictConfig:
 def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[Override]]:
     """Parse the `key=value` arguments of a command, in Hydra's grammar; `--help` prints its keys and exits.
 
-    Returns:
-        The values of the command's own keys, which `conf/<name>.yaml` declares, and the overrides for the run's
-        config.
+    Returns the values of the command's own keys, which `conf/<name>.yaml` declares, and the overrides of the config.
 
     Raises:
         UserError: an argument is no override.

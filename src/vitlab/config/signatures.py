@@ -48,13 +48,8 @@ class Signature:
 def read_signature(target: str, where: str, *, imports: bool = True) -> Signature:
     """Read a target's signature from its source; import the target only if the source does not tell.
 
-    Args:
-        target: A dotted name.
-        where: Its path in the config, for messages.
-        imports: False never imports the target: a signature that the source does not tell is then an open one.
-
-    Raises:
-        UserError: there is no such target.
+    `target` is a dotted name, `where` its path in the config. Without `imports` a signature that the source does not
+    tell is an open one. UserError if there is no such target.
     """
     found = find_definition(target)
     signature = signature_of(*found) if found else None

@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from vitlab.errors import UserError
-from vitlab.runs.directory import RunDirectory, rebase_paths, update_old_config
+from vitlab.runs.directory import RunDirectory, rebase_paths
 from vitlab.runs.hparams import flatten
+from vitlab.runs.old_config import update_old_config
 from vitlab.sweeps.sweep import EARLIER_ATTEMPTS, SWEEP_FILE, Job, recorded_jobs
 
 # A leaderboard reads three YAML files per run; libyaml reads them ten times as fast.

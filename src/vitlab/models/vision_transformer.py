@@ -1,7 +1,7 @@
 """The Vision Transformer: blocks, pooling and fixed positions."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.layers import LayerScale, Mlp, PatchDropout, to_2tuple
@@ -57,16 +57,16 @@ class VisionTransformer(nn.Module):
         depth: int,
         num_heads: int,
         mlp_ratio: float,
-        pool: str,
-        pos_embed: str,
+        pool: Literal["cls", "mean", "attention"],
+        pos_embed: Literal["learned", "sincos2d", "none"],
         in_channels: int = 3,
-        stem: str = "patch",
+        stem: Literal["patch", "shifted", "conv"] = "patch",
         registers: int = 0,
         qk_norm: bool = False,
         locality_attention: bool = False,
-        attention_init: str = "normal",
+        attention_init: Literal["normal", "mimetic"] = "normal",
         layer_scale: float | None = None,
-        activation: str = "gelu",
+        activation: Literal["gelu", "relu"] = "gelu",
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,

@@ -13,7 +13,7 @@ from torch import Tensor
 from vitlab.distributed.sharded_checkpoint import consolidated, read_index, read_rest
 from vitlab.errors import UserError, first_line
 from vitlab.files import replacing
-from vitlab.runs.directory import update_old_config
+from vitlab.runs.old_config import update_old_config
 
 CONFIG_KEY = "vitlab_config"
 METRICS_KEY = "vitlab_metrics"

@@ -16,6 +16,7 @@ from vitlab.config.instantiate import walk
 from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
 from vitlab.files import locked, set_aside, write_csv, write_json, write_text
+from vitlab.runs.old_config import update_old_config
 
 Row = dict[str, float]  # of metrics.csv
 FORMAT = 2  # of a run's files; 1, without this key in the manifest: epochs are counted from 0
@@ -25,20 +26,6 @@ OUTPUT_KEYS = (
     *("file", "dir", "dirpath", "data_dir", "root_dir", "save_dir", "default_root_dir", "log_dir", "offline_directory"),
     *("tracking_uri", "artifact_location"),
 )
-# Targets -> their names today.
-RENAMED_TARGETS = {
-    "vitlab.ranks.strategies.DataParallel": "vitlab.distributed.strategies.DataParallel",
-    "vitlab.ranks.strategies.FullySharded": "vitlab.distributed.strategies.FullySharded",
-    "vitlab.callbacks.FiniteLoss": "vitlab.callbacks.NaNGuard",
-    "vitlab.callbacks.RunProgress": "vitlab.callbacks.RunProgressBar",
-}
-# Values of `trainer` -> their names today.
-RENAMED_VALUES = {
-    "precision": {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"},
-    "accelerator": {"cuda": "gpu"},
-}
-# What a run could be told to monitor: the metric tells the mode.
-MONITORS = ("train/loss", "val/loss", "train/acc", "val/acc", "val/loss_ema", "val/acc_ema")
 
 
 class RunDirectory:
@@ -197,23 +184,6 @@ def write_epochs(file: Path, rows: Sequence[Mapping[str, float]], columns: Seque
     """Writes `metrics.csv` whole: a column for epoch, step, seconds and each of `columns`."""
     columns = ("epoch", "step", "seconds", *columns)
     write_csv(file, columns, [[row.get(name) for name in columns] for row in map(shorten_values, rows)])
-
-
-def update_old_config(config: Any) -> Any:
-    """Bring a run's config, plain data, to the names, values and keys of this version."""
-    config = apply_to_collection(config, str, lambda text: RENAMED_TARGETS.get(text, text))
-    if not isinstance(config, dict):
-        return config
-    groups = (config.get(name) for name in ("model", "checkpoint", "trainer"))
-    model, checkpoint, trainer = (group if isinstance(group, dict) else {} for group in groups)
-    if model.get("_target_") == "vitlab.models.VisionTransformer" and model.get("in_channels") == 3:
-        del model["in_channels"]
-    if checkpoint.get("monitor") in MONITORS:
-        checkpoint.pop("mode", None)
-    for key, renamed in RENAMED_VALUES.items():
-        if str(trainer.get(key)) in renamed:
-            trainer[key] = renamed[str(trainer[key])]
-    return config
 
 
 def rebase_paths(node: Any, before: str, now: str) -> Any:

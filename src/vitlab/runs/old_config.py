@@ -1,0 +1,37 @@
+"""Update the config of a run that an earlier version wrote."""
+
+from typing import Any
+
+from lightning_utilities.core.apply_func import apply_to_collection
+
+# Targets -> their names today.
+RENAMED_TARGETS = {
+    "vitlab.ranks.strategies.DataParallel": "vitlab.distributed.strategies.DataParallel",
+    "vitlab.ranks.strategies.FullySharded": "vitlab.distributed.strategies.FullySharded",
+    "vitlab.callbacks.FiniteLoss": "vitlab.callbacks.NaNGuard",
+    "vitlab.callbacks.RunProgress": "vitlab.callbacks.RunProgressBar",
+}
+# Values of `trainer` -> their names today.
+RENAMED_VALUES = {
+    "precision": {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"},
+    "accelerator": {"cuda": "gpu"},
+}
+# What a run could be told to monitor: the metric tells the mode.
+MONITORS = ("train/loss", "val/loss", "train/acc", "val/acc", "val/loss_ema", "val/acc_ema")
+
+
+def update_old_config(config: Any) -> Any:
+    """Bring a run's config, plain data, to the names, values and keys of this version."""
+    config = apply_to_collection(config, str, lambda text: RENAMED_TARGETS.get(text, text))
+    if not isinstance(config, dict):
+        return config
+    groups = (config.get(name) for name in ("model", "checkpoint", "trainer"))
+    model, checkpoint, trainer = (group if isinstance(group, dict) else {} for group in groups)
+    if model.get("_target_") == "vitlab.models.VisionTransformer" and model.get("in_channels") == 3:
+        del model["in_channels"]
+    if checkpoint.get("monitor") in MONITORS:
+        checkpoint.pop("mode", None)
+    for key, renamed in RENAMED_VALUES.items():
+        if str(trainer.get(key)) in renamed:
+            trainer[key] = renamed[str(trainer[key])]
+    return config

@@ -35,7 +35,8 @@ RUNS = {
 
 def run_on_fake_device(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Record:
     fixed = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.inference_mode=false"]
-    always = [*SMALL_RUN, *fixed, "callbacks.progress=null", "name=fake", f"run_dir={folder}"]
+    short = ["trainer.max_epochs=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
+    always = [*SMALL_RUN, *fixed, *short, "callbacks.progress=null", "name=fake", f"run_dir={folder}"]
     if folder.name != "basic":  # preflight checks the same steps
         always.append("preflight=off")
     with fake_device(monkeypatch) as record:
@@ -47,7 +48,7 @@ def run_on_fake_device(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides
 def test_no_step_waits_or_has_grown(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides, most = RUNS[name]
     record = run_on_fake_device(tmp_path / name, monkeypatch, *overrides)
-    assert len(record.operations) >= 4
+    assert len(record.operations) >= 2
     assert dict(record.waits) == {}
     assert median(record.operations) <= most
 

@@ -44,9 +44,6 @@ def launch(main: Callable[[], Any]) -> NoReturn:
 def _train(main: Callable[[], Any]) -> None:
     arguments = sys.argv[1:]
     given = {argument.partition("=")[0] for argument in arguments}
-    if given & {"-h", "--help"}:
-        _print_help([argument for argument in arguments if not argument.startswith("-")])
-        return
     is_sweep = bool(given & {"-m", "--multirun", "sweep"})
     check_start(several=not is_sweep)
     if this_process().started_by == "Lightning":  # a rank is of no use without rank 0
@@ -66,6 +63,10 @@ def _train(main: Callable[[], Any]) -> None:
                 from vitlab import resume
             getattr(resume, verb)(command, overrides)
             return
+
+    if given & {"-h", "--help"} and not given & {"--config-name", "--config-dir", "-cn", "-cd"}:
+        _print_help([argument for argument in arguments if not argument.startswith("-")])
+        return
 
     if any(argument.startswith("sweep=resume:") for argument in arguments):
         from vitlab.sweeps.sweep import restore_arguments
@@ -87,11 +88,11 @@ def _train(main: Callable[[], Any]) -> None:
 
 def _print_help(overrides: list[str]) -> None:
     """Print the commands, the choices of each group, and the config: what Hydra's own help shows a second later."""
-    text = OmegaConf.load(CONF / "help.yaml")
+    text, config = OmegaConf.load(CONF / "help.yaml"), OmegaConf.to_yaml(compose_training(overrides))
     print(text.header, "== Choices, as group=option ==\n", sep="\n")
     for group in (*GROUPS, *FILLING):
         print(fill(f"{group}: {_choices(group)}", 110, subsequent_indent="  "))
-    print("\n== The config ==\n", OmegaConf.to_yaml(compose_training(overrides)), text.footer, sep="\n")
+    print("\n== The config ==\n", config, text.footer, sep="\n")
 
 
 def _choices(group: str) -> str:

@@ -68,3 +68,21 @@ def test_help_lists_the_choices(command: Command) -> None:
         "experiment: cifar10_cpu_30min, cifar10_finetune, cifar10_gpu_10min, cifar10_hybrid_10min, cifar10_scratch,",
     ):
         assert line in help_text
+
+
+def test_help_with_a_verb_or_a_mistake(command: Command) -> None:
+    assert command("train.py", "resume=latest", "--help").stdout.startswith("# Resume")
+    mistyped = command("train.py", "model=vit_tny", "--help")
+    assert (mistyped.returncode, mistyped.stdout) == (2, "")
+    assert "Did you mean 'vit_tiny'?" in mistyped.stderr
+
+
+def test_a_sweep_of_one_s_own_main_config_is_checked_by_it(in_process: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    guard = "callbacks:\n  extra:\n    _target_: vitlab.callbacks.NaNGuard\n    action: stop\n"
+    (tmp_path / "mine" / "mine.yaml").write_text(f"defaults: [train, _self_]\n{guard}")
+    config = ["--config-dir=mine", "--config-name=mine", "-m"]
+    result = in_process("train.py", *config, "callbacks.extra.action=stop,jump")
+    assert result.returncode == 2
+    assert "error: callbacks.extra.action=jump" in result.stderr
+    assert "unknown key" not in result.stderr

@@ -4,6 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from pytorch_lightning.profilers import PyTorchProfiler
@@ -13,7 +14,6 @@ from torch.autograd import DeviceType
 from vitlab.runs.console import show
 
 log = logging.getLogger(__name__)
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's CUDA build writes errors if there is no GPU
 
 # Stages of a step by the last words of Lightning's actions.
 STAGES = {
@@ -35,6 +35,10 @@ class StepProfiler(PyTorchProfiler):
     """
 
     STEP_FUNCTIONS = {"training_step"}  # noqa: RUF012 (as the base class); not those of the validation
+
+    def __init__(self, **options: Any) -> None:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's CUDA build writes errors if there is no GPU
+        super().__init__(**options)
 
     def start(self, action_name: str) -> None:
         super().start(self._stage_of(action_name))

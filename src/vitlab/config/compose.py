@@ -161,7 +161,7 @@ def refuse(mistakes: Sequence[str]) -> None:
         sys.exit(2)
 
 
-def job_mistakes(overrides: Sequence[str]) -> list[str]:
+def job_mistakes(overrides: Sequence[str], config_name: str = "train") -> list[str]:
     """Describe each override that keeps a config from composing, and each mistake in what is left of it.
 
     Called inside of Hydra: in a job, or with `initialize_config_dir`.
@@ -169,7 +169,7 @@ def job_mistakes(overrides: Sequence[str]) -> list[str]:
     left, lines = list(overrides), []
     while True:
         try:
-            config = compose("train", left, return_hydra_config=True)
+            config = compose(config_name, left, return_hydra_config=True)
             break
         except NOT_COMPOSED as error:
             sentence, subject = _diagnose(error)
@@ -206,7 +206,7 @@ def _diagnose(error: Exception) -> tuple[str, str]:
         case _, MissingMandatoryValue():
             return f"{key} must be given: add {key}=...", key
         case _, OmegaConfBaseException(parent_node=parent) if "is not in struct" in str(cause):
-            siblings = list(parent) if isinstance(parent, DictConfig) else []
+            siblings = [key for key in parent if key != "hydra"] if isinstance(parent, DictConfig) else []
             return f"unknown key '{key}'{did_you_mean(str(cause.key), siblings)}", key
         case YAMLError(), _:
             mark: Any = getattr(error, "problem_mark", None)

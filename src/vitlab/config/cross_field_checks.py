@@ -138,6 +138,11 @@ def _sharding(config: Config) -> Found:
         yield "optimizer", "Muon needs whole matrices, and trainer=fsdp divides them: take optimizer=adamw"
 
 
+def _precision(config: Config) -> Found:
+    if config["trainer"]["accelerator"] == "cpu" and config["trainer"]["precision"] == "16-mixed":
+        yield "trainer.precision", "precision=16-mixed: a CPU does not train in float16; take auto"
+
+
 def _monitors(config: Config) -> Found:
     sizes = {"data.val_size": config["data"], "trainer.limit_val_batches": config["trainer"]}
     no_validation = [f"{key}=0" for key, node in sizes.items() if node.get(key.partition(".")[2]) == 0]
@@ -169,8 +174,8 @@ def _plateau(config: Config) -> Found:
 
 
 CHECKS: tuple[Callable[[Config], Found], ...] = (
-    *(_widths, _patches, _classes, _run_length, _warmup, _end_of_mixing, _images, _devices, _sharding, _monitors),
-    _plateau,
+    *(_widths, _patches, _classes, _run_length, _warmup, _end_of_mixing, _images, _devices, _sharding, _precision),
+    *(_monitors, _plateau),
 )
 
 

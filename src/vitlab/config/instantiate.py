@@ -1,6 +1,6 @@
 """Turn a config's `_target_` into an object, if the config is trusted to name it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -69,6 +69,15 @@ def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in inner:
         yield from walk(value, f"{path}.{key}" if path else str(key))
+
+
+def map_texts(node: Any, change: Callable[[str], str]) -> Any:
+    """A copy of a node, in which all texts but keys are changed."""
+    if isinstance(node, dict):
+        return {key: map_texts(value, change) for key, value in node.items()}
+    if isinstance(node, list):
+        return [map_texts(value, change) for value in node]
+    return change(node) if isinstance(node, str) else node
 
 
 def target_nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -11,9 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from vitlab.config.compose import read_command
-from vitlab.config.types import whole
-from vitlab.errors import UserError, did_you_mean
+from vitlab.errors import UserError
 from vitlab.files import shorten, write_text
 from vitlab.leaderboard import leaderboard_plots as plots
 from vitlab.leaderboard.ranking import ALPHA, Ranking, Row, rank, summarise_metric
@@ -42,20 +40,6 @@ DIFFERENCES = {  # path in the manifest -> sentence if the runs differ in it
     ("versions", "torch"): "The runs used different versions of torch.",
     ("hardware",): "The runs used different machines or numbers of threads, so their times are not comparable.",
 }
-
-
-def main() -> None:
-    """Read the command line `python -m vitlab.leaderboard <folders>`, then make the leaderboard."""
-    folders = [a for a in sys.argv[1:] if not a.startswith("-") and ("=" not in a or Path(a).is_dir())]
-    command, others = read_command("leaderboard", [a for a in sys.argv[1:] if a not in folders])
-    if others:
-        key = others[0].key_or_group
-        raise UserError(f"unknown key '{key}'{did_you_mean(key, set(map(str, command)))}")
-    if not whole(1).fits(command.top):
-        raise UserError(f"top={command.top} must be {whole(1).words}")
-    if not folders:
-        raise UserError("name one or more directories with runs: python -m vitlab.leaderboard outputs/sweeps/<time>")
-    make_leaderboard([Path(folder) for folder in folders], command.out and Path(command.out), top=command.top)
 
 
 def make_leaderboard(folders: Sequence[Path], out: Path | None = None, *, top: int = 20) -> None:

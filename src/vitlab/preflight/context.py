@@ -43,18 +43,12 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Result of one check.
-
-    Attributes:
-        figure: The measurement, in words and with units.
-        meaning: For warnings and failures: what is wrong, its usual causes, and what would work.
-        check: Name of the check; filled in by the runner.
-    """
+    """Result of one check."""
 
     status: Status
-    figure: str
-    meaning: str = ""
-    check: str = ""
+    figure: str  # the measurement, in words and with units
+    meaning: str = ""  # of warnings and failures: what is wrong, its usual causes, and what would work
+    check: str = ""  # its name, filled in by the runner
 
 
 ok = partial(CheckResult, Status.OK)
@@ -65,23 +59,15 @@ skipped = partial(CheckResult, Status.SKIPPED)
 
 @dataclass
 class Trial:
-    """A copy of the classifier that is trained for a few steps on a few images.
-
-    Attributes:
-        losses: Before each step and after the last, in nats.
-        reached, broken: Names of the parameters that had a nonzero, or a NaN or infinite, gradient in some step.
-        norms: Of the first gradient, before and after clipping.
-        update: Median over the weight matrices of |change| / |weights| in a step at the full learning rate.
-        seconds_per_image: Training time.
-    """
+    """A copy of the classifier that is trained for a few steps on a few images."""
 
     classifier: ImageClassifier
     optimizer: Optimizer
-    losses: list[float] = field(default_factory=list)
-    reached: set[str] = field(default_factory=set)
-    broken: set[str] = field(default_factory=set)
-    norms: tuple[float, float] = (0.0, 0.0)
-    update: float = 0.0
+    losses: list[float] = field(default_factory=list)  # before each step and after the last, in nats
+    reached: set[str] = field(default_factory=set)  # names of parameters that had a gradient other than zero
+    broken: set[str] = field(default_factory=set)  # names of parameters that had a NaN or infinite gradient
+    norms: tuple[float, float] = (0.0, 0.0)  # of the first gradient, before and after clipping
+    update: float = 0.0  # median over matrices of |change| / |weights| in a step at the full learning rate
     seconds_per_image: float = 0.0
 
     @property
@@ -118,31 +104,18 @@ class Trial:
 
 @dataclass
 class CheckContext:
-    """The run before it starts. The checks change only copies.
+    """The run before it starts. The checks change only copies."""
 
-    Attributes:
-        classifier: The run's own, with its network on the CPU.
-        data: Set up.
-        trainer: Not yet started.
-        expected_input: The preprocessing of pretrained weights (`mean`, `std` ...); empty without such weights.
-        head_is_loaded: Whether the pretrained weights include a head for these classes.
-        positions: Whether the model is meant to depend on the order of the patches.
-        batch: The run's first batch, ready for the model, on the device.
-        trial: A copy trained on a few images with a safe optimizer; the checks before it do without.
-        network: The network of `trial` in float32 and eval mode: a head that starts at zero would hide the rest.
-        recipe: A copy trained with the run's optimizer.
-    """
-
-    classifier: ImageClassifier
-    data: ImageDataModule
-    trainer: pl.Trainer
-    expected_input: dict[str, Any]
-    head_is_loaded: bool
-    positions: bool
-    batch: Batch
-    trial: Trial = field(init=False)
-    network: nn.Module = field(init=False)
-    recipe: Trial = field(init=False)
+    classifier: ImageClassifier  # the run's own, with its network on the CPU
+    data: ImageDataModule  # set up
+    trainer: pl.Trainer  # not yet started
+    expected_input: dict[str, Any]  # preprocessing of pretrained weights (`mean`, `std` ...); empty without them
+    head_is_loaded: bool  # whether the pretrained weights include a head for these classes
+    positions: bool  # whether the model is meant to depend on the order of the patches
+    batch: Batch  # the run's first, ready for the model, on the device
+    trial: Trial = field(init=False)  # trained on a few images with a safe optimizer; the checks before it do without
+    network: nn.Module = field(init=False)  # of `trial`, in float32 and eval mode: a head of zeros would hide the rest
+    recipe: Trial = field(init=False)  # trained with the run's optimizer
 
     @property
     def device(self) -> torch.device:

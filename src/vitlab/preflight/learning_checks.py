@@ -28,9 +28,10 @@ ADVICE = {
     "a missing norm, logits multiplied by a temperature, a pretrained head with another order of classes",
     "low loss": "an untrained head cannot be better than chance. Usual causes: the label is part of the input, the "
     "loss is not the cross-entropy of these labels",
-    "not learned": "Usual causes: detach, no_grad or .data cuts the gradient, probabilities instead of logits, NaN, an "
-    "input that does not reach the head",
-    "broken gradient": "Usual causes: a division by zero, a logarithm or root of zero, float16 overflow",
+    "not learned": f"a model that cannot learn {IMAGES} images cannot learn a data set. Usual causes: detach, no_grad "
+    "or .data cuts the gradient, probabilities instead of logits, NaN, an input that does not reach the head",
+    "broken gradient": "the first step would destroy the weights. Usual causes: a division by zero, a logarithm or "
+    "root of zero, float16 overflow",
     "no gradient": "these parameters never change. Usual causes: a layer that forward does not use, detach() or "
     "torch.no_grad(), an activation that is always zero",
     "clipped away": "the clipped gradient is too small to learn from. Usual values: trainer.gradient_clip_val=1.0 with "

@@ -8,11 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from lightning_utilities.core.apply_func import apply_to_collection
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.config.instantiate import walk
+from vitlab.config.instantiate import map_texts, walk
 from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
 from vitlab.files import locked, set_aside, write_csv, write_json, write_text
@@ -168,6 +166,8 @@ def _now() -> str:
 def shorten_values(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Metrics with floats as the shortest decimal numbers of the same float32 values (0.956, where float(tensor) is
     0.9559999704360962), except `seconds`, which float32 would round."""
+    import numpy as np  # not before: the config is checked before it is imported
+
     return {
         name: float(str(np.float32(value))) if isinstance(value, float) and name != "seconds" else value
         for name, value in metrics.items()
@@ -194,7 +194,7 @@ def rebase_paths(node: Any, before: str, now: str) -> Any:
         is_inside = path == before or path.startswith(f"{before}/")
         return text.removesuffix(path) + now + path.removeprefix(before) if is_inside else text
 
-    return apply_to_collection(node, str, rebase)
+    return map_texts(node, rebase)
 
 
 def check_paths(config: Any, run: Path) -> None:

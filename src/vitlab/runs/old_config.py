@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning_utilities.core.apply_func import apply_to_collection
+from vitlab.config.instantiate import map_texts
 
 # Targets -> their names today.
 RENAMED_TARGETS = {
@@ -22,7 +22,7 @@ MONITORS = ("train/loss", "val/loss", "train/acc", "val/acc", "val/loss_ema", "v
 
 def update_old_config(config: Any) -> Any:
     """Bring a run's config, plain data, to the names, values and keys of this version."""
-    config = apply_to_collection(config, str, lambda text: RENAMED_TARGETS.get(text, text))
+    config = map_texts(config, lambda text: RENAMED_TARGETS.get(text, text))
     if not isinstance(config, dict):
         return config
     groups = (config.get(name) for name in ("model", "checkpoint", "trainer"))

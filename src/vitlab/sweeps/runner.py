@@ -17,7 +17,7 @@ from vitlab.distributed.process import requeue
 from vitlab.errors import TerminatedError
 from vitlab.files import shorten
 from vitlab.sweeps.executors import Executor, JobProcess
-from vitlab.sweeps.sweep import Job, Sweep, plan_jobs, resume_sweep_command, sweep_lock, write_record
+from vitlab.sweeps.sweep import Job, Sweep, plan_jobs, recorded_jobs, resume_sweep_command, sweep_lock, write_record
 
 POLL_SECONDS = 0.25  # between two checks of the processes
 PRUNING_SECONDS = 2.0  # between two checks of the jobs' epochs
@@ -94,7 +94,8 @@ class Runner:
         self.waiting: Job | None = None
         self.signal: int | None = None
         self.last_pruning = 0.0
-        write_record(sweep, source.jobs)
+        self.earlier = recorded_jobs(sweep.folder)
+        self._record()
 
     def run(self) -> None:
         """Return when no job is left; on a signal, raise after the running jobs have saved."""
@@ -133,7 +134,7 @@ class Runner:
             job = self.waiting or self.source.next()
             if job is None:
                 return
-            write_record(self.sweep, self.source.jobs)  # before the job writes anything
+            self._record()  # before the job writes anything
             if not self.executor.has_room(job):
                 self.waiting = job
                 return
@@ -142,7 +143,7 @@ class Runner:
             job.status, job.reason, job.started = "running", "", time.time()
             self.running[job.number] = job, process
             self.display.report_change(job)
-            write_record(self.sweep, self.source.jobs)
+            self._record()
             if self.signal is not None:  # it arrived during the start
                 process.stop()
 
@@ -154,7 +155,10 @@ class Runner:
                 self._set_final_status(job, exit_status)
                 self.source.record_end(job)
                 self.display.report_change(job)
-                write_record(self.sweep, self.source.jobs)
+                self._record()
+
+    def _record(self) -> None:
+        write_record(self.sweep, [*self.earlier, *self.source.jobs])
 
     def _prune(self) -> None:
         if time.monotonic() - self.last_pruning > PRUNING_SECONDS:

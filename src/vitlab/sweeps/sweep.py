@@ -251,8 +251,8 @@ def recorded_jobs(folder: Path) -> list[Job]:
 
 
 def write_record(sweep: Sweep, jobs: Iterable[Job]) -> None:
-    """Write the jobs to `sweep.json` in the order of their numbers, with those of earlier starts."""
-    known = {job.number: job for job in [*recorded_jobs(sweep.folder), *jobs]}
+    """Write the jobs to `sweep.json` in the order of their numbers; of two with one number the last."""
+    known = {job.number: job for job in jobs}
     rows = [
         {key: getattr(job, key) for key in JOB_KEYS} | {"folder": str(job.folder.relative_to(sweep.folder))}
         for _, job in sorted(known.items())

@@ -27,7 +27,7 @@ class SweepGuard(Callback):
                 jobs = covering_jobs(params, when, typed)
             else:
                 jobs = sweep_jobs([*(f"{key}={value}" for key, value in params.items()), *typed])
-            refuse([line for job in jobs for line in job_mistakes(job)])
+            refuse([line for job in jobs for line in job_mistakes(job, config.hydra.job.config_name)])
 
 
 def composition_mistakes(arguments: Sequence[str]) -> list[str]:

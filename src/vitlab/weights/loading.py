@@ -86,7 +86,7 @@ def weights_to_start_from(config: DictConfig) -> Weights | None:
             raise UserError(f"model.name: {error}") from error
         known, known_by = _input_of(asdict(facts)), f"timm's {_full_name(facts)}"
         if file is None:
-            return Weights(known_by, load_pretrained(facts) if config.model.pretrained else {}, known, known_by)
+            return Weights(known_by, load_pretrained(facts) if config.model.get("pretrained") else {}, known, known_by)
     if file is None:
         return None
     weights = read_file(Path(str(file)).expanduser(), config.init_weights)

@@ -73,12 +73,12 @@ def test_keys_and_values_that_are_gone_are_dropped_or_renamed() -> None:
     config = {
         "model": {"_target_": "vitlab.models.VisionTransformer", "in_channels": 3, "depth": 2},
         "checkpoint": {"monitor": "val/loss", "mode": "min"},
-        "trainer": {"precision": 32, "accelerator": "cuda", "max_epochs": 2},
+        "trainer": {"precision": 32, "accelerator": "cuda", "profiler": {"warmup_steps": 5}, "max_epochs": 2},
     }
     assert update_old_config(config) == {
         "model": {"_target_": "vitlab.models.VisionTransformer", "depth": 2},
         "checkpoint": {"monitor": "val/loss"},
-        "trainer": {"precision": "32-true", "accelerator": "gpu", "max_epochs": 2},
+        "trainer": {"precision": "32-true", "accelerator": "gpu", "profiler": None, "max_epochs": 2},
     }
     own = {
         "model": {"_target_": "mine.Net", "in_channels": 3},

@@ -13,13 +13,13 @@ from vitlab.config.compose import read_command
 from vitlab.errors import UserError
 from vitlab.files import new_file, shorten, write_json
 
-# Default of `steps`, overrides of the training config; `<name>_sections` in vitlab.benchmarks.variants measures it.
-BENCHMARKS: dict[str, tuple[int, list[str]]] = {
-    "finetuning": (1, ["model=vit_pretrained", "model.pretrained=false", "data.batch_size=32"]),
-    "gpu": (20, []),
-    "input": (40, []),
-    "start": (1, []),
-    "step": (10, []),
+# Function in vitlab.benchmarks.variants, which imports torch; default of `steps`; overrides of the training config.
+BENCHMARKS: dict[str, tuple[str, int, list[str]]] = {
+    "finetuning": ("finetuning_sections", 1, ["model=vit_pretrained", "model.pretrained=false", "data.batch_size=32"]),
+    "gpu": ("gpu_sections", 20, []),
+    "input": ("input_sections", 40, []),
+    "start": ("start_sections", 1, []),
+    "step": ("step_sections", 10, []),
 }
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     command, overrides = read_command("bench", sys.argv[1:])
     if command.name not in BENCHMARKS:
         raise UserError(f"name={command.name} is unknown; choose one of {', '.join(BENCHMARKS)}")
-    default_steps, own_overrides = BENCHMARKS[command.name]
+    function, default_steps, own_overrides = BENCHMARKS[command.name]
     steps = default_steps if command.steps is None else command.steps
     if command.rounds < 1 or steps < 1:
         raise UserError(f"rounds={command.rounds} and steps={steps} must be at least 1")
@@ -48,7 +48,7 @@ def main() -> None:
     keep_freed_memory()
     given = [*own_overrides, *(str(override.input_line) for override in overrides)]
     config = compose_config(given)
-    sections = getattr(variants, f"{command.name}_sections")(Setup(config, given, command))
+    sections = getattr(variants, function)(Setup(config, given, command))
     figures = {title: measure(section, command.rounds, steps) for title, section in sections.items()}
 
     file.parent.mkdir(parents=True, exist_ok=True)

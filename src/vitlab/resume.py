@@ -39,11 +39,11 @@ from vitlab.report.tensorboard import log_run_text
 from vitlab.report.terminal import print_comparison, print_resumed
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
 from vitlab.runs.console import log_to
-from vitlab.runs.directory import RunDirectory, check_paths, rebase_paths
+from vitlab.runs.directory import RunDirectory, rebase_paths
 from vitlab.runs.hparams import flatten
 from vitlab.runs.loggers import clear_logger_run_id
 from vitlab.runs.manifest import describe_origin, differences
-from vitlab.runs.trust import check_trusted
+from vitlab.runs.trust import check_paths, check_trusted
 
 log = logging.getLogger(__name__)
 

@@ -143,6 +143,7 @@ ONE = [
         "off_share=0.2 counts from the run's end: set trainer.max_epochs or max_time, or off_share=0",
     ),
     (["trainer.devices=3"], "batch_size=128 does not divide among 3 devices: take 129"),
+    (["debug=profile", "+trainer.profiler.shedule=1"], "unknown key 'trainer.profiler.shedule'"),
     (["trainer=cpu", "trainer.precision=16-mixed"], "a CPU does not train in float16; take auto"),
     (["scheduler=plateau", "data.val_size=0"], "scheduler follows val/acc, but data.val_size=0 leaves no validation"),
     (["scheduler=plateau", "scheduler.monitor=null"], "ReduceLROnPlateau needs scheduler.monitor"),

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from vitlab.config.compose import apply_overrides, compose_training
 from vitlab.errors import UserError
-from vitlab.runs.directory import check_links, check_paths
+from vitlab.runs.trust import check_links, check_paths
 
 
 def test_only_what_lies_in_the_run_is_written_to(tmp_path: Path) -> None:

@@ -91,10 +91,8 @@ class Figures(pl.Callback):
     Before training: the planned learning rate and the first batch as the model sees it. After the test: confusion
     matrix, accuracy by class, reliability diagram, most confident errors, hardest and most typical images,
     precision-recall curves, and `test_details.json`; of the EMA weights if the run selects epochs by them.
-
-    Args:
-        level: "off" (or False, as YAML reads it), "light", or "full": confusion matrix, accuracy by class and
-            reliability diagram of the validation images after each epoch too.
+    `level` is "off" (or False, as YAML reads it), "light", or "full": confusion matrix, accuracy by class and
+    reliability diagram of the validation images after each epoch too.
     """
 
     def __init__(self, level: str | bool) -> None:

@@ -3,13 +3,14 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from pytorch_lightning.profilers import PyTorchProfiler
 from rich.table import Table
 from torch.autograd import DeviceType
+from torch.profiler import ProfilerAction
 
 from vitlab.runs.console import show
 
@@ -36,9 +37,22 @@ class StepProfiler(PyTorchProfiler):
 
     STEP_FUNCTIONS = {"training_step"}  # noqa: RUF012 (as the base class); not those of the validation
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        dirpath: str,
+        filename: str,
+        schedule: Callable[[int], ProfilerAction],
+        acc_events: bool,
+        sort_by_key: str | None,
+        row_limit: int,
+        record_module_names: bool,
+    ) -> None:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's CUDA build writes errors if there is no GPU
-        super().__init__(**options)
+        # All of them by name: Lightning passes over keys that it does not know.
+        table: dict[str, Any] = {"sort_by_key": sort_by_key, "row_limit": row_limit}
+        events: dict[str, Any] = {"acc_events": acc_events, "record_module_names": record_module_names}
+        super().__init__(dirpath=dirpath, filename=filename, schedule=schedule, **table, **events)
 
     def start(self, action_name: str) -> None:
         super().start(self._stage_of(action_name))

@@ -50,10 +50,8 @@ class ViTFigures(pl.Callback):
     4, 8 ... epochs. Figures of parts that a model does not have are left out. It uses a copy of the model, in eval mode
     and float32, on rank 0: the run is not affected. The maps are saved in checkpoints, so a resumed run draws them next
     to later ones.
-
-    Args:
-        level: "off" (or False, as YAML reads it), "light", or "full": more moments, more images, and each head of the
-            last block.
+    `level` is "off" (or False, as YAML reads it), "light", or "full": more moments and images, and each head of the
+    last block.
     """
 
     def __init__(self, level: str | bool) -> None:

@@ -11,11 +11,8 @@ log = logging.getLogger(__name__)
 
 
 def resolve_machine(config: DictConfig) -> None:
-    """Replace each `auto` of the trainer, in place, and warn of a precision that the machine only emulates.
-
-    Raises:
-        UserError: the machine can't train in the precision, or the config wants more machines than were started.
-    """
+    """Replace each `auto` of the trainer, in place, and warn of a precision that the machine only emulates. UserError
+    if the machine can't train in the precision, or the config wants more machines than were started."""
     from vitlab.models.execution import best_precision, choose_fused, has_cuda, has_gpu  # imports torch
 
     resolve_processes(config)
@@ -38,11 +35,8 @@ def resolve_machine(config: DictConfig) -> None:
 
 
 def resolve_processes(config: DictConfig) -> None:
-    """Replace `auto` by the number of processes and machines that torchrun or srun started, in place.
-
-    Raises:
-        UserError: the config wants more machines than were started.
-    """
+    """Replace `auto` by the number of processes and machines that torchrun or srun started, in place. UserError if the
+    config wants more machines than were started."""
     trainer, me = config.trainer, this_process()
     if trainer.num_nodes == "auto":
         trainer.num_nodes = me.nodes

@@ -10,14 +10,16 @@ from vitlab.preflight.context import CheckContext, CheckResult, failed, ok, skip
 
 MANY_IMAGES = 512  # enough for statistics
 ADVICE = {
-    "not finite": "no model can learn from them. Usual causes: data.std=0, a transform that takes a logarithm of zero",
+    "not finite": "no model can learn from them. Usual causes: data.std=0, a transform that takes the logarithm "
+    "of zero",
     "unscaled": "the model gets unscaled images, with values up to 255. Usual causes: data.mean and data.std are not "
     "on the scale [0, 1], a transform that does not divide by 255",
     "not normalised": "mean and standard deviation are far from 0 and 1: data.mean={mean} data.std={std} do not fit "
     "these images. With data=image_folder or synthetic, data.mean=null data.std=null measures them",
     "not as pretrained": "the pretrained weights expect mean={expected[mean]} std={expected[std]}, not {chosen[mean]} "
     "and {chosen[std]}; data.mean=null data.std=null takes theirs",
-    "broken augmentation": "no model can learn from them. Usual cause: a division by zero or a logarithm of it",
+    "broken augmentation": "no model can learn from them. Usual cause: an augmentation that divides by zero or takes "
+    "its logarithm",
     "too bright": "augmented values are below black or above white. Usual causes: an augmentation that changes "
     "brightness without clamping, or that expects values in [0, 1] and gets 0 to 255",
     "two mixed classes": "with two classes, half of the mixed pairs are of one class, the others have labels near "
@@ -121,8 +123,9 @@ def splits_are_disjoint(context: CheckContext) -> CheckResult:
     if not shared:
         counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items() if len(split))
         return ok(f"no duplicates among {counts} images")
-    find, advice = (warning, "few duplicates") if worst <= 0.01 else (failed, "many duplicates")
-    return find("; ".join(shared), ADVICE[advice].format(example=example))
+    if worst <= 0.01:
+        return warning("; ".join(shared), ADVICE["few duplicates"].format(example=example))
+    return failed("; ".join(shared), ADVICE["many duplicates"].format(example=example))
 
 
 def labels_are_learnable(context: CheckContext) -> CheckResult:

@@ -1,4 +1,4 @@
-"""The run directory `outputs/<name>/<time>/`: open, read, write and guard it."""
+"""The run directory `outputs/<name>/<time>/`: open, read and write it."""
 
 import csv
 import json
@@ -10,20 +10,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.config.instantiate import map_texts, walk
+from vitlab.config.instantiate import map_texts
 from vitlab.distributed.process import this_process
 from vitlab.errors import UserError
 from vitlab.files import locked, set_aside, write_csv, write_json, write_text
 from vitlab.runs.old_config import update_old_config
+from vitlab.runs.trust import check_links
 
 Row = dict[str, float]  # of metrics.csv
 FORMAT = 2  # of a run's files; 1, without this key in the manifest: epochs are counted from 0
 HOLDS_A_RUN = "{} holds a run already: choose another directory with hydra.run.dir=..."
-# Keys whose values are places that loggers, callbacks and profilers write to.
-OUTPUT_KEYS = (
-    *("file", "dir", "dirpath", "data_dir", "root_dir", "save_dir", "default_root_dir", "log_dir", "offline_directory"),
-    *("tracking_uri", "artifact_location"),
-)
 
 
 class RunDirectory:
@@ -195,28 +191,3 @@ def rebase_paths(node: Any, before: str, now: str) -> Any:
         return text.removesuffix(path) + now + path.removeprefix(before) if is_inside else text
 
     return map_texts(node, rebase)
-
-
-def check_paths(config: Any, run: Path) -> None:
-    """Raises UserError if a config from a file, as plain data, would let a logger or callback write outside the run."""
-    for where, value in walk(config):
-        if not isinstance(value, str) or value.startswith(("http://", "https://")):
-            continue
-        key = where.rstrip(".0123456789").rpartition(".")[2]  # of a list's items: the list's
-        path = Path(value.removeprefix("sqlite:///"))
-        # Values of other keys are names (of a logger's run, of a file in a folder), but a name can be a path.
-        is_path = key in OUTPUT_KEYS or path.is_absolute() or ".." in path.parts
-        if is_path and not path.resolve().is_relative_to(run.resolve()):
-            raise UserError(f"the run's config would write to {key}={value}, outside of {run}")
-
-
-def check_links(run: Path) -> None:
-    """Raises UserError if links lead out of a run directory: a file written to the run would land there."""
-    for path in run.rglob("*"):
-        if not path.is_symlink() or path.resolve().is_relative_to(run.resolve()):
-            continue
-        if "wandb" not in path.relative_to(run).parts[:-1]:  # it links to its logs in ~, and follows no link it finds
-            raise UserError(
-                f"{path} is a link to {path.readlink()}, outside of the run: replace the link by the file or folder "
-                "that it leads to"
-            )

@@ -31,6 +31,8 @@ def update_old_config(config: Any) -> Any:
         del model["in_channels"]
     if checkpoint.get("monitor") in MONITORS:
         checkpoint.pop("mode", None)
+    if isinstance(trainer.get("profiler"), dict) and "warmup_steps" in trainer["profiler"]:
+        trainer["profiler"] = None  # the profiler of debug=profile takes other keys today
     for key, renamed in RENAMED_VALUES.items():
         if str(trainer.get(key)) in renamed:
             trainer[key] = renamed[str(trainer[key])]

@@ -1,6 +1,7 @@
-"""Refuse a config from a file that names what nobody trusts."""
+"""Refuse what a run from somebody else would execute, or write outside of its directory."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object
@@ -9,6 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 from vitlab.config.instantiate import shipped_nodes, targets, walk
 from vitlab.errors import UserError
 
+# Keys whose values are places that loggers, callbacks and profilers write to.
+OUTPUT_KEYS = (
+    *("file", "dir", "dirpath", "data_dir", "root_dir", "save_dir", "default_root_dir", "log_dir", "offline_directory"),
+    *("tracking_uri", "artifact_location"),
+)
 LIBRARIES = ("vitlab.", "torch.", "timm.", "torchvision.", "pytorch_lightning.")
 
 
@@ -55,3 +61,28 @@ def is_trusted(target: str) -> bool:
         *(pl.LightningDataModule, pl.loggers.Logger, pl.profilers.Profiler, pl.strategies.Strategy),
     )
     return isinstance(found, type) and issubclass(found, kinds)
+
+
+def check_paths(config: Any, run: Path) -> None:
+    """Raises UserError if a config from a file, as plain data, would let a logger or callback write outside the run."""
+    for where, value in walk(config):
+        if not isinstance(value, str) or value.startswith(("http://", "https://")):
+            continue
+        key = where.rstrip(".0123456789").rpartition(".")[2]  # of a list's items: the list's
+        path = Path(value.removeprefix("sqlite:///"))
+        # Values of other keys are names (of a logger's run, of a file in a folder), but a name can be a path.
+        is_path = key in OUTPUT_KEYS or path.is_absolute() or ".." in path.parts
+        if is_path and not path.resolve().is_relative_to(run.resolve()):
+            raise UserError(f"the run's config would write to {key}={value}, outside of {run}")
+
+
+def check_links(run: Path) -> None:
+    """Raises UserError if links lead out of a run directory: a file written to the run would land there."""
+    for path in run.rglob("*"):
+        if not path.is_symlink() or path.resolve().is_relative_to(run.resolve()):
+            continue
+        if "wandb" not in path.relative_to(run).parts[:-1]:  # it links to its logs in ~, and follows no link it finds
+            raise UserError(
+                f"{path} is a link to {path.readlink()}, outside of the run: replace the link by the file or folder "
+                "that it leads to"
+            )

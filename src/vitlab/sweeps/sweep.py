@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from vitlab.config.instantiate import targets
 from vitlab.errors import UserError
 from vitlab.files import locked, shorten, write_json
-from vitlab.runs.directory import RunDirectory, check_links
+from vitlab.runs.directory import RunDirectory
+from vitlab.runs.trust import check_links
 
 COMMAND_LINE_ONLY = ("data.cache_dir=", "data.url=")  # never read from a run's files
 SAVE_SECONDS = 120  # time for a stopped run to save its checkpoint

@@ -1,4 +1,4 @@
-"""Refuse what a run from somebody else would execute, or write outside of its directory."""
+"""Refuse what a run from somebody else would execute, or write elsewhere."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -204,7 +204,7 @@ def _record_resume(
     origin = describe_origin()
     different = differences(run.manifest(), origin)
     if has_cuda(config.trainer.accelerator) and not config.trainer.deterministic:
-        different.append("a GPU adds in any order without trainer.deterministic=true")
+        different.append("a GPU adds numbers in any order unless trainer.deterministic=true")
     if different:
         log.warning(f"Results may differ from an uninterrupted run: {', '.join(different)}")
     run.reopen({"epoch": epoch, "step": step, "changed": sorted(changed), **origin})

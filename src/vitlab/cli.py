@@ -23,8 +23,6 @@ from vitlab.distributed.process import check_start, die_with_parent, is_requeued
 from vitlab.errors import INTERRUPTED, TERMINATED, PeerError, TerminatedError, UserError
 from vitlab.files import CONF
 
-Job = Callable[[DictConfig], Any]
-
 
 def run(main: Callable[[], Any]) -> NoReturn:
     """Call the main function of a command that is one process, and exit with the status of its outcome."""
@@ -46,6 +44,8 @@ def _train(main: Callable[[], Any]) -> None:
     given = {argument.partition("=")[0] for argument in arguments}
     is_sweep = bool(given & {"-m", "--multirun", "sweep"})
     check_start(several=not is_sweep)
+    if given & {"-h", "--help", "-c", "--cfg"}:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` ends it, without a traceback
     if this_process().started_by == "Lightning":  # a rank is of no use without rank 0
         die_with_parent(signal.SIGKILL)
 
@@ -99,7 +99,7 @@ def _choices(group: str) -> str:
     return ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
 
 
-def job(function: Job) -> Job:
+def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Decorate the function that Hydra calls: the process ends inside Hydra's job, so that Hydra prints no errors."""
 
     @functools.wraps(function)

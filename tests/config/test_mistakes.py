@@ -70,6 +70,12 @@ def test_help_lists_the_choices(command: Command) -> None:
         assert line in help_text
 
 
+@pytest.mark.parametrize("question", ["--help", "--cfg job"])
+def test_a_reader_that_has_seen_enough_causes_no_traceback(question: str, tmp_path: Path) -> None:
+    line = f"{sys.executable} {ROOT / 'train.py'} {question} | true"
+    assert subprocess.run(line, shell=True, capture_output=True, text=True, cwd=tmp_path).stderr == ""
+
+
 def test_help_with_a_verb_or_a_mistake(command: Command) -> None:
     assert command("train.py", "resume=latest", "--help").stdout.startswith("# Resume")
     mistyped = command("train.py", "model=vit_tny", "--help")

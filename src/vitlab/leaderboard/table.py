@@ -3,12 +3,12 @@
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from math import isnan, nan
 from typing import Any
 
 from vitlab.files import shorten
 from vitlab.leaderboard.ranking import UNSET, Ranking, Row, Summary, format_value, is_number, summarise_metric
+from vitlab.runs.console import format_duration
 
 Cell = str | tuple[str, float]  # a text, or a text with the number to sort it by
 Column = tuple[str, Sequence[Cell]]
@@ -85,7 +85,7 @@ def _score_columns(ranking: Ranking) -> Iterator[Column]:
         yield metric.label, [(metric.mean(s) or UNSET, s.mean) for s in summaries]
         if several and metric.key == ranking.metric:
             yield "95 % interval", [(metric.interval(s) or UNSET, s.low) for s in summaries]
-    yield "time per run", [(str(timedelta(seconds=round(row.seconds))), row.seconds) for row in rows]
+    yield "time per run", [(format_duration(row.seconds), row.seconds) for row in rows]
     if several:
         yield "compared with the best", [row.verdict for row in rows]
 

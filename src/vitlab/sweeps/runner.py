@@ -16,6 +16,7 @@ from rich.text import Text
 from vitlab.distributed.process import requeue
 from vitlab.errors import TerminatedError
 from vitlab.files import shorten
+from vitlab.runs.console import format_duration
 from vitlab.sweeps.executors import Executor, JobProcess
 from vitlab.sweeps.sweep import Job, Sweep, plan_jobs, recorded_jobs, resume_sweep_command, sweep_lock, write_record
 
@@ -244,5 +245,4 @@ def _progress_of(job: Job) -> tuple[str, str, str]:
     value = next((f"{row[job.monitor]:.4f}" for row in reversed(rows) if job.monitor in row), "")
     if not rows or job.epochs is None or job.status != "running":
         return epoch, value, ""
-    minutes, seconds = divmod(round(rows[-1]["seconds"] / done * (job.epochs - done)), 60)
-    return epoch, value, f"{minutes}:{seconds:02d}"
+    return epoch, value, format_duration(rows[-1]["seconds"] / done * (job.epochs - done))

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_fabric.accelerators import CPUAccelerator as FabricCPUAccelerator
+from lightning_fabric.strategies import SingleDeviceStrategy as FabricSingleDeviceStrategy
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.strategies import SingleDeviceStrategy
@@ -153,7 +155,7 @@ def _on_device(tensor: Tensor) -> DeviceTensor:
 
 @contextmanager
 def fake_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
-    """Let Lightning's CPU accelerator use the fake device; give a new record."""
+    """Let Lightning's CPU accelerators use the fake device; give a new record."""
     record.__init__()  # type: ignore[misc]
     make, advance = torch.tensor, _TrainingEpochLoop.advance
 
@@ -173,8 +175,11 @@ def fake_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
 
     monkeypatch.setattr(torch, "tensor", tensor)
     monkeypatch.setattr(_TrainingEpochLoop, "advance", recorded)
-    monkeypatch.setattr(SingleDeviceStrategy, "root_device", property(lambda strategy: DEVICE))
-    monkeypatch.setattr(CPUAccelerator, "setup_device", lambda accelerator, device: None)
+    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # a wrapper's views need autograd's records
+    for strategy in (SingleDeviceStrategy, FabricSingleDeviceStrategy):
+        monkeypatch.setattr(strategy, "root_device", property(lambda strategy: DEVICE))
+    for accelerator in (CPUAccelerator, FabricCPUAccelerator):
+        monkeypatch.setattr(accelerator, "setup_device", lambda accelerator, device: None)
     monkeypatch.setattr("vitlab.data.datamodule._choose_device", lambda arrays, device: DEVICE)
     with FakeDevice():
         yield record

@@ -1,14 +1,26 @@
-"""Whole runs on a fake accelerator: no CPU tensor meets one of the device, and no step makes the host wait."""
+"""Whole runs and commands on a fake accelerator: no CPU tensor meets one of the device, and no step makes the host
+wait."""
 
+import json
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import pytest
 from conftest import SMALL_RUN
 from fake_device import Record, fake_device
+from omegaconf import DictConfig
+from PIL import Image
 
-from vitlab.config.compose import compose_training
+from vitlab.config.compose import compose_training, read_command
+from vitlab.evaluate import evaluate
 from vitlab.experiment import train
+from vitlab.explain import explain
+from vitlab.export import export
+from vitlab.predict import predict
+from vitlab.resume import MEASURED, resume
 
 # Overrides, and the most operations of an ordinary step: the network's (depth 2), forward and backward, included.
 RUNS = {
@@ -33,14 +45,17 @@ RUNS = {
 }
 
 
+def small_config(folder: Path, *overrides: str) -> DictConfig:
+    fixed = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=1", "callbacks.progress=null"]
+    return compose_training([*SMALL_RUN, *fixed, "name=fake", f"run_dir={folder}", *overrides])
+
+
 def run_on_fake_device(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Record:
-    fixed = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.inference_mode=false"]
-    short = ["trainer.max_epochs=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
-    always = [*SMALL_RUN, *fixed, *short, "callbacks.progress=null", "name=fake", f"run_dir={folder}"]
+    short = ["trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
     if folder.name != "basic":  # preflight checks the same steps
-        always.append("preflight=off")
+        short.append("preflight=off")
     with fake_device(monkeypatch) as record:
-        train(compose_training([*always, *overrides]), [])
+        train(small_config(folder, *short, *overrides), [])
     return record
 
 
@@ -62,3 +77,52 @@ def test_a_module_that_was_forgotten_on_the_cpu_is_noticed(tmp_path: Path, monke
     monkeypatch.setattr("vitlab.callbacks.EMA.on_fit_start", lambda *_: None)
     with pytest.raises(RuntimeError, match="a CPU tensor meets one on the device"):
         run_on_fake_device(tmp_path / "run", monkeypatch, "callbacks=ema")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same two epochs on the CPU and on the fake device, where the second one is a resumed run's."""
+    options = ["callbacks=ema", "scheduler=constant", "data.train_images=164", "preflight=off"]
+    folders = {name: tmp_path_factory.mktemp(name) / "run" for name in ("cpu", "device")}
+    train(small_config(folders["cpu"], *options, "trainer.max_epochs=2"), [])
+    with pytest.MonkeyPatch.context() as monkeypatch, fake_device(monkeypatch):
+        train(small_config(folders["device"], *options, "callbacks.figures.level=full"), [])
+        more = ["trainer.max_epochs=2", "callbacks.figures.level=off"]
+        resume(*read_command("resume", [f"resume={folders['device']}", *more]))
+    return folders
+
+
+def test_a_resumed_run_equals_one_on_the_cpu(runs: dict[str, Path]) -> None:
+    cpu, device = (json.loads((folder / "metrics.json").read_text()) for folder in runs.values())
+    results = [name for name in cpu if name not in MEASURED]
+    assert "test/acc_ema" in results
+    assert {name: device[name] for name in results} == {name: pytest.approx(cpu[name]) for name in results}
+
+
+COMMANDS = {
+    "evaluate": (evaluate, ["flip=true"], "run/predictions_test.csv"),
+    "predict": (predict, ["images=image.png", "grid=0", "out=out"], "out/predictions.csv"),
+    "explain": (explain, ["images=image.png", "out=out"], "out/image.png"),
+}
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_a_command_writes_the_same_file_as_on_the_cpu(
+    verb: str, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, arguments, file = COMMANDS[verb]
+    written = []
+    for name, device in (("cpu", nullcontext()), ("device", fake_device(monkeypatch))):
+        folder = tmp_path / name
+        shutil.copytree(runs["device"], folder / "run")
+        monkeypatch.chdir(folder)
+        Image.fromarray(np.arange(3072, dtype=np.uint8).reshape(32, 32, 3)).save("image.png")
+        with device:
+            command(*read_command(verb, ["run=run", *arguments]))
+        written.append((folder / file).read_bytes())
+    assert written[0] == written[1]
+
+
+def test_a_run_of_the_device_is_exported(runs: dict[str, Path], tmp_path: Path) -> None:
+    files = export(*read_command("export", [f"run={runs['device']}", f"out={tmp_path / 'out'}"]))  # always on the CPU
+    assert [file.name for file in files] == ["config.json", "model.safetensors"]

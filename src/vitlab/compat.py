@@ -30,6 +30,7 @@ HARMLESS_WARNINGS = (
     r"`training_step` returned `None`",  # callbacks.nan.action=skip does so, and counts these steps
     r"Checkpoint directory .* exists and is not empty",
 )
+SMALL_BATCH = 16  # images
 
 
 # Exits and messages
@@ -141,6 +142,29 @@ def shard_over_all_processes(strategy: ModelParallelStrategy) -> None:
 def is_compiled(network: nn.Module) -> bool:
     """Whether `network.compile()` was called, which no public attribute tells (torch 2.14)."""
     return network._compiled_call_impl is not None
+
+
+def compile_in_place(module: nn.Module) -> None:
+    """Compile a module's calls by torch.compile: a graph for the batches of training, and one for all of evaluation.
+
+    By itself, torch 2.11 to 2.14 compiles further graphs for other sizes of a batch, such as that of the last one. Some
+    kernels (of convolutions, or for one image) need another graph for a small batch, which therefore runs eagerly.
+    Which size a graph is for can only be told to torch._dynamo, and before the call.
+    """
+    module.compile()
+    eager, compiled = module._call_impl, module._compiled_call_impl
+    assert compiled is not None
+
+    def call(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            torch._dynamo.mark_static(x, 0)
+        elif len(x) < SMALL_BATCH:
+            return eager(x, *args, **kwargs)
+        else:
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+        return compiled(x, *args, **kwargs)
+
+    module._compiled_call_impl = call
 
 
 def add_summary(writer: Any, summary: Any, step: int | None = None) -> None:

@@ -232,6 +232,10 @@ def build_trainer(config: DictConfig, run: RunDirectory, logger: Any) -> pl.Trai
         max_time=None,  # TimeLimit ends the run
         max_steps=-1,  # FinalValidation ends it: with max_steps Lightning resumes the end of an epoch as its middle
         limit_val_batches=config.trainer.limit_val_batches if validates else 0,
+        # A compiled model needs one graph for validation and test, made before the clock of trainer.max_time starts:
+        # Lightning validates without inference mode, and its sanity check changes neither random numbers nor metrics.
+        inference_mode=config.trainer.inference_mode and not config.compile,
+        num_sanity_val_steps=config.trainer.num_sanity_val_steps or int(bool(config.compile)),
         logger=logger or False,
         enable_progress_bar=shows_progress,
         plugins=[WholeCheckpointIO(), *cluster()],

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from vitlab.compat import keep_freed_memory, silence_libraries
+from vitlab.compat import compile_in_place, keep_freed_memory, silence_libraries
 from vitlab.config.compose import apply_overrides
 from vitlab.config.instantiate import build, build_network
 from vitlab.config.resolve import resolve_machine
@@ -111,7 +111,7 @@ def rebuild_network(
         reason = " ".join(str(error).split())
         raise UserError(f"the weights in {path} do not fit the model of the config: {reason[:300]}") from error
     if config.compile:
-        network.compile()
+        compile_in_place(network)
     return network.eval()
 
 

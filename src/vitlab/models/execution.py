@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitlab.compat import cpu_has_bfloat16
+from vitlab.compat import compile_in_place, cpu_has_bfloat16
 from vitlab.errors import UserError
 from vitlab.models import fuse_timm_attention, fused_is_faster
 
@@ -54,7 +54,7 @@ def choose_execution(config: DictConfig, model: nn.Module) -> None:
             ) from None
     choose_attention(config, model)
     if config.compile:
-        model.compile()  # in place: unlike torch.compile(model), it does not rename the weights
+        compile_in_place(model)
 
 
 def choose_attention(config: DictConfig, network: nn.Module) -> None:

@@ -39,9 +39,16 @@ def test_gradients_in_bfloat16_are_those_of_float32_on_the_cpu(index: int) -> No
             assert difference < 0.05, name
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "32-true"])
-def test_a_run_in_each_precision(precision: str, in_process: Command) -> None:
-    result = in_process("train.py", *SMALL_RUN, "trainer=gpu", f"trainer.precision={precision}", "callbacks=ema")
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(["trainer.precision=bf16-mixed"], ["trainer.precision=16-mixed"], ["trainer.precision=32-true"]),
+        *(["compile=true", "model.drop_path=0.1"], ["compile=blocks", "model.drop_path=0.1"]),
+    ],
+    ids=" ".join,
+)
+def test_a_run(options: list[str], in_process: Command) -> None:
+    result = in_process("train.py", *SMALL_RUN, "trainer=gpu", "callbacks=ema", *options)
     assert result.returncode == 0, result.stderr
 
 

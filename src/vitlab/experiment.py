@@ -6,6 +6,7 @@
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -35,7 +36,7 @@ from vitlab.distributed.process import broadcast_from_rank0
 from vitlab.distributed.strategies import cluster
 from vitlab.errors import PeerError, TerminatedError, UserError
 from vitlab.files import write_json
-from vitlab.models.execution import choose_execution, has_cuda
+from vitlab.models.execution import choose_execution, has_cuda, pays_to_compile
 from vitlab.preflight import CheckContext, run_preflight
 from vitlab.report.html import write_report
 from vitlab.report.tensorboard import finish_tensorboard, log_text, start_tensorboard
@@ -168,6 +169,10 @@ def build(config: DictConfig, weights: Weights | None = None, step: int | None =
     config = add_data_spec(config, data.spec, logger_run_id(logger) if step is None else {})
     model = build_network(config.model)
     load_report = fit_weights(model, weights, data.spec.classes) if weights and weights.state else None
+    if config.compile == "auto":
+        budget = min((clock.seconds for clock in time_limit(config)), default=math.inf)
+        with read_write(config):
+            config.compile = pays_to_compile(config, model, len(data.splits["train"]), budget)
     choose_execution(config, model)
     if config.compile and has_cuda(config.trainer.accelerator):  # a CPU augments only the images that are chosen
         data.transform.compile(dynamic=False)

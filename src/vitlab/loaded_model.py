@@ -11,13 +11,13 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from vitlab.compat import compile_in_place, keep_freed_memory, silence_libraries
+from vitlab.compat import keep_freed_memory, silence_libraries
 from vitlab.config.compose import apply_overrides
 from vitlab.config.instantiate import build, build_network
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import BatchTransform, ImageDataModule
 from vitlab.errors import UserError
-from vitlab.models.execution import choose_attention
+from vitlab.models.execution import choose_attention, compile_network
 from vitlab.report.terminal import print_choice
 from vitlab.runs.checkpoint import CONFIG_KEY, choose_weights, network_weights, read_checkpoint
 from vitlab.runs.directory import RunDirectory
@@ -110,8 +110,7 @@ def rebuild_network(
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the weights in {path} do not fit the model of the config: {reason[:300]}") from error
-    if config.compile:
-        compile_in_place(network)
+    compile_network(network, config.compile)
     return network.eval()
 
 

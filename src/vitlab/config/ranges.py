@@ -58,7 +58,7 @@ SETTINGS: Mapping[str, Kind] = {
     "init_weights": choice("raw", "ema") | NULL,
     "seed": whole(0, 2**32 - 1),
     "label_smoothing": BELOW_ONE,
-    "compile": SWITCH,
+    "compile": SWITCH | choice("auto", "blocks"),
     "gradient_checkpointing": SWITCH,
     "preflight": choice("strict", "warn", "only", "off") | OFF,
     "matmul_precision": choice("highest", "high", "medium"),

@@ -1,7 +1,14 @@
 """Models in plain torch: float images `[B, 3, H, W]` -> logits `[B, classes]`."""
 
 from vitlab.models.attention import fused_is_faster
-from vitlab.models.timm_models import fuse_timm_attention, head_modules, head_names, timm_facts, timm_model
+from vitlab.models.timm_models import (
+    fuse_timm_attention,
+    head_modules,
+    head_names,
+    share_drop_path,
+    timm_facts,
+    timm_model,
+)
 from vitlab.models.vision_transformer import VisionTransformer
 
 __all__ = [
@@ -10,6 +17,7 @@ __all__ = [
     "fused_is_faster",
     "head_modules",
     "head_names",
+    "share_drop_path",
     "timm_facts",
     "timm_model",
 ]

@@ -1,6 +1,7 @@
 """Choose precision and kernels for a model and this machine; count operations."""
 
 import copy
+import math
 import re
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitlab.compat import compile_in_place, cpu_has_bfloat16
 from vitlab.errors import UserError
-from vitlab.models import fuse_timm_attention, fused_is_faster
+from vitlab.models import fuse_timm_attention, fused_is_faster, share_drop_path
 
 # TFLOP/s of dense (not sparse) bfloat16 or float16 matrix products that accumulate in float32, from NVIDIA's data
 # sheets. The first key that is a whole word of the device's name counts. Lightning's own table gives the H200's speed
@@ -40,6 +41,9 @@ PEAK_TFLOPS = {
 }
 FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")  # have a kernel that updates all weights
 
+COMPILED_FROM = 300.0  # seconds
+LAUNCHING = 0.008  # seconds that a host needs to launch the kernels of an eager training step
+
 
 def choose_execution(config: DictConfig, model: nn.Module) -> None:
     """Apply gradient checkpointing (a UserError without support), attention kernel and torch.compile, in place."""
@@ -53,8 +57,43 @@ def choose_execution(config: DictConfig, model: nn.Module) -> None:
                 "set_grad_checkpointing(enable)"
             ) from None
     choose_attention(config, model)
-    if config.compile:
-        compile_in_place(model)
+    compile_network(model, config.compile)
+
+
+def compile_network(network: nn.Module, how: bool | str) -> None:
+    """Apply torch.compile in place: with true one graph is the whole model, with "blocks" one block, for all that are
+    equal but for their weights and drop path. UserError if the model has no attribute `blocks`."""
+    if how is True:
+        compile_in_place(network)
+    elif how == "blocks":
+        blocks = getattr(network, "blocks", None)
+        if not isinstance(blocks, nn.ModuleList | nn.Sequential):
+            raise UserError(f"compile=blocks: {type(network).__name__} has no list `blocks`; take compile=true")
+        share_drop_path(blocks)
+        for block in blocks:
+            compile_in_place(block)
+
+
+def pays_to_compile(config: DictConfig, network: nn.Module, images: int, max_seconds: float) -> bool:
+    """Whether training takes at least `COMPILED_FROM` seconds on a CUDA GPU: compiling takes about half a minute.
+
+    `images` is the number of training images, `max_seconds` the time budget. Without that the time is estimated, as if
+    on one GPU: from launching the kernels, or from the FLOPs at 30 % of the GPU's peak.
+    """
+    trainer, data = config.trainer, config.data
+    if not has_cuda(trainer.accelerator):
+        return False
+    batches = limited(images // data.batch_size, trainer.limit_train_batches or 1.0)
+    limits = (trainer.max_epochs or 0) * batches, trainer.max_steps * trainer.accumulate_grad_batches
+    steps = min((limit for limit in limits if limit > 0), default=math.inf)
+    flops = 3 * data.batch_size * forward_flops(network, torch.zeros(1, 3, data.image_size, data.image_size))
+    speed = 0.3 * (known_peak(torch.cuda.get_device_name()) or 100e12)
+    return min(steps * max(flops / speed, LAUNCHING), max_seconds) >= COMPILED_FROM
+
+
+def limited(count: int, limit: int | float, size: int = 1) -> int:
+    """`count` under one of the trainer's limits: a number of batches of `size`, or a fraction."""
+    return min(count, limit * size) if isinstance(limit, int) else int(count * limit)
 
 
 def choose_attention(config: DictConfig, network: nn.Module) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vitlab.errors import nearest
 from vitlab.models.attention import attend, project_qkv
+from vitlab.models.vision_transformer import DropPath
 
 
 def timm_facts(name: str) -> PretrainedCfg:
@@ -86,6 +87,14 @@ def fuse_timm_attention(network: nn.Module, fused: bool) -> None:
     for module in network.modules():
         if type(module).__module__.startswith("timm.") and hasattr(module, "fused_attn"):
             setattr(module, "fused_attn", fused)  # noqa: B010 (typed as a submodule otherwise)
+
+
+def share_drop_path(blocks: nn.Module) -> None:
+    """Put our DropPath in the place of timm's, so that compiled blocks share a graph."""
+    for block in blocks.children():
+        for name, module in block.named_children():
+            if isinstance(module, timm.layers.DropPath):
+                setattr(block, name, DropPath(module.drop_prob))
 
 
 def head_modules(network: nn.Module) -> list[nn.Module]:

@@ -7,7 +7,7 @@ import torch
 from timm.layers import LayerScale, Mlp, PatchDropout, to_2tuple
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
+from torchvision.ops import stochastic_depth
 
 from vitlab.models.attention import SelfAttention
 from vitlab.models.patch_embedding import STEMS
@@ -120,7 +120,7 @@ class VisionTransformer(nn.Module):
                 activation=activation,
                 dropout=dropout,
                 layer_scale=layer_scale,
-                drop_path=drop_path * index / max(depth - 1, 1),
+                drop_path=drop_path * index / max(depth - 1, 1) if drop_path else None,
                 num_output_tokens=1 if pool == "cls" and index == depth - 1 else None,
             )
             for index in range(depth)
@@ -200,7 +200,7 @@ class Block(nn.Module):
     Args:
         layer_scale: Initial value of learned factors, one per channel, for both residual branches (Touvron et al. 2021,
             "Going deeper with Image Transformers", section 2); None leaves them out.
-        drop_path: Probability that an image skips a residual branch in training (Huang et al. 2016, stochastic depth).
+        drop_path: Probability that an image skips a residual branch in training (`DropPath`); None leaves it out.
         num_output_tokens: In the last block: compute only the first tokens, those that the head reads,
             `[B, num_output_tokens, D]`. Logits and gradients stay the same. None computes all.
     """
@@ -214,7 +214,7 @@ class Block(nn.Module):
         activation: str,
         dropout: float,
         layer_scale: float | None,
-        drop_path: float,
+        drop_path: float | None,
         num_output_tokens: int | None = None,
     ) -> None:
         super().__init__()
@@ -224,13 +224,35 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
         self.mlp = Mlp(embed_dim, hidden_dim, act_layer=ACTIVATIONS[activation], drop=dropout)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(embed_dim, layer_scale)
-        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.drop_path = nn.Identity() if drop_path is None else DropPath(drop_path)
         self.num_output_tokens = num_output_tokens
 
     def forward(self, x: Tensor) -> Tensor:
         count = self.num_output_tokens
         x = x[:, :count] + self.drop_path(self.ls1(self.attn(self.norm1(x), count)))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+class DropPath(nn.Module):
+    """Set whole residual branches `[B, ...]` to zero in training, for an image with probability `p`, and divide the
+    others by 1 - p (Huang et al. 2016, "Deep Networks with Stochastic Depth").
+
+    As timm's DropPath and torchvision's StochasticDepth, which make `p` a constant of a compiled graph. Here it is a
+    tensor, so that blocks that differ only in `p` share a graph.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.keep = torch.tensor(1.0 - p)  # no buffer: DDP would send it in each step, and a half precision round it
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        if not torch.compiler.is_compiling():
+            return stochastic_depth(x, self.p, "row")
+        kept = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) < self.keep
+        return x * (kept / self.keep).to(x.dtype)
 
 
 class SequencePooling(nn.Module):

@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import Timer
 
 from vitlab.callbacks import EMA
 from vitlab.compat import is_compiled, peak_memory, reset_peak_memory
-from vitlab.models.execution import forward_flops
+from vitlab.models.execution import forward_flops, limited
 from vitlab.preflight.context import CheckContext, CheckResult, failed, ok
 from vitlab.runs.console import format_duration
 
@@ -49,8 +49,8 @@ def speed(context: CheckContext) -> CheckResult:
 def _duration(context: CheckContext, speed: float) -> str:
     """The speed in images per second, and the time that the run will take."""
     trainer, data = context.trainer, context.data
-    batches = _limited(len(data.splits["train"]) // data.batch_size, trainer.limit_train_batches)
-    validated = _limited(len(data.splits["val"]), trainer.limit_val_batches, data.eval_batch_size)
+    batches = limited(len(data.splits["train"]) // data.batch_size, trainer.limit_train_batches)
+    validated = limited(len(data.splits["val"]), trainer.limit_val_batches, data.eval_batch_size)
     # A forward pass is about a third of a training step.
     epoch = (batches * data.batch_size + validated / 3) / speed
     totals = []
@@ -60,7 +60,7 @@ def _duration(context: CheckContext, speed: float) -> str:
         totals.append(context.classifier.max_steps * trainer.accumulate_grad_batches)
     timers = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
     limit = min((seconds for seconds in timers if seconds is not None), default=None)
-    compiled = ", before torch.compile" if is_compiled(context.classifier.network) else ""
+    compiled = ", before torch.compile" if any(map(is_compiled, context.classifier.modules())) else ""
     figure = f"{speed:,.0f} training images per second{compiled}"
     if not totals:
         return figure if limit is None else f"{figure}: about {limit / epoch:.2g} epochs in {format_duration(limit)}"
@@ -70,11 +70,6 @@ def _duration(context: CheckContext, speed: float) -> str:
         fraction = f"about {limit / seconds:.0%} of it"
         return f"{figure}: trainer.max_time stops the run after {format_duration(limit)}, {fraction}"
     return f"{figure}: about {format_duration(seconds)} for {total:,} batches of {data.batch_size}, with validation"
-
-
-def _limited(count: int, limit: int | float, size: int = 1) -> int:
-    """`count` under one of the trainer's limits: a number of batches of `size`, or a fraction."""
-    return min(count, limit * size) if isinstance(limit, int) else int(count * limit)
 
 
 def memory(context: CheckContext) -> CheckResult | None:

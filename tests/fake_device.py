@@ -175,6 +175,7 @@ def fake_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
 
     monkeypatch.setattr(torch, "tensor", tensor)
     monkeypatch.setattr(_TrainingEpochLoop, "advance", recorded)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # which raises for this device
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # a wrapper's views need autograd's records
     for strategy in (SingleDeviceStrategy, FabricSingleDeviceStrategy):
         monkeypatch.setattr(strategy, "root_device", property(lambda strategy: DEVICE))

@@ -51,6 +51,27 @@ def test_shifted_patches_by_hand(size: tuple[int, int], channels: int) -> None:
     torch.testing.assert_close(stem(batch), normed @ stem.proj.weight.T + stem.proj.bias, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("size", [(4, 4), (4, 6), (1, 1)], ids=str)
+def test_a_product_in_16_bits_equals_the_convolution(size: tuple[int, int], autocast: bool) -> None:
+    torch.manual_seed(0)
+    stem, batch = PatchEmbedding(size, 3, 8), images(12, 24)
+    expected = stem(batch)
+    expected.square().sum().backward()
+    gradient = stem.proj.weight.grad
+    assert gradient is not None
+    stem.zero_grad()
+    if not autocast:
+        stem, batch = stem.bfloat16(), batch.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        tokens = stem(batch)
+    assert tokens.dtype == torch.bfloat16
+    tokens.float().square().sum().backward()
+    torch.testing.assert_close(tokens.float(), expected, atol=2e-2, rtol=2e-2)
+    difference = (stem.proj.weight.grad.float() - gradient).norm() / gradient.norm()
+    assert difference < 0.01
+
+
 def test_a_shifted_token_sees_its_patch_and_half_a_patch_around() -> None:
     batch = images(16, 16).requires_grad_()
     shifted(4, 4)(batch)[0, 4 * 1 + 2].sum().backward()  # row 1, column 2

@@ -1,5 +1,6 @@
 """Stems: turn images into tokens by patches, shifted patches or convolutions."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -34,7 +35,19 @@ class PatchEmbedding(Stem):
         self.proj: nn.Conv2d = nn.Conv2d(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)
+        # In 16 bits a matrix product takes 0.5 to 0.8 of the time of the convolution, forward and backward, and in
+        # float32 1.0 to 1.6 (vit_scratch, vit_small and ViT-B/16, one core of an AMD EPYC, Zen 5).
+        if images.dtype.itemsize > 2 and not torch.is_autocast_enabled(images.device.type):
+            return self.proj(images).flatten(2).transpose(1, 2)
+        return F.linear(to_patches(images, self.proj.weight.shape[2:]), self.proj.weight.flatten(1), self.proj.bias)
+
+
+def to_patches(images: Tensor, patch_size: Sequence[int]) -> Tensor:
+    """Cut images `[B, C, H, W]` into patches, row by row: `[B, N, C * height * width]`."""
+    batch, channels, height, width = images.shape
+    rows, columns = height // patch_size[0], width // patch_size[1]
+    grid = images.reshape(batch, channels, rows, patch_size[0], columns, patch_size[1])
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
 
 
 class ShiftedPatchTokenization(Stem):
@@ -64,13 +77,10 @@ class ShiftedPatchTokenization(Stem):
         return torch.stack([F.pad(part, (x, right - x, y, down - y)) for part, (y, x) in parts]).sum(dim=0)
 
     def forward(self, images: Tensor) -> Tensor:
-        batch, _, height, width = images.shape
+        height, width = images.shape[2:]
         padded = F.pad(images, self.margin)
         copies = torch.cat([padded[:, :, y : y + height, x : x + width] for y, x in self.corners], dim=1)
-        rows, columns = height // self.patch_size[0], width // self.patch_size[1]
-        grid = copies.reshape(batch, -1, rows, self.patch_size[0], columns, self.patch_size[1])
-        patches = grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
-        return self.proj(self.norm(patches))
+        return self.proj(self.norm(to_patches(copies, self.patch_size)))
 
 
 class ConvolutionalTokenizer(Stem):

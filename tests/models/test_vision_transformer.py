@@ -294,6 +294,39 @@ def test_sincos_positions_are_distinct_and_separate_rows_from_columns() -> None:
     torch.testing.assert_close(table[2, 3, 24], torch.tensor(2.0).cos())
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"pool": "cls", "registers": 2, "layer_scale": 0.3},
+        {"stem": "shifted", "pos_embed": "sincos2d"},
+        {"stem": "conv", "pool": "attention"},
+    ],
+    ids=str,
+)
+def test_the_residual_stream_in_bfloat16_rounds_the_logits(changes: dict[str, Any]) -> None:
+    half, full = (make(**changes, depth=2, bf16_residual=is_half) for is_half in (True, False))
+    images, dtypes = images_for(half, 16), []
+    exact = full(images)
+    assert torch.equal(half(images), exact)  # without autocast nothing is rounded
+    for network, expected in ((half, torch.bfloat16), (full, torch.float32)):
+        hooks = [
+            module.register_forward_pre_hook(lambda _, inputs: dtypes.append(inputs[0].dtype))
+            for block in network.blocks
+            for module in (block, block.norm2)
+        ]
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(images).float()
+        assert len(hooks) == 4
+        assert dtypes == [expected] * 4
+        dtypes.clear()
+        assert (logits - exact).norm() / exact.norm() < 0.02
+    with torch.autocast("cpu", torch.float16):  # has too few exponents for the sums
+        half.norm.register_forward_pre_hook(lambda _, inputs: dtypes.append(inputs[0].dtype))
+        half(images)
+    assert dtypes[-1] == torch.float32
+
+
 def test_activation_checkpointing_changes_no_gradient() -> None:
     network = VisionTransformer(**SMALL, dropout=0.1, drop_path=0.1, attention_dropout=0.1)
     images, gradients = torch.randn(4, 3, 32, 32), []

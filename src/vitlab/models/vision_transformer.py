@@ -43,6 +43,8 @@ class VisionTransformer(nn.Module):
             "PatchDropout: Economizing Vision Transformers Using Patch Dropout", section 3).
         head_hidden_dim: Width of a hidden, tanh-activated layer in the head (the paper's pre-training head,
             section 3.1); None makes the head one linear layer.
+        bf16_residual: Keep the tokens between the blocks in bfloat16 where autocast computes in it. Otherwise they
+            are float32, because the positions are.
     """
 
     pos_embed: Tensor | None
@@ -73,6 +75,7 @@ class VisionTransformer(nn.Module):
         patch_dropout: float = 0.0,
         head_hidden_dim: int | None = None,
         fused_attention: bool | None = None,
+        bf16_residual: bool = False,
     ) -> None:
         super().__init__()
         self.image_size: tuple[int, int] = to_2tuple(image_size)
@@ -102,6 +105,7 @@ class VisionTransformer(nn.Module):
             self.register_buffer("pos_embed", table, persistent=False)
         else:
             self.pos_embed = None
+        self.bf16_residual = bf16_residual
         self.pos_drop = nn.Dropout(dropout)
         self.patch_drop = PatchDropout(patch_dropout, self.num_prefix_tokens) if patch_dropout else nn.Identity()
         self.blocks = nn.ModuleList(
@@ -122,6 +126,7 @@ class VisionTransformer(nn.Module):
                 layer_scale=layer_scale,
                 drop_path=drop_path * index / max(depth - 1, 1) if drop_path else None,
                 num_output_tokens=1 if pool == "cls" and index == depth - 1 else None,
+                bf16_residual=bf16_residual,
             )
             for index in range(depth)
         )
@@ -178,7 +183,8 @@ class VisionTransformer(nn.Module):
         if prefix:
             x = torch.cat([*(token.expand(x.shape[0], -1, -1).to(x.dtype) for token in prefix), x], dim=1)
         if self.pos_embed is not None:
-            x = x + self.pos_embed
+            keeps_dtype = self.bf16_residual and x.dtype == torch.bfloat16
+            x = x + (self.pos_embed.to(x.dtype) if keeps_dtype else self.pos_embed)
         x = self.patch_drop(self.pos_drop(x))
         if self.grad_checkpointing and torch.is_grad_enabled():
             return self.norm(checkpoint_seq(self.blocks, x))
@@ -203,6 +209,7 @@ class Block(nn.Module):
         drop_path: Probability that an image skips a residual branch in training (`DropPath`); None leaves it out.
         num_output_tokens: In the last block: compute only the first tokens, those that the head reads,
             `[B, num_output_tokens, D]`. Logits and gradients stay the same. None computes all.
+        bf16_residual: Return tokens of the dtype of `x`, even if layer scale, in float32, raises a branch's.
     """
 
     def __init__(
@@ -216,6 +223,7 @@ class Block(nn.Module):
         layer_scale: float | None,
         drop_path: float | None,
         num_output_tokens: int | None = None,
+        bf16_residual: bool = False,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
@@ -226,11 +234,15 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(embed_dim, layer_scale)
         self.drop_path = nn.Identity() if drop_path is None else DropPath(drop_path)
         self.num_output_tokens = num_output_tokens
+        self.bf16_residual = bf16_residual
 
     def forward(self, x: Tensor) -> Tensor:
         count = self.num_output_tokens
-        x = x[:, :count] + self.drop_path(self.ls1(self.attn(self.norm1(x), count)))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        x = self._add(x[:, :count], self.ls1(self.attn(self.norm1(x), count)))
+        return self._add(x, self.ls2(self.mlp(self.norm2(x))))
+
+    def _add(self, x: Tensor, branch: Tensor) -> Tensor:
+        return x + self.drop_path(branch.to(x.dtype) if self.bf16_residual else branch)
 
 
 class DropPath(nn.Module):

@@ -127,7 +127,8 @@ def run_operation(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         record.wait("item")
         return func(*real_args)
     if func is aten._to_copy.default and target is not None and bool(on_device) != to_device:
-        record.wait("copy to the device" if to_device else "copy to the host")
+        if not (kwargs.get("non_blocking") and getattr(args[0], "pinned", False)):
+            record.wait("copy to the device" if to_device else "copy to the host")
         if not to_device:
             return func(*real_args, **real_kwargs).clone()
     elif func is aten.copy_.default and len(on_device) == 1:
@@ -153,9 +154,15 @@ def _on_device(tensor: Tensor) -> DeviceTensor:
     return tensor if isinstance(tensor, DeviceTensor) else DeviceTensor(tensor)
 
 
+def _pin(tensor: Tensor) -> Tensor:
+    tensor.pinned = True  # type: ignore[attr-defined]
+    return tensor
+
+
 @contextmanager
-def fake_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
-    """Let Lightning's CPU accelerators use the fake device; give a new record."""
+def fake_device(monkeypatch: pytest.MonkeyPatch, *, holds_images: bool = True) -> Iterator[Record]:
+    """Let Lightning's CPU accelerators use the fake device, which has memory for all images or not; give a new
+    record."""
     record.__init__()  # type: ignore[misc]
     make, advance = torch.tensor, _TrainingEpochLoop.advance
 
@@ -181,6 +188,8 @@ def fake_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
         monkeypatch.setattr(strategy, "root_device", property(lambda strategy: DEVICE))
     for accelerator in (CPUAccelerator, FabricCPUAccelerator):
         monkeypatch.setattr(accelerator, "setup_device", lambda accelerator, device: None)
-    monkeypatch.setattr("vitlab.data.datamodule._choose_device", lambda arrays, device: DEVICE)
+    home = DEVICE if holds_images else torch.device("cpu")
+    monkeypatch.setattr("vitlab.data.datamodule._choose_device", lambda arrays, device: home)
+    monkeypatch.setattr(Tensor, "pin_memory", _pin)
     with FakeDevice():
         yield record

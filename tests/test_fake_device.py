@@ -50,11 +50,13 @@ def small_config(folder: Path, *overrides: str) -> DictConfig:
     return compose_training([*SMALL_RUN, *fixed, "name=fake", f"run_dir={folder}", *overrides])
 
 
-def run_on_fake_device(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Record:
+def run_on_fake_device(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str, holds_images: bool = True
+) -> Record:
     short = ["trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
     if folder.name != "basic":  # preflight checks the same steps
         short.append("preflight=off")
-    with fake_device(monkeypatch) as record:
+    with fake_device(monkeypatch, holds_images=holds_images) as record:
         train(small_config(folder, *short, *overrides), [])
     return record
 
@@ -66,6 +68,12 @@ def test_no_step_waits_or_has_grown(name: str, tmp_path: Path, monkeypatch: pyte
     assert len(record.operations) >= 2
     assert dict(record.waits) == {}
     assert median(record.operations) <= most
+
+
+def test_no_step_waits_for_images_in_host_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = run_on_fake_device(tmp_path / "run", monkeypatch, holds_images=False)
+    assert len(record.operations) >= 2
+    assert dict(record.waits) == {}
 
 
 def test_a_wait_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
+import threading
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from vitlab.data.arrays import ImageArrays
-from vitlab.data.loader import ResidentLoader, epoch_order, repeated_order
+from vitlab.data.loader import ResidentLoader, StoredBatch, epoch_order, prefetched, repeated_order
 
 
 def make(rank: int = 0, world_size: int = 1, drop_last: bool = True, count: int = 50, **changes: Any) -> ResidentLoader:
@@ -104,3 +106,67 @@ def test_a_pass_with_repetitions_resumes_where_it_stopped() -> None:
         assert one.number == other.number
         assert torch.equal(one.indices, other.indices)
         assert torch.equal(one.repetitions, other.repetitions)
+
+
+@pytest.fixture
+def pinned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The thread that pins each tensor; without a GPU there is no pinned memory."""
+    threads: list[str] = []
+
+    def pin(tensor: Tensor) -> Tensor:
+        threads.append(threading.current_thread().name)
+        return tensor.clone()
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    return threads
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"drop_last": False}, {"rank": 1, "world_size": 2, "with_neighbour": True, "repeats": 3}, {"count": 12}],
+    ids=str,
+)
+@pytest.mark.parametrize("first", [0, 2, 4])
+def test_prefetched_batches_and_progress_equal_the_others(
+    options: dict[str, Any], first: int, pinned: list[str]
+) -> None:
+    direct, prefetching = make(**options), make(**options, prefetch=True)
+    for loader in (direct, prefetching):
+        loader.load_state_dict({"epoch": 4, "batches": first})
+    given = 0
+    for ours, theirs in zip(prefetching, direct, strict=True):
+        given += 1
+        assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(ours, theirs, strict=True))
+        assert prefetching.state_dict() == direct.state_dict() == {"epoch": 4, "batches": first + given}
+    assert given == max(len(direct) - first, 0)
+    assert len(pinned) == 4 * given
+    assert threading.current_thread().name not in pinned
+
+
+def test_the_next_batch_is_gathered_while_one_is_used(pinned: list[str]) -> None:
+    gathered = threading.Semaphore(0)
+
+    def gather(number: int) -> StoredBatch:
+        gathered.release()
+        return StoredBatch(*torch.zeros(3, 1), number=number)
+
+    batches = prefetched(gather, range(3))
+    next(batches)
+    assert gathered.acquire(timeout=10)
+    assert gathered.acquire(timeout=10)  # the second one
+    assert not gathered.acquire(blocking=False)  # and no further
+    batches.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name in pinned]
+
+
+def test_an_error_of_the_thread_reaches_the_caller(pinned: list[str]) -> None:
+    def gather(number: int) -> StoredBatch:
+        if number == 2:
+            raise OSError("the disk is gone")
+        return StoredBatch(*torch.zeros(3, 1), number=number)
+
+    batches = prefetched(gather, range(4))
+    assert [next(batches).number, next(batches).number] == [0, 1]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(batches)
+    assert not [thread for thread in threading.enumerate() if thread.name in pinned]

@@ -170,8 +170,11 @@ class ImageDataModule(LightningDataModule):
 
     def _placement(self, split: str) -> dict[str, Any]:
         trainer: Any = self.trainer
-        device = _choose_device(self.splits[split], trainer.strategy.root_device)
-        return {"device": device, "rank": trainer.global_rank, "world_size": trainer.world_size}
+        accelerator = trainer.strategy.root_device
+        device = _choose_device(self.splits[split], accelerator)
+        prefetch = device != accelerator and accelerator.type != "mps"  # which shares the host's memory
+        ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+        return {"device": device, "prefetch": prefetch, **ranks}
 
     def train_dataloader(self) -> ResidentLoader:
         trainer: Any = self.trainer

@@ -1,6 +1,7 @@
 """Shuffled batches of images in memory, one gather per batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ class ResidentLoader:
     # Put in front of each shard the image before it in the batch (before the first image, the last one). Mixing, which
     # rolls a batch by one, needs it. The batches must divide evenly among the ranks.
     with_neighbour: bool = False
+    prefetch: bool = False  # gather the next batch while one is used, see `prefetched`
 
     def __post_init__(self) -> None:
         if self.device.type != "cpu":  # else they stay where they are, in memory that other processes may share
@@ -66,11 +68,16 @@ class ResidentLoader:
         order, repetitions = (t.to(device) for t in repeated_order(order, self.repeats, self.batch_size))
         resumed, self._resumed = self._resumed, None
         first = resumed["batches"] if resumed is not None and resumed["epoch"] == epoch else 0
-        for number in range(first, len(self)):
+
+        def gather(number: int) -> StoredBatch:
             batch = slice(number * self.batch_size, (number + 1) * self.batch_size)
             indices, repetition = self._shard(order[batch]), self._shard(repetitions[batch])
-            self._progress = {"epoch": epoch, "batches": number + 1}
-            yield StoredBatch(self.arrays.pick(indices), self.arrays.labels[indices], indices, repetition, number)
+            return StoredBatch(self.arrays.pick(indices), self.arrays.labels[indices], indices, repetition, number)
+
+        numbers = range(first, len(self))
+        for batch in prefetched(gather, numbers) if self.prefetch else map(gather, numbers):
+            self._progress = {"epoch": epoch, "batches": batch.number + 1}
+            yield batch
 
     def _shard(self, batch: Tensor) -> Tensor:
         """This rank's part of a batch `[B]`."""
@@ -78,6 +85,26 @@ class ResidentLoader:
             return batch.tensor_split(self.world_size)[self.rank]
         size = len(batch) // self.world_size
         return torch.cat([batch[-1:], batch])[self.rank * size : (self.rank + 1) * size + 1]
+
+
+def prefetched(gather: Callable[[int], StoredBatch], numbers: Iterable[int]) -> Iterator[StoredBatch]:
+    """The batches `gather(number)`, each gathered in a thread while the one before is used, in pinned memory.
+
+    From pinned memory, copying to a GPU lets the host go on; torch uses a piece of it again once it has been copied. An
+    exception of the thread is raised here, in place of its batch.
+    """
+
+    def gather_pinned(number: int) -> StoredBatch:
+        return StoredBatch(*(part.pin_memory() if isinstance(part, Tensor) else part for part in gather(number)))
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        coming: Future[StoredBatch] | None = None
+        for number in numbers:
+            ready, coming = coming, thread.submit(gather_pinned, number)
+            if ready is not None:
+                yield ready.result()
+        if coming is not None:
+            yield coming.result()
 
 
 def epoch_order(length: int, seed: int, epoch: int) -> Tensor:

@@ -152,16 +152,18 @@ def compile_in_place(module: nn.Module) -> None:
     Which size a graph is for can only be told to torch._dynamo, and before the call.
     """
     module.compile()
-    eager, compiled = module._call_impl, module._compiled_call_impl
+    eager: Any = module._call_impl
+    compiled = module._compiled_call_impl
     assert compiled is not None
 
     def call(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        dynamo: Any = torch._dynamo
         if torch.is_grad_enabled():
-            torch._dynamo.mark_static(x, 0)
+            dynamo.mark_static(x, 0)
         elif len(x) < SMALL_BATCH:
             return eager(x, *args, **kwargs)
         else:
-            torch._dynamo.maybe_mark_dynamic(x, 0)
+            dynamo.maybe_mark_dynamic(x, 0)
         return compiled(x, *args, **kwargs)
 
     module._compiled_call_impl = call

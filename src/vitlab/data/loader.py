@@ -95,7 +95,7 @@ def prefetched(gather: Callable[[int], StoredBatch], numbers: Iterable[int]) -> 
     """
 
     def gather_pinned(number: int) -> StoredBatch:
-        return StoredBatch(*(part.pin_memory() if isinstance(part, Tensor) else part for part in gather(number)))
+        return StoredBatch._make(part.pin_memory() if isinstance(part, Tensor) else part for part in gather(number))
 
     with ThreadPoolExecutor(max_workers=1) as thread:
         coming: Future[StoredBatch] | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,7 +95,8 @@ def prefetched(gather: Callable[[int], StoredBatch], numbers: Iterable[int]) -> 
     """
 
     def gather_pinned(number: int) -> StoredBatch:
-        return StoredBatch._make(part.pin_memory() if isinstance(part, Tensor) else part for part in gather(number))
+        parts: Any = (part.pin_memory() if isinstance(part, Tensor) else part for part in gather(number))
+        return StoredBatch(*parts)
 
     with ThreadPoolExecutor(max_workers=1) as thread:
         coming: Future[StoredBatch] | None = None

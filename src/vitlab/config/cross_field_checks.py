@@ -105,7 +105,8 @@ def _images(config: Config) -> Found:
     if left is not None and left < 1:
         yield "data.val_size", f"val_size={data['val_size']} leaves no image to train on"
     elif left is not None and data["batch_size"] > left:
-        yield "data.batch_size", f"batch_size={data['batch_size']} is more than the {left} training images"
+        sentence = f"batch_size={data['batch_size']} is more than the {left} training images"
+        yield "data.batch_size", f"{sentence}: take {2 ** (left.bit_length() - 1)}"
 
 
 def _devices(config: Config) -> Found:

@@ -96,7 +96,7 @@ PARAMETERS: Mapping[str, Mapping[str, Kind]] = {
         "head_hidden_dim": whole(1) | NULL,
     },
     "vitlab.models.timm_model": {"dropout drop_path": BELOW_ONE | NULL},
-    "vitlab.data.ImageFolderDataModule": {"test_size": number(0)},
+    "vitlab.data.ImageFolderDataModule": {"test_size": number(0) | NULL},
     "vitlab.data.SyntheticDataModule": {"train_images test_images": whole(1), "noise": number(0)},
     "vitlab.data.RandomCrop": {"padding": whole(0)},
     "vitlab.data.RandomHorizontalFlip": {"p": FRACTION},

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-CHUNK = 4096  # images processed at a time when a function goes through all of them
+CHUNK_BYTES = 2**25  # of the images processed at a time when a function goes through all of them
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class ImageArrays:
         return self.stored[self.rows[indices]]
 
     def chunks(self) -> Iterator[Tensor]:
-        """All images, some thousand at a time."""
-        return (self.stored[rows] for rows in torch.split(self.rows, CHUNK))
+        """All images, some at a time."""
+        count = max(1, CHUNK_BYTES // self.image_shape.numel())
+        return (self.stored[rows] for rows in torch.split(self.rows, count))
 
     def take(self, indices: Tensor) -> "ImageArrays":
         """The split with only the images at `indices` (int64 `[M]`), in this order."""
@@ -59,11 +60,12 @@ class ImageArrays:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A loaded source: images to train and validate on, images only to test on, and the names of the classes."""
+    """A loaded source: images to train on, images only to test on (may be empty), and the names of the classes."""
 
-    train: ImageArrays
+    train: ImageArrays  # also to validate on, if `val` is None
     test: ImageArrays
     classes: list[str]
+    val: ImageArrays | None = None
 
 
 def stratified_split(labels: Tensor, held_out: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,10 @@
 """CIFAR-10 (Krizhevsky 2009, "Learning Multiple Layers of Features")."""
 
-import hashlib
 import os
 import pickle
 import shutil
 import tarfile
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torchvision.datasets.utils import check_integrity
 
 from vitlab.data.arrays import Dataset
 from vitlab.data.datamodule import ImageDataModule
-from vitlab.data.decoding import Decoded, DecodedCache
+from vitlab.data.decoding import Decoded, DecodedCache, DecodedFile
 from vitlab.errors import UserError
 from vitlab.files import replacing
 
@@ -85,9 +84,8 @@ class CIFAR10DataModule(ImageDataModule):
         """The cache of these files; None if no folder is writable, then each process decodes for itself."""
         files = sorted(self.folder.glob("*"))
         stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        key = hashlib.sha256(repr((self.md5, stamps)).encode()).hexdigest()[:24]
         try:
-            return DecodedCache.choose(None, beside=self.root, key=key)
+            return DecodedCache.choose(None, beside=self.root, sources=(self.md5, stamps))
         except UserError:
             return None
 
@@ -116,25 +114,26 @@ class CIFAR10DataModule(ImageDataModule):
 
     def _decode(self) -> Decoded:
         try:
-            pixels, labels, names = [], [], []
+            pixels, splits, labels, names = [], [], [], []
             for split, parts in PARTS.items():
                 batches = [self._unpickle(name) for name, _ in parts]
                 pixels += [batch["data"] for batch in batches]
                 found = [label for batch in batches for label in batch["labels"]]
+                splits += [split] * len(found)
                 labels += found
                 names += [f"{split}/{number}" for number in range(len(found))]
             classes = self._unpickle(META["filename"])[META["key"]]
-            decoded = Decoded(np.concatenate(pixels).reshape(-1, 3, SIDE, SIDE), labels, names, classes, skipped={})
+            images = np.concatenate(pixels).reshape(-1, 3, SIDE, SIDE)
         except Exception as error:  # damaged pickles raise anything
             raise UserError(
                 f"the CIFAR-10 files in {self.folder.resolve()} are missing or damaged ({error}); delete the folder to "
                 "unpack or download them again"
             ) from error
-        cache = self._cache()
-        try:
-            return cache.write(SIDE, decoded) if cache else decoded
-        except UserError:  # a full disk: each process decodes for itself
-            return decoded
+        about: dict[str, Any] = {"splits": splits, "labels": labels, "names": names, "classes": classes}
+        if cache := self._cache():
+            with suppress(UserError):  # a full disk: each process decodes for itself
+                return cache.write(SIDE, about, lambda start: map(DecodedFile, images[start:]))
+        return Decoded(images, skipped={}, remarks={}, **about)
 
     def _unpickle(self, name: str) -> dict[str, Any]:
         with (self.folder / name).open("rb") as file:

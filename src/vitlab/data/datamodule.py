@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning_fabric.utilities import move_data_to_device
 from pytorch_lightning import LightningDataModule
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor, nn
 
 from vitlab.compat import is_compiled
@@ -16,6 +16,7 @@ from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.loader import ResidentLoader, StoredBatch
 from vitlab.data.transforms import BatchTransform, Mixing
 from vitlab.errors import UserError
+from vitlab.runs.console import show
 
 
 class Batch(NamedTuple):
@@ -56,7 +57,8 @@ class ImageDataModule(LightningDataModule):
         mean, std: Per channel, on the scale [0, 1]; None measures them on the training images.
         interpolation: Of the resize from `stored_size` to `image_size`: "bilinear" or "bicubic".
         augmentations: Modules called as `(images, rng, op_index)` on training batches, and at most one `Mixing`.
-        val_size: Validation images drawn from the training images, stratified: a number, a fraction below 1, or 0.
+        val_size: Validation images drawn from the training images, stratified: a number, a fraction below 1, or 0. If
+            the source has validation images, only 0 counts: do not validate.
         split_seed: The validation split depends only on this.
         max_train_images: Train on this many images only, chosen stratified; None means all.
         repeated_augmentation: Use each image this often, differently augmented, in an epoch of as many steps (Hoffer et
@@ -102,6 +104,8 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self.repeated_augmentation = repeated_augmentation
         self.splits: dict[str, ImageArrays] = {}
+        self.notes: list[str] = []  # of `load`: facts about the images that a person should know
+        self.unreadable: dict[str, str] = {}  # of `load`: files that were left out, with the reasons
         self._train_loader: ResidentLoader | None = None
         self._resumed: dict[str, int] | None = None
 
@@ -121,19 +125,21 @@ class ImageDataModule(LightningDataModule):
             return
         dataset = self.load()
         self._check(dataset)
-        train = dataset.train
-        try:
-            kept, val = stratified_split(train.labels, self.val_size, self.split_seed)
-            if self.max_train_images is not None and self.max_train_images < len(kept):
-                chosen = stratified_split(train.labels[kept], self.max_train_images, self.split_seed)[1]
-                kept = kept[chosen]
-        except ValueError as error:
-            raise UserError(f"data: {error}; change data.val_size or data.max_train_images") from None
-        if len(kept) < self.batch_size:
+        train, val = dataset.train, dataset.val
+        if val is None:
+            train, val = hold_out(train, self.val_size, self.split_seed, "data.val_size")
+        elif not self.val_size:
+            val = val.take(torch.empty(0, dtype=torch.long))
+        if self.max_train_images is not None and self.max_train_images < len(train):
+            _, train = hold_out(train, self.max_train_images, self.split_seed, "data.max_train_images")
+        if len(train) < self.batch_size:
             raise UserError(
-                f"data.batch_size={self.batch_size} is more than the {len(kept)} training images; lower data.batch_size"
+                f"data.batch_size={self.batch_size} is more than the {len(train)} training images: take "
+                f"data.batch_size={2 ** (len(train).bit_length() - 1)}"
             )
-        self.splits = {"train": train.take(kept), "val": train.take(val), "test": dataset.test}
+        self.splits = {"train": train, "val": val, "test": dataset.test}
+        for note in self.notes:
+            rank_zero_only(show)(note)
         given = self.mean, self.std
         measured: Any = channel_statistics(self.splits["train"]) if None in given else given
         mean, std = ([float(x) for x in own or found] for own, found in zip(given, measured, strict=True))
@@ -145,6 +151,8 @@ class ImageDataModule(LightningDataModule):
     def _check(self, dataset: Dataset) -> None:
         """Raise a UserError if the data does not match the config."""
         found, size = len(dataset.classes), dataset.train.image_shape[-1]
+        if found < 2:
+            raise UserError(f"the data has only one class, {dataset.classes[0]}: a classifier needs two or more")
         if self.num_classes not in (None, found):
             raise UserError(f"data.num_classes={self.num_classes}, but the data has {found} classes")
         if self.classes not in (None, dataset.classes):
@@ -231,6 +239,17 @@ class ImageDataModule(LightningDataModule):
         """The first training batch of a run on a single process."""
         loader = self._training_loader(lambda: 0, device=torch.device("cpu"), rank=0, world_size=1)
         return self.prepare_batch(move_data_to_device(next(iter(loader)), device), 0)
+
+
+def hold_out(arrays: ImageArrays, size: float, seed: int, key: str) -> tuple[ImageArrays, ImageArrays]:
+    """What stays and what is held out, see `stratified_split`; UserError, which names `key`, if either is empty."""
+    try:
+        kept, held_out = stratified_split(arrays.labels, size, seed)
+    except ValueError as error:
+        raise UserError(f"data: {error}; change {key}") from None
+    if size and not len(held_out):
+        raise UserError(f"{key}={size:g} of {len(arrays)} images is less than one image: take a larger one")
+    return arrays.take(kept), arrays.take(held_out)
 
 
 def channel_statistics(arrays: ImageArrays) -> tuple[list[float], list[float]]:

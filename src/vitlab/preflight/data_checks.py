@@ -135,7 +135,7 @@ def labels_are_learnable(context: CheckContext) -> CheckResult:
     fitted = 2 * len(rows) // 3  # the others are held out
     if len(rows) - fitted < 200:
         return skipped(f"needs more than {len(train)} training images")
-    chunks = torch.split(train.pick(rows), 500)
+    chunks = (train.pick(part) for part in torch.split(rows, 100))  # few at a time: images may be large
     tiny = [F.interpolate(images.float() / 255, size=(8, 8), mode="area") for images in chunks]
     pixels = torch.cat(tiny).flatten(1) - 0.5
     inputs = torch.cat([pixels, pixels.square(), torch.ones(len(rows), 1)], dim=1).double()

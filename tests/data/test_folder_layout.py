@@ -129,14 +129,19 @@ def test_a_wrong_layout_is_refused(folders: list[str], parts: list[str], tmp_pat
 
 
 @pytest.mark.parametrize("split", ["train/", ""])
-def test_an_empty_class_folder_is_refused_with_what_it_holds(split: str, tmp_path: Path) -> None:
+def test_an_empty_class_folder_is_refused_with_what_it_holds(
+    split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.init()
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)  # as without the extra
+    monkeypatch.setattr(Image, "ID", [kind for kind in Image.ID if kind != "HEIF"])
     root = fill(tmp_path, f"{split}ant", f"{split}bee")
     (root / split / "cow").mkdir()
-    (root / split / "cow" / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    (root / split / "cow" / "photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
     said = refusal(root)
     assert str(root / split / "cow") in said
-    if ".heic" in said:  # the extra is not installed
-        assert "pillow-heif" in said
+    assert "1 .heic" in said
+    assert "pillow-heif" in said
 
 
 @pytest.mark.parametrize("kind", ["no folder", "file"])

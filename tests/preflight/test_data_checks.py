@@ -38,7 +38,8 @@ def test_copies_inside_a_split_are_a_warning_with_count_and_example(split: str) 
 
 
 def test_copies_with_another_label_are_counted() -> None:
-    found = check(train=split_of("train", [7, 7, 8, 8], [0, 1, 1, 1]))
+    train = split_of("train", [7, 7, 8, 8], [0, 1, 1, 1])
+    found = check(train=train, val=split_of("val", [3]), test=split_of("test", []))
     assert "2 of 4 train images are copies of others in train, 1 of them with another label" in found.figure
 
 

@@ -272,7 +272,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, count: int, error: type[Bas
     return seen
 
 
-@pytest.mark.parametrize("damage", ["", "pixels", "state", "longer"])
+@pytest.mark.parametrize("damage", ["", "shorter", "state", "longer"])
 def test_an_interrupted_decoding_continues(damage: str, image_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = {name: split.fingerprint() for name, split in make(image_root).splits.items()}
     (image_root / "train" / "ant" / "00.png").write_text("no image")
@@ -281,15 +281,15 @@ def test_an_interrupted_decoding_continues(damage: str, image_root: Path, monkey
         with pytest.raises(KeyboardInterrupt):
             make(image_root, skip_unreadable=True)
     (part,) = (image_root / ".vitlab_cache").glob("*.part")
-    if damage == "pixels":
-        part.write_bytes(altered(part.read_bytes()))
+    if damage == "shorter":
+        part.write_bytes(part.read_bytes()[:-1])
     elif damage == "state":
         part.with_suffix(".part.json").write_text("{")
     elif damage == "longer":  # written after the state was saved
         part.write_bytes(part.read_bytes() + b"half an image")
     seen = interrupt_after(monkeypatch, 1000, KeyboardInterrupt)
     data = make(image_root, skip_unreadable=True)
-    assert (len(seen) < 30) == (damage not in ("pixels", "state"))
+    assert (len(seen) < 30) == (damage not in ("shorter", "state"))
     assert list(data.unreadable) == ["train/ant/00.png"]
     assert not list((image_root / ".vitlab_cache").glob("*.part*"))
     assert data.splits["test"].fingerprint() == whole["test"]

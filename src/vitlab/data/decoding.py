@@ -43,7 +43,7 @@ NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 RAW = {".arw", ".cr2", ".dng", ".nef", ".orf", ".pef", ".srw"}  # TIFF files of cameras: Pillow would read the thumbnail
 HEIC = {".heic", ".heif", ".hif"}
 WHITES = (1, 255, 4095, 65535)  # values that mean white in files with more than 8 bits
-STALE_SECONDS = {".*.tmp": 3600, "*.part*": 7 * 86400}  # age at which files of killed processes are deleted
+STALE = {".*.tmp": 3600, "*.part*": 7 * 86400}  # seconds after which files of killed processes are deleted
 SAVE_SECONDS = 10.0  # between two notes of how far the decoding is
 FORMAT = 2  # of the cache and of how values are read
 
@@ -205,22 +205,29 @@ class DecodedCache:
         names, part, state_file = about["names"], self._file(f"{side}.part"), self._file(f"{side}.part.json")
         shape = len(names), 3, side, side
         try:
-            self._delete_stale()
-            with part.open("a+b") as file:
+            for stale, age in ((stale, age) for pattern, age in STALE.items() for stale in self.folder.glob(pattern)):
+                with suppress(FileNotFoundError):
+                    if time.time() - stale.stat().st_mtime > age:
+                        stale.unlink()
+            with part.open("ab") as file:
                 state = _continue(file, shape, state_file)
-                self._announce(shape, state["images"])
+                left, free = len(names) - state["images"], shutil.disk_usage(self.folder).free
+                size = left * math.prod(shape[1:])
+                what = f"decoding {left:,} of {len(names):,} images at {side} px into {self.folder} ({decimal(size)}"
+                if size > free:
+                    raise UserError(f"{what}, but only {decimal(free)} are free): set data.cache_dir to a larger disk")
+                show(f"{what})")
                 saved = time.monotonic()
-                todo = len(names) - state["images"]
                 try:
-                    bar: dict[str, Any] = {"total": todo, "transient": True, "disable": not sys.stdout.isatty()}
-                    for decoded in track(decode(state["images"]), "Decoding", **bar):
-                        pixels = np.zeros(shape[1:], np.uint8) if decoded.pixels is None else decoded.pixels
-                        if decoded.pixels is None:
-                            state["skipped"][names[state["images"]]] = decoded.remark
-                        elif decoded.remark:
-                            state["remarks"][decoded.remark] = state["remarks"].get(decoded.remark, 0) + 1
-                        file.write(pixels.data)
-                        state |= {"images": state["images"] + 1, "sum": crc32(pixels.data, state["sum"])}
+                    bar: dict[str, Any] = {"total": left, "transient": True, "disable": not sys.stdout.isatty()}
+                    for pixels, remark in track(decode(state["images"]), "Decoding", **bar):
+                        if pixels is None:
+                            state["skipped"][names[state["images"]]] = remark
+                        elif remark:
+                            state["remarks"][remark] = state["remarks"].get(remark, 0) + 1
+                        row = bytes(math.prod(shape[1:])) if pixels is None else pixels.data
+                        file.write(row)
+                        state |= {"images": state["images"] + 1, "sum": crc32(row, state["sum"])}
                         if time.monotonic() - saved > SAVE_SECONDS:
                             _save(state, file, state_file)
                             saved = time.monotonic()
@@ -237,22 +244,7 @@ class DecodedCache:
             ) from error
         if written := self.read(side):
             return written
-        raise UserError(f"cannot read back the images decoded into {self.folder}; set data.cache_dir to another folder")
-
-    def _announce(self, shape: tuple[int, ...], done: int) -> None:
-        """Say what is decoded and how large it is; UserError if the disk is too small."""
-        size, free = math.prod(shape[1:]) * (shape[0] - done), shutil.disk_usage(self.folder).free
-        what = f"decoding {shape[0] - done:,} images of {shape[-1]} px into {self.folder} ({decimal(size)}"
-        if size > free:
-            raise UserError(f"{what}, but only {decimal(free)} are free): set data.cache_dir to a larger disk")
-        show(f"{what})" + (f"; {done:,} are done already" if done else ""))
-
-    def _delete_stale(self) -> None:
-        for pattern, seconds in STALE_SECONDS.items():
-            for file in self.folder.glob(pattern):
-                with suppress(FileNotFoundError):
-                    if time.time() - file.stat().st_mtime > seconds:
-                        file.unlink()
+        raise UserError(f"the images decoded into {self.folder} are damaged; set data.cache_dir to another disk")
 
     def read(self, side: int) -> Decoded | None:
         """The images of this side; None if there are none, or if they are damaged, with a warning."""
@@ -264,10 +256,7 @@ class DecodedCache:
             # Memory-mapped, so that the processes of a machine share one copy. torch wants a writable array, hence
             # copy-on-write ("c"); nobody writes to it.
             images = np.load(pixels, mmap_mode="c", allow_pickle=False)
-            with pixels.open("rb") as file:  # not through the map, which would fill this process's memory
-                file.seek(images.offset)
-                content = _checksum(file, images.nbytes)
-            if about.pop("sum") != crc32(json.dumps(about).encode(), content):
+            if about.pop("sum") != crc32(json.dumps(about).encode(), crc32(images.data)):
                 raise ValueError("wrong checksum")
             return Decoded(images, **about)
         except Exception as error:  # the readers of damaged files raise anything
@@ -289,16 +278,15 @@ class DecodedCache:
 
 
 def _continue(file: IO[bytes], shape: tuple[int, ...], state_file: Path) -> dict[str, Any]:
-    """Cut a half-written .npy file to the images that were saved, none of an empty or damaged one; returns its state:
-    the number of images, their checksum, and `skipped` and `remarks` of `Decoded`."""
+    """Cut a half-written .npy file to the images that were saved, to none without a state; returns the state: number
+    and checksum of the images, and `skipped` and `remarks` of `Decoded`."""
     start = io.BytesIO()
     np.lib.format.write_array_header_1_0(start, {"descr": "|u1", "fortran_order": False, "shape": shape})
     with suppress(OSError, ValueError, KeyError, TypeError):
         state: dict[str, Any] = json.loads(state_file.read_text(encoding="utf-8"))
-        size = state["images"] * math.prod(shape[1:])
-        file.seek(0)
-        if file.read(start.tell()) == start.getvalue() and _checksum(file, size) == state["sum"]:
-            file.truncate(start.tell() + size)
+        end = start.tell() + state["images"] * math.prod(shape[1:])
+        if state["images"] and file.seek(0, os.SEEK_END) >= end:
+            file.truncate(end)
             return state
     file.truncate(0)
     file.write(start.getvalue())
@@ -309,12 +297,3 @@ def _save(state: dict[str, Any], file: IO[bytes], state_file: Path) -> None:
     file.flush()
     os.fsync(file.fileno())  # the state must not be ahead of the file
     write_text(state_file, json.dumps(state))
-
-
-def _checksum(file: IO[bytes], size: int) -> int:
-    """CRC-32 of the next bytes of a file."""
-    found = 0
-    while size > 0 and (block := file.read(min(size, 2**20))):
-        found = crc32(block, found)
-        size -= len(block)
-    return found

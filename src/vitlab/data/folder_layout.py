@@ -131,16 +131,16 @@ def list_images(top: Path, left_out: Counter[str]) -> list[File]:
 
 
 def describe_left_out(left_out: Counter[str]) -> str:
-    """`3 files: 2 .txt, 1 .svg`; empty if there are none."""
+    """`2 .txt, 1 .svg`; empty if there are none."""
     kinds = [f"{count:,} {kind}" for kind, count in left_out.most_common() if count]
     hint = "; HEIC needs: pip install pillow-heif" if any(left_out[kind] for kind in HEIC) else ""
-    return f"{left_out.total():,} files: {list_some(kinds, 8)}{hint}" if kinds else ""
+    return f"{list_some(kinds, 8)}{hint}" if kinds else ""
 
 
 def _find_splits(root: Path) -> tuple[dict[str, str], list[str]]:
     """The folders of the splits, relative to `root`, and notes of what is not used."""
-    if not root.is_dir():
-        packed = " (it is a file; an archive must be unpacked)" if root.exists() else ""
+    if not os.path.isdir(root):  # noqa: PTH112 (Path.is_dir may raise)
+        packed = " (it is a file; an archive must be unpacked)" if os.path.isfile(root) else ""  # noqa: PTH113
         raise UserError(f"data.root={root}: there is no folder {root}{packed}")
     top = _unwrap(root, lambda name: not SPLIT_NAME.fullmatch(name))
     inside = _list(top)[0]

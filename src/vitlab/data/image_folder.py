@@ -75,7 +75,7 @@ class ImageFolderDataModule(ImageDataModule):
         self.notes = [self._describe_splits(folders, held_out), *layout.notes]
         if decoded.skipped:
             name, reason = next(iter(decoded.skipped.items()))
-            count = f"{len(decoded.skipped):,} unreadable files (data.skip_unreadable=true)"
+            count = f"{len(decoded.skipped):,} unreadable files, listed in unreadable_images.txt of the run"
             self.notes.append(f"left out: {count}, such as {name}: {reason}")
         if decoded.remarks:
             kinds = ", ".join(f"{count:,} {remark}" for remark, count in decoded.remarks.items())
@@ -85,20 +85,15 @@ class ImageFolderDataModule(ImageDataModule):
     def _describe_splits(self, folders: Mapping[str, str], held_out: float) -> str:
         """Where the images of each split come from."""
         train = "its class folders" if folders["train"] == "." else f"{folders['train']}/"
-        parts = [f"train from {train}"]
-        if "val" not in folders:
-            parts.append(f"val: {self.val_size:g} of these (data.val_size)")
-        elif self.val_size:
-            parts.append(f"val from {folders['val']}/")
-        else:
-            parts.append(f"{folders['val']}/ is not used (data.val_size=0)")
+        val = f"from {folders['val']}/" if "val" in folders else f"{self.val_size:g} of these (data.val_size)"
         if "test" in folders:
-            parts.append(f"test from {folders['test']}/")
+            test = f"test from {folders['test']}/"
         elif held_out:
-            parts.append(f"test: {held_out:g} of these (data.test_size), because there is no test/")
+            test = f"test: {held_out:g} of these (data.test_size), as there is no test/"
         else:
-            parts.append("no test images, so no test figures (data.test_size=0.1 holds some of train out)")
-        return f"splits of {self.root}: {', '.join(parts)}"
+            test = "no test images, so no test figures (data.test_size=0.1 holds some of train out)"
+        val = val if self.val_size else "none (data.val_size=0)"
+        return f"splits of {self.root}: train from {train}, val {val}, {test}"
 
     def _cached(self, cache: DecodedCache, layout: FolderLayout) -> Decoded | None:
         """What was decoded before; None also if a file that could not be read then can be read now."""

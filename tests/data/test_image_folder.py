@@ -322,6 +322,7 @@ def test_a_killed_decoding_continues_from_the_last_saved_state(
     again = DecodedCache(snapshot, "key").write(side, about, lambda start: started.append(start) or decode(start))
     assert started == [20]
     assert np.array_equal(whole.images, again.images)
+    assert not whole.images.flags.writeable  # such a map may be larger than the memory
 
 
 def test_a_disk_that_is_too_small_is_refused_before_decoding(

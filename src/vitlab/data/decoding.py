@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -166,7 +167,10 @@ class Decoded:
         """The readable images of a split."""
         named = enumerate(zip(self.splits, self.names, strict=True))
         rows = [row for row, (own, name) in named if own == split and name not in self.skipped]
-        every = ImageArrays.of(torch.from_numpy(self.images), torch.tensor(self.labels), self.names)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch has no read-only tensors; nobody writes to this one
+            images = torch.from_numpy(self.images)
+        every = ImageArrays.of(images, torch.tensor(self.labels), self.names)
         return every.take(torch.tensor(rows, dtype=torch.long))
 
 
@@ -253,9 +257,9 @@ class DecodedCache:
             return None
         try:
             about = json.loads(about_file.read_text(encoding="utf-8"))
-            # Memory-mapped, so that the processes of a machine share one copy. torch wants a writable array, hence
-            # copy-on-write ("c"); nobody writes to it.
-            images = np.load(pixels, mmap_mode="c", allow_pickle=False)
+            # Memory-mapped, so that the processes of a machine share one copy. Read-only: Linux refuses a writable map
+            # that is larger than the memory.
+            images = np.load(pixels, mmap_mode="r", allow_pickle=False)
             if about.pop("sum") != crc32(json.dumps(about).encode(), crc32(images.data)):
                 raise ValueError("wrong checksum")
             return Decoded(images, **about)

@@ -1,7 +1,7 @@
-"""Images of a split in memory, and the stratified split."""
+"""Images of a split in memory; stratified splits and folds."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -57,6 +57,12 @@ class ImageArrays:
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
+    def of_classes(self, labels: Sequence[int]) -> "ImageArrays":
+        """The images with these labels, which become 0, 1, 2 ... in this order."""
+        is_label = self.labels == torch.tensor(labels).unsqueeze(1)  # [classes, N]
+        chosen = is_label.any(dim=0).nonzero().flatten()
+        return replace(self.take(chosen), labels=is_label[:, chosen].long().argmax(dim=0))
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -89,3 +95,14 @@ def stratified_split(labels: Tensor, held_out: float, seed: int) -> tuple[Tensor
     parts = [m.tensor_split([count]) for m, count in zip(shuffled, counts, strict=True)]
     out, kept = (torch.cat(part).sort().values for part in zip(*parts, strict=True))
     return kept, out
+
+
+def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
+    """The fold of each image, int64 `[N]`, from labels, int64 `[N]`: in each fold every class has its fraction, to
+    within one image; depends only on labels, number of folds and seed."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    by_class = order[labels[order].argsort(stable=True)]
+    fold = torch.empty_like(labels)
+    fold[by_class] = torch.arange(len(labels)) % folds  # dealt class by class, so that the folds are equally large too
+    return fold

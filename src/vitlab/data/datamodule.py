@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning_fabric.utilities import move_data_to_device
@@ -11,11 +11,11 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor, nn
 
 from vitlab.compat import is_compiled
-from vitlab.data.arrays import Dataset, ImageArrays, stratified_split
+from vitlab.data.arrays import Dataset, ImageArrays, stratified_folds, stratified_split
 from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.loader import ResidentLoader, StoredBatch
 from vitlab.data.transforms import BatchTransform, Mixing
-from vitlab.errors import UserError
+from vitlab.errors import UserError, list_some, nearest
 from vitlab.runs.console import show
 
 
@@ -53,13 +53,18 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         image_size, stored_size: Sides of the model's input and of the images in memory, in pixels.
-        num_classes, classes: Number and names of the classes. If they or `stored_size` are None, the data decides.
+        num_classes, classes: Number and names of the classes; fewer names than the data has choose these, in this
+            order. If they or `stored_size` are None, the data decides.
         mean, std: Per channel, on the scale [0, 1]; None measures them on the training images.
         interpolation: Of the resize from `stored_size` to `image_size`: "bilinear" or "bicubic".
         augmentations: Modules called as `(images, rng, op_index)` on training batches, and at most one `Mixing`.
         val_size: Validation images drawn from the training images, stratified: a number, a fraction below 1, or 0. If
             the source has validation images, only 0 counts: do not validate.
-        split_seed: The validation split depends only on this.
+        split_seed: The validation split, or the folds, depend only on this.
+        folds, fold: Divide the training images into so many stratified folds, and validate on one of them, counted from
+            0, instead of `val_size` (cross-validation). None: no folds.
+        sampling: "shuffled": an epoch is a permutation. "balanced": all classes occur equally often, see
+            `loader.balanced_order`.
         max_train_images: Train on this many images only, chosen stratified; None means all.
         repeated_augmentation: Use each image this often, differently augmented, in an epoch of as many steps (Hoffer et
             al. 2020, "Augment Your Batch").
@@ -85,6 +90,9 @@ class ImageDataModule(LightningDataModule):
         eval_batch_size: int,
         seed: int,
         repeated_augmentation: int = 1,
+        folds: int | None = None,
+        fold: int = 0,
+        sampling: Literal["shuffled", "balanced"] = "shuffled",
     ) -> None:
         super().__init__()
         self.image_size = image_size
@@ -103,6 +111,9 @@ class ImageDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         self.repeated_augmentation = repeated_augmentation
+        self.folds = folds
+        self.fold = fold
+        self.sampling = sampling
         self.splits: dict[str, ImageArrays] = {}
         self.notes: list[str] = []  # of `load`: facts about the images that a person should know
         self.unreadable: dict[str, str] = {}  # of `load`: files that were left out, with the reasons
@@ -123,10 +134,16 @@ class ImageDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
             return
-        dataset = self.load()
+        dataset = self._choose_classes(self.load())
         self._check(dataset)
         train, val = dataset.train, dataset.val
-        if val is None:
+        if self.folds is not None:
+            if val is not None:
+                raise UserError(f"data.folds={self.folds}: these images have a validation split of their own")
+            of_each = stratified_folds(train.labels, self.folds, self.split_seed)
+            rows = [chosen.nonzero().flatten() for chosen in (of_each != self.fold, of_each == self.fold)]
+            train, val = map(train.take, rows)
+        elif val is None:
             train, val = hold_out(train, self.val_size, self.split_seed, "data.val_size")
         elif not self.val_size:
             val = val.take(torch.empty(0, dtype=torch.long))
@@ -148,6 +165,18 @@ class ImageDataModule(LightningDataModule):
             self.augmentations, image_size=self.image_size, interpolation=self.interpolation, mean=mean, std=std
         )
 
+    def _choose_classes(self, dataset: Dataset) -> Dataset:
+        """The data set with only the classes that the config names, in its order."""
+        if self.classes is None or len(self.classes) >= len(dataset.classes) or len(self.classes) < 2:
+            return dataset
+        if unknown := [name for name in self.classes if name not in dataset.classes]:
+            hint = nearest(unknown[0], dataset.classes)
+            raise UserError(f"data.classes: the data has no class {list_some(unknown)}{hint}")
+        self.notes.append(f"classes: {', '.join(self.classes)}, {len(self.classes)} of {len(dataset.classes)}")
+        labels = [dataset.classes.index(name) for name in self.classes]
+        train, test = dataset.train.of_classes(labels), dataset.test.of_classes(labels)
+        return Dataset(train, test, self.classes, dataset.val and dataset.val.of_classes(labels))
+
     def _check(self, dataset: Dataset) -> None:
         """Raise a UserError if the data does not match the config."""
         found, size = len(dataset.classes), dataset.train.image_shape[-1]
@@ -165,9 +194,16 @@ class ImageDataModule(LightningDataModule):
         return {name: {"images": len(split), "sha256": split.fingerprint()} for name, split in self.splits.items()}
 
     def _training_loader(self, epoch: Callable[[], int], **placement: Any) -> ResidentLoader:
+        balanced = self.sampling == "balanced"
         options = {"repeats": self.repeated_augmentation, "with_neighbour": self.mixing is not None, **placement}
         return ResidentLoader(
-            self.splits["train"], self.batch_size, seed=self.seed, epoch=epoch, drop_last=True, **options
+            self.splits["train"],
+            self.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            drop_last=True,
+            balanced=balanced,
+            **options,
         )
 
     def _evaluation_loader(self, split: str) -> ResidentLoader:

@@ -137,6 +137,12 @@ def describe_left_out(left_out: Counter[str]) -> str:
     return f"{list_some(kinds, 8)}{hint}" if kinds else ""
 
 
+def split_of(name: str) -> str | None:
+    """The split that a name such as `Training` or `valid` means; None if it means none."""
+    match = SPLIT_NAME.fullmatch(name)
+    return next(split for split in SPLITS if match[split]) if match else None
+
+
 def _find_splits(root: Path) -> tuple[dict[str, str], list[str]]:
     """The folders of the splits, relative to `root`, and notes of what is not used."""
     if not os.path.isdir(root):  # noqa: PTH112 (Path.is_dir may raise)
@@ -147,7 +153,7 @@ def _find_splits(root: Path) -> tuple[dict[str, str], list[str]]:
     groups: dict[str, dict[str, str]] = {}  # the folder of each split, by the prefix of their names
     for name in inside:
         if (match := SPLIT_NAME.fullmatch(name)) and _list(top / name)[0]:
-            split = next(split for split in SPLITS if match[split])
+            split = str(split_of(name))
             if other := groups.setdefault(match["prefix"].lower(), {}).get(split):
                 raise UserError(f"data.root={root}: {other}/ and {name}/ could both be the {split} images")
             groups[match["prefix"].lower()][split] = name

@@ -46,8 +46,12 @@ class ImageFolderDataModule(ImageDataModule):
     def fetch(self) -> None:
         self._layout_and_images = self._read()
 
+    def layout(self) -> FolderLayout:
+        """The files to decode, with their splits and classes."""
+        return read_layout(self.root, self.classes)
+
     def _read(self) -> tuple[FolderLayout, Decoded]:
-        layout = read_layout(self.root, self.classes)
+        layout = self.layout()
         cache = DecodedCache.choose(self.cache_dir, beside=self.root, sources=[file[1:] for file in layout.files])
         decoded = self._cached(cache, layout)
         if decoded is None:

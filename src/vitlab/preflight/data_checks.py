@@ -9,6 +9,7 @@ from vitlab.errors import list_some
 from vitlab.preflight.context import CheckContext, CheckResult, failed, ok, skipped, warning
 
 MANY_IMAGES = 512  # enough for statistics
+IMBALANCED = 3  # times as many images in the largest class as in the smallest
 ADVICE = {
     "not finite": "no model can learn from them. Usual causes: data.std=0, a transform that takes the logarithm "
     "of zero",
@@ -28,6 +29,8 @@ ADVICE = {
     "copied into train/ and test/, images multiplied before the split",
     "few duplicates": "too few to change the accuracy much (for example {example})",
     "copies": "they count more than once (for example {example}). Remove them, and first those with a wrong label",
+    "imbalanced": "accuracy hides the small classes: watch metrics=[balanced_acc,f1], select by "
+    "checkpoint.monitor=val/balanced_acc; loss.class_weights=balanced or data.sampling=balanced helps them",
     "unrelated labels": "the labels seem to be unrelated to the images: a model could memorise them but not predict "
     "new images. Usual cause: images shuffled or sorted without their labels. If your classes do not differ in colours "
     "and coarse shapes, this may be a false alarm: preflight=warn trains anyway",
@@ -89,6 +92,8 @@ def labels(context: CheckContext) -> CheckResult:
     train = torch.bincount(context.data.splits["train"].labels, minlength=classes)
     figure = f"{classes} classes, {train.min():,} to {train.max():,} training images each"
     advice = f"no image of {list_some(missing)}: it cannot be learned or evaluated"
+    if not missing and train.max() > IMBALANCED * train.min():
+        return warning(figure, ADVICE["imbalanced"])
     return warning(figure, advice) if missing else ok(figure)
 
 

@@ -40,9 +40,7 @@ def test_a_folder_without_test_images_has_no_test_figures(image_root: Path, in_p
     assert resumed.returncode == 0, resumed.stderr
 
 
-def test_a_flat_folder_is_split_and_left_out_files_are_listed(
-    image_root: Path, in_process: Command, run: Path
-) -> None:
+def test_a_flat_folder_is_split_and_left_out_files_are_listed(image_root: Path, in_process: Command, run: Path) -> None:
     root = image_root / "train"
     shutil.rmtree(image_root / "test")
     (root / "ant" / "broken.png").write_text("no image")

@@ -18,7 +18,7 @@ SPLITS = ("train", "val", "test")
 # train, Training, valid, test_set, seg_train ...
 SPLIT_NAME = re.compile(
     r"(?P<prefix>(.*[-_. ])?)((?P<train>train(ing)?)|(?P<val>val(id(ation)?)?|dev)|(?P<test>test(ing)?))"
-    r"([-_. ]?(set|split|data|images|folder))?",
+    r"([-_. ]?(set|split|data|images|folder|\d+))?",
     re.IGNORECASE,
 )
 PLAIN_NAMES = {"images", "imgs", "unlabeled", "unlabelled", "unknown"}  # of a folder around classes, or without them
@@ -177,13 +177,16 @@ def _find_splits(root: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def _unwrap(folder: Path, is_wrapper: Callable[[str], bool]) -> Path:
-    """Descend while there is nothing but one folder of folders with such a name: `pets.zip` as `pets/pets/train/`."""
+    """Descend while only one folder has folders, and no other images, as in `pets/pets/train/`, or `images/` beside
+    `meta/`; all must have names of wrappers."""
     while True:
-        inner, files = _list(folder)
-        images = any(_suffix(name) in image_suffixes() for name in files)
-        if len(inner) != 1 or images or not is_wrapper(inner[0]) or not _list(folder / inner[0])[0]:
+        inner = _list(folder)[0]
+        deep = [name for name in inner if _list(folder / name)[0]]
+        files = [name for place in {".", *inner} - set(deep) for name in _list(folder / place)[1]]
+        has_images = any(_suffix(name) in image_suffixes() for name in files)
+        if len(deep) != 1 or has_images or not all(map(is_wrapper, inner)):
             return folder
-        folder /= inner[0]
+        folder /= deep[0]
 
 
 def _is_plain(name: str, known: Sequence[str]) -> bool:

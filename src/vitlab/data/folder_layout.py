@@ -67,7 +67,7 @@ def read_layout(root: Path, given_classes: Sequence[str] | None) -> FolderLayout
             # Archives made on a Mac write é as two characters, others as one.
             own = found[split].setdefault(unicodedata.normalize("NFC", _printable(name)), [])
             own += list_images(root / folder / name, left_out)
-        left_out["in no class folder"] += sum(_suffix(name) in image_suffixes() for name in loose)
+        left_out["in no class folder"] += _count_images(loose)
     reason = describe_left_out(left_out)
     notes += [f"left out: {reason}"] if reason else []
     for split in [split for split, own in found.items() if split != "train" and not any(own.values())]:
@@ -183,8 +183,7 @@ def _unwrap(folder: Path, is_wrapper: Callable[[str], bool]) -> Path:
         inner = _list(folder)[0]
         deep = [name for name in inner if _list(folder / name)[0]]
         files = [name for place in {".", *inner} - set(deep) for name in _list(folder / place)[1]]
-        has_images = any(_suffix(name) in image_suffixes() for name in files)
-        if len(deep) != 1 or has_images or not all(map(is_wrapper, inner)):
+        if len(deep) != 1 or _count_images(files) or not all(map(is_wrapper, inner)):
             return folder
         folder /= deep[0]
 
@@ -215,6 +214,11 @@ def _list(folder: Path | str) -> tuple[list[str], list[str]]:
     except OSError as error:
         raise UserError(f"can't read the folder {folder} ({error.strerror})") from error
     return sorted(folders), sorted(files)
+
+
+def _count_images(names: Iterable[str]) -> int:
+    known = image_suffixes()
+    return sum(_suffix(name) in known for name in names)
 
 
 def _suffix(name: str) -> str:

@@ -20,7 +20,10 @@ def draw(*files: Path) -> None:
 
 
 def fill(root: Path, *folders: str, names: Sequence[str] = ("1.png", "2.png")) -> Path:
-    draw(*(root / folder / name for folder in folders for name in names))
+    """Put images into folders; those that end in / stay empty."""
+    draw(*(root / folder / name for folder in folders if not folder.endswith("/") for name in names))
+    for folder in folders:
+        (root / folder).mkdir(parents=True, exist_ok=True)
     return root
 
 
@@ -52,6 +55,7 @@ def refusal(root: Path, given: Iterable[str] | None = None) -> str:
         (["asl_train/asl_train"], {"train"}),
         (["pets/train", "pets/val"], {"train", "val"}),
         (["train/images", "val/images"], {"train", "val"}),
+        (["train2017", "val2017"], {"train", "val"}),
     ],
     ids=str,
 )
@@ -70,6 +74,7 @@ def test_splits_are_found_under_their_usual_names(folders: list[str], expected: 
         (["bus", "train", "test"], ["bus", "test", "train"]),  # images lie in them: classes, not splits
         (["bullet_train/2019", "bullet_train/2020", "car/2019"], ["bullet_train", "car"]),
         (["pets/ant", "pets/bee"], ["ant", "bee"]),
+        (["images/ant", "images/bee", "meta/"], ["ant", "bee"]),
         (["a [1] (x)", "größe 日本 🐝", "b=c,d"], ["a [1] (x)", "b=c,d", "größe 日本 🐝"]),
         (["10", "9", "2"], ["2", "9", "10"]),  # by value
         (["10", "9", "x"], ["10", "9", "x"]),
@@ -79,7 +84,7 @@ def test_splits_are_found_under_their_usual_names(folders: list[str], expected: 
 def test_without_splits_the_folders_are_the_classes(folders: list[str], classes: list[str], tmp_path: Path) -> None:
     layout = read_layout(fill(tmp_path, *folders), None)
     assert layout.classes == classes
-    assert counts(layout) == {"train": 2 * len(folders)}
+    assert counts(layout) == {"train": 2 * sum(not folder.endswith("/") for folder in folders)}
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:

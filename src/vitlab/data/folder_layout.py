@@ -18,7 +18,7 @@ SPLITS = ("train", "val", "test")
 # train, Training, valid, test_set, seg_train ...
 SPLIT_NAME = re.compile(
     r"(?P<prefix>(.*[-_. ])?)((?P<train>train(ing)?)|(?P<val>val(id(ation)?)?|dev)|(?P<test>test(ing)?))"
-    r"([-_. ]?(set|split|data|images|folder))?",
+    r"([-_. ]?(set|split|data|images|folder|\d+))?",
     re.IGNORECASE,
 )
 PLAIN_NAMES = {"images", "imgs", "unlabeled", "unlabelled", "unknown"}  # of a folder around classes, or without them
@@ -67,7 +67,7 @@ def read_layout(root: Path, given_classes: Sequence[str] | None) -> FolderLayout
             # Archives made on a Mac write é as two characters, others as one.
             own = found[split].setdefault(unicodedata.normalize("NFC", _printable(name)), [])
             own += list_images(root / folder / name, left_out)
-        left_out["in no class folder"] += sum(_suffix(name) in image_suffixes() for name in loose)
+        left_out["in no class folder"] += _count_images(loose)
     reason = describe_left_out(left_out)
     notes += [f"left out: {reason}"] if reason else []
     for split in [split for split, own in found.items() if split != "train" and not any(own.values())]:
@@ -183,13 +183,15 @@ def _find_splits(root: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def _unwrap(folder: Path, is_wrapper: Callable[[str], bool]) -> Path:
-    """Descend while there is nothing but one folder of folders with such a name: `pets.zip` as `pets/pets/train/`."""
+    """Descend while only one folder has folders, and no other images, as in `pets/pets/train/`, or `images/` beside
+    `meta/`; all must have names of wrappers."""
     while True:
-        inner, files = _list(folder)
-        images = any(_suffix(name) in image_suffixes() for name in files)
-        if len(inner) != 1 or images or not is_wrapper(inner[0]) or not _list(folder / inner[0])[0]:
+        inner = _list(folder)[0]
+        deep = [name for name in inner if _list(folder / name)[0]]
+        files = [name for place in {".", *inner} - set(deep) for name in _list(folder / place)[1]]
+        if len(deep) != 1 or _count_images(files) or not all(map(is_wrapper, inner)):
             return folder
-        folder /= inner[0]
+        folder /= deep[0]
 
 
 def _is_plain(name: str, known: Sequence[str]) -> bool:
@@ -218,6 +220,11 @@ def _list(folder: Path | str) -> tuple[list[str], list[str]]:
     except OSError as error:
         raise UserError(f"can't read the folder {folder} ({error.strerror})") from error
     return sorted(folders), sorted(files)
+
+
+def _count_images(names: Iterable[str]) -> int:
+    known = image_suffixes()
+    return sum(_suffix(name) in known for name in names)
 
 
 def _suffix(name: str) -> str:

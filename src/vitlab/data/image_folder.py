@@ -79,8 +79,8 @@ class ImageFolderDataModule(ImageDataModule):
         self.notes = [self._describe_splits(folders, held_out), *layout.notes]
         if decoded.skipped:
             name, reason = next(iter(decoded.skipped.items()))
-            count = f"{len(decoded.skipped):,} unreadable files, listed in unreadable_images.txt of the run"
-            self.notes.append(f"left out: {count}, such as {name}: {reason}")
+            listed = "listed in unreadable_images.txt of the run"
+            self.notes.append(f"left out: {len(decoded.skipped):,} unreadable ({listed}), such as {name}: {reason}")
         if decoded.remarks:
             kinds = ", ".join(f"{count:,} {remark}" for remark, count in decoded.remarks.items())
             self.notes.append(f"grey images, copied to three channels: {kinds}")
@@ -93,7 +93,7 @@ class ImageFolderDataModule(ImageDataModule):
         if "test" in folders:
             test = f"test from {folders['test']}/"
         elif held_out:
-            test = f"test: {held_out:g} of these (data.test_size), as there is no test/"
+            test = f"test: {held_out:g} of these (data.test_size), as no test/ has images"
         else:
             test = "no test images, so no test figures (data.test_size=0.1 holds some of train out)"
         val = val if self.val_size else "none (data.val_size=0)"

@@ -51,7 +51,8 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
     config = model.config
     data = model.load_data()
     if not len(data.splits[split]):
-        raise UserError("split=val: the run has no validation images (data.val_size=0)")
+        other = {"val": "data.val_size=0", "test": "split=val evaluates on the validation images"}[split]
+        raise UserError(f"split={split}: the run has no {split} images ({other})")
     classifier = ImageClassifier(
         model.network, num_classes=config.data.num_classes, label_smoothing=0.0, seed=config.seed
     )

@@ -35,7 +35,7 @@ from vitlab.distributed.failure_report import FailureReporter, fail_together
 from vitlab.distributed.process import broadcast_from_rank0
 from vitlab.distributed.strategies import cluster
 from vitlab.errors import PeerError, TerminatedError, UserError
-from vitlab.files import write_json
+from vitlab.files import write_json, write_text
 from vitlab.models.execution import choose_execution, has_cuda, pays_to_compile
 from vitlab.preflight import CheckContext, run_preflight
 from vitlab.report.html import write_report
@@ -270,7 +270,10 @@ def begin_run(experiment: Experiment, compare_with: Mapping[str, Any] | None) ->
     manifest["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     if weights and report:
         manifest["weights"] = {"from": weights.origin, "sha256": weights.fingerprint(), **asdict(report)}
+    manifest["notes"] = experiment.data.notes
     run.create(as_plain_data(config), manifest)
+    if unreadable := experiment.data.unreadable:
+        write_text(run.unreadable_file, "".join(f"{name}: {reason}\n" for name, reason in unreadable.items()))
     if compare_with is not None and (different := differences(compare_with, run.manifest())):
         log.warning(f"Results may differ from those of the other run: {', '.join(different)}")
     print_header(config, experiment.data, model, experiment.trainer, run.path)
@@ -344,7 +347,8 @@ def fit_and_test(experiment: Experiment, started: float, checkpoint: Path | None
 
 
 def test_selected(experiment: Experiment) -> dict[str, Any]:
-    """Tests the best checkpoint, without validation the last one; returns the metrics of its epoch and of the test."""
+    """Tests the best checkpoint, without validation the last one; returns the metrics of its epoch and of the test, if
+    there are test images."""
     trainer, run = experiment.trainer, experiment.run
     selected: Any = None
     if trainer.is_global_zero:  # it reads for all: other machines may see new files late
@@ -356,7 +360,7 @@ def test_selected(experiment: Experiment) -> dict[str, Any]:
         metrics = {**row, **checkpoint[METRICS_KEY], "epoch": epoch, "step": checkpoint["global_step"]}
         selected = str(file), metrics
     file, metrics = trainer.strategy.broadcast(selected)
-    if trainer.limit_test_batches != 0:
+    if trainer.limit_test_batches != 0 and len(experiment.data.splits["test"]):
         data: Any = {"datamodule": experiment.data, "ckpt_path": file, "weights_only": True}
         metrics |= trainer.test(experiment.classifier, verbose=False, **data)[0]
     return shorten_values(metrics)

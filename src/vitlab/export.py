@@ -86,7 +86,8 @@ def _check_formats(command: DictConfig) -> list[str]:
 
 
 def _test_images(model: LoadedModel, count: int) -> Tensor:
-    """The first test images in the order of an evaluation, float32 `[count, 3, H, W]`, normalised."""
+    """The first test images, else training images, in the order of an evaluation, float32 `[count, 3, H, W]`,
+    normalised."""
     import torch
 
     from vitlab.data.loader import epoch_order
@@ -95,9 +96,10 @@ def _test_images(model: LoadedModel, count: int) -> Tensor:
     if not count:
         return torch.empty(0, 3, size, size)
     try:
-        arrays = model.load_data().splits["test"]
+        splits = model.load_data().splits
     except UserError as error:
         raise UserError(f"{error} (check_images=0 leaves the images out)") from error
+    arrays = splits["test"] if len(splits["test"]) else splits["train"]
     return model.preprocess(arrays.pick(epoch_order(len(arrays), 0, 0)[:count]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from glob import glob
@@ -77,15 +78,16 @@ def check_top_k(top_k: int) -> None:
 def find_images(wanted: Any) -> tuple[list[Path], dict[str, str]]:
     """The image files of a file, folder (with its subfolders), pattern, or a list of those, in order, each file once;
     and for each item that has none the reason."""
-    from vitlab.data.decoding import image_suffixes
+    from vitlab.data.folder_layout import describe_left_out, list_images
+    from vitlab.runs.console import show
 
     files: dict[Path, None] = {}
     missing: dict[str, str] = {}
-    known = image_suffixes()
+    left_out: Counter[str] = Counter()
     for item in list(wanted) if isinstance(wanted, ListConfig) else [wanted]:
         path = Path(str(item)).expanduser()
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in known and p.is_file())
+            found = [Path(file) for file, *_ in list_images(path, left_out)]
         elif path.exists():
             found = [path]
         else:  # Path.glob takes no absolute patterns
@@ -93,6 +95,8 @@ def find_images(wanted: Any) -> tuple[list[Path], dict[str, str]]:
         if not found:
             missing[str(item)] = "no images in this folder" if path.is_dir() else "no such file"
         files.update(dict.fromkeys(found))
+    if reason := describe_left_out(left_out):
+        show(f"left out: {reason}")
     return list(files), missing
 
 
@@ -110,8 +114,8 @@ def read_batches(
     for start in range(0, len(files), batch_size):
         chunk = files[start : start + batch_size]
         decoded = list(zip(chunk, decode_files(chunk, data.stored_size), strict=True))
-        failures.update({str(path): image for path, image in decoded if isinstance(image, str)})
-        good = [(path, torch.from_numpy(image)) for path, image in decoded if not isinstance(image, str)]
+        failures.update({str(path): file.remark for path, file in decoded if file.pixels is None})
+        good = [(path, torch.from_numpy(file.pixels)) for path, file in decoded if file.pixels is not None]
         if good:
             yield [path for path, _ in good], torch.stack([image for _, image in good])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from config.test_compose import CHOICES, CONF
+from config.test_compose import CHOICES, CONF, NEEDED
 from conftest import ROOT, Command
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -27,7 +27,7 @@ def mistakes(*overrides: str, conf: Path = CONF) -> list[str]:
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c not in ("logger=wandb", "logger=mlflow")])
 def test_what_is_shipped_is_in_order(choice: str) -> None:
-    needed = {"data=image_folder": ["data.root=somewhere"], "scheduler=time_budget": LONG}
+    needed = {**NEEDED, "scheduler=time_budget": LONG}
     assert mistakes(choice, *needed.get(choice, [])) == []
 
 

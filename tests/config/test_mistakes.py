@@ -13,7 +13,7 @@ MISTAKES = [
     (["modle=vit_scratch"], "unknown key 'modle'. Did you mean 'model'?"),
     (["model=vit_scrach"], "there is no model=vit_scrach. Did you mean 'vit_scratch'?"),
     (["data=image_folder"], "data.root in conf/data/image_folder.yaml must be given: add data.root=..."),
-    (["data=image_folder", "data.root=nowhere"], "data.root=nowhere: there is no folder nowhere/train"),
+    (["data=image_folder", "data.root=nowhere"], "data.root=nowhere: there is no folder nowhere"),
     ([*SMALL_RUN, "model.patch_size=5"], "image_size=32 is not a multiple of patch_size=5"),
     ([*SMALL_RUN, "model._target_=nowhere.Net"], "model._target_=nowhere.Net can't be imported"),
     ([*SMALL_RUN, "scheduler.schedule.warmup=100000"], "warmup=100000 takes 100000 of the run's"),

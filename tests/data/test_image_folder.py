@@ -1,6 +1,11 @@
+import json
 import os
+import shutil
 import time
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,12 +14,14 @@ import torch
 from data.modules import NEUTRAL
 from PIL import Image
 
-from vitlab.data import ImageFolderDataModule
+from vitlab.data import ImageFolderDataModule, decoding
+from vitlab.data.decoding import DecodedCache, DecodedFile, decode_files
+from vitlab.data.folder_layout import read_layout
 from vitlab.errors import UserError
 
 
 def make(root: Path, **changes: Any) -> ImageFolderDataModule:
-    own = {"test_size": 0.25, "cache_dir": None, "skip_unreadable": False}
+    own = {"test_size": None, "cache_dir": None, "skip_unreadable": False}
     data = ImageFolderDataModule(root=str(root), **{**NEUTRAL, **own, **changes})
     data.prepare_data()
     data.setup()
@@ -130,17 +137,45 @@ def test_unreadable_files_are_all_named_and_refused_or_skipped(image_root: Path)
     assert all(str(file) in str(refusal.value) for file in broken)
     data = make(image_root, skip_unreadable=True)
     assert sum(len(split) for split in data.splits.values()) == 48
+    assert [image_root / name for name in data.unreadable] == sorted(broken, key=lambda file: "test" in file.parts)
+    assert any("4 unreadable" in note and "train/ant/broken.png" in note for note in data.notes)
     with pytest.raises(UserError, match="4 image files"):
         make(image_root)
 
 
-def test_without_test_folder_a_stratified_split_is_held_out(image_root: Path) -> None:
+@pytest.mark.parametrize("layout", ["train", "flat", "empty test"])
+def test_without_test_images_a_stratified_split_is_held_out_and_said(layout: str, image_root: Path) -> None:
     for file in (image_root / "test").rglob("*.png"):
         file.unlink()
-    data = make(image_root)
+    if layout != "empty test":
+        shutil.rmtree(image_root / "test")
+    data = make(image_root if layout != "flat" else image_root / "train", test_size=0.25)
     assert torch.bincount(data.splits["test"].labels).tolist() == [3, 3, 3]
     names = [name for split in data.splits.values() for name in split.names]
     assert len(names) == len(set(names)) == 36
+    assert "test: 0.25" in data.notes[0]
+    assert "data.test_size" in data.notes[0]
+    assert len(make(data.root).splits["test"]) == 4  # a tenth by default
+    assert len(make(data.root, test_size=0).splits["test"]) == 0
+
+
+def test_val_folder_is_the_validation_split(image_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (image_root / "test").rename(image_root / "Valid")
+    data = make(image_root)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 36, "val": 12, "test": 0}
+    assert all(name.startswith("Valid/") for name in data.splits["val"].names)
+    assert f"splits of {image_root}: train from train/, val from Valid/, no test images" in capsys.readouterr().out
+    cut = make(image_root, test_size=6)
+    assert {name: len(split) for name, split in cut.splits.items()} == {"train": 30, "val": 12, "test": 6}
+    assert cut.splits["val"].fingerprint() == data.splits["val"].fingerprint()
+    assert len(make(image_root, val_size=0).splits["val"]) == 0
+
+
+def test_all_three_splits_are_used_as_they_are(image_root: Path) -> None:
+    shutil.copytree(image_root / "test", image_root / "val")
+    data = make(image_root, test_size=0.5)  # as the config of an earlier version has it
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 36, "val": 12, "test": 12}
+    assert data.splits["val"].names == [name.replace("test/", "val/") for name in data.splits["test"].names]
 
 
 def test_images_of_many_sizes_are_stored_at_the_model_s_size(image_root: Path) -> None:
@@ -173,24 +208,15 @@ def test_cache_dir_holds_the_decoded_images(image_root: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda root: (root / "train").rename(root / "Training"), "there is no folder"),
-        (lambda root: (root / "test" / "ant").rename(root / "test" / "elk"), "lacks: elk"),
-    ],
-)
-def test_a_wrong_layout_is_refused(image_root: Path, spoil: Any, message: str) -> None:
-    spoil(image_root)
-    with pytest.raises(UserError, match=message):
-        make(image_root)
-
-
-@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"num_classes": 10}, "data.num_classes=10, but the data has 3 classes"),
         ({"batch_size": 28}, "data.batch_size=28 is more than the 27 training images"),
+        ({"batch_size": 28}, "data.batch_size=16"),
         ({"val_size": 36}, "change data.val_size"),
+        ({"val_size": 0.01}, "data.val_size=0.01 of 36 images"),
+        ({"max_train_images": 2, "batch_size": 3}, "data.batch_size=2"),
+        ({"classes": ["ant", "bee"]}, "the data's classes are"),
     ],
     ids=str,
 )
@@ -206,3 +232,117 @@ def test_max_train_images_keeps_val_and_test(image_root: Path) -> None:
     assert torch.bincount(few.splits["train"].labels).tolist() == [2, 2, 2]
     assert few.splits["val"].names == every.splits["val"].names
     assert set(few.splits["train"].names) < set(every.splits["train"].names)
+
+
+def test_one_class_is_refused(image_root: Path) -> None:
+    for name in ("bee", "cow"):
+        shutil.rmtree(image_root / "train" / name)
+        shutil.rmtree(image_root / "test" / name)
+    with pytest.raises(UserError, match="only one class, ant"):
+        make(image_root)
+
+
+def test_a_file_that_can_be_read_again_is_used(image_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = decoding.read_image
+
+    def refuse(path: Path) -> Image.Image:  # as after a chmod, which changes neither size nor time
+        if path.name == "00.png":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "read_image", refuse)
+        data = make(image_root, skip_unreadable=True)
+    assert set(data.unreadable.values()) == {"Permission denied"}
+    assert len(data.unreadable) == 6
+    assert make(image_root).unreadable == {}
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, count: int, error: type[BaseException]) -> list[Path]:
+    """Raise an error when so many images were decoded; returns the files that are decoded."""
+    read, seen = decoding.read_image, []
+
+    def stop(path: Path) -> Image.Image:
+        seen.append(path)
+        if len(seen) > count:
+            raise error
+        return read(path)
+
+    monkeypatch.setattr(decoding, "read_image", stop)
+    return seen
+
+
+@pytest.mark.parametrize("damage", ["", "shorter", "state", "longer"])
+def test_an_interrupted_decoding_continues(damage: str, image_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {name: split.fingerprint() for name, split in make(image_root).splits.items()}
+    (image_root / "train" / "ant" / "00.png").write_text("no image")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 30, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make(image_root, skip_unreadable=True)
+    (part,) = (image_root / ".vitlab_cache").glob("*.part")
+    if damage == "shorter":
+        part.write_bytes(part.read_bytes()[:-1])
+    elif damage == "state":
+        part.with_suffix(".part.json").write_text("{")
+    elif damage == "longer":  # written after the state was saved
+        part.write_bytes(part.read_bytes() + b"half an image")
+    seen = interrupt_after(monkeypatch, 1000, KeyboardInterrupt)
+    data = make(image_root, skip_unreadable=True)
+    assert (len(seen) < 30) == (damage not in ("shorter", "state"))
+    assert list(data.unreadable) == ["train/ant/00.png"]
+    assert not list((image_root / ".vitlab_cache").glob("*.part*"))
+    assert data.splits["test"].fingerprint() == whole["test"]
+    clean = make(image_root, skip_unreadable=True, cache_dir=str(image_root.parent / "clean"))
+    assert data.fingerprints() == clean.fingerprints()
+
+
+def test_a_killed_decoding_continues_from_the_last_saved_state(
+    image_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "SAVE_SECONDS", 0.0)
+    layout, side = read_layout(image_root, None), 32
+    names = [file.name for file in layout.files]
+    about = {"splits": ["train"] * 48, "labels": [0] * 48, "names": names, "classes": ["ant"]}
+    cache = DecodedCache(image_root, "key")
+    snapshot = image_root.parent / "snapshot"
+
+    def decode(start: int) -> Iterator[DecodedFile]:
+        for file in decode_files([Path(file.path) for file in layout.files[start:]], side):
+            yield file
+            if start == 0 and not snapshot.exists() and json.loads(state.read_text())["images"] == 20:
+                snapshot.mkdir()  # all that a killed process would leave
+                for left in image_root.glob("key*"):
+                    shutil.copy(left, snapshot)
+
+    state = image_root / "key-32.part.json"
+    state.write_text(json.dumps({"images": 0}))
+    whole = cache.write(side, about, decode)
+    started = []
+    again = DecodedCache(snapshot, "key").write(side, about, lambda start: started.append(start) or decode(start))
+    assert started == [20]
+    assert np.array_equal(whole.images, again.images)
+    assert not whole.images.flags.writeable  # such a map may be larger than the memory
+
+
+def test_a_disk_that_is_too_small_is_refused_before_decoding(
+    image_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forbid_decoding(monkeypatch)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"147\.5 kB.*1\.0 kB are free.*data\.cache_dir"):
+        make(image_root)
+
+
+def test_decoding_holds_few_images_in_memory(tmp_path: Path) -> None:
+    for number in range(400):
+        file = tmp_path / "images" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number % 256, number // 256, 0)).save(file)
+    tracemalloc.start()
+    data = make(tmp_path / "images", stored_size=96)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    size = sum(len(split) for split in data.splits.values()) * 3 * 96 * 96
+    assert size > 11e6
+    assert peak < 0.5 * size

@@ -9,7 +9,7 @@ from vitlab.distributed.process import this_process
 from vitlab.errors import nearest
 
 VIT = "vitlab.models.VisionTransformer"
-CIFAR10_TRAIN_IMAGES = 50_000  # Krizhevsky 2009, section 3.1
+CIFAR10_TRAIN_IMAGES, CIFAR10_CLASSES = 50_000, 10  # Krizhevsky 2009, section 3.1
 ENDLESS = (None, -1)  # values of trainer.max_epochs
 Config = Mapping[str, Any]
 Found = Iterator[tuple[str, str]]
@@ -102,10 +102,15 @@ def _end_of_mixing(config: Config) -> Found:
 
 def _images(config: Config) -> Found:
     data, left = config["data"], _train_images(config["data"])
+    if data["folds"] is not None and data["fold"] >= data["folds"]:
+        yield "data.fold", f"fold={data['fold']} of {data['folds']} folds: they are counted from 0"
+    if data["folds"] is not None and not data["val_size"]:
+        yield "data.folds", "val_size=0 turns off the validation that folds are for: leave it out"
     if left is not None and left < 1:
         yield "data.val_size", f"val_size={data['val_size']} leaves no image to train on"
     elif left is not None and data["batch_size"] > left:
-        yield "data.batch_size", f"batch_size={data['batch_size']} is more than the {left} training images"
+        sentence = f"batch_size={data['batch_size']} is more than the {left} training images"
+        yield "data.batch_size", f"{sentence}: take {2 ** (left.bit_length() - 1)}"
 
 
 def _devices(config: Config) -> Found:
@@ -198,9 +203,13 @@ def _train_images(data: Config) -> int | None:
     if data["_target_"] == "vitlab.data.SyntheticDataModule":
         available = int(data["train_images"])
     elif data["_target_"] == "vitlab.data.CIFAR10DataModule" and "cs.toronto.edu" in data["url"]:
-        available = CIFAR10_TRAIN_IMAGES
+        chosen = data["classes"] or range(CIFAR10_CLASSES)
+        available = CIFAR10_TRAIN_IMAGES * len(chosen) // CIFAR10_CLASSES
     else:
         return None
+    if data["folds"] is not None:
+        available -= available // data["folds"]
+        return min(available, data["max_train_images"] or available)
     left = available - round(data["val_size"] * (available if data["val_size"] < 1 else 1))
     return min(left, data["max_train_images"] or left)
 

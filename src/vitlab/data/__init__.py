@@ -1,10 +1,12 @@
 """Image sources, loaders and batch transforms."""
 
-from vitlab.data.cifar10 import CIFAR10DataModule
+from vitlab.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from vitlab.data.datamodule import Batch, DataSpec, ImageDataModule
 from vitlab.data.image_folder import ImageFolderDataModule
+from vitlab.data.image_table import CSVDataModule
 from vitlab.data.random_augment import AutoAugment, RandAugment, TrivialAugment
 from vitlab.data.synthetic import SyntheticDataModule
+from vitlab.data.torchvision_sets import TorchvisionDataModule
 from vitlab.data.transforms import BatchTransform, Mixing, RandomCrop, RandomErasing, RandomHorizontalFlip, main_class
 
 __all__ = [
@@ -12,6 +14,8 @@ __all__ = [
     "Batch",
     "BatchTransform",
     "CIFAR10DataModule",
+    "CIFAR100DataModule",
+    "CSVDataModule",
     "DataSpec",
     "ImageDataModule",
     "ImageFolderDataModule",
@@ -21,6 +25,7 @@ __all__ = [
     "RandomErasing",
     "RandomHorizontalFlip",
     "SyntheticDataModule",
+    "TorchvisionDataModule",
     "TrivialAugment",
     "main_class",
 ]

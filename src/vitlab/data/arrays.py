@@ -1,13 +1,13 @@
-"""Images of a split in memory, and the stratified split."""
+"""Images of a split in memory; stratified splits and folds."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-CHUNK = 4096  # images processed at a time when a function goes through all of them
+CHUNK_BYTES = 2**25  # of the images processed at a time when a function goes through all of them
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class ImageArrays:
         return self.stored[self.rows[indices]]
 
     def chunks(self) -> Iterator[Tensor]:
-        """All images, some thousand at a time."""
-        return (self.stored[rows] for rows in torch.split(self.rows, CHUNK))
+        """All images, some at a time."""
+        count = max(1, CHUNK_BYTES // self.image_shape.numel())
+        return (self.stored[rows] for rows in torch.split(self.rows, count))
 
     def take(self, indices: Tensor) -> "ImageArrays":
         """The split with only the images at `indices` (int64 `[M]`), in this order."""
@@ -56,14 +57,21 @@ class ImageArrays:
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
+    def of_classes(self, labels: Sequence[int]) -> "ImageArrays":
+        """The images with these labels, which become 0, 1, 2 ... in this order."""
+        is_label = self.labels == torch.tensor(labels).unsqueeze(1)  # [classes, N]
+        chosen = is_label.any(dim=0).nonzero().flatten()
+        return replace(self.take(chosen), labels=is_label[:, chosen].long().argmax(dim=0))
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """A loaded source: images to train and validate on, images only to test on, and the names of the classes."""
+    """A loaded source: images to train on, images only to test on (may be empty), and the names of the classes."""
 
-    train: ImageArrays
+    train: ImageArrays  # also to validate on, if `val` is None
     test: ImageArrays
     classes: list[str]
+    val: ImageArrays | None = None
 
 
 def stratified_split(labels: Tensor, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -87,3 +95,14 @@ def stratified_split(labels: Tensor, held_out: float, seed: int) -> tuple[Tensor
     parts = [m.tensor_split([count]) for m, count in zip(shuffled, counts, strict=True)]
     out, kept = (torch.cat(part).sort().values for part in zip(*parts, strict=True))
     return kept, out
+
+
+def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
+    """The fold of each image, int64 `[N]`, from labels, int64 `[N]`: in each fold every class has its fraction, to
+    within one image; depends only on labels, number of folds and seed."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    by_class = order[labels[order].argsort(stable=True)]
+    fold = torch.empty_like(labels)
+    fold[by_class] = torch.arange(len(labels)) % folds  # dealt class by class, so that the folds are equally large too
+    return fold

@@ -2,20 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning_fabric.utilities import move_data_to_device
 from pytorch_lightning import LightningDataModule
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor, nn
 
 from vitlab.compat import is_compiled
-from vitlab.data.arrays import Dataset, ImageArrays, stratified_split
+from vitlab.data.arrays import Dataset, ImageArrays, stratified_folds, stratified_split
 from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.loader import ResidentLoader, StoredBatch
 from vitlab.data.transforms import BatchTransform, Mixing
-from vitlab.errors import UserError
+from vitlab.errors import UserError, list_some, nearest
+from vitlab.runs.console import show
 
 
 class Batch(NamedTuple):
@@ -52,12 +53,18 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         image_size, stored_size: Sides of the model's input and of the images in memory, in pixels.
-        num_classes, classes: Number and names of the classes. If they or `stored_size` are None, the data decides.
+        num_classes, classes: Number and names of the classes; fewer names than the data has choose these, in this
+            order. If they or `stored_size` are None, the data decides.
         mean, std: Per channel, on the scale [0, 1]; None measures them on the training images.
         interpolation: Of the resize from `stored_size` to `image_size`: "bilinear" or "bicubic".
         augmentations: Modules called as `(images, rng, op_index)` on training batches, and at most one `Mixing`.
-        val_size: Validation images drawn from the training images, stratified: a number, a fraction below 1, or 0.
-        split_seed: The validation split depends only on this.
+        val_size: Validation images drawn from the training images, stratified: a number, a fraction below 1, or 0. If
+            the source has validation images, only 0 counts: do not validate.
+        split_seed: The validation split, or the folds, depend only on this.
+        folds, fold: Divide the training images into so many stratified folds, and validate on one of them, counted from
+            0, instead of `val_size` (cross-validation). None: no folds.
+        sampling: "shuffled": an epoch is a permutation. "balanced": all classes occur equally often, see
+            `loader.balanced_order`.
         max_train_images: Train on this many images only, chosen stratified; None means all.
         repeated_augmentation: Use each image this often, differently augmented, in an epoch of as many steps (Hoffer et
             al. 2020, "Augment Your Batch").
@@ -83,6 +90,9 @@ class ImageDataModule(LightningDataModule):
         eval_batch_size: int,
         seed: int,
         repeated_augmentation: int = 1,
+        folds: int | None = None,
+        fold: int = 0,
+        sampling: Literal["shuffled", "balanced"] = "shuffled",
     ) -> None:
         super().__init__()
         self.image_size = image_size
@@ -101,7 +111,12 @@ class ImageDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         self.repeated_augmentation = repeated_augmentation
+        self.folds = folds
+        self.fold = fold
+        self.sampling = sampling
         self.splits: dict[str, ImageArrays] = {}
+        self.notes: list[str] = []  # of `load`: facts about the images that a person should know
+        self.unreadable: dict[str, str] = {}  # of `load`: files that were left out, with the reasons
         self._train_loader: ResidentLoader | None = None
         self._resumed: dict[str, int] | None = None
 
@@ -119,21 +134,29 @@ class ImageDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
             return
-        dataset = self.load()
+        dataset = self._choose_classes(self.load())
         self._check(dataset)
-        train = dataset.train
-        try:
-            kept, val = stratified_split(train.labels, self.val_size, self.split_seed)
-            if self.max_train_images is not None and self.max_train_images < len(kept):
-                chosen = stratified_split(train.labels[kept], self.max_train_images, self.split_seed)[1]
-                kept = kept[chosen]
-        except ValueError as error:
-            raise UserError(f"data: {error}; change data.val_size or data.max_train_images") from None
-        if len(kept) < self.batch_size:
+        train, val = dataset.train, dataset.val
+        if self.folds is not None:
+            if val is not None:
+                raise UserError(f"data.folds={self.folds}: these images have a validation split of their own")
+            of_each = stratified_folds(train.labels, self.folds, self.split_seed)
+            rows = [chosen.nonzero().flatten() for chosen in (of_each != self.fold, of_each == self.fold)]
+            train, val = map(train.take, rows)
+        elif val is None:
+            train, val = hold_out(train, self.val_size, self.split_seed, "data.val_size")
+        elif not self.val_size:
+            val = val.take(torch.empty(0, dtype=torch.long))
+        if self.max_train_images is not None and self.max_train_images < len(train):
+            _, train = hold_out(train, self.max_train_images, self.split_seed, "data.max_train_images")
+        if len(train) < self.batch_size:
             raise UserError(
-                f"data.batch_size={self.batch_size} is more than the {len(kept)} training images; lower data.batch_size"
+                f"data.batch_size={self.batch_size} is more than the {len(train)} training images: take "
+                f"data.batch_size={2 ** (len(train).bit_length() - 1)}"
             )
-        self.splits = {"train": train.take(kept), "val": train.take(val), "test": dataset.test}
+        self.splits = {"train": train, "val": val, "test": dataset.test}
+        for note in self.notes:
+            rank_zero_only(show)(note)
         given = self.mean, self.std
         measured: Any = channel_statistics(self.splits["train"]) if None in given else given
         mean, std = ([float(x) for x in own or found] for own, found in zip(given, measured, strict=True))
@@ -142,9 +165,23 @@ class ImageDataModule(LightningDataModule):
             self.augmentations, image_size=self.image_size, interpolation=self.interpolation, mean=mean, std=std
         )
 
+    def _choose_classes(self, dataset: Dataset) -> Dataset:
+        """The data set with only the classes that the config names, in its order."""
+        if self.classes is None or len(self.classes) >= len(dataset.classes) or len(self.classes) < 2:
+            return dataset
+        if unknown := [name for name in self.classes if name not in dataset.classes]:
+            hint = nearest(unknown[0], dataset.classes)
+            raise UserError(f"data.classes: the data has no class {list_some(unknown)}{hint}")
+        self.notes.append(f"classes: {', '.join(self.classes)}, {len(self.classes)} of {len(dataset.classes)}")
+        labels = [dataset.classes.index(name) for name in self.classes]
+        train, test = dataset.train.of_classes(labels), dataset.test.of_classes(labels)
+        return Dataset(train, test, self.classes, dataset.val and dataset.val.of_classes(labels))
+
     def _check(self, dataset: Dataset) -> None:
         """Raise a UserError if the data does not match the config."""
         found, size = len(dataset.classes), dataset.train.image_shape[-1]
+        if found < 2:
+            raise UserError(f"the data has only one class, {dataset.classes[0]}: a classifier needs two or more")
         if self.num_classes not in (None, found):
             raise UserError(f"data.num_classes={self.num_classes}, but the data has {found} classes")
         if self.classes not in (None, dataset.classes):
@@ -157,9 +194,16 @@ class ImageDataModule(LightningDataModule):
         return {name: {"images": len(split), "sha256": split.fingerprint()} for name, split in self.splits.items()}
 
     def _training_loader(self, epoch: Callable[[], int], **placement: Any) -> ResidentLoader:
+        balanced = self.sampling == "balanced"
         options = {"repeats": self.repeated_augmentation, "with_neighbour": self.mixing is not None, **placement}
         return ResidentLoader(
-            self.splits["train"], self.batch_size, seed=self.seed, epoch=epoch, drop_last=True, **options
+            self.splits["train"],
+            self.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            drop_last=True,
+            balanced=balanced,
+            **options,
         )
 
     def _evaluation_loader(self, split: str) -> ResidentLoader:
@@ -234,6 +278,17 @@ class ImageDataModule(LightningDataModule):
         """The first training batch of a run on a single process."""
         loader = self._training_loader(lambda: 0, device=torch.device("cpu"), rank=0, world_size=1)
         return self.prepare_batch(move_data_to_device(next(iter(loader)), device), 0)
+
+
+def hold_out(arrays: ImageArrays, size: float, seed: int, key: str) -> tuple[ImageArrays, ImageArrays]:
+    """What stays and what is held out, see `stratified_split`; UserError, which names `key`, if either is empty."""
+    try:
+        kept, held_out = stratified_split(arrays.labels, size, seed)
+    except ValueError as error:
+        raise UserError(f"data: {error}; change {key}") from None
+    if size and not len(held_out):
+        raise UserError(f"{key}={size:g} of {len(arrays)} images is less than one image: take a larger one")
+    return arrays.take(kept), arrays.take(held_out)
 
 
 def channel_statistics(arrays: ImageArrays) -> tuple[list[float], list[float]]:

@@ -1,49 +1,113 @@
 """Decode image files to pixels, and cache the decoded images on disk."""
 
+import hashlib
+import io
 import json
 import logging
+import math
 import os
+import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from rich.filesize import decimal
+from rich.progress import track
 
 from vitlab.data.arrays import ImageArrays
 from vitlab.errors import UserError, first_line
-from vitlab.files import replacing, write_text
+from vitlab.files import write_text
+from vitlab.runs.console import show
+
+with suppress(ImportError):  # the extra "heic"
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 
 log = logging.getLogger(__name__)
 
-STALE_SECONDS = 3600  # age at which a temporary file counts as left behind by a killed process
+# Formats that Pillow only recognises, or reads with other programs.
+NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+RAW = {".arw", ".cr2", ".dng", ".nef", ".orf", ".pef", ".srw"}  # TIFF files of cameras: Pillow would read the thumbnail
+HEIC = {".heic", ".heif", ".hif"}
+WHITES = (1, 255, 4095, 65535)  # values that mean white in files with more than 8 bits
+STALE = {".*.tmp": 3600, "*.part*": 7 * 86400}  # seconds after which files of killed processes are deleted
+SAVE_SECONDS = 10.0  # between two notes of how far the decoding is
+FORMAT = 2  # of the cache and of how values are read
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read an image file as upright RGB, transparent images on white; raises anything, see `describe_failure`."""
-    with Image.open(path) as file:
+    """Read an image file as upright RGB, transparent images on white; raises anything, see `describe_failure`.
+
+    The content decides, whatever the name. Grey is copied to three channels. Values of more than 8 bits are scaled so
+    that the smallest of `WHITES` (of integers, from 255 on) that no value exceeds is white; others are a ValueError.
+    `info["remark"]` says both.
+    """
+    try:
+        opened = Image.open(path)
+    except Image.UnidentifiedImageError:
+        raise ValueError(_describe_unknown(path)) from None
+    with opened as file:
         image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):
-            # Pillow would clip 16-bit grey at 255; these files mean 0 to 65535.
-            image = Image.fromarray(np.rint(np.asarray(image, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8))
+        remark = "grey" if file.mode in ("1", "L", "LA") else ""
+        if image.mode.startswith(("I", "F")):
+            image, remark = _scale_values(image)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+        image = image.convert("RGB")
+        image.info["remark"] = remark
+        return image
+
+
+def _scale_values(image: Image.Image) -> tuple[Image.Image, str]:
+    """Grey of 16 or 32 bits as 8 bits: Pillow would clip it at 255."""
+    values = np.asarray(image, dtype=np.float64)
+    low, high = values.min(), values.max()
+    white = next((white for white in WHITES[image.mode != "F" :] if low >= 0 and high <= white), None)
+    if white is None:
+        raise ValueError(f"values from {low:g} to {high:g}, so that it is unknown which is white: save it with 8 bits")
+    return Image.fromarray(np.rint(values / (white / 255)).astype(np.uint8)), f"grey with white at {white:,}"
+
+
+def _describe_unknown(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        return "a HEIC image, which pip install pillow-heif makes readable"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer: git lfs pull downloads the image"
+    return "not an image that Pillow can read" if head else "an empty file"
 
 
 def image_suffixes() -> set[str]:
     """Lower-case suffixes of the files that Pillow can read: `.jpg`, `.png` ..."""
-    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    kinds = set(Image.registered_extensions().values()) & set(Image.OPEN) - NOT_DECODED
+    readable = {suffix for suffix, kind in Image.EXTENSION.items() if kind in kinds}
     return readable | {".mpo"}  # Pillow reads it as JPEG and registers it only for writing
+
+
+def has_image(path: str) -> bool:
+    """Whether a file whose suffix tells nothing holds an image, by its first bytes."""
+    known = [kind for kind, (_, accept) in Image.OPEN.items() if accept and kind not in NOT_DECODED]
+    try:
+        with Image.open(path, formats=known):
+            return True
+    except Exception:  # Pillow's readers raise anything
+        return False
 
 
 def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -57,53 +121,73 @@ def describe_failure(error: Exception) -> str:
     """The reason why a file could not be read, in a few words."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image that Pillow can read"
-    return str(error) or type(error).__name__
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def decode_files(paths: Iterable[Path], size: int) -> Iterator[NDArray[np.uint8] | str]:
-    """Decode files on all cores: uint8 `[3, size, size]` each, or the reason why it can't be read."""
+class DecodedFile(NamedTuple):
+    """A decoded image file."""
 
-    def decode(path: Path) -> NDArray[np.uint8] | str:
+    pixels: NDArray[np.uint8] | None  # [3, S, S]; None if the file can't be read
+    remark: str = ""  # then the reason; else how its values were read, if unusual
+
+
+def decode_files(paths: Iterable[Path], size: int) -> Iterator[DecodedFile]:
+    """Decode files on all cores, with sides of `size` pixels; only a few wait in memory for the caller."""
+
+    def decode(path: Path) -> DecodedFile:
         try:
-            return to_square(read_image(path), size)
+            image = read_image(path)
+            return DecodedFile(to_square(image, size), image.info["remark"])
         except Exception as error:  # Pillow's decoders raise anything
-            return describe_failure(error)
+            return DecodedFile(None, describe_failure(error))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter lock
-        yield from pool.map(decode, paths)
+    workers = os.cpu_count() or 1
+    waiting: deque[Future[DecodedFile]] = deque()
+    with ThreadPoolExecutor(workers) as pool:  # Pillow decodes outside the interpreter lock
+        for path in paths:
+            waiting.append(pool.submit(decode, path))
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
+        yield from (future.result() for future in waiting)
 
 
 @dataclass(frozen=True)
 class Decoded:
     """The decoded images of all splits."""
 
-    images: NDArray[np.uint8]  # [N, 3, S, S]
+    images: NDArray[np.uint8]  # [N, 3, S, S]; black if a file can't be read
+    splits: list[str]  # of each image
     labels: list[int]
-    names: list[str]  # `<split>/...`
+    names: list[str]
     classes: list[str]
-    skipped: dict[str, str]  # the unreadable files, with the reasons
+    skipped: dict[str, str]  # names of the unreadable files, with the reasons
+    remarks: dict[str, int]  # number of images whose values were read unusually
 
     def split(self, split: str) -> ImageArrays:
-        """The images whose names start with `split/`."""
-        rows = [row for row, name in enumerate(self.names) if name.startswith(f"{split}/")]
-        every = ImageArrays.of(torch.from_numpy(self.images), torch.tensor(self.labels), self.names)
+        """The readable images of a split."""
+        named = enumerate(zip(self.splits, self.names, strict=True))
+        rows = [row for row, (own, name) in named if own == split and name not in self.skipped]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch has no read-only tensors; nobody writes to this one
+            images = torch.from_numpy(self.images)
+        every = ImageArrays.of(images, torch.tensor(self.labels), self.names)
         return every.take(torch.tensor(rows, dtype=torch.long))
 
 
 @dataclass(frozen=True)
 class DecodedCache:
     """Decoded images on disk, under a key that changes with the source files: `<key>-<side>.npy` holds the pixels,
-    `<key>-<side>.json` the rest and a checksum, `<key>-auto<image_size>.txt` the side chosen for that input size."""
+    `<key>-<side>.json` the rest and a checksum, `<key>-auto<image_size>.txt` the side chosen for that input size.
+    `<key>-<side>.part` and `.part.json` are those of a decoding that is not finished."""
 
     folder: Path
     key: str
 
     @classmethod
-    def choose(cls, folder: Path | None, *, beside: Path, key: str) -> "DecodedCache":
+    def choose(cls, folder: Path | None, *, beside: Path, sources: object) -> "DecodedCache":
         """Use `folder` if given, else one next to the data or in the home directory: the first that already holds
-        `key`, else the first that is writable; a UserError if none is."""
+        the images of `sources`, else the first that is writable; a UserError if none is."""
+        key = hashlib.sha256(repr((FORMAT, sources)).encode()).hexdigest()[:24]
         candidates = [folder] if folder else [beside / ".vitlab_cache", Path.home() / ".cache" / "vitlab"]
         for candidate in candidates:
             if any(candidate.glob(f"{key}-*.npy")):
@@ -116,23 +200,55 @@ class DecodedCache:
         tried = " or ".join(map(str, candidates))
         raise UserError(f"cannot write decoded images to {tried}; set data.cache_dir to a writable folder")
 
-    def write(self, side: int, content: Decoded) -> Decoded:
-        """Write the images, and return them in memory that other processes share."""
-        about = {name: value for name, value in vars(content).items() if name != "images"}
+    def write(self, side: int, about: dict[str, Any], decode: Callable[[int], Iterator[DecodedFile]]) -> Decoded:
+        """Write images while they are decoded, and return them in memory that other processes share.
+
+        `about` holds the lists of `Decoded`; `decode(n)` gives the images from the nth on. After an interruption, also
+        by a kill, the next call continues. Raises a UserError if the disk is too small.
+        """
+        names, part, state_file = about["names"], self._file(f"{side}.part"), self._file(f"{side}.part.json")
+        shape = len(names), 3, side, side
         try:
-            for temporary in self.folder.glob(".*.tmp"):
+            for stale, age in ((stale, age) for pattern, age in STALE.items() for stale in self.folder.glob(pattern)):
                 with suppress(FileNotFoundError):
-                    if time.time() - temporary.stat().st_mtime > STALE_SECONDS:
-                        temporary.unlink()
-            with replacing(self._file(f"{side}.npy")) as temporary, temporary.open("wb") as file:
-                np.save(file, content.images, allow_pickle=False)
-            about["sum"] = _checksum(content.images, about)
+                    if time.time() - stale.stat().st_mtime > age:
+                        stale.unlink()
+            with part.open("ab") as file:
+                state = _continue(file, shape, state_file)
+                left, free = len(names) - state["images"], shutil.disk_usage(self.folder).free
+                size = left * math.prod(shape[1:])
+                what = f"decoding {left:,} of {len(names):,} images at {side} px into {self.folder} ({decimal(size)}"
+                if size > free:
+                    raise UserError(f"{what}, but only {decimal(free)} are free): set data.cache_dir to a larger disk")
+                show(f"{what})")
+                saved = time.monotonic()
+                try:
+                    bar: dict[str, Any] = {"total": left, "transient": True, "disable": not sys.stdout.isatty()}
+                    for pixels, remark in track(decode(state["images"]), "Decoding", **bar):
+                        if pixels is None:
+                            state["skipped"][names[state["images"]]] = remark
+                        elif remark:
+                            state["remarks"][remark] = state["remarks"].get(remark, 0) + 1
+                        row = bytes(math.prod(shape[1:])) if pixels is None else pixels.data
+                        file.write(row)
+                        state |= {"images": state["images"] + 1, "sum": crc32(row, state["sum"])}
+                        if time.monotonic() - saved > SAVE_SECONDS:
+                            _save(state, file, state_file)
+                            saved = time.monotonic()
+                finally:
+                    _save(state, file, state_file)
+            about = {**about, "skipped": state["skipped"], "remarks": state["remarks"]}
+            about["sum"] = crc32(json.dumps(about).encode(), state["sum"])
+            part.replace(self._file(f"{side}.npy"))
             write_text(self._file(f"{side}.json"), json.dumps(about))
+            state_file.unlink()
         except OSError as error:
             raise UserError(
                 f"cannot write decoded images to {self.folder} ({error.strerror}); set data.cache_dir to another folder"
             ) from error
-        return self.read(side) or content
+        if written := self.read(side):
+            return written
+        raise UserError(f"the images decoded into {self.folder} are damaged; set data.cache_dir to another disk")
 
     def read(self, side: int) -> Decoded | None:
         """The images of this side; None if there are none, or if they are damaged, with a warning."""
@@ -141,10 +257,10 @@ class DecodedCache:
             return None
         try:
             about = json.loads(about_file.read_text(encoding="utf-8"))
-            # Memory-mapped, so that the processes of a machine share one copy. torch wants a writable array, hence
-            # copy-on-write ("c"); nobody writes to it.
-            images = np.load(pixels, mmap_mode="c", allow_pickle=False)
-            if about.pop("sum") != _checksum(images, about):
+            # Memory-mapped, so that the processes of a machine share one copy. Read-only: Linux refuses a writable map
+            # that is larger than the memory.
+            images = np.load(pixels, mmap_mode="r", allow_pickle=False)
+            if about.pop("sum") != crc32(json.dumps(about).encode(), crc32(images.data)):
                 raise ValueError("wrong checksum")
             return Decoded(images, **about)
         except Exception as error:  # the readers of damaged files raise anything
@@ -165,5 +281,23 @@ class DecodedCache:
         return self.folder / f"{self.key}-{name}"
 
 
-def _checksum(images: NDArray[np.uint8], about: dict[str, Any]) -> int:
-    return crc32(json.dumps(about).encode(), crc32(np.ascontiguousarray(images).data))
+def _continue(file: IO[bytes], shape: tuple[int, ...], state_file: Path) -> dict[str, Any]:
+    """Cut a half-written .npy file to the images that were saved, to none without a state; returns the state: number
+    and checksum of the images, and `skipped` and `remarks` of `Decoded`."""
+    start = io.BytesIO()
+    np.lib.format.write_array_header_1_0(start, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        state: dict[str, Any] = json.loads(state_file.read_text(encoding="utf-8"))
+        end = start.tell() + state["images"] * math.prod(shape[1:])
+        if state["images"] and file.seek(0, os.SEEK_END) >= end:
+            file.truncate(end)
+            return state
+    file.truncate(0)
+    file.write(start.getvalue())
+    return {"images": 0, "sum": 0, "skipped": {}, "remarks": {}}
+
+
+def _save(state: dict[str, Any], file: IO[bytes], state_file: Path) -> None:
+    file.flush()
+    os.fsync(file.fileno())  # the state must not be ahead of the file
+    write_text(state_file, json.dumps(state))

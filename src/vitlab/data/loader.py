@@ -37,6 +37,7 @@ class ResidentLoader:
     device: torch.device
     rank: int
     world_size: int
+    balanced: bool = False  # draw all classes equally often, see `balanced_order`
     repeats: int = 1  # how often an image is used in an epoch, see `repeated_order`
     # Put in front of each shard the image before it in the batch (before the first image, the last one). Mixing, which
     # rolls a batch by one, needs it. The batches must divide evenly among the ranks.
@@ -63,9 +64,13 @@ class ResidentLoader:
 
     def __iter__(self) -> Iterator[StoredBatch]:
         epoch = self.epoch()
-        order = epoch_order(len(self.arrays), self.seed, epoch)
+        if self.balanced:
+            order, used = balanced_order(self.arrays.labels.cpu(), self.seed, epoch)
+        else:
+            order, used = epoch_order(len(self.arrays), self.seed, epoch), torch.zeros(len(self.arrays)).long()
         device = self.arrays.labels.device
-        order, repetitions = (t.to(device) for t in repeated_order(order, self.repeats, self.batch_size))
+        places, repeated = repeated_order(torch.arange(len(order)), self.repeats, self.batch_size)
+        order, repetitions = order[places].to(device), (used[places] * self.repeats + repeated).to(device)
         resumed, self._resumed = self._resumed, None
         first = resumed["batches"] if resumed is not None and resumed["epoch"] == epoch else 0
 
@@ -113,6 +118,26 @@ def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
     # The factor keeps pairs distinct: (seed 0, epoch 1) is not (seed 1, epoch 0).
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(length, generator=generator)
+
+
+def balanced_order(labels: Tensor, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+    """The order of an epoch in which all classes occur equally often, to within one image: the images' indices, and how
+    often each has already been used, both int64 `[N]`, from labels, int64 `[N]`.
+
+    The images of a small class are used several times, those of a large one in part; all images of a class equally
+    often, to within one use. It depends only on labels, seed and epoch.
+    """
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    classes = [(labels == label).nonzero().flatten() for label in labels.unique()]
+    first = int(torch.randint(len(classes), (), generator=generator))  # these classes get the images that are left over
+    order, used = [], []
+    for number, members in enumerate(classes):
+        slots = torch.arange((len(labels) - (number - first) % len(classes) - 1) // len(classes) + 1)
+        shuffled = members[torch.randperm(len(members), generator=generator)]
+        order.append(shuffled[slots % len(members)])
+        used.append(slots // len(members))
+    mixed = torch.randperm(len(labels), generator=generator)
+    return torch.cat(order)[mixed], torch.cat(used)[mixed]
 
 
 def repeated_order(order: Tensor, repeats: int, batch_size: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from vitlab.errors import list_some
 from vitlab.preflight.context import CheckContext, CheckResult, failed, ok, skipped, warning
 
 MANY_IMAGES = 512  # enough for statistics
+IMBALANCED = 3  # times as many images in the largest class as in the smallest
 ADVICE = {
     "not finite": "no model can learn from them. Usual causes: data.std=0, a transform that takes the logarithm "
     "of zero",
@@ -27,6 +28,9 @@ ADVICE = {
     "many duplicates": "the accuracy would measure memorised images (for example {example}). Usual causes: files "
     "copied into train/ and test/, images multiplied before the split",
     "few duplicates": "too few to change the accuracy much (for example {example})",
+    "copies": "they count more than once (for example {example}). Remove them, and first those with a wrong label",
+    "imbalanced": "accuracy hides the small classes: watch metrics=[balanced_acc,f1], select by "
+    "checkpoint.monitor=val/balanced_acc; loss.class_weights=balanced or data.sampling=balanced helps them",
     "unrelated labels": "the labels seem to be unrelated to the images: a model could memorise them but not predict "
     "new images. Usual cause: images shuffled or sorted without their labels. If your classes do not differ in colours "
     "and coarse shapes, this may be a false alarm: preflight=warn trains anyway",
@@ -88,6 +92,8 @@ def labels(context: CheckContext) -> CheckResult:
     train = torch.bincount(context.data.splits["train"].labels, minlength=classes)
     figure = f"{classes} classes, {train.min():,} to {train.max():,} training images each"
     advice = f"no image of {list_some(missing)}: it cannot be learned or evaluated"
+    if not missing and train.max() > IMBALANCED * train.min():
+        return warning(figure, ADVICE["imbalanced"])
     return warning(figure, advice) if missing else ok(figure)
 
 
@@ -104,7 +110,7 @@ def mixing(context: CheckContext) -> CheckResult | None:
 
 
 def splits_are_disjoint(context: CheckContext) -> CheckResult:
-    """No image is in two splits."""
+    """No image is in two splits, or twice in one."""
     splits = context.data.splits
     # Python's hash has 64 bits: the chance of a collision among 60,000 images is 1e-10.
     hashes = {
@@ -120,12 +126,22 @@ def splits_are_disjoint(context: CheckContext) -> CheckResult:
             shared.append(f"{len(twice)} of {len(hashes[one])} {one} images are also in {other}")
             worst = max(worst, len(twice) / len(hashes[one]))
             example = example or twice[0]
-    if not shared:
+    copies = []
+    for name, split in splits.items():
+        first: dict[int, int] = {}
+        again = [(row, first[value]) for row, value in enumerate(hashes[name]) if first.setdefault(value, row) != row]
+        if again:
+            wrong = sum(bool(split.labels[one] != split.labels[other]) for one, other in again)
+            label = f", {wrong} of them with another label" if wrong else ""
+            copies.append(f"{len(again)} of {len(split)} {name} images are copies of others in {name}{label}")
+            example = example or "{} is {}".format(*(split.names[row] for row in again[0]))
+    if not shared and not copies:
         counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items() if len(split))
         return ok(f"no duplicates among {counts} images")
+    figure, advice = "; ".join([*shared, *copies]), ADVICE["few duplicates" if shared else "copies"]
     if worst <= 0.01:
-        return warning("; ".join(shared), ADVICE["few duplicates"].format(example=example))
-    return failed("; ".join(shared), ADVICE["many duplicates"].format(example=example))
+        return warning(figure, advice.format(example=example))
+    return failed(figure, ADVICE["many duplicates"].format(example=example))
 
 
 def labels_are_learnable(context: CheckContext) -> CheckResult:
@@ -135,7 +151,7 @@ def labels_are_learnable(context: CheckContext) -> CheckResult:
     fitted = 2 * len(rows) // 3  # the others are held out
     if len(rows) - fitted < 200:
         return skipped(f"needs more than {len(train)} training images")
-    chunks = torch.split(train.pick(rows), 500)
+    chunks = (train.pick(part) for part in torch.split(rows, 100))  # few at a time: images may be large
     tiny = [F.interpolate(images.float() / 255, size=(8, 8), mode="area") for images in chunks]
     pixels = torch.cat(tiny).flatten(1) - 0.5
     inputs = torch.cat([pixels, pixels.square(), torch.ones(len(rows), 1)], dim=1).double()

@@ -96,6 +96,7 @@ def render_report(run: RunSummary, path: Path) -> str:
     shown = next(key for key in titles if key in values)
     preflight = path / "preflight.json"
     checks = json.loads(preflight.read_text(encoding="utf-8"))["checks"] if preflight.exists() else []
+    unreadable = RunDirectory(path).unreadable_file
     speeds = [row["images_per_second"] for row in run.epochs if "images_per_second" in row]
     folder = Path(run.manifest.get("folder") or Path.cwd())
     return TEMPLATES.get_template("report.html").render(
@@ -112,6 +113,7 @@ def render_report(run: RunSummary, path: Path) -> str:
         speed=median_high(speeds) if speeds else None,
         checks=Counter(check["status"] for check in checks),
         folder=folder,
+        unreadable=unreadable.read_text(encoding="utf-8") if unreadable.exists() else "",
         commands=_commands(run, path, folder),
     )
 
@@ -148,4 +150,5 @@ def _commands(run: RunSummary, path: Path, folder: Path) -> list[str]:
     if revision := (run.manifest.get("git") or {}).get("revision"):
         code_folder = shlex.quote(str(Path(shlex.split(train)[0]).parent))
         lines.append(f"git -C {code_folder} checkout {revision}")
-    return [*lines, f"python {train} {reproduce}", f"python {evaluate} {kept}"]
+    split = "" if run.images("test") else " split=val"
+    return [*lines, f"python {train} {reproduce}", f"python {evaluate} {kept}{split}"]

@@ -133,7 +133,8 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
     show("next:")
     if (run / "tensorboard").exists():
         show(f"  tensorboard --logdir {shlex.quote(shorten(run))}")
-    show(f"  {command_for('evaluate.py', f'run={shorten(run)}', config)}")
+    split = "" if summary.images("test") else " split=val"
+    show(f"  {command_for('evaluate.py', f'run={shorten(run)}', config)}{split}")
     show(f"  {command_for('predict.py', f'run={shorten(run)}', config)} images=photos/")
 
 

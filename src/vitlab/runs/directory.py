@@ -30,6 +30,7 @@ class RunDirectory:
         self.manifest_file = path / "manifest.json"
         self.metrics_file = path / "metrics.json"  # final, only of a finished run
         self.epochs_file = path / "metrics.csv"  # one row per epoch
+        self.unreadable_file = path / "unreadable_images.txt"  # left out, with the reasons; only if there are any
         self.checkpoints = path / "checkpoints"  # best.ckpt, last.ckpt
 
     def create(self, config: dict[str, Any], manifest: dict[str, Any]) -> None:

@@ -56,9 +56,12 @@ def hparams_of(config: Mapping[str, Any]) -> dict[str, Setting]:
 
 
 def data_set(config: Mapping[str, Any]) -> str:
-    """The name of the data set: of the image folder, else of the data module (`CIFAR10`)."""
+    """The name of the data set: of the folder or file, else of the data module (`CIFAR10`)."""
     source = _built(config["data"]).removesuffix("DataModule")
-    return Path(config["data"]["root"]).resolve().name if source == "ImageFolder" else source
+    data = config["data"]
+    if source == "ImageFolder":
+        return Path(data["root"]).resolve().name
+    return str(data["name"]) if source == "Torchvision" else Path(data["file"]).stem if source == "CSV" else source
 
 
 def all_settings(config: Mapping[str, Any]) -> dict[str, Setting]:

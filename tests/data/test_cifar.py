@@ -11,12 +11,13 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import CLASSES
 from data.modules import NEUTRAL
 
-from vitlab.data import CIFAR10DataModule
+from vitlab.data import CIFAR10DataModule, CIFAR100DataModule
 from vitlab.errors import UserError
 
 
@@ -118,3 +119,22 @@ def test_an_archive_that_would_run_code_is_refused(tmp_path: Path, cifar_archive
     with pytest.raises(UserError, match="is no data"):
         data.load()
     assert not canary.exists()
+
+
+def test_cifar100_is_read_with_its_fine_labels(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    names = [f"class {number}" for number in range(100)]
+    for split, count in (("train", 400), ("test", 100)):
+        fine = [number % 100 for number in range(count)]
+        pixels = np.repeat(np.array(fine, dtype=np.uint8)[:, None] * 2, 3072, axis=1)
+        content = {"data": pixels, "fine_labels": fine, "coarse_labels": [label // 5 for label in fine]}
+        (folder / split).write_bytes(pickle.dumps(content, protocol=2))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names, "coarse_label_names": names[:20]}))
+    data = CIFAR100DataModule(root=str(tmp_path), url="http://127.0.0.1:9/x.tar.gz", md5="0", **NEUTRAL)
+    data.prepare_data()
+    data.setup()
+    assert data.spec.classes == names
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 300, "val": 100, "test": 100}
+    for split in data.splits.values():
+        assert torch.equal(split.pick(slice(None))[:, 0, 0, 0].long(), split.labels * 2)

@@ -1,0 +1,74 @@
+"""Image files and their classes in a CSV table."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from vitlab.data.folder_layout import SPLITS, FolderLayout, ImageFile, split_of
+from vitlab.data.image_folder import ImageFolderDataModule
+from vitlab.errors import UserError, did_you_mean
+
+
+class CSVDataModule(ImageFolderDataModule):
+    """Images that a CSV file lists, a line each, with their class and, in a third column, their split.
+
+    Raises:
+        UserError: the file or a column is missing, or a cell is empty.
+
+    Args:
+        file: The CSV file, with a line of headings.
+        root: Folder that the paths in it begin at; None is the folder of the file.
+        path_column, label_column: Headings of the paths and of the classes.
+        split_column: Heading of `train`, `val` or `test`; without such a column all images are training images.
+        **shared: See `ImageFolderDataModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        file: str,
+        root: str | None,
+        path_column: str,
+        label_column: str,
+        split_column: str,
+        **shared: Any,
+    ) -> None:
+        self.file = Path(file).expanduser()
+        super().__init__(root=str(self.file.parent) if root is None else root, **shared)
+        self.columns = {"path_column": path_column, "label_column": label_column}
+        self.split_column = split_column
+
+    def layout(self) -> FolderLayout:
+        try:
+            with self.file.open(newline="", encoding="utf-8-sig") as lines:
+                reader = csv.DictReader(lines, skipinitialspace=True)
+                rows = list(reader)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"data.file={self.file} can't be read ({error})") from error
+        headings = [str(name) for name in reader.fieldnames or []]
+        for key, name in self.columns.items():
+            if name not in headings:
+                hint = did_you_mean(name, headings)
+                raise UserError(f"data.{key}={name}: {self.file} has the columns {', '.join(headings)}{hint}")
+        path_column, label_column = self.columns.values()
+        entries = []
+        for number, row in enumerate(rows, 2):
+            path, label = row[path_column], row[label_column]
+            split = split_of(row.get(self.split_column) or "train")
+            if not path or not label or split is None:
+                raise UserError(
+                    f"{self.file}, line {number}: it needs a path, a class, and train, val or test as split"
+                )
+            entries.append((path, label, split))
+        found = sorted({label for _, label, _ in entries}, key=lambda name: (name.isdecimal() and int(name), name))
+        classes = list(self.classes) if self.classes and set(found) <= set(self.classes) else found
+        files = []
+        for path, label, split in entries:
+            full = self.root / path
+            status = full.stat() if full.is_file() else None  # decoding reports a missing one
+            size, modified = (status.st_size, status.st_mtime_ns) if status else (0, 0)
+            files.append(ImageFile(str(full), size, modified, path, split, classes.index(label)))
+        folders = {split: str(self.file) for split in SPLITS if any(file.split == split for file in files)}
+        if "train" not in folders:
+            raise UserError(f"{self.file} lists no training image")
+        return FolderLayout(folders, classes, files, [])

@@ -25,24 +25,27 @@ def main() -> None:
 
 
 def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, Any]:
-    """Write `evaluation_<split>.json` and `predictions_<split>.csv` into the run; earlier ones are renamed.
+    """Write `evaluation_<split>.json`, `predictions_<split>.csv` and `confusion_<split>.csv` into the run; earlier ones
+    are renamed.
 
     `command` holds the values of `conf/evaluate.yaml`, `overrides` those of the run config. UserError if one is wrong.
     Returns the content of the JSON file: loss (nats) and accuracy by their metric names, and each class's accuracy.
     With `flip` also `<split>/loss_flip` and `<split>/acc_flip`; everything else is of the images alone.
     """
     split = command.split
-    if split not in ("test", "val"):
-        raise UserError(f"split={split} is unknown; choose test or val")
+    if split not in ("test", "val", "train"):
+        raise UserError(f"split={split} is unknown; choose test, val or train")
     if not isinstance(command.flip, bool):
         raise UserError(f"flip={command.flip} must be true or false")
     with no_gc_imports():  # torch is imported once the command is known to be right
         from vitlab.callbacks import CollectLogits, FlipTTA, RunProgressBar
-        from vitlab.classifier import ImageClassifier, rank_classes
+        from vitlab.classifier import rank_classes
         from vitlab.compat import translate_lightning_exits
         from vitlab.config.instantiate import build
         from vitlab.distributed.strategies import cluster
+        from vitlab.experiment import build_classifier
         from vitlab.loaded_model import open_model
+        from vitlab.plots.classification import Predictions
         from vitlab.report.terminal import print_evaluation
         from vitlab.runs.directory import shorten_values
 
@@ -52,9 +55,9 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
     data = model.load_data()
     if not len(data.splits[split]):
         raise UserError("split=val: the run has no validation images (data.val_size=0)")
-    classifier = ImageClassifier(
-        model.network, num_classes=config.data.num_classes, label_smoothing=0.0, seed=config.seed
-    )
+    stage = "test" if split == "test" else "val"  # Lightning evaluates training images as validation images
+    data.splits = {**data.splits, stage: data.splits[split]}
+    classifier = build_classifier(config, model.network)
     collected = CollectLogits()
     given = {override.key_or_group for override in overrides}
     left_out = {  # a run that left out the test or validation is evaluated on all images
@@ -77,40 +80,35 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
         enable_checkpointing=False,
         default_root_dir=str(model.run.path),
     )
-    loop = trainer.test if split == "test" else trainer.validate
+    loop = trainer.test if stage == "test" else trainer.validate
     with translate_lightning_exits(trainer):
         results = loop(classifier, datamodule=data, verbose=False)
     if not results:
-        raise UserError(f"trainer.limit_{split}_batches=0 leaves no image to evaluate")
+        raise UserError(f"trainer.limit_{stage}_batches=0 leaves no image to evaluate")
 
     logits, index = collected.gather(trainer)
     images = data.splits[split].take(index)
     predictions = rank_classes(logits)[:, 0]
+    found = Predictions(logits.softmax(dim=1), predictions, images.labels, model.classes)
     metrics = {
-        **shorten_values(results[0]),
+        **{f"{split}/{key.partition('/')[2]}": value for key, value in shorten_values(results[0]).items()},
         "images": len(images),
-        "per_class": per_class(predictions, images.labels, model.classes),
+        "per_class": found.per_class(),
         "checkpoint": str(model.checkpoint),
         "weights": model.weights,
         "overrides": [override.input_line for override in overrides],
     }
-    json_file, csv_file = (model.run.path / name for name in (f"evaluation_{split}.json", f"predictions_{split}.csv"))
-    for old in (json_file, csv_file):
+    names = f"evaluation_{split}.json", f"predictions_{split}.csv", f"confusion_{split}.csv"
+    json_file, csv_file, matrix_file = files = [model.run.path / name for name in names]
+    for old in files:
         set_aside(old)
     columns = ["image", "label", "prediction", "probability", "correct", *(f"p({name})" for name in model.classes)]
     write_csv(csv_file, columns, prediction_rows(logits, predictions, images, model.classes))
     write_json(json_file, metrics)
-    print_evaluation(metrics, split, len(data.splits[split]), [json_file, csv_file])
+    heads, *rows = found.confusion_table()
+    write_csv(matrix_file, heads, rows)
+    print_evaluation(metrics, split, len(data.splits[split]), files)
     return metrics
-
-
-def per_class(predictions: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Number of images and accuracy of each class (None without images)."""
-    table = {}
-    for label, name in enumerate(classes):
-        own = predictions[labels == label] == label
-        table[name] = {"images": len(own), "acc": own.float().mean().item() if len(own) else None}
-    return table
 
 
 def prediction_rows(

@@ -17,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from vitlab.compat import validation_follows
 from vitlab.distributed.process import requeue
 from vitlab.errors import TerminatedError
+from vitlab.metrics import ALWAYS, metric_name
 from vitlab.runs.directory import rebase_paths
 
 SYNC_EVERY = 10  # optimizer steps between two questions to the other ranks
@@ -48,8 +49,13 @@ class SortedCallback(pl.Callback):
 
 
 def best_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of the best epoch, by the names under which runs are compared."""
-    return {best: metrics[name] for name, best in BEST.items() if name in metrics}
+    """The metrics of the best epoch, by the names under which runs are compared; further ones as `best/f1_test`."""
+    further = {
+        f"best/{'ema_' * key.endswith('_ema')}{metric_name(key)}{'_test' * key.startswith('test/')}": value
+        for key, value in metrics.items()
+        if key.startswith(("val/", "test/")) and metric_name(key) not in ALWAYS and not key.endswith("_flip")
+    }
+    return {best: metrics[name] for name, best in BEST.items() if name in metrics} | further
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -6,19 +6,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
 
-from vitlab.classifier import MeanLoss
 from vitlab.data import Batch
 from vitlab.runs.checkpoint import EMA_KEY, network_weights
 
 
 class AuxiliaryLogits(pl.Callback):
-    """Logs `<split>/loss_<suffix>` (nats) and `<split>/acc_<suffix>` in validation and test, as means over the images
-    of all ranks."""
+    """Logs `<split>/loss_<suffix>`, `<split>/acc_<suffix>` and the other metrics of the run in validation and test."""
 
     suffix: str
     computed_batch = -1  # the batch that `computed` belongs to
@@ -39,20 +35,17 @@ class AuxiliaryLogits(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.computed_batch = -1
-        self.loss = MeanLoss().to(pl_module.device)
-        classes = pl_module.accuracies["val_acc"].num_classes
-        self.accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False).to(pl_module.device)
+        self.metrics = pl_module.new_metrics().to(pl_module.device)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         logits = self.logits_for_batch(trainer, pl_module, batch, batch_idx, outputs)
-        self.loss.update(F.cross_entropy(logits, batch.labels), len(batch.labels))
-        self.accuracy.update(logits, batch.labels)
+        self.metrics.update(pl_module.loss(logits, batch.labels), logits, batch.labels)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         split = "test" if trainer.testing else "val"
-        values = {"loss": self.loss.compute(), "acc": self.accuracy.compute()}  # over all ranks
+        values = self.metrics.compute()
         pl_module.log_dict({f"{split}/{name}_{self.suffix}": v for name, v in values.items()}, sync_dist=True)
 
     on_test_start = on_validation_start

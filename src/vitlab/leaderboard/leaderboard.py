@@ -42,12 +42,15 @@ DIFFERENCES = {  # path in the manifest -> sentence if the runs differ in it
 }
 
 
-def make_leaderboard(folders: Sequence[Path], out: Path | None = None, *, top: int = 20) -> None:
+def make_leaderboard(
+    folders: Sequence[Path], out: Path | None = None, *, metric: str | None = None, top: int = 20
+) -> None:
     """Read runs, print their ranking, and write `leaderboard.csv`, `.md` and `.html`, replacing older ones.
 
     Args:
         folders: Directories of sweeps or runs, or directories above them.
         out: Directory for the files; None: `folders`, if that is one directory.
+        metric: Ranks the rows; None: the metric that selected the checkpoints of all runs, or else `val/acc`.
         top: Maximum number of rows on the terminal.
     """
     if out is None and len(folders) != 1:
@@ -62,7 +65,7 @@ def make_leaderboard(folders: Sequence[Path], out: Path | None = None, *, top: i
             from vitlab.sweeps.search import parameter_importance  # importing Optuna takes half a second
 
             importance = parameter_importance(folders[0])
-        ranking = rank(results, importance)
+        ranking = rank(results, importance, metric)
         write_text(target / "leaderboard.csv", as_csv(ranking))
         write_text(target / "leaderboard.md", as_text(ranking, title))
         write_text(target / "leaderboard.html", as_page(ranking, title))

@@ -11,8 +11,9 @@ import numpy as np
 from scipy import stats
 
 from vitlab.config.check import FILLING
-from vitlab.config.ranges import mode_of
+from vitlab.errors import UserError, nearest
 from vitlab.leaderboard.results import Result
+from vitlab.metrics import mode_of
 
 DEFAULT = ("val/acc", "max")
 UNSET = "-"
@@ -74,10 +75,22 @@ class Ranking:
         return [*self.ranked, *self.unranked]
 
 
-def rank(results: Sequence[Result], importance: Mapping[str, float] | None = None) -> Ranking:
-    """Group, rank and compare runs."""
+def rank(
+    results: Sequence[Result], importance: Mapping[str, float] | None = None, metric: str | None = None
+) -> Ranking:
+    """Group, rank and compare runs, by `metric` or the one that selected their checkpoints.
+
+    Raises:
+        UserError: no run has the metric, or it is not vitlab's.
+    """
     finished = [result for result in results if result.status == "finished"]
-    metric, mode = _common_metric(finished)
+    if metric is None:
+        metric, mode = _common_metric(finished)
+    else:
+        if known := {key for result in finished for key in result.metrics}:
+            if metric not in known:
+                raise UserError(f"metric={metric} was measured in none of the runs{nearest(metric, known)}")
+        mode = mode_of(metric, next((r.settings.get("checkpoint.mode") for r in finished), None))
     groups: dict[str, dict[int, Result]] = {}
     repeated = []
     for result in sorted(finished, key=lambda r: str(r.manifest.get("started"))):

@@ -8,6 +8,7 @@ from typing import Any
 
 from vitlab.files import shorten
 from vitlab.leaderboard.ranking import UNSET, Ranking, Row, Summary, format_value, is_number, summarise_metric
+from vitlab.metrics import MetricKind, metric_kind, metric_name
 from vitlab.runs.console import format_duration
 
 Cell = str | tuple[str, float]  # a text, or a text with the number to sort it by
@@ -22,22 +23,22 @@ class Metric:
 
     def __init__(self, key: str) -> None:
         self.key = key
-        split, kind = key.removesuffix("_ema").split("/")
-        is_accuracy = kind.startswith("acc")
-        self.name = f"{SPLITS[split]} {'accuracy' if is_accuracy else 'loss'}"
-        self.test_key = "test/acc"  # the test accuracy of the same weights
-        if key.endswith("_ema"):
+        split, name = key.partition("/")[0], metric_name(key)
+        kind = metric_kind(key) or MetricKind(name, unit="")
+        self.name = f"{SPLITS.get(split, split)} {kind.title}"
+        suffix = "_ema" if key.endswith("_ema") else ""
+        if suffix:
             self.name += " of the EMA weights"
-            self.test_key += "_ema"
-        self.unit, self.factor, self.digits = ("%", 100, 2) if is_accuracy else ("nats", 1, 4)
-        self.label = f"{self.name}, {self.unit}"
+        self.test_key = f"test/acc{suffix}"  # the test accuracy of the same weights
+        self.unit, self.factor, self.digits = (kind.unit, 100, 2) if kind.unit == "%" else (kind.unit, 1, 4)
+        self.label = f"{self.name}, {self.unit}".removesuffix(", ")
 
     def number(self, value: float) -> str:
         """Format a value without the unit; empty for NaN."""
         return "" if isnan(value) else f"{self.factor * value:.{self.digits}f}"
 
     def amount(self, value: float) -> str:
-        return f"{self.number(value)} {self.unit}"
+        return f"{self.number(value)} {self.unit}".rstrip()
 
     def mean(self, summary: Summary) -> str:
         """Format mean and standard deviation."""
@@ -91,8 +92,12 @@ def _score_columns(ranking: Ranking) -> Iterator[Column]:
 
 
 def _shown_metrics(ranking: Ranking) -> list[str]:
-    """Return the metric that ranks the rows, and the validation and test accuracy."""
-    return list(dict.fromkeys([ranking.metric, "val/acc", Metric(ranking.metric).test_key]))
+    """Return the metric that ranks the rows, validation and test accuracy, and the test's value of that metric."""
+    tested = "test/" + ranking.metric.removeprefix("val/")
+    shown = [ranking.metric, "val/acc", Metric(ranking.metric).test_key]
+    if metric_name(tested) != "loss" and any(tested in run.metrics for row in ranking.rows for run in row.results):
+        shown.append(tested)
+    return list(dict.fromkeys(shown))
 
 
 def further_tables(ranking: Ranking) -> dict[str, Table]:

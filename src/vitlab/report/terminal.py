@@ -17,6 +17,7 @@ from torch import nn
 from vitlab.data import ImageDataModule
 from vitlab.distributed.process import this_command
 from vitlab.files import shorten
+from vitlab.metrics import format_metric, further_metrics, metric_title
 from vitlab.preflight import Preflight, Status
 from vitlab.report.run_summary import accuracy_interval, read_run_summary
 from vitlab.runs.checkpoint import EMA_KEY
@@ -113,13 +114,16 @@ def print_comparison(run: Path, compared: dict[str, tuple[Any, Any]], different:
 def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> None:
     """The final table, the files of the run, and commands to continue with."""
     summary = read_run_summary(RunDirectory(run))
-    table = _table(config.name, "split", "loss", "accuracy", "95% interval", "images")
+    further = further_metrics(metrics)
+    titles = map(metric_title, further)
+    table = _table(config.name, "split", "loss", "accuracy", "95% interval", *titles, "images")
     for split in ("val", "test"):
         for suffix, weights in (("", ""), ("_ema", ", EMA weights")):
             if f"{split}/loss{suffix}" in metrics:
                 loss, accuracy = (metrics[f"{split}/{name}{suffix}"] for name in ("loss", "acc"))
                 images = summary.used(split)
-                cells = f"{loss:.4f}", f"{accuracy:.2%}", accuracy_interval(accuracy, images), f"{images:,}"
+                others = [format_metric(f"{split}/{name}{suffix}", metrics) for name in further]
+                cells = f"{loss:.4f}", f"{accuracy:.2%}", accuracy_interval(accuracy, images), *others, f"{images:,}"
                 table.add_row(f"{split}{weights}", *cells)
     if table.row_count:
         show(table)
@@ -151,10 +155,15 @@ def print_evaluation(metrics: dict[str, Any], split: str, available: int, files:
         if f"{split}/acc{suffix}" in metrics:
             loss, accuracy = (metrics[f"{split}/{name}{suffix}"] for name in ("loss", "acc"))
             interval = accuracy_interval(accuracy, metrics["images"])
-            show(f"{images}: loss {loss:.4f}  accuracy {accuracy:.2%} (95% interval {interval})")
-    table = _table("", "class", "images", "accuracy")
+            further = {
+                metric_title(n): format_metric(f"{split}/{n}{suffix}", metrics) for n in further_metrics(metrics)
+            }
+            rest = "".join(f"  {title} {value}" for title, value in further.items())
+            show(f"{images}: loss {loss:.4f}  accuracy {accuracy:.2%} (95% interval {interval}){rest}")
+    table = _table("", "class", "images", "accuracy", "precision", "F1")
     for name, row in metrics["per_class"].items():
-        table.add_row(name, f"{row['images']:,}", "-" if row["acc"] is None else f"{row['acc']:.2%}")
+        cells = ("-" if row[key] is None else f"{row[key]:.2%}" for key in ("acc", "precision", "f1"))
+        table.add_row(name, f"{row['images']:,}", *cells)
     show(table)
     print_written(*files)
 

@@ -1,6 +1,6 @@
 """Measure how wrong logits are: the losses of the config group `loss`.
 
-A loss is called with logits float32 `[B, classes]` and labels, int64 `[B]` or, after mixing, float32 `[B, classes]`, and
+A loss is called with logits float32 `[B, classes]` and labels, int64 `[B]` or, after mixing, float32 `[B, classes]`. It
 returns the scalar to minimise, a mean over the images. In eval mode it leaves out label smoothing: so it measures
 validation and test images. To add one, write a class here and a file in `conf/loss/`.
 """
@@ -38,9 +38,8 @@ class ClassLoss(nn.Module):
         logits, classes = logits.float(), logits.shape[1]  # also in mixed precision
         target = F.one_hot(labels, classes).float() if labels.ndim == 1 else labels
         if self.class_weights is not None and len(self.class_weights) != classes:
-            raise UserError(
-                f"loss.class_weights has {len(self.class_weights)} numbers; the model has {classes} classes: give as many"
-            )
+            given = len(self.class_weights)
+            raise UserError(f"loss.class_weights has {given} numbers: give {classes}, one for each class")
         # An image counts as much as its class, also for the other classes' terms.
         image_weights = 1.0 if self.class_weights is None else target @ self.class_weights
         if self.training and self.label_smoothing:

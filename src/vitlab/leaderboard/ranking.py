@@ -87,9 +87,9 @@ def rank(
     if metric is None:
         metric, mode = _common_metric(finished)
     else:
-        if known := {key for result in finished for key in result.metrics}:
-            if metric not in known:
-                raise UserError(f"metric={metric} was measured in none of the runs{nearest(metric, known)}")
+        known = {key for result in finished for key in result.metrics}
+        if finished and metric not in known:
+            raise UserError(f"metric={metric} was measured in none of the runs{nearest(metric, known)}")
         mode = mode_of(metric, next((r.settings.get("checkpoint.mode") for r in finished), None))
     groups: dict[str, dict[int, Result]] = {}
     repeated = []

@@ -114,19 +114,20 @@ def print_comparison(run: Path, compared: dict[str, tuple[Any, Any]], different:
 def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> None:
     """The final table, the files of the run, and commands to continue with."""
     summary = read_run_summary(RunDirectory(run))
-    further = further_metrics(metrics)
-    titles = map(metric_title, further)
-    table = _table(config.name, "split", "loss", "accuracy", "95% interval", *titles, "images")
+    table = _table(config.name, "split", "loss", "accuracy", "95% interval", "images")
+    further: dict[str, list[str]] = {}  # the values of each further metric
     for split in ("val", "test"):
         for suffix, weights in (("", ""), ("_ema", ", EMA weights")):
+            for name in further_metrics(metrics):
+                if value := format_metric(f"{split}/{name}{suffix}", metrics):
+                    further.setdefault(metric_title(name), []).append(f"{split}{weights} {value}")
             if f"{split}/loss{suffix}" in metrics:
                 loss, accuracy = (metrics[f"{split}/{name}{suffix}"] for name in ("loss", "acc"))
                 images = summary.used(split)
-                others = [format_metric(f"{split}/{name}{suffix}", metrics) for name in further]
-                cells = f"{loss:.4f}", f"{accuracy:.2%}", accuracy_interval(accuracy, images), *others, f"{images:,}"
+                cells = f"{loss:.4f}", f"{accuracy:.2%}", accuracy_interval(accuracy, images), f"{images:,}"
                 table.add_row(f"{split}{weights}", *cells)
     if table.row_count:
-        show(table)
+        show(table, *(f"{title}: {'; '.join(values)}" for title, values in further.items()))
     selected = f"the best by {config.checkpoint.monitor}" if "val/loss" in metrics else "the last one"
     show(f"weights kept: epoch {int(metrics['epoch'])} of {len(summary.epochs)}, {selected}")
     show(f"total time: {format_duration(metrics['seconds'])}", f"run directory: {shorten(run)}")
@@ -155,10 +156,8 @@ def print_evaluation(metrics: dict[str, Any], split: str, available: int, files:
         if f"{split}/acc{suffix}" in metrics:
             loss, accuracy = (metrics[f"{split}/{name}{suffix}"] for name in ("loss", "acc"))
             interval = accuracy_interval(accuracy, metrics["images"])
-            further = {
-                metric_title(n): format_metric(f"{split}/{n}{suffix}", metrics) for n in further_metrics(metrics)
-            }
-            rest = "".join(f"  {title} {value}" for title, value in further.items())
+            names = further_metrics(metrics)
+            rest = "".join(f"  {metric_title(n)} {format_metric(f'{split}/{n}{suffix}', metrics)}" for n in names)
             show(f"{images}: loss {loss:.4f}  accuracy {accuracy:.2%} (95% interval {interval}){rest}")
     table = _table("", "class", "images", "accuracy", "precision", "F1")
     for name, row in metrics["per_class"].items():

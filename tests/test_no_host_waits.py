@@ -27,6 +27,7 @@ from vitlab.data import (
 )
 from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.transforms import BatchTransform
+from vitlab.losses import CrossEntropy
 from vitlab.models import VisionTransformer
 
 MIXINGS = [
@@ -95,7 +96,7 @@ def make() -> tuple[BatchTransform, ImageClassifier]:
         **{"num_heads": 2, "mlp_ratio": 2.0, "pool": "mean", "pos_embed": "sincos2d"},
         **{"dropout": 0.1, "attention_dropout": 0.1, "drop_path": 0.1},
     )
-    return transform, ImageClassifier(network, num_classes=10, label_smoothing=0.1, seed=0)
+    return transform, ImageClassifier(network, num_classes=10, loss=CrossEntropy(0.1), seed=0)
 
 
 def step(transform: BatchTransform, classifier: ImageClassifier) -> None:

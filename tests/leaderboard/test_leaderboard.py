@@ -300,7 +300,14 @@ def test_one_or_two_runs_make_a_page(tmp_path: Path, count: int) -> None:
 
 
 def test_many_settings_follow_the_scores_and_fit(tmp_path: Path) -> None:
-    keys = ("optimizer.lr", "optimizer.eps", "label_smoothing", "model.depth", "model.patch_size", "data.batch_size")
+    keys = (
+        "optimizer.lr",
+        "optimizer.eps",
+        "loss.label_smoothing",
+        "model.depth",
+        "model.patch_size",
+        "data.batch_size",
+    )
     for number in range(2):
         write_run(tmp_path / str(number), *(f"{key}={number + 1}" for key in keys), val=0.5 + 0.1 * number)
     write_run(tmp_path / "2", *(f"{key}=2" for key in keys), "seed=1", val=0.7)

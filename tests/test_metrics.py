@@ -11,6 +11,8 @@ from conftest import SMALL_RUN, Command
 from torchmetrics.functional.classification import multiclass_auroc, multiclass_calibration_error, multiclass_f1_score
 
 from vitlab.classifier import EvaluationMetrics
+from vitlab.config.ranges import SETTINGS
+from vitlab.config.types import LIST
 from vitlab.errors import UserError
 from vitlab.metrics import METRICS, MetricKind, format_metric, logged_metrics, metric_kind, mode_of
 
@@ -67,8 +69,8 @@ def test_one_entry_in_the_table_is_all_a_metric_takes(
     in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kappa = MetricKind("Cohen's kappa", "torchmetrics.classification.MulticlassCohenKappa", unit="")
-    monkeypatch.setattr("vitlab.metrics.METRICS", dict(METRICS) | {"kappa": kappa})
-    monkeypatch.setattr("vitlab.classifier.METRICS", dict(METRICS) | {"kappa": kappa})
+    monkeypatch.setitem(METRICS, "kappa", kappa)  # type: ignore[arg-type]
+    monkeypatch.setitem(SETTINGS, "metrics", LIST)  # type: ignore[arg-type]  # it read the table when it was imported
     own = "{mine:{_target_:torchmetrics.classification.MulticlassHammingDistance,num_classes:'${data.num_classes}'}}"
     chosen = [f"metrics=[kappa,{own}]", "checkpoint.monitor=val/kappa", "callbacks=ema", "hydra.run.dir=runs/a"]
     stop = "+callbacks.stop={_target_:pytorch_lightning.callbacks.EarlyStopping,monitor:val/kappa,mode:max}"

@@ -58,6 +58,8 @@ class EvaluationMetrics(nn.Module):
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Adds the images of a batch, with the mean of their loss."""
+        if not len(labels):  # a rank may have no image of a small last batch
+            return
         self.loss.update(loss.detach(), len(labels))
         for name, metric in self.metrics.items():
             needs_softmax = name in METRICS and METRICS[name].of_probabilities

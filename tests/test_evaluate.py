@@ -115,7 +115,7 @@ def test_a_run_can_be_moved(run: Path, in_process: Command, tmp_path: Path) -> N
         ),
         (["run=latest", "weights=best"], "weights=best is unknown; choose raw or ema"),
         (["run=latest", "flip=twice"], "flip=twice must be true or false"),
-        (["run=latest", "split=train"], "split=train is unknown; choose test or val"),
+        (["run=latest", "split=train1"], "split=train1 is unknown; choose test, val or train"),
         (["run=latest", "checkpoint=none.ckpt"], "there is no file none.ckpt"),
         (["run=latest", "data.evalbatch=3"], "unknown key 'data.evalbatch'. Did you mean 'eval_batch_size'?"),
         (["run=latest", "trainer=cpux"], "there is no trainer=cpux. Did you mean 'cpu'?"),

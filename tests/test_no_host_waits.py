@@ -23,6 +23,7 @@ from vitlab.data import (
     RandomErasing,
     RandomHorizontalFlip,
     TrivialAugment,
+    main_class,
     random_augment,
 )
 from vitlab.data.counter_rng import CounterRNG
@@ -107,7 +108,9 @@ def step(transform: BatchTransform, classifier: ImageClassifier) -> None:
         mixed, shares = mixing(images, labels, classes=10, seed=0, epoch=3, number=0)
         logits = classifier(mixed)
         loss = classifier.training_loss(logits, shares)
-        classifier._update("train", loss, logits, shares)
+        classifier.losses["train_loss"].update(loss.detach(), 8)
+        classifier.accuracies["train_acc"].update(logits.detach(), main_class(shares))
+        classifier.evaluated["val"].update(loss, logits.detach(), labels)
 
 
 def test_augmentation_forward_pass_and_metrics_do_not_wait(

@@ -129,8 +129,8 @@ def mode_of(key: str, mode: str | None = None) -> str:
     return found
 
 
-def _known_mode(key: str) -> str | None:
-    kind = metric_kind(key)
+def _known_mode(key: str | None) -> str | None:
+    kind = metric_kind(key) if key else None
     return kind.mode if kind else None
 
 

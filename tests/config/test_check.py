@@ -150,8 +150,7 @@ ONE = [
     (["scheduler=plateau", "scheduler.interval=step"], "take interval=epoch"),
     (
         ["checkpoint.monitor=val/accuracy"],
-        "vitlab itself logs train/loss, val/loss, train/acc, val/acc, val/loss_ema, val/acc_ema, not val/accuracy. "
-        "Did you mean 'val/acc'? (for a metric of your own add +checkpoint.mode=max or min)",
+        "not val/accuracy. Did you mean 'val/acc'? (for a metric of your own add +checkpoint.mode=max or min)",
     ),
     (["checkpoint.monitor=val/acc_ema"], "checkpoint follows val/acc_ema, which callbacks=ema measures: add that"),
     (["callbacks=ema", "callbacks.ema.decay=1"], "callbacks.ema.decay=1 must be a number of at least 0 and below 1"),
@@ -159,8 +158,11 @@ ONE = [
     (["optimizer=muon", "optimizer.ns_steps=0"], "optimizer.ns_steps=0 must be a whole number of at least 1"),
     (["+checkpoint.mode=min"], "checkpoint.mode: mode=min of val/acc would select the worst epoch: take mode=max"),
     (["+checkpoint.mode=best"], "checkpoint.mode=best must be one of min, max"),
-    (["scheduler=plateau", "scheduler.monitor=val/f1"], "add scheduler.schedule.mode=max or min"),
-    (["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/f1"], "add callbacks.early_stopping.mode=max"),
+    (["scheduler=plateau", "scheduler.monitor=my/metric"], "add scheduler.schedule.mode=max or min"),
+    (
+        ["callbacks=early_stopping", "callbacks.early_stopping.monitor=my/metric"],
+        "add callbacks.early_stopping.mode=max",
+    ),
     (["scheduler=time_budget", "trainer.max_epochs=-1"], "follows the time budget: set trainer.max_time=DD:HH:MM:SS"),
     (
         ["scheduler=time_budget", "trainer.max_time=00:00:30:00"],
@@ -199,12 +201,12 @@ def test_one_mistake_is_one_sentence(overrides: list[str], sentence: str) -> Non
         ["optimizer._target_=torch.optim.Adafactor", "optimizer.eps=[null,1e-3]", "~optimizer.betas"],
         [*CYCLIC, "+scheduler.schedule.mode=triangular2"],
         [
-            "checkpoint.monitor=val/f1",
+            "checkpoint.monitor=my/metric",
             "+checkpoint.mode=max",
             "callbacks=early_stopping",
             "callbacks.early_stopping.mode=max",
         ],
-        ["scheduler=plateau", "scheduler.monitor=val/f1", "scheduler.schedule.mode=max"],
+        ["scheduler=plateau", "scheduler.monitor=my/metric", "scheduler.schedule.mode=max"],
         ["+callbacks.mine._target_=stoppers.PoisonBatch", "+callbacks.mine.epoch=1", "+callbacks.mine.batch=2"],
         ["callbacks.progress=null", "augment.flip=null", "logger=none"],
         ["+width=64", "model.embed_dim=${width}", "model.num_heads=2"],

@@ -49,9 +49,9 @@ class SortedCallback(pl.Callback):
 
 
 def best_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of the best epoch, by the names under which runs are compared; further ones as `best/f1_test`."""
+    """The metrics of the best epoch, by the names under which runs are compared; further ones as `best/of_f1_test`."""
     further = {
-        f"best/{'ema_' * key.endswith('_ema')}{metric_name(key)}{'_test' * key.startswith('test/')}": value
+        f"best/of_{'ema_' * key.endswith('_ema')}{metric_name(key)}{'_test' * key.startswith('test/')}": value
         for key, value in metrics.items()
         if key.startswith(("val/", "test/")) and metric_name(key) not in ALWAYS and not key.endswith("_flip")
     }

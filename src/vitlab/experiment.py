@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 
-from vitlab.callbacks import BestCheckpoint, FinalValidation, LastCheckpoint, MetricsCSV, TimeLimit
+from vitlab.callbacks import BestCheckpoint, EpochCheckpoint, FinalValidation, LastCheckpoint, MetricsCSV, TimeLimit
 from vitlab.classifier import ImageClassifier
 from vitlab.compat import keep_freed_memory, silence_libraries, skip_signal_broadcast, translate_lightning_exits
 from vitlab.config.compose import typed_overrides
@@ -230,6 +230,11 @@ def build_trainer(config: DictConfig, run: RunDirectory, logger: Any) -> pl.Trai
         mode = mode_of(monitor, config.checkpoint.get("mode"))
         best = BestCheckpoint(run.checkpoints, "best", monitor=monitor, mode=mode, enable_version_counter=False)
         callbacks.append(best)
+        if (kept := config.checkpoint.save_top_k) != 1:
+            name = "top_epoch_{epoch:03d}"
+            callbacks.append(_epochs_to_keep(run, name, monitor=monitor, mode=mode, save_top_k=kept))
+    if every := config.checkpoint.every_n_epochs:
+        callbacks.append(_epochs_to_keep(run, "epoch_{epoch:03d}", every_n_epochs=every, save_top_k=-1))
     epochs, minutes = config.checkpoint.last_every_n_epochs, config.checkpoint.every_minutes
     callbacks.append(LastCheckpoint(run.checkpoints / "last.ckpt", every_n_epochs=epochs, every_minutes=minutes))
 
@@ -250,6 +255,10 @@ def build_trainer(config: DictConfig, run: RunDirectory, logger: Any) -> pl.Trai
     return trainer
 
 
+def _epochs_to_keep(run: RunDirectory, name: str, **which: Any) -> EpochCheckpoint:
+    return EpochCheckpoint(run.checkpoints, name, auto_insert_metric_name=False, enable_version_counter=False, **which)
+
+
 def time_limit(config: DictConfig) -> list[TimeLimit]:
     """The callback that ends the run after `trainer.max_time`; empty without that."""
     duration = config.trainer.max_time
@@ -266,7 +275,13 @@ def begin_run(experiment: Experiment, compare_with: Mapping[str, Any] | None) ->
     """Writes and prints what is known before training."""
     config, run, weights, report = experiment.config, experiment.run, experiment.weights, experiment.load_report
     model = experiment.classifier.network
-    manifest = {**describe_origin(), "seed": config.seed, "data": experiment.data.fingerprints(), "weights": None}
+    manifest = {
+        **describe_origin(),
+        "seed": config.seed,
+        "tags": list(config.tags),
+        "data": experiment.data.fingerprints(),
+        "weights": None,
+    }
     manifest["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     if weights and report:
         manifest["weights"] = {"from": weights.origin, "sha256": weights.fingerprint(), **asdict(report)}

@@ -1,6 +1,6 @@
 """Callbacks: what observes or steers training."""
 
-from vitlab.callbacks.checkpointing import BestCheckpoint, FinalValidation, LastCheckpoint
+from vitlab.callbacks.checkpointing import BestCheckpoint, EpochCheckpoint, FinalValidation, LastCheckpoint
 from vitlab.callbacks.ema import EMA, FlipTTA
 from vitlab.callbacks.figures import CollectLogits, Figures
 from vitlab.callbacks.layer_statistics import LayerStatistics
@@ -16,6 +16,7 @@ __all__ = [
     "EMA",
     "BestCheckpoint",
     "CollectLogits",
+    "EpochCheckpoint",
     "Figures",
     "FinalValidation",
     "FlipTTA",

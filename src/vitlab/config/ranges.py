@@ -30,6 +30,8 @@ MODE = choice("min", "max")
 SETTINGS: Mapping[str, Kind] = {
     "name": Kind("text", lambda v: isinstance(v, str) and bool(v)),
     "run_dir": ANYTHING,
+    "tags": each(TEXT),
+    "notes": TEXT | NULL,
     "init_from": TEXT | NULL,
     "init_weights": choice("raw", "ema") | NULL,
     "seed": whole(0, 2**32 - 1),
@@ -39,6 +41,8 @@ SETTINGS: Mapping[str, Kind] = {
     "preflight": choice("strict", "warn", "only", "off") | OFF,
     "matmul_precision": choice("highest", "high", "medium"),
     "checkpoint.monitor": TEXT,
+    "checkpoint.save_top_k": whole(1) | replace(whole(-1, -1), words="-1 for all"),
+    "checkpoint.every_n_epochs": whole(1) | NULL,
     "checkpoint.last_every_n_epochs": whole(1),
     "checkpoint.every_minutes": number(0) | NULL,
     "scheduler.schedule": ANYTHING,

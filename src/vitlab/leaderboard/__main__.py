@@ -22,7 +22,9 @@ def main() -> None:
     from vitlab.leaderboard.leaderboard import make_leaderboard  # imports torch
 
     out = command.out and Path(command.out)
-    make_leaderboard([Path(folder) for folder in folders], out, metric=command.metric, top=command.top)
+    make_leaderboard(
+        [Path(folder) for folder in folders], out, metric=command.metric, tags=command.tags, top=command.top
+    )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,12 @@ DIFFERENCES = {  # path in the manifest -> sentence if the runs differ in it
 
 
 def make_leaderboard(
-    folders: Sequence[Path], out: Path | None = None, *, metric: str | None = None, top: int = 20
+    folders: Sequence[Path],
+    out: Path | None = None,
+    *,
+    metric: str | None = None,
+    tags: Sequence[str] = (),
+    top: int = 20,
 ) -> None:
     """Read runs, print their ranking, and write `leaderboard.csv`, `.md` and `.html`, replacing older ones.
 
@@ -51,11 +56,14 @@ def make_leaderboard(
         folders: Directories of sweeps or runs, or directories above them.
         out: Directory for the files; None: `folders`, if that is one directory.
         metric: Ranks the rows; None: the metric that selected the checkpoints of all runs, or else `val/acc`.
+        tags: Only runs with all of these are read.
         top: Maximum number of rows on the terminal.
     """
     if out is None and len(folders) != 1:
         raise UserError("several directories: choose one for the leaderboard with out=<folder>")
-    results = read_results(folders)
+    results = [run for run in read_results(folders) if set(tags) <= set(run.tags)]
+    if not results:
+        raise UserError(f"tags=[{','.join(tags)}]: none of the runs has them all")
     target = out or folders[0]
     title = ", ".join(shorten(folder) for folder in folders)
     importance = {}

@@ -17,7 +17,7 @@ from vitlab.metrics import mode_of
 
 DEFAULT = ("val/acc", "max")
 UNSET = "-"
-RUN_KEYS = {"seed", "name", "run_dir"}  # differ between runs of the same experiment
+RUN_KEYS = {"seed", "name", "run_dir", "tags", "notes"}  # differ between runs of the same experiment
 CONFIDENCE = 0.95
 ALPHA = 0.05  # significance level of the corrected p-values
 

@@ -39,6 +39,10 @@ class Result:
         return int(self.settings["seed"])
 
     @property
+    def tags(self) -> list[str]:
+        return list(self.manifest.get("tags") or [])
+
+    @property
     def seconds(self) -> float:
         """Duration; of a resumed run, `metrics.json` only knows the last part, `metrics.csv` all of the training."""
         return max(self.metrics.get("seconds", 0.0), *(row.get("seconds", 0.0) for row in self.epochs[-1:]), 0.0)

@@ -86,6 +86,9 @@ def _score_columns(ranking: Ranking) -> Iterator[Column]:
         yield metric.label, [(metric.mean(s) or UNSET, s.mean) for s in summaries]
         if several and metric.key == ranking.metric:
             yield "95 % interval", [(metric.interval(s) or UNSET, s.low) for s in summaries]
+    tags = [sorted({tag for run in row.results for tag in run.tags}) for row in rows]
+    if any(tags):
+        yield "tags", [", ".join(of_row) for of_row in tags]
     yield "time per run", [(format_duration(row.seconds), row.seconds) for row in rows]
     if several:
         yield "compared with the best", [row.verdict for row in rows]

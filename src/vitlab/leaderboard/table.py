@@ -47,7 +47,7 @@ class Metric:
     def interval(self, summary: Summary) -> str:
         """Format the 95 % interval."""
         if summary.n < 2:
-            return "one seed: none" if summary.n else ""
+            return "one run: none" if summary.n else ""
         return f"{self.number(summary.low)} to {self.number(summary.high)}"
 
 
@@ -134,6 +134,8 @@ def as_csv(ranking: Ranking) -> str:
         line: dict[str, Any] = {"place": place if row.score.n else ""}
         line |= {key: format_value(v) if isinstance(v, list | bool) else v for key, v in row.values.items()}
         line |= {"runs": len(row.results), "seeds": " ".join(str(result.seed) for result in row.results)}
+        if ranking.unit == "fold":
+            line["folds"] = " ".join(str(result.fold) for result in row.results)
         for key in _shown_metrics(ranking):
             s = summarise_metric(row.results, key)
             figures = {"mean": s.mean, "std": s.std, "95 % low": s.low, "95 % high": s.high}

@@ -85,7 +85,7 @@ def test_one_entry_in_the_table_is_all_a_metric_takes(
     assert "Cohen's kappa: val" in result.stdout
     assert " kappa " in result.stdout  # a column of the lines of the epochs
     assert "Cohen&#39;s kappa" in (run / "report.html").read_text()
-    assert in_process("evaluate.py", "run=runs/a", "flip=true").returncode == 0
+    assert in_process("evaluate.py", "run=runs/a", "tta=flip").returncode == 0
     evaluated = json.loads((run / "evaluation_test.json").read_text())
     assert {"test/kappa", "test/kappa_flip", "test/mine"} <= set(evaluated)
     assert in_process("-m", "vitlab.leaderboard", "runs").returncode == 0

@@ -18,7 +18,8 @@ from vitlab.errors import UserError
 if TYPE_CHECKING:  # torch is imported with the first metric that is built
     from torchmetrics import Metric
 
-SUFFIXES = ("_ema", "_flip")  # of the same metric of the EMA weights, and of images averaged with their mirror images
+VIEWS = ("flip", "shift", "multi")  # of each image, averaged
+SUFFIXES = ("_ema", *(f"_{views}" for views in VIEWS))  # of the same metric of the EMA weights, and of several views
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Callbacks: what observes or steers training."""
 
 from vitlab.callbacks.checkpointing import BestCheckpoint, EpochCheckpoint, FinalValidation, LastCheckpoint
-from vitlab.callbacks.ema import EMA, FlipTTA
+from vitlab.callbacks.ema import EMA, ViewAveraging
 from vitlab.callbacks.figures import CollectLogits, Figures
 from vitlab.callbacks.layer_statistics import LayerStatistics
 from vitlab.callbacks.metrics_csv import MetricsCSV
@@ -19,7 +19,6 @@ __all__ = [
     "EpochCheckpoint",
     "Figures",
     "FinalValidation",
-    "FlipTTA",
     "LastCheckpoint",
     "LayerStatistics",
     "MetricsCSV",
@@ -29,4 +28,5 @@ __all__ = [
     "Throughput",
     "TimeLimit",
     "ViTFigures",
+    "ViewAveraging",
 ]

@@ -53,7 +53,7 @@ def best_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     further = {
         f"best/of_{'ema_' * key.endswith('_ema')}{metric_name(key)}{'_test' * key.startswith('test/')}": value
         for key, value in metrics.items()
-        if key.startswith(("val/", "test/")) and metric_name(key) not in ALWAYS and not key.endswith("_flip")
+        if key.startswith(("val/", "test/")) and metric_name(key) not in ALWAYS
     }
     return {best: metrics[name] for name, best in BEST.items() if name in metrics} | further
 

@@ -1,4 +1,4 @@
-"""Measure other logits next to the model's own: EMA weights, flip TTA."""
+"""Measure other logits next to the model's own: of EMA weights, of several views."""
 
 import math
 from abc import abstractmethod
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
@@ -102,12 +103,31 @@ class EMA(AuxiliaryLogits):
         self.step = checkpoint["global_step"]
 
 
-class FlipTTA(AuxiliaryLogits):
-    """Logs `<split>/loss_flip` and `<split>/acc_flip`, of the mean probabilities of an image and its mirror image (two
-    of the ten views of Krizhevsky et al. 2012, section 4.1)."""
+class ViewAveraging(AuxiliaryLogits):
+    """Logs `<split>/loss_<kind>`, `<split>/acc_<kind>` ... of the mean probabilities of several views of each image
+    (Krizhevsky et al. 2012, section 4.1).
 
-    suffix = "flip"
+    Args:
+        kind: "flip": the image and its mirror image. "shift": the image, and moved by a 32nd of its side up and left,
+            down and right. "multi": these three and their mirror images.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.suffix = kind
 
     def compute_logits(self, pl_module: Any, images: Tensor, model_logits: Tensor) -> Tensor:
-        views = [logits.float().log_softmax(dim=1) for logits in (model_logits, pl_module(images.flip(-1)))]
-        return torch.logaddexp(*views) - math.log(2)  # logarithms of the mean probabilities
+        logits = [model_logits, *(pl_module(view) for view in self.other_views(images))]
+        log_probabilities = torch.stack([of_view.float().log_softmax(dim=1) for of_view in logits])
+        return log_probabilities.logsumexp(dim=0) - math.log(len(logits))  # logarithms of the mean probabilities
+
+    def other_views(self, images: Tensor) -> list[Tensor]:
+        """The views `[B, 3, H, W]` beside the images themselves, `[B, 3, H, W]`."""
+        views = [images]
+        if self.suffix != "flip":
+            height, width = images.shape[-2:]
+            step = max(1, width // 32)
+            padded = F.pad(images, [step] * 4, mode="reflect")
+            views += [padded[..., 2 * step :, 2 * step :], padded[..., :height, :width]]
+        if self.suffix != "shift":
+            views += [view.flip(-1) for view in views]
+        return views[1:]

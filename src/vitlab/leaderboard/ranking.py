@@ -1,4 +1,4 @@
-"""Group runs over their seeds and folds, rank the groups, and test the differences."""
+"""Group runs over seeds and folds, rank the groups, and test the differences."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -17,7 +17,7 @@ from torch import nn
 from vitlab.data import ImageDataModule
 from vitlab.distributed.process import this_command
 from vitlab.files import shorten
-from vitlab.metrics import format_metric, further_metrics, metric_title
+from vitlab.metrics import VIEWS, format_metric, further_metrics, metric_title
 from vitlab.preflight import Preflight, Status
 from vitlab.report.run_summary import accuracy_interval, read_run_summary
 from vitlab.runs.checkpoint import EMA_KEY
@@ -152,7 +152,7 @@ def print_evaluation(metrics: dict[str, Any], split: str, available: int, files:
     if metrics["images"] < available:
         limit = f"trainer.limit_{split}_batches"
         show(f"only {metrics['images']:,} of {available:,} {split} images, as the run has it; for all: {limit}=null")
-    for suffix, images in (("", split), ("_flip", "averaged with the mirror images")):
+    for suffix, images in (("", split), *((f"_{views}", f"averaged over views (tta={views})") for views in VIEWS)):
         if f"{split}/acc{suffix}" in metrics:
             loss, accuracy = (metrics[f"{split}/{name}{suffix}"] for name in ("loss", "acc"))
             interval = accuracy_interval(accuracy, metrics["images"])
@@ -165,6 +165,15 @@ def print_evaluation(metrics: dict[str, Any], split: str, available: int, files:
         table.add_row(name, f"{row['images']:,}", *cells)
     show(table)
     print_written(*files)
+
+
+def print_calibration(calibration: Mapping[str, Any], split: str) -> None:
+    """The temperature, and the calibration error before and after."""
+    before, after = (calibration[f"{split}/ece{suffix}"] for suffix in ("", "_calibrated"))
+    show(
+        f"temperature {calibration['temperature']:.3f}, fitted on {calibration['images']:,} val images: calibration "
+        f"error (ECE) of {split} {before:.2%} -> {after:.2%}; predict.py calibrate=true uses it"
+    )
 
 
 def print_written(*files: Path) -> None:

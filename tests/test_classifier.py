@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from vitlab.classifier import ImageClassifier, MeanLoss, rank_classes
 from vitlab.data import Batch
+from vitlab.losses import CrossEntropy
 from vitlab.models import VisionTransformer
 
 
@@ -47,7 +48,7 @@ def batches(labels: list[int], sizes: list[int]) -> DataLoader[Any]:
 
 
 def make(network: nn.Module, **changes: Any) -> ImageClassifier:
-    return ImageClassifier(network, **{"num_classes": 3, "label_smoothing": 0.1, "seed": 0, **changes})
+    return ImageClassifier(network, **{"num_classes": 3, "loss": CrossEntropy(0.1), "seed": 0, **changes})
 
 
 def trainer(**changes: Any) -> pl.Trainer:

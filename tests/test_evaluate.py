@@ -1,14 +1,17 @@
 import csv
 import json
 import shutil
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Command
 from omegaconf import OmegaConf
+from torch import Tensor
+from torchvision.transforms import v2
 
-from vitlab.config.instantiate import build
 from vitlab.loaded_model import open_model
 from vitlab.runs.directory import RunDirectory
 
@@ -73,27 +76,73 @@ def test_overrides_change_the_config_of_the_run(run: Path, in_process: Command, 
     assert "data.num_classes=10, but the data has 3 classes" in other.stderr
 
 
-def test_flip_adds_the_accuracy_with_mirror_images_and_changes_no_other_number(run: Path, in_process: Command) -> None:
-    assert in_process("evaluate.py", "run=latest").returncode == 0
-    single = evaluated(run)
-    result = in_process("evaluate.py", "run=latest", "flip=true")
+def views_of(images: Tensor, kind: str) -> list[Tensor]:
+    """An oracle: images of 32 px, moved by one pixel with torchvision."""
+    moved = [images]
+    if kind != "flip":
+        padded = v2.functional.pad(images, [1, 1, 1, 1], padding_mode="reflect")
+        moved += [v2.functional.crop(padded, top, top, 32, 32) for top in (2, 0)]
+    return moved if kind == "shift" else [*moved, *map(v2.functional.horizontal_flip, moved)]
+
+
+@pytest.mark.parametrize(("kind", "count"), [("flip", 2), ("shift", 3), ("multi", 6)])
+def test_averaged_views_are_reported_apart_and_change_no_other_number(
+    kind: str, count: int, run: Path, in_process: Command
+) -> None:
+    single = json.loads((run / "metrics.json").read_text())
+    result = in_process("evaluate.py", "run=latest", f"tta={kind}")
     assert result.returncode == 0, result.stderr
-    both = evaluated(run)
-    mirrored = next(line for line in result.stdout.splitlines() if "mirror images" in line)
-    assert f"mirror images: loss {both['test/loss_flip']:.4f}  accuracy {both['test/acc_flip']:.2%} (95%" in mirrored
-    assert {key: value for key, value in both.items() if "flip" not in key and key != "overrides"} == {
-        key: value for key, value in single.items() if key != "overrides"
-    }
+    found = evaluated(run)
+    assert found["test/acc"] == single["test/acc"]
+    assert found["test/loss"] == single["test/loss"]
+    assert f"loss {found[f'test/loss_{kind}']:.4f}  accuracy {found[f'test/acc_{kind}']:.2%} (95%" in result.stdout
     model = open_model(OmegaConf.create({"run": str(run), **COMMAND}), [])
-    data = build(model.config.data, "data", augmentations=[], seed=0)
-    data.prepare_data()
-    data.setup()
-    test = data.splits["test"]
-    images = test.pick(slice(None))
-    mean = (model.logits(images).softmax(1) + model.logits(images.flip(-1)).softmax(1)) / 2
-    assert both["test/acc_flip"] == pytest.approx((mean.argmax(1) == test.labels).float().mean().item())
-    assert both["test/loss_flip"] == pytest.approx(-mean[range(len(test)), test.labels].log().mean().item(), rel=1e-4)
-    assert both["test/loss_flip"] != both["test/loss"]
+    test = model.load_data().splits["test"]
+    views = views_of(model.preprocess(test.pick(slice(None))), kind)
+    assert len(views) == count
+    with torch.inference_mode():
+        mean = torch.stack([model.forward(view).float().softmax(1) for view in views]).mean(0)
+    assert found[f"test/acc_{kind}"] == pytest.approx((mean.argmax(1) == test.labels).float().mean().item(), abs=0.011)
+    nll = -mean[range(len(test)), test.labels].log().mean().item()
+    assert found[f"test/loss_{kind}"] == pytest.approx(nll, rel=1e-3)
+    assert found[f"test/loss_{kind}"] != found["test/loss"]
+
+
+def test_a_temperature_is_fitted_on_validation_images_and_used_when_asked(
+    run: Path, in_process: Command, image_root: Path
+) -> None:
+    refused = in_process("predict.py", f"run={run}", f"images={image_root}", "calibrate=true")
+    assert refused.returncode == 2
+    assert "evaluate.py" in refused.stderr
+    result = in_process("evaluate.py", f"run={run}", "calibrate=true")
+    assert result.returncode == 0, result.stderr
+    found = json.loads((run / "calibration.json").read_text())
+    assert f"temperature {found['temperature']:.3f}, fitted on 40 val images" in result.stdout
+    assert evaluated(run)["calibration"]["temperature"] == found["temperature"]
+    assert (found["test/ece"] == found["test/ece_calibrated"]) == (found["temperature"] == 1.0)
+    model = open_model(OmegaConf.create({"run": str(run), **COMMAND}), [])
+    val = model.load_data().splits["val"]
+    logits = model.logits(val.pick(slice(None)))
+
+    def nll(temperature: float) -> float:
+        return torch.nn.functional.cross_entropy(logits / temperature, val.labels).item()
+
+    best = found["temperature"]
+    assert nll(best) <= min(nll(best * 1.02), nll(best / 1.02)) + 1e-6
+
+    out = run.parent / "out"
+    given = [f"run={run}", f"images={image_root}", "top_k=10", "grid=0"]
+    assert in_process("predict.py", *given, "calibrate=true", f"out={out}").returncode == 0
+    assert in_process("predict.py", *given, f"out={out}2").returncode == 0
+    tables = [next(csv.DictReader((folder / "predictions.csv").open())) for folder in (out, Path(f"{out}2"))]
+    warm, plain = ({row[f"class_{i}"]: float(row[f"probability_{i}"]) for i in range(1, 11)} for row in tables)
+    scaled = torch.tensor(list(plain.values())).log().div(best).softmax(0)
+    assert [warm[name] for name in plain] == pytest.approx(scaled.tolist(), abs=1e-4)
+
+    (run / "checkpoints" / "best.ckpt").unlink()
+    (run / "checkpoints" / "last.ckpt").rename(run / "checkpoints" / "best.ckpt")
+    if found["sha256"] != file_digest((run / "checkpoints" / "best.ckpt").open("rb"), "sha256").hexdigest():
+        assert in_process("predict.py", *given, "calibrate=true").returncode == 2
 
 
 def test_a_run_can_be_moved(run: Path, in_process: Command, tmp_path: Path) -> None:
@@ -114,8 +163,8 @@ def test_a_run_can_be_moved(run: Path, in_process: Command, tmp_path: Path) -> N
             "best.ckpt has no averaged weights; its run was not trained with callbacks=ema",
         ),
         (["run=latest", "weights=best"], "weights=best is unknown; choose raw or ema"),
-        (["run=latest", "flip=twice"], "flip=twice must be true or false"),
-        (["run=latest", "split=train"], "split=train is unknown; choose test or val"),
+        (["run=latest", "tta=twice"], "tta=twice is unknown; choose flip, shift, multi, or null"),
+        (["run=latest", "split=train1"], "split=train1 is unknown; choose test, val or train"),
         (["run=latest", "checkpoint=none.ckpt"], "there is no file none.ckpt"),
         (["run=latest", "data.evalbatch=3"], "unknown key 'data.evalbatch'. Did you mean 'eval_batch_size'?"),
         (["run=latest", "trainer=cpux"], "there is no trainer=cpux. Did you mean 'cpu'?"),

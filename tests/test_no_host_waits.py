@@ -23,10 +23,12 @@ from vitlab.data import (
     RandomErasing,
     RandomHorizontalFlip,
     TrivialAugment,
+    main_class,
     random_augment,
 )
 from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.transforms import BatchTransform
+from vitlab.losses import CrossEntropy
 from vitlab.models import VisionTransformer
 
 MIXINGS = [
@@ -95,7 +97,7 @@ def make() -> tuple[BatchTransform, ImageClassifier]:
         **{"num_heads": 2, "mlp_ratio": 2.0, "pool": "mean", "pos_embed": "sincos2d"},
         **{"dropout": 0.1, "attention_dropout": 0.1, "drop_path": 0.1},
     )
-    return transform, ImageClassifier(network, num_classes=10, label_smoothing=0.1, seed=0)
+    return transform, ImageClassifier(network, num_classes=10, loss=CrossEntropy(0.1), seed=0)
 
 
 def step(transform: BatchTransform, classifier: ImageClassifier) -> None:
@@ -106,7 +108,9 @@ def step(transform: BatchTransform, classifier: ImageClassifier) -> None:
         mixed, shares = mixing(images, labels, classes=10, seed=0, epoch=3, number=0)
         logits = classifier(mixed)
         loss = classifier.training_loss(logits, shares)
-        classifier._update("train", loss, logits, shares)
+        classifier.losses["train_loss"].update(loss.detach(), 8)
+        classifier.accuracies["train_acc"].update(logits.detach(), main_class(shares))
+        classifier.evaluated["val"].update(loss, logits.detach(), labels)
 
 
 def test_augmentation_forward_pass_and_metrics_do_not_wait(

@@ -1,12 +1,11 @@
 """ImageClassifier, the LightningModule: loss, metrics, optimizer and schedule."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from pytorch_lightning.plugins.precision import Precision
 from pytorch_lightning.utilities import GradClipAlgorithmType, rank_zero_warn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -14,11 +13,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 
 from vitlab.data import Batch, main_class
 from vitlab.distributed.strategies import shard
 from vitlab.errors import UserError
+from vitlab.losses import CrossEntropy
+from vitlab.metrics import METRICS, build_metrics
 from vitlab.models import head_modules, head_names
 from vitlab.optim import Finetuning, adamw_param_names
 
@@ -44,16 +44,48 @@ class MeanLoss(Metric):
         return self.total / self.images
 
 
-class ImageClassifier(pl.LightningModule):
-    """Trains a model, images `[B, 3, H, W]` -> logits `[B, classes]`, with cross-entropy.
-
-    Logged as means over the images of an epoch: `train/loss` (nats, with label smoothing: the loss that is minimised),
-    `train/acc` (of augmented images; of mixed images, for the class with the larger weight), and `val/loss`, `val/acc`,
-    `test/loss`, `test/acc` (nats without label smoothing; fractions). Logged every `log_every_n_steps` steps, at least
-    once per epoch: `train/loss_step` and `lr`; `lr` also at the end of an epoch.
+class EvaluationMetrics(nn.Module):
+    """The loss and the metrics of evaluated images, counted over all ranks.
 
     Args:
-        label_smoothing: Fraction of the target spread over all classes (Szegedy et al. 2016, section 7).
+        names: As the list `metrics` of a config.
+    """
+
+    def __init__(self, names: Sequence[Any], num_classes: int) -> None:
+        super().__init__()
+        self.loss = MeanLoss()
+        self.metrics = nn.ModuleDict(build_metrics(names, num_classes))
+
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Adds the images of a batch, with the mean of their loss."""
+        if not len(labels):  # a rank may have no image of a small last batch
+            return
+        self.loss.update(loss.detach(), len(labels))
+        for name, metric in self.metrics.items():
+            needs_softmax = name in METRICS and METRICS[name].of_probabilities
+            metric.update(logits.softmax(dim=1) if needs_softmax else logits, labels)  # type: ignore[operator]
+
+    def compute(self) -> dict[str, Tensor]:
+        """The values by name, the same on all ranks, and forgets the images."""
+        values = {}
+        for name, metric in {"loss": self.loss, **dict(self.metrics.items())}.items():
+            values[name] = metric.compute()  # type: ignore[operator]
+            metric.reset()  # type: ignore[operator]
+        return values
+
+
+class ImageClassifier(pl.LightningModule):
+    """Trains a model, images `[B, 3, H, W]` -> logits `[B, classes]`.
+
+    Logged as means over the images of an epoch: `train/loss` (the loss that is minimised), `train/acc` (of augmented
+    images; of mixed images, for the class with the larger weight), and for validation and test images `val/loss`,
+    `val/acc`, `test/loss`, `test/acc` (the loss without label smoothing; fractions) and the chosen `metrics`. Logged
+    every `log_every_n_steps` steps, at least once per epoch: `train/loss_step` and `lr`; `lr` also at the end of an
+    epoch.
+
+    Args:
+        loss: Called with logits and labels (see `vitlab.losses`); None for cross-entropy. In eval mode for evaluation.
+        metrics: Metrics beside loss and accuracy, as in a config (see `vitlab.metrics`).
         seed: Dropout and stochastic depth of a batch depend on (seed, number of the batch in the run, rank).
         optimizer: Called with parameter groups; biases, norms and the parameters that the model's `no_weight_decay()`
             names have no weight decay.
@@ -69,8 +101,9 @@ class ImageClassifier(pl.LightningModule):
         network: nn.Module,
         *,
         num_classes: int,
-        label_smoothing: float,
         seed: int,
+        loss: nn.Module | None = None,
+        metrics: Sequence[Any] = (),
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         finetuning: Finetuning | None = None,
         scheduler: partial[Any] | None = None,
@@ -80,7 +113,7 @@ class ImageClassifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.network = network
-        self.label_smoothing = label_smoothing
+        self.loss = loss or CrossEntropy()
         self.seed = seed
         self.optimizer = optimizer
         self.finetuning = finetuning or Finetuning()
@@ -102,11 +135,10 @@ class ImageClassifier(pl.LightningModule):
         self.backbone = [name for name in learning if name not in self.head]
         if self.finetuning.freeze_epochs == "all":  # before DDP collects the parameters that learn
             self._let_backbone_learn(False)
-        self.losses, self.accuracies = nn.ModuleDict(), nn.ModuleDict()
-        for stage in ("train", "val", "test"):
-            self.losses[f"{stage}_loss"] = MeanLoss()
-            accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
-            self.accuracies[f"{stage}_acc"] = accuracy
+        self.losses = nn.ModuleDict({"train_loss": MeanLoss()})
+        self.accuracies = nn.ModuleDict({"train_acc": METRICS["acc"].build(num_classes)})
+        self.new_metrics = partial(EvaluationMetrics, metrics, num_classes)
+        self.evaluated = nn.ModuleDict({split: self.new_metrics() for split in ("val", "test")})
         for metric in self._train_metrics().values():
             metric.persistent(True)  # to resume in the middle of an epoch
 
@@ -176,7 +208,8 @@ class ImageClassifier(pl.LightningModule):
         if self.skips_non_finite and not bool(loss.isfinite()):
             self.skipped_steps += 1
             return None
-        self._update("train", loss, logits, batch.labels)
+        self.losses["train_loss"].update(loss.detach(), len(batch.labels))  # type: ignore[operator]
+        self.accuracies["train_acc"].update(logits.detach(), main_class(batch.labels))  # type: ignore[operator]
         if self.trainer.loggers and self._is_logged_step(batch_idx):
             # Not self.log: it costs 0.3 ms in every step, and passes values on only after a checkpoint of the step.
             mean = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")  # ranks have equally many images
@@ -195,8 +228,8 @@ class ImageClassifier(pl.LightningModule):
             logger.log_metrics({**values, "lr": self._learning_rate, "epoch": self.current_epoch}, step=step)
 
     def training_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The scalar to minimise, in nats; labels are int64 `[B]` or, after mixing, float32 `[B, classes]`."""
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        """The scalar to minimise; labels are int64 `[B]` or, after mixing, float32 `[B, classes]`."""
+        return self.loss(logits, labels)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._evaluate("val", batch)
@@ -206,12 +239,8 @@ class ImageClassifier(pl.LightningModule):
 
     def _evaluate(self, stage: str, batch: Batch) -> Tensor:
         logits = self(batch.images).float()
-        self._update(stage, F.cross_entropy(logits, batch.labels), logits, batch.labels)
+        self.evaluated[stage].update(self.loss(logits, batch.labels), logits, batch.labels)  # type: ignore[operator]
         return logits
-
-    def _update(self, stage: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self.losses[f"{stage}_loss"].update(loss.detach(), len(labels))  # type: ignore[operator]
-        self.accuracies[f"{stage}_acc"].update(logits.detach(), main_class(labels))  # type: ignore[operator]
 
     def train_metrics_so_far(self) -> tuple[float, float]:
         """Loss (nats) and accuracy of this rank's images in this epoch; waits for the device, not for other ranks."""
@@ -232,21 +261,22 @@ class ImageClassifier(pl.LightningModule):
         return {path: self.get_submodule(path) for path in ("losses.train_loss", "accuracies.train_acc")}
 
     def on_train_epoch_end(self) -> None:
-        self._log_epoch("train")
+        # Lightning computes metric objects over all ranks, and resets them.
+        self.log("train/loss", self.losses["train_loss"])  # type: ignore[arg-type]
+        self.log("train/acc", self.accuracies["train_acc"])  # type: ignore[arg-type]
         self.log("lr", self._learning_rate, logger=False, sync_dist=True)
         if self._lr_logged_at != self.global_step - 1:
             self._log_at(self.global_step - 1, {})  # the step that Lightning logs the epoch's metrics at
 
     def on_validation_epoch_end(self) -> None:
-        self._log_epoch("val")
+        self._log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:
-        self._log_epoch("test")
+        self._log_evaluation("test")
 
-    def _log_epoch(self, stage: str) -> None:
-        # Lightning computes metric objects over all ranks, and resets them.
-        self.log(f"{stage}/loss", self.losses[f"{stage}_loss"])  # type: ignore[arg-type]
-        self.log(f"{stage}/acc", self.accuracies[f"{stage}_acc"])  # type: ignore[arg-type]
+    def _log_evaluation(self, split: str) -> None:
+        values = self.evaluated[split].compute()  # type: ignore[operator]
+        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=True)
 
     def progress(self, epoch: int) -> float:
         """Fraction of the run that has passed at an epoch (from 0), by epochs, steps or time; 0 without any limit."""

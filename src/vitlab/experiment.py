@@ -22,20 +22,21 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 
-from vitlab.callbacks import BestCheckpoint, FinalValidation, LastCheckpoint, MetricsCSV, TimeLimit
+from vitlab.callbacks import BestCheckpoint, EpochCheckpoint, FinalValidation, LastCheckpoint, MetricsCSV, TimeLimit
 from vitlab.classifier import ImageClassifier
 from vitlab.compat import keep_freed_memory, silence_libraries, skip_signal_broadcast, translate_lightning_exits
 from vitlab.config.compose import typed_overrides
 from vitlab.config.instantiate import build as build_node
 from vitlab.config.instantiate import build_network, keep_accepted_model_keys
-from vitlab.config.ranges import mode_of
 from vitlab.config.resolve import resolve_machine
-from vitlab.data import DataSpec, ImageDataModule
+from vitlab.data import ImageDataModule
 from vitlab.distributed.failure_report import FailureReporter, fail_together
 from vitlab.distributed.process import broadcast_from_rank0
 from vitlab.distributed.strategies import cluster
 from vitlab.errors import PeerError, TerminatedError, UserError
 from vitlab.files import write_json, write_text
+from vitlab.losses import balanced_weights
+from vitlab.metrics import mode_of
 from vitlab.models.execution import choose_execution, has_cuda, pays_to_compile
 from vitlab.preflight import CheckContext, run_preflight
 from vitlab.report.html import write_report
@@ -136,11 +137,14 @@ def resolve(config: DictConfig, weights: Weights | None = None, overrides: Seque
     return resolved
 
 
-def add_data_spec(config: DictConfig, spec: DataSpec, logger: Mapping[str, Any]) -> DictConfig:
-    """Completes a resolved config by the facts of the loaded data, which `model.num_classes` refers to, and keys of the
-    `logger` group, in a read-only copy without interpolations: what `config.yaml` and checkpoints hold."""
+def add_data_facts(config: DictConfig, data: ImageDataModule, logger: Mapping[str, Any]) -> DictConfig:
+    """Completes a resolved config by the facts of the loaded data, such as the classes and their weights in the loss,
+    and keys of the `logger` group, in a read-only copy without interpolations: what `config.yaml` and checkpoints
+    hold."""
     complete = _editable_copy(config)
-    complete.merge_with({"data": spec.as_config(), **({"logger": dict(logger)} if logger else {})})
+    complete.merge_with({"data": data.spec.as_config(), **({"logger": dict(logger)} if logger else {})})
+    if complete.loss.get("class_weights") == "balanced":
+        complete.loss.class_weights = balanced_weights(data.splits["train"].labels, data.spec.num_classes)
     complete = OmegaConf.create(as_plain_data(complete))
     OmegaConf.set_readonly(complete, True)
     return complete
@@ -166,7 +170,7 @@ def build(config: DictConfig, weights: Weights | None = None, step: int | None =
     UserError if the data can't be loaded, or a class refuses its arguments."""
     data = load_data(config)
     logger = build_node(config.logger, "logger", **resume_kwargs(config.logger, step)) if config.logger else None
-    config = add_data_spec(config, data.spec, logger_run_id(logger) if step is None else {})
+    config = add_data_facts(config, data, logger_run_id(logger) if step is None else {})
     model = build_network(config.model)
     load_report = fit_weights(model, weights, data.spec.classes) if weights and weights.state else None
     if config.compile == "auto":
@@ -196,10 +200,15 @@ def build_data(config: DictConfig) -> ImageDataModule:
 
 
 def build_classifier(config: DictConfig, model: torch.nn.Module) -> ImageClassifier:
+    metrics = [
+        name if isinstance(name, str) else {key: build_node(node, f"metrics.{key}") for key, node in name.items()}
+        for name in config.metrics
+    ]
     return ImageClassifier(
         model,
         num_classes=config.data.num_classes,
-        label_smoothing=config.label_smoothing,
+        loss=build_node(config.loss, "loss"),
+        metrics=metrics,
         seed=config.seed,
         optimizer=build_node(config.optimizer, "optimizer"),
         finetuning=build_node(config.finetune, "finetune"),
@@ -226,6 +235,11 @@ def build_trainer(config: DictConfig, run: RunDirectory, logger: Any) -> pl.Trai
         mode = mode_of(monitor, config.checkpoint.get("mode"))
         best = BestCheckpoint(run.checkpoints, "best", monitor=monitor, mode=mode, enable_version_counter=False)
         callbacks.append(best)
+        if (kept := config.checkpoint.save_top_k) != 1:
+            name = "top_epoch_{epoch:03d}"
+            callbacks.append(_epochs_to_keep(run, name, monitor=monitor, mode=mode, save_top_k=kept))
+    if every := config.checkpoint.every_n_epochs:
+        callbacks.append(_epochs_to_keep(run, "epoch_{epoch:03d}", every_n_epochs=every, save_top_k=-1))
     epochs, minutes = config.checkpoint.last_every_n_epochs, config.checkpoint.every_minutes
     callbacks.append(LastCheckpoint(run.checkpoints / "last.ckpt", every_n_epochs=epochs, every_minutes=minutes))
 
@@ -250,6 +264,10 @@ def build_trainer(config: DictConfig, run: RunDirectory, logger: Any) -> pl.Trai
     return trainer
 
 
+def _epochs_to_keep(run: RunDirectory, name: str, **which: Any) -> EpochCheckpoint:
+    return EpochCheckpoint(run.checkpoints, name, auto_insert_metric_name=False, enable_version_counter=False, **which)
+
+
 def time_limit(config: DictConfig) -> list[TimeLimit]:
     """The callback that ends the run after `trainer.max_time`; empty without that."""
     duration = config.trainer.max_time
@@ -266,7 +284,13 @@ def begin_run(experiment: Experiment, compare_with: Mapping[str, Any] | None) ->
     """Writes and prints what is known before training."""
     config, run, weights, report = experiment.config, experiment.run, experiment.weights, experiment.load_report
     model = experiment.classifier.network
-    manifest = {**describe_origin(), "seed": config.seed, "data": experiment.data.fingerprints(), "weights": None}
+    manifest = {
+        **describe_origin(),
+        "seed": config.seed,
+        "tags": list(config.tags),
+        "data": experiment.data.fingerprints(),
+        "weights": None,
+    }
     manifest["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     if weights and report:
         manifest["weights"] = {"from": weights.origin, "sha256": weights.fingerprint(), **asdict(report)}

@@ -35,6 +35,7 @@ def predict(command: DictConfig, overrides: Sequence[Override]) -> None:
     """
     check_top_k(command.top_k)
     with no_gc_imports():  # torch is imported once the command is known to be right
+        from vitlab.calibration import read_temperature
         from vitlab.classifier import rank_classes
         from vitlab.loaded_model import open_model
         from vitlab.plots.image_grid import draw_predictions
@@ -43,10 +44,11 @@ def predict(command: DictConfig, overrides: Sequence[Override]) -> None:
         from vitlab.runs.console import show
 
     model = open_model(command, overrides)
+    temperature = read_temperature(model.run, model.checkpoint, model.weights) if command.calibrate else 1.0
     files, failures = find_images(command.images)
     rows: list[tuple[Path, list[str], list[float]]] = []
     for paths, images in read_batches(files, model.config.data, failures, model.config.data.eval_batch_size):
-        logits = model.logits(images)
+        logits = model.logits(images) / temperature
         top = rank_classes(logits)[:, : command.top_k]
         probabilities = logits.softmax(dim=1).gather(1, top)
         for path, labels, values in zip(paths, top.tolist(), probabilities.tolist(), strict=True):

@@ -19,6 +19,7 @@ from vitlab.callbacks import ViTFigures, vit_figures
 from vitlab.classifier import ImageClassifier
 from vitlab.data import ImageDataModule
 from vitlab.data.arrays import Dataset, ImageArrays
+from vitlab.losses import CrossEntropy
 from vitlab.models import VisionTransformer
 from vitlab.plots.io import read_figures
 
@@ -51,7 +52,7 @@ def train(
     if network is None:
         network = VisionTransformer(**{**SMALL, "num_classes": 3}, dropout=0.2, attention_dropout=0.2, drop_path=0.2)
     classifier = ImageClassifier(
-        network, num_classes=3, label_smoothing=0.1, seed=0, optimizer=partial(torch.optim.AdamW, lr=1e-3)
+        network, num_classes=3, loss=CrossEntropy(0.1), seed=0, optimizer=partial(torch.optim.AdamW, lr=1e-3)
     )
     trainer = pl.Trainer(
         accelerator="cpu",

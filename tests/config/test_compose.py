@@ -21,6 +21,7 @@ GROUPS = (
     "model",
     "data",
     "augment",
+    "loss",
     "optimizer",
     "finetune",
     "scheduler",

@@ -170,8 +170,8 @@ def test_one_seed_has_no_interval_and_no_comparison(tmp_path: Path) -> None:
     three_seeds(tmp_path, 0.2, {0: 0.60})
     _, (_, last), text = make_texts(tmp_path)
     assert (last["val/acc std"], last["val/acc 95 % low"], last["p (Holm)"]) == ("", "", "")
-    assert last["verdict"] == "one seed: cannot be compared"
-    assert "| 2 | 0.2 | 1 | 60.00 | one seed: none |" in text
+    assert last["verdict"] == "one run: cannot be compared"
+    assert "| 2 | 0.2 | 1 | 60.00 | one run: none |" in text
 
 
 def test_the_same_seed_twice_counts_once(tmp_path: Path) -> None:
@@ -300,7 +300,14 @@ def test_one_or_two_runs_make_a_page(tmp_path: Path, count: int) -> None:
 
 
 def test_many_settings_follow_the_scores_and_fit(tmp_path: Path) -> None:
-    keys = ("optimizer.lr", "optimizer.eps", "label_smoothing", "model.depth", "model.patch_size", "data.batch_size")
+    keys = (
+        "optimizer.lr",
+        "optimizer.eps",
+        "loss.label_smoothing",
+        "model.depth",
+        "model.patch_size",
+        "data.batch_size",
+    )
     for number in range(2):
         write_run(tmp_path / str(number), *(f"{key}={number + 1}" for key in keys), val=0.5 + 0.1 * number)
     write_run(tmp_path / "2", *(f"{key}=2" for key in keys), "seed=1", val=0.7)
@@ -358,3 +365,19 @@ def test_the_page_in_a_browser(grid: Path) -> None:
     assert overflow == 0
     assert errors == []
     assert all(url.startswith(("file:", "data:")) for url in requests)
+
+
+def test_folds_are_averaged_and_paired_as_seeds_are(tmp_path: Path) -> None:
+    values = {0.1: (0.50, 0.62, 0.55), 0.2: (0.47, 0.58, 0.53)}
+    for lr, of_folds in values.items():
+        for fold, value in enumerate(of_folds):
+            images = {"data": {"val": {"images": 10, "sha256": f"fold {fold}"}}}
+            given = [f"optimizer.lr={lr}", "data.folds=3", f"data.fold={fold}"]
+            write_run(tmp_path / f"{lr}_{fold}", *given, val=value, manifest=images)
+    ranking, lines, text = make_texts(tmp_path)
+    assert [line["folds"] for line in lines] == ["0 1 2", "0 1 2"]
+    assert [row.score.n for row in ranking.ranked] == [3, 3]
+    assert lines[1]["test"] == "paired"
+    assert float(lines[1]["p (Holm)"]) == pytest.approx(stats.ttest_rel(*values.values()).pvalue)
+    assert "mean of 3 folds" in text
+    assert "different images" not in text

@@ -21,7 +21,7 @@ def test_seed_name_and_directory_do_not_make_another_experiment(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "other", ["optimizer.lr=0.02", "label_smoothing=0", "data.split_seed=1", "trainer.precision=16-true"]
+    "other", ["optimizer.lr=0.02", "loss.label_smoothing=0", "data.split_seed=1", "trainer.precision=16-true"]
 )
 def test_any_other_setting_does(tmp_path: Path, other: str) -> None:
     found = runs(tmp_path, "seed=0", f"seed=0 {other}")

@@ -47,7 +47,7 @@ def test_calibration_by_hand() -> None:
 def test_details_count_images_by_class() -> None:
     said = predict(FOUR.probabilities, [0, 1, 1, 0]).as_data()
     assert said["accuracy"] == 0.75
-    assert said["per_class"]["class 2"] == {"images": 0, "answers": 0, "acc": None}
+    assert said["per_class"]["class 2"] == {"images": 0, "answers": 0, "acc": None, "precision": None, "f1": None}
     assert said["most_confused"] == [{"class": "class 1", "taken_for": "class 0", "images": 1}]
 
 

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vitlab.config.instantiate import build, build_network
 from vitlab.data.arrays import ImageArrays
-from vitlab.experiment import add_data_spec, build_classifier, load_data, resolve
+from vitlab.experiment import add_data_facts, build_classifier, load_data, resolve
 from vitlab.preflight import CheckContext, Preflight, Status, run_preflight
 from vitlab.runs.checkpoint import read_checkpoint
 from vitlab.weights import weights_to_start_from
@@ -36,7 +36,7 @@ def subject_of(
     weights = weights_to_start_from(config)
     config = resolve(config, weights, arguments)
     data = load_data(config)
-    config = add_data_spec(config, data.spec, {})
+    config = add_data_facts(config, data, {})
     network = build_network(config.model)
     if config.compile:
         network.compile()

@@ -13,7 +13,7 @@ CONFIG = OmegaConf.create(
     {
         "data": {"classes": ["cat", "dog"], "batch_size": 10, "eval_batch_size": 50},
         "checkpoint": {"monitor": "val/acc", "mode": "max"},
-        "label_smoothing": 0.1,
+        "loss": {"label_smoothing": 0.1},
         "trainer": {"accumulate_grad_batches": 2},
         "augment": {"flip": {"p": 0.5}, "mixing": {"p": 0.0}},
     }
@@ -108,10 +108,10 @@ CASES = [
     (with_config(NOT_LEARNED, model={"name": "vit_tiny_patch16_224"}), "a larger model (model.name=...)"),
     (facts(LEARNED, LEARNED, details(0.95, 0.9)), "fewer epochs, or stronger augmentation."),
     (
-        with_config(facts(LEARNED, LEARNED, details(0.95, 0.9)), label_smoothing=0.0),
-        "label_smoothing=0.1, or fewer epochs",
+        with_config(facts(LEARNED, LEARNED, details(0.95, 0.9)), loss={"label_smoothing": 0.0}),
+        "loss.label_smoothing=0.1, or fewer epochs",
     ),
-    (with_config(NOT_LEARNED, label_smoothing=0.0), "overconfident: mean confidence 90.0%, accuracy 70.0%"),
+    (with_config(NOT_LEARNED, loss={"label_smoothing": 0.0}), "overconfident: mean confidence 90.0%, accuracy 70.0%"),
     (LITTLE_TESTED, "well calibrated, as far as 100 test images can show"),  # four points of six may be chance
     (with_config(FINE, trainer={"limit_val_batches": 1}), "used only part of the images: trainer.limit_val_batches=1"),
     (CUT_DOWN, "used only part of the images: data.max_train_images=500, trainer.limit_test_batches=2"),

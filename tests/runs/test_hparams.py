@@ -8,6 +8,7 @@ def config(**groups: Any) -> dict[str, Any]:
         "model": {"_target_": "vitlab.models.timm_model", "name": "vit_tiny_patch16_224", "weights": "a/b.pth"},
         "data": {"_target_": "vitlab.data.ImageFolderDataModule", "root": "photos/pets/", "batch_size": 64},
         "augment": {"crop": {"_target_": "vitlab.data.RandomCrop", "padding": 4}, "flip": None},
+        "loss": {"_target_": "vitlab.losses.CrossEntropy", "label_smoothing": 0.1, "class_weights": None},
         "optimizer": {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 1e-3, "betas": [0.9, 0.999]},
         "finetune": {"_target_": "vitlab.optim.Finetuning", "layer_decay": 0.75},
         "scheduler": {"schedule": {"_target_": "vitlab.optim.cosine_with_warmup", "warmup": 0.05}, "interval": "step"},
@@ -29,6 +30,8 @@ def test_the_key_settings_are_named_as_people_name_them() -> None:
         "optimizer": "AdamW",
         "scheduler": "cosine_with_warmup",
         "scheduler.schedule.warmup": 0.05,
+        "loss": "CrossEntropy",
+        "loss.label_smoothing": 0.1,
         "seed": 0,
     }
     assert hparams_of(config(augment={}))["augment"] == "none"

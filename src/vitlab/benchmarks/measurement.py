@@ -19,7 +19,7 @@ from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.loader import ResidentLoader
 from vitlab.data.transforms import BatchTransform
 from vitlab.errors import UserError
-from vitlab.experiment import add_data_spec, load_data, resolve
+from vitlab.experiment import add_data_facts, load_data, resolve
 from vitlab.models.execution import choose_execution
 from vitlab.weights import weights_to_start_from
 
@@ -49,7 +49,7 @@ def load(config: DictConfig) -> tuple[DictConfig, ImageDataModule]:
     """Load the data of a composed config; return the config as a run completes it, but editable, and the data."""
     config = resolve(config, weights_to_start_from(config))
     data = load_data(config)
-    config = add_data_spec(config, data.spec, {})
+    config = add_data_facts(config, data, {})
     OmegaConf.set_readonly(config, False)
     return config, data
 
@@ -116,7 +116,7 @@ def training_steps(config: DictConfig, data: ImageDataModule) -> Variant:
         for _ in range(steps):
             images, labels = next(batches)
             with torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32):
-                loss = F.cross_entropy(network(images), labels, label_smoothing=config.label_smoothing)
+                loss = F.cross_entropy(network(images), labels, label_smoothing=config.loss.label_smoothing)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             if clip is not None:

@@ -1,7 +1,7 @@
 """Callbacks: what observes or steers training."""
 
-from vitlab.callbacks.checkpointing import BestCheckpoint, FinalValidation, LastCheckpoint
-from vitlab.callbacks.ema import EMA, FlipTTA
+from vitlab.callbacks.checkpointing import BestCheckpoint, EpochCheckpoint, FinalValidation, LastCheckpoint
+from vitlab.callbacks.ema import EMA, ViewAveraging
 from vitlab.callbacks.figures import CollectLogits, Figures
 from vitlab.callbacks.layer_statistics import LayerStatistics
 from vitlab.callbacks.metrics_csv import MetricsCSV
@@ -16,9 +16,9 @@ __all__ = [
     "EMA",
     "BestCheckpoint",
     "CollectLogits",
+    "EpochCheckpoint",
     "Figures",
     "FinalValidation",
-    "FlipTTA",
     "LastCheckpoint",
     "LayerStatistics",
     "MetricsCSV",
@@ -28,4 +28,5 @@ __all__ = [
     "Throughput",
     "TimeLimit",
     "ViTFigures",
+    "ViewAveraging",
 ]

@@ -17,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from vitlab.compat import validation_follows
 from vitlab.distributed.process import requeue
 from vitlab.errors import TerminatedError
+from vitlab.metrics import ALWAYS, metric_name
 from vitlab.runs.directory import rebase_paths
 
 SYNC_EVERY = 10  # optimizer steps between two questions to the other ranks
@@ -48,21 +49,30 @@ class SortedCallback(pl.Callback):
 
 
 def best_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of the best epoch, by the names under which runs are compared."""
-    return {best: metrics[name] for name, best in BEST.items() if name in metrics}
+    """The metrics of the best epoch, by the names under which runs are compared; further ones as `best/of_f1_test`."""
+    further = {
+        f"best/of_{'ema_' * key.endswith('_ema')}{metric_name(key)}{'_test' * key.startswith('test/')}": value
+        for key, value in metrics.items()
+        if key.startswith(("val/", "test/")) and metric_name(key) not in ALWAYS
+    }
+    return {best: metrics[name] for name, best in BEST.items() if name in metrics} | further
 
 
-class BestCheckpoint(ModelCheckpoint):
-    """Saves the best epoch and logs its validation metrics: `best/acc`, `best/loss` and `best/epoch`.
+class EpochCheckpoint(ModelCheckpoint):
+    """Saves epochs as Lightning's ModelCheckpoint does, but counts them from 1 in file names, and goes on after the run
+    directory was moved: Lightning's then forgets the best score and overwrites files with worse weights."""
 
-    It also works after the run directory was moved: Lightning's ModelCheckpoint then forgets the best score and
-    overwrites the file with worse weights.
-    """
+    def format_checkpoint_name(self, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> str:
+        return super().format_checkpoint_name({**metrics, "epoch": metrics["epoch"] + 1}, *args, **kwargs)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         before, now = str(state_dict["dirpath"]), str(self.dirpath)
         kept = {rebase_paths(path, before, now): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**rebase_paths(state_dict, before, now), "best_k_models": kept})
+
+
+class BestCheckpoint(EpochCheckpoint):
+    """Saves the best epoch and logs its validation metrics: `best/acc`, `best/loss` and `best/epoch`."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save_and_log(super().on_train_epoch_end, trainer, pl_module)

@@ -1,4 +1,4 @@
-"""Measure other logits next to the model's own: EMA weights, flip TTA."""
+"""Measure other logits next to the model's own: of EMA weights, of several views."""
 
 import math
 from abc import abstractmethod
@@ -9,16 +9,13 @@ import torch
 import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
 
-from vitlab.classifier import MeanLoss
 from vitlab.data import Batch
 from vitlab.runs.checkpoint import EMA_KEY, network_weights
 
 
 class AuxiliaryLogits(pl.Callback):
-    """Logs `<split>/loss_<suffix>` (nats) and `<split>/acc_<suffix>` in validation and test, as means over the images
-    of all ranks."""
+    """Logs `<split>/loss_<suffix>`, `<split>/acc_<suffix>` and the other metrics of the run in validation and test."""
 
     suffix: str
     computed_batch = -1  # the batch that `computed` belongs to
@@ -39,20 +36,17 @@ class AuxiliaryLogits(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.computed_batch = -1
-        self.loss = MeanLoss().to(pl_module.device)
-        classes = pl_module.accuracies["val_acc"].num_classes
-        self.accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False).to(pl_module.device)
+        self.metrics = pl_module.new_metrics().to(pl_module.device)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         logits = self.logits_for_batch(trainer, pl_module, batch, batch_idx, outputs)
-        self.loss.update(F.cross_entropy(logits, batch.labels), len(batch.labels))
-        self.accuracy.update(logits, batch.labels)
+        self.metrics.update(pl_module.loss(logits, batch.labels), logits, batch.labels)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         split = "test" if trainer.testing else "val"
-        values = {"loss": self.loss.compute(), "acc": self.accuracy.compute()}  # over all ranks
+        values = self.metrics.compute()
         pl_module.log_dict({f"{split}/{name}_{self.suffix}": v for name, v in values.items()}, sync_dist=True)
 
     on_test_start = on_validation_start
@@ -109,12 +103,31 @@ class EMA(AuxiliaryLogits):
         self.step = checkpoint["global_step"]
 
 
-class FlipTTA(AuxiliaryLogits):
-    """Logs `<split>/loss_flip` and `<split>/acc_flip`, of the mean probabilities of an image and its mirror image (two
-    of the ten views of Krizhevsky et al. 2012, section 4.1)."""
+class ViewAveraging(AuxiliaryLogits):
+    """Logs `<split>/loss_<kind>`, `<split>/acc_<kind>` ... of the mean probabilities of several views of each image
+    (Krizhevsky et al. 2012, section 4.1).
 
-    suffix = "flip"
+    Args:
+        kind: "flip": the image and its mirror image. "shift": the image, and moved by a 32nd of its side up and left,
+            down and right. "multi": these three and their mirror images.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.suffix = kind
 
     def compute_logits(self, pl_module: Any, images: Tensor, model_logits: Tensor) -> Tensor:
-        views = [logits.float().log_softmax(dim=1) for logits in (model_logits, pl_module(images.flip(-1)))]
-        return torch.logaddexp(*views) - math.log(2)  # logarithms of the mean probabilities
+        logits = [model_logits, *(pl_module(view) for view in self.other_views(images))]
+        log_probabilities = torch.stack([of_view.float().log_softmax(dim=1) for of_view in logits])
+        return log_probabilities.logsumexp(dim=0) - math.log(len(logits))  # logarithms of the mean probabilities
+
+    def other_views(self, images: Tensor) -> list[Tensor]:
+        """The views `[B, 3, H, W]` beside the images themselves, `[B, 3, H, W]`."""
+        views = [images]
+        if self.suffix != "flip":
+            height, width = images.shape[-2:]
+            step = max(1, width // 32)
+            padded = F.pad(images, [step] * 4, mode="reflect")
+            views += [padded[..., 2 * step :, 2 * step :], padded[..., :height, :width]]
+        if self.suffix != "shift":
+            views += [view.flip(-1) for view in views]
+        return views[1:]

@@ -22,7 +22,7 @@ from vitlab.callbacks.time_limit import TimeLimit
 from vitlab.classifier import rank_classes
 from vitlab.compat import add_summary
 from vitlab.data import Batch
-from vitlab.files import set_aside, write_json
+from vitlab.files import set_aside, write_csv, write_json
 from vitlab.plots import image_grid
 from vitlab.plots.classification import EVALUATION_FIGURES, MAX_NAMED, Predictions, draw_worst_classes
 from vitlab.plots.curves import LR_SCHEDULE, compute_lr_schedule, draw_lr_schedule
@@ -163,6 +163,8 @@ class Figures(pl.Callback):
                 file = Path(trainer.default_root_dir) / "test_details.json"
                 set_aside(file)
                 write_json(file, found.as_data())
+                heads, *rows = found.confusion_table()
+                write_csv(file.with_name("confusion_test.csv"), heads, rows)
 
     on_validation_end = on_test_end = _draw
 

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from vitlab.callbacks.checkpointing import SortedCallback
 from vitlab.runs.directory import count_from_one, write_epochs
 
-CSV_COLUMNS = (
+CSV_COLUMNS = (  # first, and in this order; those of other metrics follow
     *("train/loss", "train/acc", "val/loss", "val/acc", "val/loss_ema", "val/acc_ema", "lr"),
     *("images_per_second", "data_wait", "memory_gib", "mfu", "skipped_steps"),
 )
@@ -52,9 +52,12 @@ class MetricsCSV(SortedCallback, Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = trainer.callback_metrics
         # Without a validation in this epoch, Lightning keeps the metrics of an earlier one.
-        columns = [name for name in CSV_COLUMNS if name in metrics and (self.validated or not name.startswith("val/"))]
+        columns = [
+            name for name in metrics if (self.validated or not name.startswith("val/")) and not name.startswith("test/")
+        ]
         seconds = round(time.perf_counter() - self.started, 3)
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "seconds": seconds}
         self.rows.append({**row, **{name: float(metrics[name]) for name in columns}})
         if trainer.is_global_zero:
-            write_epochs(self.file, self.rows, CSV_COLUMNS)
+            logged = [name for row in self.rows for name in row if name not in ("epoch", "step", "seconds")]
+            write_epochs(self.file, self.rows, list(dict.fromkeys([*CSV_COLUMNS, *logged])))

@@ -1,6 +1,7 @@
 """Show one progress bar for the whole run and print one line per epoch."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from vitlab.callbacks.time_limit import TimeLimit
 from vitlab.data import Batch
+from vitlab.metrics import metric_kind
 from vitlab.runs.console import show, terminal
 
 # Heading, width, metric and format of the columns, the most important first: the last ones are left out if the terminal
@@ -37,10 +39,13 @@ class RunProgressBar(ProgressBar):
 
     Args:
         refresh_seconds: Least time between two readings of loss and accuracy.
+        metrics: Further metrics to show in the line of an epoch, such as `val/f1`; the one that selects the best
+            epoch is always shown.
     """
 
-    def __init__(self, refresh_seconds: float) -> None:
+    def __init__(self, refresh_seconds: float, metrics: Sequence[str] = ()) -> None:
         super().__init__()
+        self.metrics = metrics
         self.refresh_seconds = refresh_seconds
         self.console = terminal()
         self._progress: Progress | None = None
@@ -129,6 +134,12 @@ class RunProgressBar(ProgressBar):
 
     on_test_end = on_exception = _stop
 
+    def _columns(self, trainer: pl.Trainer) -> list[tuple[str, int, str, str]]:
+        selecting = next((c.monitor for c in trainer.callbacks if isinstance(c, ModelCheckpoint)), None)
+        asked = [*self.metrics, *([selecting] if selecting else [])]
+        further = [name for name in dict.fromkeys(asked) if name not in {column[2] for column in COLUMNS}]
+        return [*COLUMNS[:5], *map(_further_column, further), *COLUMNS[5:]]
+
     def _print_epoch(self, trainer: pl.Trainer, epoch: int) -> None:
         """Print the line of the last epoch: when the next one starts, Lightning has all of its metrics."""
         metrics = trainer.callback_metrics
@@ -136,7 +147,7 @@ class RunProgressBar(ProgressBar):
             return
         heading, line = _position(trainer, epoch)
         room = self.console.width - len(f"{line}  {'':{TIME}}{MARK}")
-        columns = [column for column in COLUMNS if column[2] in metrics]
+        columns = [column for column in self._columns(trainer) if column[2] in metrics]
         while sum(width + 2 for _, width, _, _ in columns) > room:
             columns.pop()
         for title, width, metric, text in columns:
@@ -150,6 +161,11 @@ class RunProgressBar(ProgressBar):
         line += f"  {seconds // 3600:>2}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
         before, self._best = self._best, _best_score(trainer)
         show(Text.assemble(line, (MARK if self._best != before else "", "green")), console=self.console)
+
+
+def _further_column(metric: str) -> tuple[str, int, str, str]:
+    kind, title = metric_kind(metric), metric.removeprefix("val/")
+    return title, max(7, len(title)), metric, "{:.1%}" if kind and kind.unit == "%" else "{:.4f}"
 
 
 def _position(trainer: pl.Trainer, epoch: int) -> tuple[str, str]:

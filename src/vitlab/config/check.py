@@ -19,11 +19,11 @@ from vitlab.config.signatures import read_signature
 from vitlab.config.types import Kind, kind_of
 from vitlab.errors import UserError, did_you_mean, nearest
 
-GROUPS = ("model", "data", "augment", "optimizer", "finetune", "scheduler", "trainer", "callbacks", "logger")
+GROUPS = ("model", "data", "augment", "loss", "optimizer", "finetune", "scheduler", "trainer", "callbacks", "logger")
 SETTINGS = tuple(dict.fromkeys(path.partition(".")[0] for path in RANGES if path.partition(".")[0] not in GROUPS))
 FILLING = ("experiment", "sweep", "debug")  # groups whose files set values of the others
 PLAIN = ("checkpoint", "scheduler")  # nodes without a _target_, which vitlab reads itself
-TARGETS = ("model", "data", "optimizer", "finetune", "scheduler.schedule", "trainer")  # every run builds these
+TARGETS = ("model", "data", "loss", "optimizer", "finetune", "scheduler.schedule", "trainer")  # every run builds these
 COLLECTIONS = ("augment", "callbacks")  # of targets, each under a name that the user chooses
 # Arguments that vitlab passes to the targets itself.
 PASSED = {

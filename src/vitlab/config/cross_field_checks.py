@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from math import ceil, log2
 from typing import Any
 
-from vitlab.config.ranges import METRICS
 from vitlab.distributed.process import this_process
 from vitlab.errors import nearest
+from vitlab.metrics import logged_metrics, metric_kind, metric_name
 
 VIT = "vitlab.models.VisionTransformer"
 CIFAR10_TRAIN_IMAGES, CIFAR10_CLASSES = 50_000, 10  # Krizhevsky 2009, section 3.1
@@ -152,18 +152,25 @@ def _monitors(config: Config) -> Found:
     sizes = {"data.val_size": config["data"], "trainer.limit_val_batches": config["trainer"]}
     no_validation = [f"{key}=0" for key, node in sizes.items() if node.get(key.partition(".")[2]) == 0]
     averaged = any(node and node["_target_"] == "vitlab.callbacks.EMA" for node in config["callbacks"].values())
+    known = logged_metrics(config["metrics"])
+    own = [f"val/{name}" for entry in config["metrics"] if isinstance(entry, dict) for name in entry]
     unknown = set()
     for path, monitor, place, node in _followers(config):
         mode = node.get("mode")
-        if monitor not in METRICS and mode is None and monitor not in unknown:
+        if monitor not in known and monitor.startswith("val/") and metric_kind(monitor):
+            names = ",".join([*(name for name in config["metrics"] if isinstance(name, str)), metric_name(monitor)])
+            yield f"{path}.monitor", f"{path} follows {monitor}, which is not measured: add metrics=[{names}]"
+        elif monitor not in known and mode is None and monitor not in unknown:
             unknown.add(monitor)
-            sentence = f"vitlab itself logs {', '.join(METRICS)}, not {monitor}{nearest(monitor, METRICS)}"
+            sentence = f"vitlab itself logs {', '.join(known)}, not {monitor}{nearest(monitor, known)}"
+            if monitor in own:
+                sentence = f"the better direction of {monitor} is not known"
             add = f"{'' if 'mode' in node else '+'}{place}.mode=max or min"
             yield f"{path}.monitor", f"{sentence} (for a metric of your own add {add})"
-        if monitor in METRICS and mode not in (None, METRICS[monitor]):
-            right = METRICS[monitor]
+        if monitor in known and mode not in (None, known[monitor]):
+            right = known[monitor]
             yield f"{place}.mode", f"mode={mode} of {monitor} would select the worst epoch: take mode={right}"
-        if monitor in ("val/loss_ema", "val/acc_ema") and not averaged:
+        if monitor in known and monitor.endswith("_ema") and not averaged:
             yield f"{path}.monitor", f"{path} follows {monitor}, which callbacks=ema measures: add that"
         if path != "checkpoint" and monitor.startswith("val/") and no_validation:  # without one, the last epoch is kept
             yield f"{path}.monitor", f"{path} follows {monitor}, but {no_validation[0]} leaves no validation"

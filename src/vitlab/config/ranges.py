@@ -5,32 +5,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from omegaconf import OmegaConf
-
 from vitlab.config.types import ANYTHING, NULL, NUMBER, OBJECT, SWITCH, TEXT, Kind, choice, each, number, whole
-from vitlab.errors import UserError
-
-# The metrics that every run logs on its own, and the direction of the better value.
-METRICS = {
-    **{"train/loss": "min", "val/loss": "min", "train/acc": "max", "val/acc": "max"},
-    **{"val/loss_ema": "min", "val/acc_ema": "max"},
-}
-
-
-def mode_of(monitor: str, mode: str | None = None) -> str:
-    """Whether the smaller ("min") or the larger ("max") value of a metric is better; `mode` if vitlab does not know it.
-
-    Raises:
-        UserError: vitlab does not know the metric, and there is no mode.
-    """
-    found = METRICS.get(monitor, mode)
-    if found is None:
-        raise UserError(f"checkpoint.monitor={monitor} is no metric of vitlab's: add +checkpoint.mode=max or min")
-    return found
-
-
-# In YAML files: ${mode_of:${checkpoint.monitor}}; null for a metric that vitlab does not know.
-OmegaConf.register_new_resolver("mode_of", METRICS.get, replace=True)
+from vitlab.metrics import METRICS
 
 FRACTION = number(0, 1)
 BELOW_ONE = number(0, 1, below=True)
@@ -54,15 +30,19 @@ MODE = choice("min", "max")
 SETTINGS: Mapping[str, Kind] = {
     "name": Kind("text", lambda v: isinstance(v, str) and bool(v)),
     "run_dir": ANYTHING,
+    "tags": each(TEXT),
+    "notes": TEXT | NULL,
     "init_from": TEXT | NULL,
     "init_weights": choice("raw", "ema") | NULL,
     "seed": whole(0, 2**32 - 1),
-    "label_smoothing": BELOW_ONE,
+    "metrics": each(choice(*METRICS) | Kind("{name: {_target_: ...}}", lambda v: isinstance(v, dict) and len(v) == 1)),
     "compile": SWITCH | choice("auto", "blocks"),
     "gradient_checkpointing": SWITCH,
     "preflight": choice("strict", "warn", "only", "off") | OFF,
     "matmul_precision": choice("highest", "high", "medium"),
     "checkpoint.monitor": TEXT,
+    "checkpoint.save_top_k": whole(1) | replace(whole(-1, -1), words="-1 for all"),
+    "checkpoint.every_n_epochs": whole(1) | NULL,
     "checkpoint.last_every_n_epochs": whole(1),
     "checkpoint.every_minutes": number(0) | NULL,
     "scheduler.schedule": ANYTHING,
@@ -97,6 +77,12 @@ PARAMETERS: Mapping[str, Mapping[str, Kind]] = {
         "registers": whole(0),
         "layer_scale": POSITIVE | NULL,
         "head_hidden_dim": whole(1) | NULL,
+    },
+    "vitlab.losses.*": {
+        "label_smoothing": BELOW_ONE,
+        "class_weights": choice("balanced") | each(number(0)) | NULL,
+        "gamma": number(0),
+        "target_threshold": FRACTION | NULL,
     },
     "vitlab.models.timm_model": {"dropout drop_path": BELOW_ONE | NULL},
     "vitlab.data.ImageFolderDataModule": {"test_size": number(0) | NULL},

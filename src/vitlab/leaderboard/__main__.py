@@ -21,7 +21,10 @@ def main() -> None:
         raise UserError("name one or more directories with runs: python -m vitlab.leaderboard outputs/sweeps/<time>")
     from vitlab.leaderboard.leaderboard import make_leaderboard  # imports torch
 
-    make_leaderboard([Path(folder) for folder in folders], command.out and Path(command.out), top=command.top)
+    out = command.out and Path(command.out)
+    make_leaderboard(
+        [Path(folder) for folder in folders], out, metric=command.metric, tags=command.tags, top=command.top
+    )
 
 
 if __name__ == "__main__":

@@ -42,17 +42,28 @@ DIFFERENCES = {  # path in the manifest -> sentence if the runs differ in it
 }
 
 
-def make_leaderboard(folders: Sequence[Path], out: Path | None = None, *, top: int = 20) -> None:
+def make_leaderboard(
+    folders: Sequence[Path],
+    out: Path | None = None,
+    *,
+    metric: str | None = None,
+    tags: Sequence[str] = (),
+    top: int = 20,
+) -> None:
     """Read runs, print their ranking, and write `leaderboard.csv`, `.md` and `.html`, replacing older ones.
 
     Args:
         folders: Directories of sweeps or runs, or directories above them.
         out: Directory for the files; None: `folders`, if that is one directory.
+        metric: Ranks the rows; None: the metric that selected the checkpoints of all runs, or else `val/acc`.
+        tags: Only runs with all of these are read.
         top: Maximum number of rows on the terminal.
     """
     if out is None and len(folders) != 1:
         raise UserError("several directories: choose one for the leaderboard with out=<folder>")
-    results = read_results(folders)
+    results = [run for run in read_results(folders) if set(tags) <= set(run.tags)]
+    if not results:
+        raise UserError(f"tags=[{','.join(tags)}]: none of the runs has them all")
     target = out or folders[0]
     title = ", ".join(shorten(folder) for folder in folders)
     importance = {}
@@ -62,7 +73,7 @@ def make_leaderboard(folders: Sequence[Path], out: Path | None = None, *, top: i
             from vitlab.sweeps.search import parameter_importance  # importing Optuna takes half a second
 
             importance = parameter_importance(folders[0])
-        ranking = rank(results, importance)
+        ranking = rank(results, importance, metric)
         write_text(target / "leaderboard.csv", as_csv(ranking))
         write_text(target / "leaderboard.md", as_text(ranking, title))
         write_text(target / "leaderboard.html", as_page(ranking, title))
@@ -130,7 +141,7 @@ def as_page(ranking: Ranking, title: str) -> str:
         wide = len(ranking.names) > MAX_LEADING_SETTINGS
         rows = [[_unbroken(cell) if wide or isinstance(cell, tuple) else cell for cell in row] for row in rows]
         short = "; ".join(f"{name}: {key}" for key, name in ranking.names.items() if name != key)
-        legend = f"Click a column head to sort. ± is the standard deviation over seeds. {short}".strip()
+        legend = f"Click a column head to sort. ± is the standard deviation over {ranking.unit}s. {short}".strip()
         best = [0] if ranking.ranked else []
         table = html.table(heads, rows, sortable=True, marked=best)
         sections.append(html.section("Table", html.paragraph(legend), table))
@@ -179,10 +190,10 @@ def _best(ranking: Ranking) -> Iterator[str]:
         yield "No run was validated, so there is no best one: test images are not used to select a run."
     else:
         best, metric = ranking.ranked[0], Metric(ranking.metric)
-        how = "one seed, so no interval"
+        how = f"one {ranking.unit}, so no interval"
         if best.score.n > 1:
             std, interval = metric.amount(best.score.std), metric.interval(best.score)
-            how = f"mean of {best.score.n} seeds, standard deviation {std}, 95 % interval {interval}"
+            how = f"mean of {best.score.n} {ranking.unit}s, standard deviation {std}, 95 % interval {interval}"
         on_test = summarise_metric(best.results, metric.test_key)
         test = f"; on the test images {Metric(metric.test_key).amount(on_test.mean)}" if on_test.n else ""
         score = f"{metric.amount(best.score.mean)} ({how})"
@@ -190,13 +201,13 @@ def _best(ranking: Ranking) -> Iterator[str]:
 
 
 def _comparisons(ranking: Ranking) -> Iterator[str]:
-    others = ranking.ranked[1:]
+    others, unit = ranking.ranked[1:], f"{ranking.unit}s"
     tested = [row for row in others if row.comparison.test]
     worse = [row for row in tested if row.comparison.p < ALPHA]
     level = [row for row in tested if row.comparison.p >= ALPHA]
     untested = [row for row in others if not row.comparison.test]
     if tested:
-        kinds = {"paired": "paired over common seeds", "Welch": "Welch's where seeds differ"}
+        kinds = {"paired": f"paired over common {unit}", "Welch": f"Welch's where {unit} differ"}
         used = {row.comparison.test for row in tested}
         how = f"t-tests, {' or '.join(words for test, words in kinds.items() if test in used)}"
         if len(tested) > 1:
@@ -206,13 +217,13 @@ def _comparisons(ranking: Ranking) -> Iterator[str]:
         else:
             yield f"No row is significantly worse than the best ({how})."
     if level:
-        yield f"No significant difference from the best: {_places(level, ranking)}. More seeds may reveal one."
+        yield f"No significant difference from the best: {_places(level, ranking)}. More {unit} may reveal one."
     if others and all(len(row.results) == 1 for row in ranking.ranked):
         overrides = [o for o in ranking.ranked[0].results[0].overrides if not o.startswith(("seed=", "hydra."))]
         add = f" To add seeds: python train.py -m {shlex.join(overrides)} seed=0,1,2" if overrides else ""
         yield f"One seed per row allows no comparison.{add}"
     elif untested:
-        yield f"Cannot be compared with the best: {_places(untested, ranking)} (too few seeds, or equal scores)."
+        yield f"Cannot be compared with the best: {_places(untested, ranking)} (too few {unit}, or equal scores)."
     if len(others) > 1:
         yield "The best row was selected by these same scores: among equally good rows, the luckiest ranks first."
 
@@ -223,7 +234,7 @@ def _rows_left_out(ranking: Ranking) -> Iterator[str]:
         yield f"Last and without a rank, because {Metric(ranking.metric).name} is missing or not finite: {labels}."
     if ranking.repeated:
         runs = ", ".join(shorten(result.path) for result in ranking.repeated)
-        yield f"Left out, because a newer run has the same settings and seed: {runs}."
+        yield f"Left out, because a newer run has the same settings and {ranking.unit}: {runs}."
     if ranking.unfinished:
         counts = Counter(result.status for result in ranking.unfinished)
         kinds = ", ".join(f"{count} {status}" for status, count in counts.items())
@@ -233,7 +244,8 @@ def _rows_left_out(ranking: Ranking) -> Iterator[str]:
 def _caveats(ranking: Ranking) -> Iterator[str]:
     manifests = [result.manifest for row in ranking.rows for result in row.results]
     for path, sentence in DIFFERENCES.items():
-        if len({str(_select(path, manifest)) for manifest in manifests}) > 1:
+        of_folds = ranking.unit == "fold" and path[:2] == ("data", "val")  # each has other images, as it should
+        if not of_folds and len({str(_select(path, manifest)) for manifest in manifests}) > 1:
             yield sentence
     if any(_select(("git", "dirty"), manifest) for manifest in manifests):
         yield "Some runs used code with uncommitted changes."

@@ -1,4 +1,4 @@
-"""Group runs over their seeds, rank the groups, and test the differences."""
+"""Group runs over seeds and folds, rank the groups, and test the differences."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,19 +11,20 @@ import numpy as np
 from scipy import stats
 
 from vitlab.config.check import FILLING
-from vitlab.config.ranges import mode_of
+from vitlab.errors import UserError, nearest
 from vitlab.leaderboard.results import Result
+from vitlab.metrics import mode_of
 
 DEFAULT = ("val/acc", "max")
 UNSET = "-"
-RUN_KEYS = {"seed", "name", "run_dir"}  # differ between runs of the same experiment
+RUN_KEYS = {"seed", "data.fold", "name", "run_dir", "tags", "notes"}  # differ between runs of the same experiment
 CONFIDENCE = 0.95
 ALPHA = 0.05  # significance level of the corrected p-values
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean over seeds, standard deviation (n - 1), and 95 % interval of the mean (Student's t); NaN if undefined."""
+    """Mean over seeds or folds, standard deviation (n - 1), 95 % interval of the mean (Student's t); else NaN."""
 
     n: int
     mean: float = nan
@@ -42,9 +43,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ only in their seed."""
+    """Runs that differ only in their seed and fold."""
 
-    results: Sequence[Result]  # one per seed, in the order of the seeds
+    results: Sequence[Result]  # one per seed and fold, in their order
     values: Mapping[str, Any]  # the settings that vary between rows
     score: Summary  # of the metric that ranks the rows; n is 0 if a run was not validated
     comparison: Comparison = Comparison("", nan)  # with the best row, p corrected
@@ -70,22 +71,39 @@ class Ranking:
     importance: Mapping[str, float]  # parameter -> its fraction of the importance; empty if it is not a search
 
     @property
+    def unit(self) -> str:
+        """What the runs of one row differ in, in words."""
+        return "fold" if any(run.fold is not None for row in self.rows for run in row.results) else "seed"
+
+    @property
     def rows(self) -> list[Row]:
         return [*self.ranked, *self.unranked]
 
 
-def rank(results: Sequence[Result], importance: Mapping[str, float] | None = None) -> Ranking:
-    """Group, rank and compare runs."""
+def rank(
+    results: Sequence[Result], importance: Mapping[str, float] | None = None, metric: str | None = None
+) -> Ranking:
+    """Group, rank and compare runs, by `metric` or the one that selected their checkpoints.
+
+    Raises:
+        UserError: no run has the metric, or it is not vitlab's.
+    """
     finished = [result for result in results if result.status == "finished"]
-    metric, mode = _common_metric(finished)
-    groups: dict[str, dict[int, Result]] = {}
+    if metric is None:
+        metric, mode = _common_metric(finished)
+    else:
+        known = {key for result in finished for key in result.metrics}
+        if finished and metric not in known:
+            raise UserError(f"metric={metric} was measured in none of the runs{nearest(metric, known)}")
+        mode = mode_of(metric, next((r.settings.get("checkpoint.mode") for r in finished), None))
+    groups: dict[str, dict[tuple[int, int], Result]] = {}
     repeated = []
     for result in sorted(finished, key=lambda r: str(r.manifest.get("started"))):
         group = groups.setdefault(experiment_of(result), {})
-        if result.seed in group:
-            repeated.append(group[result.seed])
-        group[result.seed] = result
-    grouped = [[group[seed] for seed in sorted(group)] for group in groups.values()]
+        if result.repetition in group:
+            repeated.append(group[result.repetition])
+        group[result.repetition] = result
+    grouped = [[group[repetition] for repetition in sorted(group)] for group in groups.values()]
     keys = varied_settings([result for group in groups.values() for result in group.values()])
     rows = [Row(g, {key: value_of(g[0], key) for key in keys}, summarise_metric(g, metric)) for g in grouped]
     sign = -1 if mode == "max" else 1
@@ -128,18 +146,18 @@ def _common_metric(results: Sequence[Result]) -> tuple[str, str]:
 def _compare_with_best(ranked: Sequence[Row], metric: str) -> list[Row]:
     if not ranked:
         return []
-    best, *others = [{result.seed: result.metrics[metric] for result in row.results} for row in ranked]
+    best, *others = [{run.repetition: run.metrics[metric] for run in row.results} for row in ranked]
     found = [compare(best, other) for other in others]
     rows = [replace(ranked[0], verdict="best")]
     for row, test, p in zip(ranked[1:], (c.test for c in found), holm([c.p for c in found]), strict=True):
-        one_seed = not test and 1 in (len(row.results), len(best))
-        verdict = "one seed: cannot be compared" if one_seed else describe_comparison(Comparison(test, p))
+        one_run = not test and 1 in (len(row.results), len(best))
+        verdict = "one run: cannot be compared" if one_run else describe_comparison(Comparison(test, p))
         rows.append(replace(row, comparison=Comparison(test, p), verdict=verdict))
     return rows
 
 
-def compare(best: Mapping[int, float], other: Mapping[int, float]) -> Comparison:
-    """Compare two rows by their values, each given under its seed."""
+def compare(best: Mapping[Any, float], other: Mapping[Any, float]) -> Comparison:
+    """Compare two rows by their values, each given under its fold and seed."""
     all_best, all_other = np.array(list(best.values())), np.array(list(other.values()))
     seeds = sorted(set(best) & set(other))
     if len(seeds) >= 2:
@@ -179,7 +197,7 @@ def describe_comparison(comparison: Comparison) -> str:
 
 
 def experiment_of(result: Result) -> str:
-    """Return a text that is equal for runs that differ only in their seed, name and directory."""
+    """Return a text that is equal for runs that differ only in their seed, fold, name and directory."""
     return "\n".join(sorted(f"{k}={_canonical(v)}" for k, v in result.settings.items() if k not in RUN_KEYS))
 
 

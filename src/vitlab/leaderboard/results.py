@@ -39,6 +39,20 @@ class Result:
         return int(self.settings["seed"])
 
     @property
+    def fold(self) -> int | None:
+        """The number of its fold in cross-validation; None without."""
+        return int(self.settings["data.fold"]) if self.settings.get("data.folds") else None
+
+    @property
+    def repetition(self) -> tuple[int, int]:
+        """Fold and seed: in these alone the runs of one row differ."""
+        return self.fold or 0, self.seed
+
+    @property
+    def tags(self) -> list[str]:
+        return list(self.manifest.get("tags") or [])
+
+    @property
     def seconds(self) -> float:
         """Duration; of a resumed run, `metrics.json` only knows the last part, `metrics.csv` all of the training."""
         return max(self.metrics.get("seconds", 0.0), *(row.get("seconds", 0.0) for row in self.epochs[-1:]), 0.0)

@@ -8,6 +8,7 @@ from typing import Any
 
 from vitlab.files import shorten
 from vitlab.leaderboard.ranking import UNSET, Ranking, Row, Summary, format_value, is_number, summarise_metric
+from vitlab.metrics import MetricKind, metric_kind, metric_name
 from vitlab.runs.console import format_duration
 
 Cell = str | tuple[str, float]  # a text, or a text with the number to sort it by
@@ -22,22 +23,22 @@ class Metric:
 
     def __init__(self, key: str) -> None:
         self.key = key
-        split, kind = key.removesuffix("_ema").split("/")
-        is_accuracy = kind.startswith("acc")
-        self.name = f"{SPLITS[split]} {'accuracy' if is_accuracy else 'loss'}"
-        self.test_key = "test/acc"  # the test accuracy of the same weights
-        if key.endswith("_ema"):
+        split, name = key.partition("/")[0], metric_name(key)
+        kind = metric_kind(key) or MetricKind(name, unit="")
+        self.name = f"{SPLITS.get(split, split)} {kind.title}"
+        suffix = "_ema" if key.endswith("_ema") else ""
+        if suffix:
             self.name += " of the EMA weights"
-            self.test_key += "_ema"
-        self.unit, self.factor, self.digits = ("%", 100, 2) if is_accuracy else ("nats", 1, 4)
-        self.label = f"{self.name}, {self.unit}"
+        self.test_key = f"test/acc{suffix}"  # the test accuracy of the same weights
+        self.unit, self.factor, self.digits = (kind.unit, 100, 2) if kind.unit == "%" else (kind.unit, 1, 4)
+        self.label = f"{self.name}, {self.unit}".removesuffix(", ")
 
     def number(self, value: float) -> str:
         """Format a value without the unit; empty for NaN."""
         return "" if isnan(value) else f"{self.factor * value:.{self.digits}f}"
 
     def amount(self, value: float) -> str:
-        return f"{self.number(value)} {self.unit}"
+        return f"{self.number(value)} {self.unit}".rstrip()
 
     def mean(self, summary: Summary) -> str:
         """Format mean and standard deviation."""
@@ -46,7 +47,7 @@ class Metric:
     def interval(self, summary: Summary) -> str:
         """Format the 95 % interval."""
         if summary.n < 2:
-            return "one seed: none" if summary.n else ""
+            return "one run: none" if summary.n else ""
         return f"{self.number(summary.low)} to {self.number(summary.high)}"
 
 
@@ -85,14 +86,21 @@ def _score_columns(ranking: Ranking) -> Iterator[Column]:
         yield metric.label, [(metric.mean(s) or UNSET, s.mean) for s in summaries]
         if several and metric.key == ranking.metric:
             yield "95 % interval", [(metric.interval(s) or UNSET, s.low) for s in summaries]
+    tags = [sorted({tag for run in row.results for tag in run.tags}) for row in rows]
+    if any(tags):
+        yield "tags", [", ".join(of_row) for of_row in tags]
     yield "time per run", [(format_duration(row.seconds), row.seconds) for row in rows]
     if several:
         yield "compared with the best", [row.verdict for row in rows]
 
 
 def _shown_metrics(ranking: Ranking) -> list[str]:
-    """Return the metric that ranks the rows, and the validation and test accuracy."""
-    return list(dict.fromkeys([ranking.metric, "val/acc", Metric(ranking.metric).test_key]))
+    """Return the metric that ranks the rows, validation and test accuracy, and the test's value of that metric."""
+    tested = "test/" + ranking.metric.removeprefix("val/")
+    shown = [ranking.metric, "val/acc", Metric(ranking.metric).test_key]
+    if metric_name(tested) != "loss" and any(tested in run.metrics for row in ranking.rows for run in row.results):
+        shown.append(tested)
+    return list(dict.fromkeys(shown))
 
 
 def further_tables(ranking: Ranking) -> dict[str, Table]:
@@ -126,6 +134,8 @@ def as_csv(ranking: Ranking) -> str:
         line: dict[str, Any] = {"place": place if row.score.n else ""}
         line |= {key: format_value(v) if isinstance(v, list | bool) else v for key, v in row.values.items()}
         line |= {"runs": len(row.results), "seeds": " ".join(str(result.seed) for result in row.results)}
+        if ranking.unit == "fold":
+            line["folds"] = " ".join(str(result.fold) for result in row.results)
         for key in _shown_metrics(ranking):
             s = summarise_metric(row.results, key)
             figures = {"mean": s.mean, "std": s.std, "95 % low": s.low, "95 % high": s.high}

@@ -115,19 +115,34 @@ class Predictions:
                 pairs.append((self.classes[true], self.classes[predicted], int(errors[true, predicted])))
         return pairs
 
+    def per_class(self) -> dict[str, dict[str, Any]]:
+        """Images, predictions ("answers"), recall ("acc"), precision and F1 of each class; None if not defined."""
+        table = {}
+        matrix = self.confusion_matrix.double()
+        columns = (x.tolist() for x in (matrix.sum(dim=1), matrix.sum(dim=0), matrix.diag()))
+        for name, images, answers, correct in zip(self.classes, *columns, strict=True):
+            table[name] = {
+                "images": int(images),
+                "answers": int(answers),
+                "acc": correct / images if images else None,
+                "precision": correct / answers if answers else None,
+                "f1": 2 * correct / (images + answers) if images else None,
+            }
+        return table
+
+    def confusion_table(self) -> list[list[Any]]:
+        """The confusion matrix with the names of the true (rows) and predicted classes (columns), for a CSV file."""
+        rows = zip(self.classes, self.confusion_matrix.tolist(), strict=True)
+        return [["true \\ predicted", *self.classes], *([name, *counts] for name, counts in rows)]
+
     def as_data(self) -> dict[str, Any]:
         """The content of `test_details.json`."""
-        images, answers = (self.confusion_matrix.sum(dim=dim).tolist() for dim in (1, 0))
-        per_class = {
-            name: {"images": count, "answers": predicted, "acc": recall if count else None}
-            for name, count, predicted, recall in zip(self.classes, images, answers, self.recall.tolist(), strict=True)
-        }
         return {
             "images": len(self.labels),
             "accuracy": self.correct.float().mean().item(),
             "confidence": self.confidence.mean().item(),
             "calibration_error": self.calibration_error,
-            "per_class": per_class,
+            "per_class": self.per_class(),
             "most_confused": [
                 {"class": true, "taken_for": predicted, "images": count}
                 for true, predicted, count in self.confused_pairs()

@@ -68,12 +68,13 @@ def trainable_parameters(context: CheckContext) -> CheckResult:
 
 
 def initial_loss(context: CheckContext) -> CheckResult:
-    """The loss starts near that of chance, ln(classes)."""
-    chance = math.log(context.num_classes)
+    """The loss starts near that of chance, equal logits: for cross-entropy ln(classes)."""
     images, labels = context.batch.images[: 2 * IMAGES], context.batch.labels[: 2 * IMAGES]
+    equal = torch.zeros(len(labels), context.num_classes, device=images.device)
     with torch.no_grad():
+        chance = context.classifier.training_loss(equal, labels).item()
         loss = context.loss(context.copy(), images, labels).item()
-    figure = f"{loss:.3f}; chance among {context.num_classes} classes is ln {context.num_classes} = {chance:.3f}"
+    figure = f"{loss:.3f}; chance among {context.num_classes} classes is {chance:.3f}"
     if not loss < chance + 0.7:  # also if it is NaN
         find = warning if loss < chance + FAR_FROM_CHANCE else failed
         return find(figure, ADVICE["high loss"])

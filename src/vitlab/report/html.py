@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.files import write_text
+from vitlab.metrics import format_metric, further_metrics, metric_title
 from vitlab.plots.curves import CURVES, draw_curves
 from vitlab.plots.io import never_failing, read_figures, render, save
 from vitlab.report.recommendations import recommend
@@ -80,7 +81,7 @@ def _draw_curves(summary: RunSummary, file: Path) -> None:
     epochs, kept = [summary.epochs_at(row) for row in summary.epochs], summary.epochs_at(summary.best)
     image = render(lambda: draw_curves(summary.epochs, epochs, kept, count), CURVES.title)
     # The reasons why the two lines can't be compared as they stand.
-    smoothed = ", and their loss includes label smoothing" if summary.config.label_smoothing else ""
+    smoothed = ", and their loss includes label smoothing" if summary.setting("loss.label_smoothing") else ""
     mixed = " (correct is then the class with the larger fraction)" if "mixing" in summary.augmentations else ""
     context = (
         f"Chance has a loss of ln({count}) = {log(count):.3f} nats. Training images are {summary.training_images}"
@@ -105,6 +106,10 @@ def render_report(run: RunSummary, path: Path) -> str:
         values=values,
         validated=sum("val/acc" in row for row in run.epochs),
         chance_loss=log(len(run.classes)),
+        further=further_metrics(values),
+        metric_title=metric_title,
+        classes=[_class_row(name, row) for name, row in run.details.get("per_class", {}).items()],
+        format_metric=format_metric,
         accuracy_interval=accuracy_interval,
         settings=_settings(run),
         findings=recommend(run),
@@ -116,6 +121,12 @@ def render_report(run: RunSummary, path: Path) -> str:
         unreadable=unreadable.read_text(encoding="utf-8") if unreadable.exists() else "",
         commands=_commands(run, path, folder),
     )
+
+
+def _class_row(name: str, row: dict[str, Any]) -> list[Any]:
+    fractions = [row.get(key) for key in ("acc", "precision", "f1")]
+    cells = [("-" if value is None else f"{value:.1%}", value or 0.0) for value in fractions]
+    return [name, *((f"{row[key]:,}", row[key]) for key in ("images", "answers")), *cells]
 
 
 def _settings(run: RunSummary) -> list[tuple[str, str, str]]:

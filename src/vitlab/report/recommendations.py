@@ -156,17 +156,17 @@ def _calibration(summary: RunSummary) -> Iterator[Finding]:
     if not summary.details:
         return
     accuracy, confidence, ece = (summary.details[key] for key in ("accuracy", "confidence", "calibration_error"))
-    images, smoothing = summary.used("test"), summary.config.label_smoothing
+    images, smoothing = summary.used("test"), summary.setting("loss.label_smoothing") or 0.0
     uncertainty = _uncertainty(accuracy, images)
     notable, gap = max(0.03, uncertainty), confidence - accuracy
     error = f"the calibration error (ECE) is {ece:.1%}"
     means = f"mean confidence {confidence:.1%}, accuracy {accuracy:.1%}; {error}"
     if gap > notable:
-        attempts = [] if smoothing >= 0.1 else ["label_smoothing=0.1"]
+        attempts = [] if smoothing >= 0.1 else ["loss.label_smoothing=0.1"]
         attempts += [] if _kind_of_fit(summary) == "underfits" else ["fewer epochs", "stronger augmentation"]
         yield f"The model is overconfident: {means}.", f"{', or '.join(attempts)}." if attempts else ""
     elif gap < -notable:
-        suggestion = f"Less label_smoothing (now {smoothing:g}), if you use the probabilities."
+        suggestion = f"Less loss.label_smoothing (now {smoothing:g}), if you use the probabilities."
         yield f"The model is underconfident: {means}.", suggestion
     elif ece <= notable:
         so_far = f", as far as {images:,} test images can show" if uncertainty > 0.03 else ""

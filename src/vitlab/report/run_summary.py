@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from vitlab.config.ranges import mode_of
+from vitlab.metrics import mode_of
 from vitlab.plots.classification import wilson_interval
 from vitlab.runs.directory import Row, RunDirectory
 from vitlab.runs.hparams import Setting, data_set, hparams_of

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from vitlab.callbacks.checkpointing import best_metrics
 from vitlab.callbacks.figures import writers
 from vitlab.compat import logged_step
 from vitlab.files import shorten
+from vitlab.metrics import ALWAYS, metric_title
 from vitlab.plots.io import never_failing
 from vitlab.report.terminal import command_for
 from vitlab.runs.directory import RunDirectory
@@ -41,6 +42,13 @@ LAYOUT = {
 }
 
 
+def chart_layout(metrics: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """`LAYOUT`, with a chart for each further metric of a run."""
+    names = [name for entry in metrics for name in (entry if isinstance(entry, Mapping) else [entry])]
+    charts = {metric_title(n): ["Multiline", [f"val/{n}$", f"val/{n}_ema$"]] for n in names if n not in ALWAYS}
+    return {**LAYOUT, "learning": {**LAYOUT["learning"], **charts}}
+
+
 @rank_zero_only
 def start_tensorboard(trainer: pl.Trainer, config: Mapping[str, Any], run: RunDirectory) -> None:
     """Write what is known before training."""
@@ -52,7 +60,7 @@ def start_tensorboard(trainer: pl.Trainer, config: Mapping[str, Any], run: RunDi
         resume = command_for("train.py", f"resume={shorten(run.path)}", config)
         log_text(trainer, "resume", f"To resume an interrupted run, in the folder `{Path.cwd()}`:\n\n{_block(resume)}")
         for writer in writers(trainer):
-            writer.add_custom_scalars(LAYOUT)
+            writer.add_custom_scalars(chart_layout(config["metrics"]))
             _write_hparams(writer, config, finished=False)
 
 

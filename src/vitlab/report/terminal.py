@@ -17,6 +17,7 @@ from torch import nn
 from vitlab.data import ImageDataModule
 from vitlab.distributed.process import this_command
 from vitlab.files import shorten
+from vitlab.metrics import VIEWS, format_metric, further_metrics, metric_title
 from vitlab.preflight import Preflight, Status
 from vitlab.report.run_summary import accuracy_interval, read_run_summary
 from vitlab.runs.checkpoint import EMA_KEY
@@ -114,15 +115,19 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
     """The final table, the files of the run, and commands to continue with."""
     summary = read_run_summary(RunDirectory(run))
     table = _table(config.name, "split", "loss", "accuracy", "95% interval", "images")
+    further: dict[str, list[str]] = {}  # the values of each further metric
     for split in ("val", "test"):
         for suffix, weights in (("", ""), ("_ema", ", EMA weights")):
+            for name in further_metrics(metrics):
+                if value := format_metric(f"{split}/{name}{suffix}", metrics):
+                    further.setdefault(metric_title(name), []).append(f"{split}{weights} {value}")
             if f"{split}/loss{suffix}" in metrics:
                 loss, accuracy = (metrics[f"{split}/{name}{suffix}"] for name in ("loss", "acc"))
                 images = summary.used(split)
                 cells = f"{loss:.4f}", f"{accuracy:.2%}", accuracy_interval(accuracy, images), f"{images:,}"
                 table.add_row(f"{split}{weights}", *cells)
     if table.row_count:
-        show(table)
+        show(table, *(f"{title}: {'; '.join(values)}" for title, values in further.items()))
     selected = f"the best by {config.checkpoint.monitor}" if "val/loss" in metrics else "the last one"
     show(f"weights kept: epoch {int(metrics['epoch'])} of {len(summary.epochs)}, {selected}")
     show(f"total time: {format_duration(metrics['seconds'])}", f"run directory: {shorten(run)}")
@@ -146,18 +151,30 @@ def command_for(script: str, argument: str, config: Mapping[str, Any]) -> str:
 def print_evaluation(metrics: dict[str, Any], split: str, available: int, files: list[Path]) -> None:
     """Loss, accuracy, and the accuracy of each class; and if only some of the `available` images were used."""
     if metrics["images"] < available:
-        limit = f"trainer.limit_{split}_batches"
+        limit = f"trainer.limit_{'test' if split == 'test' else 'val'}_batches"  # training images: as validation images
         show(f"only {metrics['images']:,} of {available:,} {split} images, as the run has it; for all: {limit}=null")
-    for suffix, images in (("", split), ("_flip", "averaged with the mirror images")):
+    for suffix, images in (("", split), *((f"_{views}", f"averaged over views (tta={views})") for views in VIEWS)):
         if f"{split}/acc{suffix}" in metrics:
             loss, accuracy = (metrics[f"{split}/{name}{suffix}"] for name in ("loss", "acc"))
             interval = accuracy_interval(accuracy, metrics["images"])
-            show(f"{images}: loss {loss:.4f}  accuracy {accuracy:.2%} (95% interval {interval})")
-    table = _table("", "class", "images", "accuracy")
+            names = further_metrics(metrics)
+            rest = "".join(f"  {metric_title(n)} {format_metric(f'{split}/{n}{suffix}', metrics)}" for n in names)
+            show(f"{images}: loss {loss:.4f}  accuracy {accuracy:.2%} (95% interval {interval}){rest}")
+    table = _table("", "class", "images", "accuracy", "precision", "F1")
     for name, row in metrics["per_class"].items():
-        table.add_row(name, f"{row['images']:,}", "-" if row["acc"] is None else f"{row['acc']:.2%}")
+        cells = ("-" if row[key] is None else f"{row[key]:.2%}" for key in ("acc", "precision", "f1"))
+        table.add_row(name, f"{row['images']:,}", *cells)
     show(table)
     print_written(*files)
+
+
+def print_calibration(calibration: Mapping[str, Any], split: str) -> None:
+    """The temperature, and the calibration error before and after."""
+    before, after = (calibration[f"{split}/ece{suffix}"] for suffix in ("", "_calibrated"))
+    show(
+        f"temperature {calibration['temperature']:.3f}, fitted on {calibration['images']:,} val images: calibration "
+        f"error (ECE) of {split} {before:.2%} -> {after:.2%}; predict.py calibrate=true uses it"
+    )
 
 
 def print_written(*files: Path) -> None:

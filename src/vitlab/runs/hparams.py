@@ -26,11 +26,12 @@ KEY_SETTINGS = {
     "scheduler": "learning rate schedule",
     "scheduler.schedule.warmup": "warmup (below 1: fraction of the run, else steps)",
     "trainer.gradient_clip_val": "gradient clipping threshold",
-    "label_smoothing": "label smoothing",
+    "loss": "loss",
+    "loss.label_smoothing": "label smoothing",
     "trainer.precision": "precision",
     "seed": "seed",
 }
-ALL_OF = ("model", "augment", "optimizer", "finetune", "scheduler")
+ALL_OF = ("model", "augment", "loss", "optimizer", "finetune", "scheduler")
 FURTHER = (
     *("data.image_size", "data.max_train_images", "data.repeated_augmentation", "data.val_size", "data.split_seed"),
     "callbacks.ema.decay",
@@ -49,6 +50,7 @@ def hparams_of(config: Mapping[str, Any]) -> dict[str, Setting]:
         "data": data_set(config),
         "optimizer": _built(config["optimizer"]),
         "augment": ", ".join(augmentations) or "none",
+        "loss": _built(config["loss"]),
         "scheduler": _built(config["scheduler"]["schedule"]),
     }
     flat = flatten(config) | named

@@ -33,6 +33,12 @@ def update_old_config(config: Any) -> Any:
         checkpoint.pop("mode", None)
     if isinstance(trainer.get("profiler"), dict) and "warmup_steps" in trainer["profiler"]:
         trainer["profiler"] = None  # the profiler of debug=profile takes other keys today
+    if "label_smoothing" in config:  # before there were other losses and metrics
+        smoothing = config.pop("label_smoothing")
+        config["loss"] = {"_target_": "vitlab.losses.CrossEntropy", "label_smoothing": smoothing, "class_weights": None}
+        config |= {"metrics": [], "tags": [], "notes": None}
+        checkpoint.setdefault("save_top_k", 1)
+        checkpoint.setdefault("every_n_epochs", None)
     for key, renamed in RENAMED_VALUES.items():
         if str(trainer.get(key)) in renamed:
             trainer[key] = renamed[str(trainer[key])]

@@ -15,7 +15,7 @@ OUTPUT_KEYS = (
     *("file", "dir", "dirpath", "data_dir", "root_dir", "save_dir", "default_root_dir", "log_dir", "offline_directory"),
     *("tracking_uri", "artifact_location"),
 )
-LIBRARIES = ("vitlab.", "torch.", "timm.", "torchvision.", "pytorch_lightning.")
+LIBRARIES = ("vitlab.", "torch.", "timm.", "torchvision.", "pytorch_lightning.", "torchmetrics.classification.")
 
 
 def check_trusted(config: Any, trusted: Sequence[str]) -> None:

@@ -15,9 +15,9 @@ from optuna.storages import RDBStorage
 from optuna.trial import BaseTrial, Trial, TrialState
 
 from vitlab.config.compose import parse_overrides
-from vitlab.config.ranges import mode_of
 from vitlab.errors import UserError
 from vitlab.files import shorten
+from vitlab.metrics import mode_of
 from vitlab.sweeps.executors import Executor
 from vitlab.sweeps.runner import JobSource, run_jobs
 from vitlab.sweeps.sweep import STUDY_FILE, SWEEP_FILE, Job, Sweep, check_job_folder, recorded_jobs, sweep_lock

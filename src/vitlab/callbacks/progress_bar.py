@@ -135,7 +135,7 @@ class RunProgressBar(ProgressBar):
     on_test_end = on_exception = _stop
 
     def _columns(self, trainer: pl.Trainer) -> list[tuple[str, int, str, str]]:
-        selecting = next((c.monitor for c in trainer.callbacks if isinstance(c, ModelCheckpoint)), None)
+        selecting = next((c.monitor for c in trainer.callbacks if isinstance(c, ModelCheckpoint)), None)  # type: ignore[attr-defined]
         asked = [*self.metrics, *([selecting] if selecting else [])]
         further = [name for name in dict.fromkeys(asked) if name not in {column[2] for column in COLUMNS}]
         return [*COLUMNS[:5], *map(_further_column, further), *COLUMNS[5:]]

@@ -128,7 +128,7 @@ def balanced_order(labels: Tensor, seed: int, epoch: int) -> tuple[Tensor, Tenso
     often, to within one use. It depends only on labels, seed and epoch.
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    classes = [(labels == label).nonzero().flatten() for label in labels.unique()]
+    classes = [(labels == label).nonzero().flatten() for label in labels.unique()]  # type: ignore[no-untyped-call]
     first = int(torch.randint(len(classes), (), generator=generator))  # these classes get the images that are left over
     order, used = [], []
     for number, members in enumerate(classes):

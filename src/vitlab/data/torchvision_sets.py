@@ -34,7 +34,7 @@ class TorchvisionDataModule(ImageDataModule):
 
     def __init__(self, *, name: str, root: str, options: Mapping[str, Any], **shared: Any) -> None:
         super().__init__(**shared)
-        self.name = name
+        self.dataset = name
         self.root = Path(root).expanduser()
         self.options = dict(options)
         self._decoded: Decoded | None = None
@@ -47,13 +47,13 @@ class TorchvisionDataModule(ImageDataModule):
         train, val, test = (decoded.split(split) for split in SPLIT_ARGUMENTS)
         if not len(test):
             train, test = hold_out(train, TEST_SIZE, self.split_seed, "data.split_seed")
-            self.notes = [f"{self.name} has no test images: a tenth of its images are held out"]
+            self.notes = [f"{self.dataset} has no test images: a tenth of its images are held out"]
         return Dataset(train, test, decoded.classes, val if len(val) else None)
 
     def _read(self) -> Decoded:
         side = self.stored_size or self.image_size
         self.root.mkdir(parents=True, exist_ok=True)
-        cache = DecodedCache.choose(None, beside=self.root, sources=("torchvision", self.name, self.options))
+        cache = DecodedCache.choose(None, beside=self.root, sources=("torchvision", self.dataset, self.options))
         with FileLock(cache.folder / ".lock"):  # one process downloads and decodes
             return cache.read(side) or self._decode(cache, side)
 
@@ -82,9 +82,11 @@ class TorchvisionDataModule(ImageDataModule):
         """The data set's parts by split, with a label for each image."""
         named = {name: getattr(datasets, name) for name in datasets.__all__}
         known = {n for n, c in named.items() if isinstance(c, type) and issubclass(c, datasets.VisionDataset)}
-        if self.name not in known:
-            raise UserError(f"data.name={self.name}: torchvision has no such data set{did_you_mean(self.name, known)}")
-        make = named[self.name]
+        if self.dataset not in known:
+            raise UserError(
+                f"data.name={self.dataset}: torchvision has no such data set{did_you_mean(self.dataset, known)}"
+            )
+        make = named[self.dataset]
         parameters = inspect.signature(make).parameters
         given: dict[str, Any] = {"root": str(self.root), **self.options}
         if "download" in parameters:
@@ -104,12 +106,12 @@ class TorchvisionDataModule(ImageDataModule):
             else:
                 found = {"train": make(**given)}
             if "train" not in found or not isinstance(found["train"][0][1], int):
-                raise UserError(f"data.name={self.name}: its images have no classes to learn")
+                raise UserError(f"data.name={self.dataset}: its images have no classes to learn")
         except UserError:
             raise
         except Exception as error:  # torchvision's loaders and downloads raise anything
             raise UserError(
-                f"data.name={self.name} can't be loaded from {self.root.resolve()} ({first_line(error)})"
+                f"data.name={self.dataset} can't be loaded from {self.root.resolve()} ({first_line(error)})"
             ) from error
         return found
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import timm
 from conftest import HUB_NAME, ROOT, Command, run_script
-from data.test_cifar10 import QuietHandler
+from data.test_cifar import QuietHandler
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import save_file

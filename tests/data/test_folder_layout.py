@@ -58,7 +58,6 @@ def refusal(root: Path, given: Iterable[str] | None = None) -> str:
         (["train2017", "val2017"], {"train", "val"}),
     ],
     ids=lambda value: str(sorted(value)),
-    ids=lambda value: str(sorted(value)),
 )
 def test_splits_are_found_under_their_usual_names(folders: list[str], expected: set[str], tmp_path: Path) -> None:
     layout = read_layout(fill(tmp_path, *of(tmp_path, *folders)), None)

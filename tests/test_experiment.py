@@ -313,14 +313,31 @@ def test_debug_profile_reports_the_time_of_each_stage(in_process: Command, tmp_p
     assert "profile: too few steps" in too_few.stderr
 
 
-@pytest.mark.parametrize("logger", ["csv", "none"])
-def test_other_loggers(logger: str, in_process: Command, tmp_path: Path) -> None:
-    result = in_process("train.py", *SMALL_RUN, f"logger={logger}", "trainer.max_epochs=1")
+@pytest.mark.parametrize("logger", ["logger=csv", "logger=none", "logger=null", "~logger", "logger=[tensorboard,csv]"])
+def test_a_run_has_any_number_of_loggers(logger: str, in_process: Command, tmp_path: Path) -> None:
+    quick = [*SMALL_RUN, "preflight=off", "trainer.max_epochs=1", "callbacks.vit_figures=null"]
+    result = in_process("train.py", *quick, logger)
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path)
-    assert not (run / "tensorboard").exists()
-    assert (run / "csv" / "metrics.csv").exists() == (logger == "csv")
+    assert (run / "tensorboard").exists() == ("tensorboard" in logger)
+    assert (run / "csv" / "metrics.csv").exists() == ("csv" in logger)
     assert (run / "metrics.csv").exists()
+
+
+def test_loggers_by_name_in_a_file_of_one_s_own_are_resumed(in_process: Command, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "logger").mkdir(parents=True)
+    csv_logger = "_target_: pytorch_lightning.loggers.CSVLogger\n  save_dir: ${run_dir}\n  name: ''\n  version:"
+    (tmp_path / "conf" / "logger" / "mine.yaml").write_text(f"one:\n  {csv_logger} first\ntwo:\n  {csv_logger} second\n")
+    quick = [*SMALL_RUN, "preflight=off", "trainer.max_epochs=1", "callbacks.vit_figures=null", "hydra.run.dir=run"]
+    assert in_process("train.py", "--config-dir=conf", *quick, "logger=[mine,tensorboard]").returncode == 0
+    result = in_process("train.py", "resume=run", "trainer.max_epochs=2", "logger.two=null")
+    assert result.returncode == 0, result.stderr
+    assert {file.parent.name for file in (tmp_path / "run").glob("*/metrics.csv")} >= {"first", "second"}
+    assert len(list((tmp_path / "run").glob("first_from_step_*/metrics.csv"))) == 1
+    assert not list((tmp_path / "run").glob("second_from_step_*"))
+    other = in_process("train.py", "resume=run", "trainer.max_epochs=3", "logger=[tensorboard,csv]")
+    assert other.returncode == 0, other.stderr
+    assert list((tmp_path / "run").glob("csv_from_step_*/metrics.csv"))
 
 
 def test_early_stopping_and_plateau_follow_the_validation(in_process: Command, tmp_path: Path) -> None:

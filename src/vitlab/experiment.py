@@ -26,7 +26,7 @@ from vitlab.classifier import ImageClassifier
 from vitlab.compat import keep_freed_memory, silence_libraries, skip_signal_broadcast, translate_lightning_exits
 from vitlab.config.compose import typed_overrides
 from vitlab.config.instantiate import build as build_node
-from vitlab.config.instantiate import build_network, keep_accepted_model_keys
+from vitlab.config.instantiate import build_network, fill_collections, keep_accepted_model_keys
 from vitlab.config.ranges import mode_of
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import DataSpec, ImageDataModule
@@ -42,7 +42,7 @@ from vitlab.report.tensorboard import finish_tensorboard, log_text, start_tensor
 from vitlab.report.terminal import print_header, print_interrupted, print_preflight, print_results, print_weights
 from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
 from vitlab.runs.directory import RunDirectory, shorten_values
-from vitlab.runs.loggers import logger_run_id, resume_kwargs
+from vitlab.runs.loggers import build_loggers, logger_run_ids
 from vitlab.runs.manifest import describe_origin, differences
 from vitlab.weights import LoadReport, Weights, fit_weights, weights_to_start_from
 
@@ -118,6 +118,7 @@ def resolve(config: DictConfig, weights: Weights | None = None, overrides: Seque
     this machine can't train so, or nothing says how large the images are.
     """
     resolved = _editable_copy(config)
+    fill_collections(resolved)
     keep_accepted_model_keys(resolved, overrides)
     resolve_machine(resolved)
     for key, value in (weights.input if weights else {}).items():
@@ -164,15 +165,15 @@ def build(config: DictConfig, weights: Weights | None = None, step: int | None =
     """Loads the data of a resolved config, then builds model, classifier and trainer; `step` is that of a resumed run.
     UserError if the data can't be loaded, or a class refuses its arguments."""
     data = load_data(config)
-    logger = build_node(config.logger, "logger", **resume_kwargs(config.logger, step)) if config.logger else None
-    config = add_data_spec(config, data.spec, logger_run_id(logger) if step is None else {})
+    loggers = build_loggers(config.logger, step)
+    config = add_data_spec(config, data.spec, logger_run_ids(loggers) if step is None else {})
     model = build_network(config.model)
     load_report = fit_weights(model, weights, data.spec.classes) if weights and weights.state else None
     choose_execution(config, model)
     if config.compile and has_cuda(config.trainer.accelerator):  # a CPU augments only the images that are chosen
         data.transform.compile(dynamic=False)
     run = RunDirectory(Path(config.run_dir))
-    trainer = build_trainer(config, run, logger)
+    trainer = build_trainer(config, run, list(loggers.values()))
     return Experiment(config, run, data, build_classifier(config, model), trainer, weights, load_report)
 
 
@@ -205,7 +206,7 @@ def build_classifier(config: DictConfig, model: torch.nn.Module) -> ImageClassif
     )
 
 
-def build_trainer(config: DictConfig, run: RunDirectory, logger: Any) -> pl.Trainer:
+def build_trainer(config: DictConfig, run: RunDirectory, loggers: list[Any]) -> pl.Trainer:
     """The trainer, with the config's callbacks and those that end the run and write its directory."""
     callbacks = [build_node(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node is not None]
     if not config.trainer.enable_progress_bar:
@@ -232,7 +233,7 @@ def build_trainer(config: DictConfig, run: RunDirectory, logger: Any) -> pl.Trai
         max_time=None,  # TimeLimit ends the run
         max_steps=-1,  # FinalValidation ends it: with max_steps Lightning resumes the end of an epoch as its middle
         limit_val_batches=config.trainer.limit_val_batches if validates else 0,
-        logger=logger or False,
+        logger=loggers or False,
         enable_progress_bar=shows_progress,
         plugins=[WholeCheckpointIO(), *cluster()],
         default_root_dir=str(run.path),

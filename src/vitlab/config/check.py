@@ -12,7 +12,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from vitlab.config.cross_field_checks import cross_field_mistakes
-from vitlab.config.instantiate import keep_accepted_model_keys, shipped_nodes, target_nodes, weight_keys
+from vitlab.config.instantiate import (
+    COLLECTIONS,
+    fill_collections,
+    keep_accepted_model_keys,
+    shipped_nodes,
+    target_nodes,
+    weight_keys,
+)
 from vitlab.config.ranges import OPTIONAL, parameter_range
 from vitlab.config.ranges import SETTINGS as RANGES
 from vitlab.config.signatures import read_signature
@@ -24,7 +31,6 @@ SETTINGS = tuple(dict.fromkeys(path.partition(".")[0] for path in RANGES if path
 FILLING = ("experiment", "sweep", "debug")  # groups whose files set values of the others
 PLAIN = ("checkpoint", "scheduler")  # nodes without a _target_, which vitlab reads itself
 TARGETS = ("model", "data", "optimizer", "finetune", "scheduler.schedule", "trainer")  # every run builds these
-COLLECTIONS = ("augment", "callbacks")  # of targets, each under a name that the user chooses
 # Arguments that vitlab passes to the targets itself.
 PASSED = {
     "data": {"augmentations", "seed"},
@@ -59,6 +65,7 @@ def find_mistakes(config: DictConfig, overrides: Sequence[str], *, imports: bool
         imports: False for a config that is not trusted yet: nothing that it names is imported.
     """
     config = copy.deepcopy(config)
+    fill_collections(config)
     with suppress(UserError, OmegaConfBaseException):  # a missing or unknown target is reported below
         keep_accepted_model_keys(config, overrides)
     return _Check(config, imports).mistakes()
@@ -149,6 +156,11 @@ class _Check:
                 self._add(path, NO_TARGET)
         for group in COLLECTIONS:
             nodes = self.values.get(group) or {}
+            if not isinstance(nodes, dict):
+                self._add(group, f" must hold entries by name: {group}.<name>._target_=...", f"{group}={_show(nodes)}")
+                continue
+            if group == "logger" and "_target_" in nodes:  # one alone needs no name
+                continue
             with_target = {name for name, node in nodes.items() if isinstance(node, dict) and "_target_" in node}
             for name, node in nodes.items():
                 if isinstance(node, dict) and name not in with_target:

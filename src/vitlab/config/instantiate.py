@@ -14,6 +14,8 @@ from vitlab.config.signatures import read_signature
 from vitlab.errors import UserError
 from vitlab.files import CONF
 
+COLLECTIONS = ("augment", "callbacks", "logger")  # groups of targets, each under a name that the user chooses
+
 
 def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
     """Instantiate a node of the user's own config, with further arguments.
@@ -88,6 +90,13 @@ def target_nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any
 def targets(config: Any) -> Iterator[str]:
     """All targets that a config, as plain data, names."""
     return (str(node["_target_"]) for _, node in target_nodes(config) if node["_target_"] is not None)
+
+
+def fill_collections(config: DictConfig) -> None:
+    """Let the `COLLECTIONS` that a config lacks, as `~logger` leaves it, be empty, in place."""
+    with open_dict(config):
+        for group in COLLECTIONS:
+            config[group] = config.get(group) or {}
 
 
 def keep_accepted_model_keys(config: DictConfig, overrides: Sequence[str]) -> None:

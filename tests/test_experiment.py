@@ -327,7 +327,9 @@ def test_a_run_has_any_number_of_loggers(logger: str, in_process: Command, tmp_p
 def test_loggers_by_name_in_a_file_of_one_s_own_are_resumed(in_process: Command, tmp_path: Path) -> None:
     (tmp_path / "conf" / "logger").mkdir(parents=True)
     csv_logger = "_target_: pytorch_lightning.loggers.CSVLogger\n  save_dir: ${run_dir}\n  name: ''\n  version:"
-    (tmp_path / "conf" / "logger" / "mine.yaml").write_text(f"one:\n  {csv_logger} first\ntwo:\n  {csv_logger} second\n")
+    (tmp_path / "conf" / "logger" / "mine.yaml").write_text(
+        f"one:\n  {csv_logger} first\ntwo:\n  {csv_logger} second\n"
+    )
     quick = [*SMALL_RUN, "preflight=off", "trainer.max_epochs=1", "callbacks.vit_figures=null", "hydra.run.dir=run"]
     assert in_process("train.py", "--config-dir=conf", *quick, "logger=[mine,tensorboard]").returncode == 0
     result = in_process("train.py", "resume=run", "trainer.max_epochs=2", "logger.two=null")

@@ -18,10 +18,10 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 
-from vitlab.callbacks import BestCheckpoint, FinalValidation, LastCheckpoint, MetricsCSV, TimeLimit
+from vitlab.callbacks import BestCheckpoint, FinalValidation, LastCheckpoint, MetricsCSV, RunProgressBar, TimeLimit
 from vitlab.classifier import ImageClassifier
 from vitlab.compat import keep_freed_memory, silence_libraries, skip_signal_broadcast, translate_lightning_exits
 from vitlab.config.compose import typed_overrides
@@ -208,10 +208,14 @@ def build_classifier(config: DictConfig, model: torch.nn.Module) -> ImageClassif
 
 def build_trainer(config: DictConfig, run: RunDirectory, loggers: list[Any]) -> pl.Trainer:
     """The trainer, with the config's callbacks and those that end the run and write its directory."""
-    callbacks = [build_node(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node is not None]
-    if not config.trainer.enable_progress_bar:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
-    shows_progress = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    named = {name: build_node(n, f"callbacks.{name}") for name, n in config.callbacks.items() if n is not None}
+    for name, callback in named.items():
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # else it would follow the logger
+            callback.dirpath = str(run.checkpoints / str(name))
+    bars = [callback for callback in named.values() if isinstance(callback, ProgressBar)]
+    own_bars = [bar for bar in bars if not isinstance(bar, RunProgressBar)]  # replace vitlab's: Lightning takes one
+    shown = (own_bars or bars) if config.trainer.enable_progress_bar else []
+    callbacks = [callback for callback in named.values() if callback in shown or callback not in bars]
     validates = config.data.val_size > 0 and config.trainer.limit_val_batches != 0
 
     # In this order: what ends the run, what then validates its last state, and what saves that.
@@ -234,7 +238,7 @@ def build_trainer(config: DictConfig, run: RunDirectory, loggers: list[Any]) -> 
         max_steps=-1,  # FinalValidation ends it: with max_steps Lightning resumes the end of an epoch as its middle
         limit_val_batches=config.trainer.limit_val_batches if validates else 0,
         logger=loggers or False,
-        enable_progress_bar=shows_progress,
+        enable_progress_bar=bool(shown),
         plugins=[WholeCheckpointIO(), *cluster()],
         default_root_dir=str(run.path),
     )

@@ -40,6 +40,22 @@ PASSED = {
 }
 SET_LATER = ("scheduler.schedule.total_steps", "scheduler.schedule.progress")  # null until the run is built
 EXTRAS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # packages that an extra of the same name installs
+# Callbacks of Lightning that break what vitlab promises, the reason, and what to use instead.
+REFUSED_CALLBACKS = {
+    "BackboneFinetuning": "it unfreezes behind the optimizer: take finetune=freeze_first or finetune=layer_decay",
+    "BaseFinetuning": "it freezes nothing by itself: take finetune=freeze_first or finetune=head_only",
+    "BasePredictionWriter": "a training predicts nothing: predict.py writes the predictions of a run",
+    "BatchSizeFinder": "the batch size belongs to the config: set data.batch_size; preflight=only shows the memory",
+    "EMAWeightAveraging": "Lightning would test the raw weights: take callbacks=ema",
+    "GradientAccumulationScheduler": "the run must know its number of steps: set trainer.accumulate_grad_batches",
+    "LearningRateFinder": "the learning rate belongs to the config: set optimizer.lr, or search it with sweep=lr_wd",
+    "ModelPruning": "its masks are lost on resume: prune the trained model with torch.nn.utils.prune",
+    "OnExceptionCheckpoint": "vitlab saves last.ckpt itself: see checkpoint.every_minutes, and resume=<run>",
+    "SpikeDetection": "its state can't be resumed: take callbacks.nan.action=skip and trainer.gradient_clip_val",
+    "StochasticWeightAveraging": "its average comes after the last checkpoint and is lost: take callbacks=ema",
+    "ThroughputMonitor": "callbacks.throughput measures images per second, memory and MFU",
+    "WeightAveraging": "Lightning would test the raw weights: take callbacks=ema",
+}
 NO_TARGET = " has no _target_, the class or function to build"
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
@@ -102,7 +118,7 @@ class _Check:
 
     def _resolve(self, node: DictConfig, path: str) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for key in map(str, node):
+        for key in node:
             inner = _join(path, key)
             if OmegaConf.is_missing(node, key):
                 self.missing.add(inner)
@@ -173,9 +189,17 @@ class _Check:
         if not isinstance(target, str) or "." not in target:
             self._add(f"{path}._target_", " is no importable name (package.Class)", f"{path}._target_={target}")
             return
+        owner, _, name = target.rpartition(".")
+        if name in REFUSED_CALLBACKS and owner.startswith("pytorch_lightning.callbacks"):
+            self._add(path, f": {name} can't be used: {REFUSED_CALLBACKS[name]}")
+            return
         package = EXTRAS.get(target.rpartition(".")[2])
         if package and find_spec(package) is None:
             self._add(f"{path}._target_", f" needs the package {package}: pip install -e '.[{package}]'", path)
+        if target.startswith("lightning.pytorch."):  # another package, whose classes vitlab's Trainer refuses
+            rest = f": write {target.replace('lightning.pytorch', 'pytorch_lightning', 1)}"
+            self._add(f"{path}._target_", rest, f"{path}._target_={target}")
+            return
         try:
             signature = read_signature(target, path, imports=self.imports)
         except UserError as error:

@@ -342,6 +342,34 @@ def test_loggers_by_name_in_a_file_of_one_s_own_are_resumed(in_process: Command,
     assert list((tmp_path / "run").glob("csv_from_step_*/metrics.csv"))
 
 
+@pytest.mark.parametrize(
+    ("validations", "rates"),
+    [
+        # No improvement by a metric that does not change: a drop after the second validation.
+        (["trainer.check_val_every_n_epoch=2"], [1.0, 1.0, 1.0, 1.0, 0.1, 0.1]),
+        (["trainer.check_val_every_n_epoch=1"], [1.0, 1.0, 0.1, 0.01, 0.001, 0.0001]),
+        (["trainer.check_val_every_n_epoch=null", "trainer.val_check_interval=9"], [1.0] * 6),  # never
+    ],
+)
+def test_plateau_acts_after_each_validation(
+    validations: list[str], rates: list[float], in_process: Command, tmp_path: Path
+) -> None:
+    quick = [*SMALL_RUN, "data.train_images=80", "data.test_images=20", "data.batch_size=64", "preflight=off"]
+    plateau = ["scheduler=plateau", "scheduler.schedule.patience=0", "optimizer.lr=1e-12", "trainer.max_epochs=6"]
+    result = in_process("train.py", *quick, *plateau, *validations, "logger=none", "callbacks.vit_figures=null")
+    assert result.returncode == 0, result.stderr
+    rows = list(csv.DictReader((only_run(tmp_path) / "metrics.csv").open()))
+    assert [float(row["lr"]) for row in rows] == pytest.approx([1e-12 * rate for rate in rates], rel=1e-3)
+
+
+def test_a_metric_that_nobody_logs_is_told(in_process: Command) -> None:
+    other = ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/f1", "callbacks.early_stopping.mode=max"]
+    result = in_process("train.py", *SMALL_RUN, "preflight=off", "callbacks.vit_figures=null", *other)
+    assert result.returncode == 2
+    assert "val/f1" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
 def test_early_stopping_and_plateau_follow_the_validation(in_process: Command, tmp_path: Path) -> None:
     choices = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "scheduler=plateau"]
     result = in_process("train.py", *SMALL_RUN, *choices, "optimizer.lr=1e-9", "trainer.max_epochs=20")

@@ -66,6 +66,10 @@ def translate_lightning_exits(trainer: pl.Trainer) -> Iterator[None]:
         if "listen" not in str(error):
             raise
         raise UserError(f"port {os.environ.get('MASTER_PORT')} is taken: set another MASTER_PORT=...") from error
+    except RuntimeError as error:
+        if not str(error).startswith("Early stopping conditioned on metric"):  # that is not logged
+            raise
+        raise UserError(f"callbacks.early_stopping: {error}") from error
     except (MisconfigurationException, ModuleNotFoundError) as error:  # or a package that a callback needs
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     finally:

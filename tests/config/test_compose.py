@@ -98,6 +98,7 @@ def test_a_choice_composes_and_gives_objects(choice: str, tmp_path: Path) -> Non
 
 class FakeTrainer:
     estimated_stepping_batches = 1000
+    check_val_every_n_epoch = 1
 
 
 def test_the_notebook_s_fine_tuning_has_its_numbers(tmp_path: Path) -> None:

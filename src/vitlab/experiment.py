@@ -35,7 +35,7 @@ from vitlab.distributed.process import broadcast_from_rank0
 from vitlab.distributed.strategies import cluster
 from vitlab.errors import PeerError, TerminatedError, UserError
 from vitlab.files import write_json
-from vitlab.models.execution import choose_execution, has_cuda
+from vitlab.models.execution import check_logits, choose_execution, has_cuda
 from vitlab.preflight import CheckContext, run_preflight
 from vitlab.report.html import write_report
 from vitlab.report.tensorboard import finish_tensorboard, log_text, start_tensorboard
@@ -168,6 +168,7 @@ def build(config: DictConfig, weights: Weights | None = None, step: int | None =
     loggers = build_loggers(config.logger, step)
     config = add_data_spec(config, data.spec, logger_run_ids(loggers) if step is None else {})
     model = build_network(config.model)
+    check_logits(config, model)
     load_report = fit_weights(model, weights, data.spec.classes) if weights and weights.state else None
     choose_execution(config, model)
     if config.compile and has_cuda(config.trainer.accelerator):  # a CPU augments only the images that are chosen

@@ -17,7 +17,7 @@ from vitlab.config.instantiate import build, build_network
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import BatchTransform, ImageDataModule
 from vitlab.errors import UserError
-from vitlab.models.execution import choose_attention
+from vitlab.models.execution import check_logits, choose_attention
 from vitlab.report.terminal import print_choice
 from vitlab.runs.checkpoint import CONFIG_KEY, choose_weights, network_weights, read_checkpoint
 from vitlab.runs.directory import RunDirectory
@@ -105,6 +105,7 @@ def rebuild_network(
     """
     check_trusted(OmegaConf.to_container(config, resolve=True), trusted)
     network: nn.Module = build_network(config.model)
+    check_logits(config, network)
     try:
         network.load_state_dict(network_weights(checkpoint, which))
     except RuntimeError as error:

@@ -37,6 +37,8 @@ def weight_keys(node: Mapping[str, Any], *, imports: bool = True) -> set[str]:
     target = node["_target_"]
     if target == "vitlab.models.timm_model":
         return {"pretrained", "weights"}
+    if target.startswith("torchvision."):  # whose functions take the name of a download
+        return {"weights"}
     return {"weights"} - set(read_signature(target, "model", imports=imports).parameters)
 
 
@@ -103,7 +105,7 @@ def keep_accepted_model_keys(config: DictConfig, overrides: Sequence[str]) -> No
     """Drop the keys of `config.model` that a network given by `model._target_=...` does not take, in place.
 
     They belong to the network of the chosen group. A key given on the command line stays: if the network does not take
-    it, that is a mistake to report.
+    it, that is a mistake to report. `num_classes` stays for one that takes any keys (`**kwargs`), as torchvision's do.
 
     Raises:
         UserError: the target can't be imported.
@@ -113,7 +115,8 @@ def keep_accepted_model_keys(config: DictConfig, overrides: Sequence[str]) -> No
     if "_target_" in given:
         signature = read_signature(config.model["_target_"], "model")
         with open_dict(config):
-            for key in set(config.model) - {"_target_", "weights", *signature.parameters, *given}:
+            always = {"_target_", "weights", *(["num_classes"] if signature.is_open else [])}
+            for key in set(config.model) - {*always, *signature.parameters, *given}:
                 del config.model[key]
 
 

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 from config.test_compose import composed
-from conftest import SMALL_RUN, Command
+from conftest import SMALL_MODEL, SMALL_RUN, Command
 
 from vitlab.config.instantiate import build_network
 from vitlab.errors import UserError
 from vitlab.experiment import resolve
+from vitlab.loaded_model import rebuild_network
 from vitlab.models.execution import check_logits
 
 DEMO = ["experiment=demo", "data.num_classes=10"]
@@ -38,6 +39,9 @@ def test_logits_of_other_classes_are_refused(name: str, found: str, tmp_path: Pa
         check_logits(config, network)
     assert torch.equal(torch.get_rng_state(), state)
     assert [m.training for m in network.modules()] == modes
+    if found:
+        with pytest.raises(UserError, match=name):  # of a run that was trained before vitlab refused it
+            rebuild_network(config, {}, tmp_path, ["preflight."])
 
 
 def test_a_model_that_fails_is_left_to_preflight(tmp_path: Path) -> None:
@@ -53,7 +57,8 @@ def test_a_signature_with_any_keys_gets_the_number_of_classes(target: str, tmp_p
 
 
 def test_training_without_preflight_refuses_too(in_process: Command, tmp_path: Path) -> None:
-    result = in_process("train.py", *SMALL_RUN, "preflight=off", "model._target_=preflight.networks.ThousandClasses")
+    own = ["preflight=off", "model._target_=preflight.networks.ThousandClasses"]
+    result = in_process("train.py", *SMALL_RUN[: -len(SMALL_MODEL)], *own)
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.rglob("manifest.json"))

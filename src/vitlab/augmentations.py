@@ -57,7 +57,17 @@ def apply_each(images: Tensor, indices: Tensor) -> Iterator[Row]:
     import torch
     from torchvision.transforms import v2
 
-    from vitlab.data import Mixing, RandomCrop, RandomErasing, RandomHorizontalFlip
+    from vitlab.data import (
+        ColorJitter,
+        GaussianBlur,
+        Mixing,
+        RandomCrop,
+        RandomErasing,
+        RandomGrayscale,
+        RandomHorizontalFlip,
+        RandomResizedCrop,
+        RandomVerticalFlip,
+    )
     from vitlab.data.counter_rng import CounterRNG
     from vitlab.data.random_augment import BINS, OPERATIONS, SIGNED, apply, magnitudes
 
@@ -68,6 +78,14 @@ def apply_each(images: Tensor, indices: Tensor) -> Iterator[Row]:
     flip = RandomHorizontalFlip(0.5, alternating=True)
     epochs = [(f"epoch {epoch + 1}", flip(images, CounterRNG(0, epoch, indices), 1)) for epoch in range(3)]
     yield "RandomHorizontalFlip, alternating", epochs
+    yield "RandomVerticalFlip", [(f"p={p}", RandomVerticalFlip(p)(images, rng, 2)) for p in (0.0, 0.5, 1.0)]
+    crops = [(scale, RandomResizedCrop((scale, scale), (0.75, 1.333))) for scale in (0.8, 0.4, 0.1)]
+    yield "RandomResizedCrop", [(f"{scale:.0%} of the area", crop(images, rng, 3)) for scale, crop in crops]
+    jitters = [(x, ColorJitter(1.0, x, x, x, x / 4)) for x in (0.1, 0.4, 0.8)]
+    yield "ColorJitter", [(f"{x:.0%}, hue {x / 4:.1%}", jitter(images, rng, 4)) for x, jitter in jitters]
+    yield "RandomGrayscale", [(f"p={p}", RandomGrayscale(p)(images, rng, 5)) for p in (0.0, 0.5, 1.0)]
+    blurs = [(sigma, GaussianBlur(1.0, 7, (sigma, sigma))) for sigma in (0.5, 1.0, 2.0)]
+    yield "GaussianBlur", [(f"sigma {sigma:g} px", blur(images, rng, 6)) for sigma, blur in blurs]
     table = magnitudes(v2.TrivialAugmentWide, side, images.device)
     for operation, name in enumerate(OPERATIONS[1:], start=1):
         panels = []

@@ -209,6 +209,7 @@ def test_one_mistake_is_one_sentence(overrides: list[str], sentence: str) -> Non
         ["callbacks.progress=null", "augment.flip=null", "logger=none"],
         ["~callbacks", "~augment", "~logger"],
         ["logger=[tensorboard,csv]", "logger.csv=null"],
+        ["augment=[autoaugment,resized_crop,color_jitter]", "augment.color_jitter.hue=0.5"],
         ["logger=none", "+logger._target_=pytorch_lightning.loggers.CSVLogger", "+logger.save_dir=x"],
         ["+width=64", "model.embed_dim=${width}", "model.num_heads=2"],
         ["optimizer.betas=[0.9,0.95]", "data.val_size=0", "trainer.precision=bf16-mixed"],

@@ -3,23 +3,38 @@
 from vitlab.data.cifar10 import CIFAR10DataModule
 from vitlab.data.datamodule import Batch, DataSpec, ImageDataModule
 from vitlab.data.image_folder import ImageFolderDataModule
+from vitlab.data.photometric import ColorJitter, GaussianBlur, RandomGrayscale
 from vitlab.data.random_augment import AutoAugment, RandAugment, TrivialAugment
 from vitlab.data.synthetic import SyntheticDataModule
-from vitlab.data.transforms import BatchTransform, Mixing, RandomCrop, RandomErasing, RandomHorizontalFlip, main_class
+from vitlab.data.transforms import (
+    BatchTransform,
+    Mixing,
+    RandomCrop,
+    RandomErasing,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    RandomVerticalFlip,
+    main_class,
+)
 
 __all__ = [
     "AutoAugment",
     "Batch",
     "BatchTransform",
     "CIFAR10DataModule",
+    "ColorJitter",
     "DataSpec",
+    "GaussianBlur",
     "ImageDataModule",
     "ImageFolderDataModule",
     "Mixing",
     "RandAugment",
     "RandomCrop",
     "RandomErasing",
+    "RandomGrayscale",
     "RandomHorizontalFlip",
+    "RandomResizedCrop",
+    "RandomVerticalFlip",
     "SyntheticDataModule",
     "TrivialAugment",
     "main_class",

@@ -8,12 +8,13 @@ import torch
 from lightning_fabric.utilities import move_data_to_device
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitlab.compat import is_compiled
 from vitlab.data.arrays import Dataset, ImageArrays, stratified_split
 from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.loader import ResidentLoader, StoredBatch
+from vitlab.data.per_image import as_batch_transform
 from vitlab.data.transforms import BatchTransform, Mixing
 from vitlab.errors import UserError
 
@@ -55,7 +56,8 @@ class ImageDataModule(LightningDataModule):
         num_classes, classes: Number and names of the classes. If they or `stored_size` are None, the data decides.
         mean, std: Per channel, on the scale [0, 1]; None measures them on the training images.
         interpolation: Of the resize from `stored_size` to `image_size`: "bilinear" or "bicubic".
-        augmentations: Modules called as `(images, rng, op_index)` on training batches, and at most one `Mixing`.
+        augmentations: Modules called as `(images, rng, op_index)` on training batches, transforms of single images,
+            such as torchvision's, and at most one `Mixing`.
         val_size: Validation images drawn from the training images, stratified: a number, a fraction below 1, or 0.
         split_seed: The validation split depends only on this.
         max_train_images: Train on this many images only, chosen stratified; None means all.
@@ -75,7 +77,7 @@ class ImageDataModule(LightningDataModule):
         mean: Sequence[float] | None,
         std: Sequence[float] | None,
         interpolation: str,
-        augmentations: Sequence[nn.Module],
+        augmentations: Sequence[Any],
         val_size: float,
         split_seed: int,
         max_train_images: int | None,
@@ -92,7 +94,7 @@ class ImageDataModule(LightningDataModule):
         self.mean = mean
         self.std = std
         self.interpolation = interpolation
-        self.augmentations = [module for module in augmentations if not isinstance(module, Mixing)]
+        self.augmentations = [as_batch_transform(a) for a in augmentations if not isinstance(a, Mixing)]
         self.mixing = next((m for m in augmentations if isinstance(m, Mixing) and m.p), None)
         self.val_size = val_size
         self.split_seed = split_seed

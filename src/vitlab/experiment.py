@@ -89,7 +89,7 @@ def train(
     begin_run(experiment, compare_with)
     with experiment.run.locked(), record_final_status(experiment):
         # Preflight: check a copy of the model on the first batch. preflight=only ends here.
-        check_before_training(experiment)
+        check_before_training(experiment, started)
         if config.preflight == "only":
             experiment.run.end("checked")
             return {}
@@ -294,8 +294,9 @@ def record_final_status(experiment: Experiment) -> Iterator[None]:
 # Check, fit, test
 
 
-def check_before_training(experiment: Experiment) -> None:
-    """Runs the preflight checks on rank 0, prints them, and writes `preflight.json`; UserError if one failed."""
+def check_before_training(experiment: Experiment, started: float) -> None:
+    """Runs the preflight checks on rank 0, prints them, and writes `preflight.json`; UserError if one failed. The run
+    began at the `time.perf_counter()` of `started`."""
     trainer, weights, report = experiment.trainer, experiment.weights, experiment.load_report
     mode = experiment.config.preflight or "off"  # YAML reads an unquoted off as false
     if mode == "off" or not trainer.is_global_zero:
@@ -308,6 +309,7 @@ def check_before_training(experiment: Experiment) -> None:
         head_is_loaded=report is not None and not report.new_head,
         positions=experiment.config.model.get("pos_embed") != "none",
         batch=experiment.data.first_batch(trainer.strategy.root_device),
+        started=started,
     )
     preflight = run_preflight(context)
     write_json(experiment.run.path / "preflight.json", preflight.as_data())

@@ -121,6 +121,9 @@ def resolve(config: DictConfig, weights: Weights | None = None, overrides: Seque
     fill_collections(resolved)
     keep_accepted_model_keys(resolved, overrides)
     resolve_machine(resolved)
+    for key in ("root", "cache_dir"):  # the run is also used from other folders
+        if resolved.data.get(key):
+            resolved.data[key] = str(Path(resolved.data[key]).expanduser().absolute())
     for key, value in (weights.input if weights else {}).items():
         chosen = resolved.data[key]
         if chosen is None:

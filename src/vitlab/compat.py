@@ -29,6 +29,7 @@ HARMLESS_WARNINGS = (
     r".*`lr_scheduler\.step\(\)` before `optimizer\.step\(\)`",  # Lightning's order of calls in float16
     r"`training_step` returned `None`",  # callbacks.nan.action=skip does so, and counts these steps
     r"Checkpoint directory .* exists and is not empty",
+    r"(GPU|MPS) available but not used",  # trainer=cpu asks for that
     r"Detected pickle protocol",  # of a file that is then refused or read
 )
 

@@ -8,7 +8,7 @@ from preflight.test_preflight import TINY, subject_of
 
 from vitlab.callbacks import EMA, BestCheckpoint, LastCheckpoint
 from vitlab.preflight import CheckContext
-from vitlab.preflight.cost_checks import describe_duration
+from vitlab.preflight.cost_checks import SAVED_PER_SECOND, describe_duration
 
 TRAIN, EVALUATE, FETCH = 3.0, 1.0, 0.5  # seconds per image
 STEPS = 45 * 32 * (TRAIN + FETCH)  # of an epoch of 1,440 images
@@ -43,7 +43,7 @@ def saving(context: CheckContext) -> None:
 def test_a_run_s_time_is_that_of_its_parts(
     overrides: list[str], change: object, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitlab.preflight.cost_checks._save_seconds", lambda _: 1000.0)
+    monkeypatch.setattr("vitlab.preflight.cost_checks._checkpoint_bytes", lambda _: 1000 * SAVED_PER_SECOND)
     subject = subject_of(tmp_path, "trainer.max_epochs=10", *TINY, *overrides)
     if change is not None:
         change(subject)  # type: ignore[operator]

@@ -118,14 +118,15 @@ class _Check:
 
     def _resolve(self, node: DictConfig, path: str) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for key in node:
+        keys: list[Any] = list(node)  # text, or numbers
+        for key in keys:
             inner = _join(path, key)
             if OmegaConf.is_missing(node, key):
                 self.missing.add(inner)
                 self._add(inner, f" must be given: add {inner}=...")
                 continue
             if OmegaConf.is_interpolation(node, key):
-                self.derived[inner] = str(OmegaConf.to_container(node, resolve=False)[key])  # type: ignore[call-overload,index]
+                self.derived[inner] = str(OmegaConf.to_container(node, resolve=False)[key])  # type: ignore[index]
             try:
                 value = node[key]
             except InterpolationToMissingValueError:  # the missing value is reported at its own path

@@ -1,8 +1,6 @@
 """Estimates of what the run will cost: compute, time, memory and disk."""
 
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +18,7 @@ from vitlab.runs.console import format_duration
 TIMED_SECONDS = 0.5  # about the longest step to time on a CPU
 # Measured on a core of an AMD EPYC: callbacks, logging and Lightning per batch; figures and report of a run.
 BATCH_SECONDS, FIGURE_SECONDS, END_SECONDS = 0.004, 2.0, 0.3
-SAVED = (BestCheckpoint, LastCheckpoint)
-SAMPLE_BYTES = 2**25  # to write, for the time of a checkpoint
+SAVED, SAVED_PER_SECOND = (BestCheckpoint, LastCheckpoint), 3e8  # bytes of a checkpoint, on a plain disk
 KEPT_FILES = 3  # best.ckpt, last.ckpt, and one of them while it is rewritten
 
 
@@ -50,14 +47,17 @@ def speed(context: CheckContext) -> CheckResult:
         context.logits(trial.classifier.network.eval(), context.plain_images(count))
         trial.classifier.network.train()
 
-    def seconds_per_image(action: Callable[[], object], number: int, of: int) -> float:
-        action()  # the first of a size is slower
+    def run(action: Callable[[], object], number: int) -> float:
         started = time.perf_counter()
         for _ in range(number):
             action()
         if on_gpu:
             torch.cuda.synchronize(context.device)
-        return (time.perf_counter() - started) / (number * of * world_size)
+        return time.perf_counter() - started
+
+    def seconds_per_image(action: Callable[[], object], number: int, of: int) -> float:
+        run(action, 1)  # the first of a size is slower
+        return run(action, number) / (number * of * world_size)
 
     reset_peak_memory(context.device)
     times = {
@@ -84,7 +84,7 @@ def describe_duration(context: CheckContext, train: float, evaluate: float, fetc
     )
     saved = sum(1 / c.every_n_epochs if isinstance(c, LastCheckpoint) else 1 for c in callbacks if isinstance(c, SAVED))
     per_batch = data.batch_size * (train + fetch) + BATCH_SECONDS
-    epoch = batches * per_batch + validations * val + saved * _save_seconds(context)
+    epoch = batches * per_batch + validations * val + saved * _checkpoint_bytes(context) / SAVED_PER_SECOND
     # Before and after training.
     draws = any(isinstance(c, Figures) and c.level != "off" for c in callbacks)
     around = time.perf_counter() - context.started + test + END_SECONDS + FIGURE_SECONDS * draws
@@ -109,18 +109,6 @@ def describe_duration(context: CheckContext, train: float, evaluate: float, fetc
     return (
         f"{figure}: about {duration} in all, for {total:,} batches of {data.batch_size}, validation, test and figures"
     )
-
-
-def _save_seconds(context: CheckContext) -> float:
-    """The time to write a checkpoint, by that of its first part."""
-    size = _checkpoint_bytes(context)
-    part = min(size, SAMPLE_BYTES)
-    started = time.perf_counter()
-    with tempfile.TemporaryFile(dir=context.trainer.default_root_dir) as file:
-        file.write(bytes(part))
-        file.flush()
-        os.fsync(file.fileno())
-    return (time.perf_counter() - started) * size / part
 
 
 def _limited(count: int, limit: int | float, size: int = 1) -> int:

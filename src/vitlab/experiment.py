@@ -121,9 +121,6 @@ def resolve(config: DictConfig, weights: Weights | None = None, overrides: Seque
     fill_collections(resolved)
     keep_accepted_model_keys(resolved, overrides)
     resolve_machine(resolved)
-    for key in ("root", "cache_dir"):  # the run is also used from other folders
-        if resolved.data.get(key):
-            resolved.data[key] = str(Path(resolved.data[key]).expanduser().absolute())
     for key, value in (weights.input if weights else {}).items():
         chosen = resolved.data[key]
         if chosen is None:
@@ -144,6 +141,9 @@ def add_data_spec(config: DictConfig, spec: DataSpec, logger: Mapping[str, Any])
     `logger` group, in a read-only copy without interpolations: what `config.yaml` and checkpoints hold."""
     complete = _editable_copy(config)
     complete.merge_with({"data": spec.as_config(), **({"logger": dict(logger)} if logger else {})})
+    for key in ("root", "cache_dir"):  # the run is also used from other folders
+        if complete.data.get(key):
+            complete.data[key] = str(Path(complete.data[key]).expanduser().absolute())
     complete = OmegaConf.create(as_plain_data(complete))
     OmegaConf.set_readonly(complete, True)
     return complete

@@ -1,4 +1,4 @@
-"""Bring the ViTs of Google, Hugging Face and torchvision to the names and shapes of timm's."""
+"""Rename the weights of Google's, Hugging Face's and torchvision's ViTs."""
 
 import re
 from collections.abc import Mapping

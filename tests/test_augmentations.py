@@ -30,7 +30,8 @@ def test_every_operation_has_a_row_of_rising_strength() -> None:
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     rows = dict(apply_each(images, torch.arange(3)))
     flips = ["RandomHorizontalFlip", "RandomHorizontalFlip, alternating"]
-    assert list(rows) == ["RandomCrop", *flips, *OPERATIONS[1:], "RandomErasing", "mixup", "CutMix"]
+    batched = ["RandomVerticalFlip", "RandomResizedCrop", "ColorJitter", "RandomGrayscale", "GaussianBlur"]
+    assert list(rows) == ["RandomCrop", *flips, *batched, *OPERATIONS[1:], "RandomErasing", "mixup", "CutMix"]
     for name, panels in rows.items():
         changes = [(batch.float() - images.float()).abs().mean().item() for _, batch in panels]
         if name in ("AutoContrast", "Equalize", "Invert"):
@@ -41,7 +42,7 @@ def test_every_operation_has_a_row_of_rising_strength() -> None:
             assert max(changes) > 20
         elif name in (
             *("Brightness", "Color", "Contrast", "Sharpness", "Posterize", "Solarize"),
-            *("RandomErasing", "RandomHorizontalFlip"),
+            *("RandomErasing", "RandomHorizontalFlip", *batched),
         ):
             assert changes == sorted(changes)
             assert changes[2] > changes[0]

@@ -72,7 +72,7 @@ def test_overrides_change_the_config_of_the_run(run: Path, in_process: Command, 
     assert evaluated(run)["images"] == 50
     assert evaluated(run)["overrides"] == ["data.test_images=50", "trainer=cpu"]
     other = in_process("evaluate.py", "run=latest", "data=image_folder", f"data.root={image_root}")
-    assert other.returncode == 2  # three classes where the run knows ten: said, not guessed
+    assert other.returncode == 2  # classes that the run does not know: said, not guessed
     assert "data.num_classes=10, but the data has 3 classes" in other.stderr
 
 
@@ -155,7 +155,7 @@ def test_a_run_can_be_moved(run: Path, in_process: Command, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "run must be given: add run=..."),
+        ([], "which model? give run=<run directory>, run=latest, or checkpoint=<file>"),
         (["run=nowhere"], "run=nowhere does not exist"),
         (["run=latest", "splt=val"], "unknown key 'splt'. Did you mean 'split'?"),
         (

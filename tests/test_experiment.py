@@ -313,14 +313,61 @@ def test_debug_profile_reports_the_time_of_each_stage(in_process: Command, tmp_p
     assert "profile: too few steps" in too_few.stderr
 
 
-@pytest.mark.parametrize("logger", ["csv", "none"])
-def test_other_loggers(logger: str, in_process: Command, tmp_path: Path) -> None:
-    result = in_process("train.py", *SMALL_RUN, f"logger={logger}", "trainer.max_epochs=1")
+@pytest.mark.parametrize("logger", ["logger=csv", "logger=none", "logger=null", "~logger", "logger=[tensorboard,csv]"])
+def test_a_run_has_any_number_of_loggers(logger: str, in_process: Command, tmp_path: Path) -> None:
+    quick = [*SMALL_RUN, "preflight=off", "trainer.max_epochs=1", "callbacks.vit_figures=null"]
+    result = in_process("train.py", *quick, logger)
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path)
-    assert not (run / "tensorboard").exists()
-    assert (run / "csv" / "metrics.csv").exists() == (logger == "csv")
+    assert (run / "tensorboard").exists() == ("tensorboard" in logger)
+    assert (run / "csv" / "metrics.csv").exists() == ("csv" in logger)
     assert (run / "metrics.csv").exists()
+
+
+def test_loggers_by_name_in_a_file_of_one_s_own_are_resumed(in_process: Command, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "logger").mkdir(parents=True)
+    csv_logger = "_target_: pytorch_lightning.loggers.CSVLogger\n  save_dir: ${run_dir}\n  name: ''\n  version:"
+    (tmp_path / "conf" / "logger" / "mine.yaml").write_text(
+        f"one:\n  {csv_logger} first\ntwo:\n  {csv_logger} second\n"
+    )
+    quick = [*SMALL_RUN, "preflight=off", "trainer.max_epochs=1", "callbacks.vit_figures=null", "hydra.run.dir=run"]
+    assert in_process("train.py", "--config-dir=conf", *quick, "logger=[mine,tensorboard]").returncode == 0
+    result = in_process("train.py", "resume=run", "trainer.max_epochs=2", "logger.two=null")
+    assert result.returncode == 0, result.stderr
+    assert {file.parent.name for file in (tmp_path / "run").glob("*/metrics.csv")} >= {"first", "second"}
+    assert len(list((tmp_path / "run").glob("first_from_step_*/metrics.csv"))) == 1
+    assert not list((tmp_path / "run").glob("second_from_step_*"))
+    other = in_process("train.py", "resume=run", "trainer.max_epochs=3", "logger=[tensorboard,csv]")
+    assert other.returncode == 0, other.stderr
+    assert list((tmp_path / "run").glob("csv_from_step_*/metrics.csv"))
+
+
+@pytest.mark.parametrize(
+    ("validations", "rates"),
+    [
+        # No improvement by a metric that does not change: a drop after the second validation.
+        (["trainer.check_val_every_n_epoch=2"], [1.0, 1.0, 1.0, 1.0, 0.1, 0.1]),
+        (["trainer.check_val_every_n_epoch=1"], [1.0, 1.0, 0.1, 0.01, 0.001, 0.0001]),
+        (["trainer.check_val_every_n_epoch=null", "trainer.val_check_interval=9"], [1.0] * 6),  # never
+    ],
+)
+def test_plateau_acts_after_each_validation(
+    validations: list[str], rates: list[float], in_process: Command, tmp_path: Path
+) -> None:
+    quick = [*SMALL_RUN, "data.train_images=80", "data.test_images=20", "data.batch_size=64", "preflight=off"]
+    plateau = ["scheduler=plateau", "scheduler.schedule.patience=0", "optimizer.lr=1e-12", "trainer.max_epochs=6"]
+    result = in_process("train.py", *quick, *plateau, *validations, "logger=none", "callbacks.vit_figures=null")
+    assert result.returncode == 0, result.stderr
+    rows = list(csv.DictReader((only_run(tmp_path) / "metrics.csv").open()))
+    assert [float(row["lr"]) for row in rows] == pytest.approx([1e-12 * rate for rate in rates], rel=1e-3)
+
+
+def test_a_metric_that_nobody_logs_is_told(in_process: Command) -> None:
+    other = ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/f1", "callbacks.early_stopping.mode=max"]
+    result = in_process("train.py", *SMALL_RUN, "preflight=off", "callbacks.vit_figures=null", *other)
+    assert result.returncode == 2
+    assert "val/f1" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 def test_early_stopping_and_plateau_follow_the_validation(in_process: Command, tmp_path: Path) -> None:

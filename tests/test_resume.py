@@ -26,7 +26,7 @@ RUN = [
     *("model.dropout=0.1", "model.drop_path=0.1", "scheduler=cosine"),
 ]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])}
-TIMES = {"seconds", "images_per_second", "data_wait", "memory_gib"}
+TIMES = {"seconds", "images_per_second", "data_wait", "memory_gib", "time_elapsed"}
 
 
 def rows(run: Path) -> list[dict[str, str]]:

@@ -57,17 +57,25 @@ def apply_each(images: Tensor, indices: Tensor) -> Iterator[Row]:
     import torch
     from torchvision.transforms import v2
 
-    from vitlab.data import Mixing, RandomCrop, RandomErasing, RandomHorizontalFlip
+    from vitlab import data
     from vitlab.data.counter_rng import CounterRNG
     from vitlab.data.random_augment import BINS, OPERATIONS, SIGNED, apply, magnitudes
 
     side, rng = images.shape[-1], CounterRNG(0, 0, indices)
     paddings = [side // divisor for divisor in (16, 8, 4)]
-    yield "RandomCrop", [(f"padding {padding} px", RandomCrop(padding)(images, rng, 0)) for padding in paddings]
-    yield "RandomHorizontalFlip", [(f"p={p}", RandomHorizontalFlip(p)(images, rng, 1)) for p in (0.0, 0.5, 1.0)]
-    flip = RandomHorizontalFlip(0.5, alternating=True)
+    yield "RandomCrop", [(f"padding {padding} px", data.RandomCrop(padding)(images, rng, 0)) for padding in paddings]
+    yield "RandomHorizontalFlip", [(f"p={p}", data.RandomHorizontalFlip(p)(images, rng, 1)) for p in (0.0, 0.5, 1.0)]
+    flip = data.RandomHorizontalFlip(0.5, alternating=True)
     epochs = [(f"epoch {epoch + 1}", flip(images, CounterRNG(0, epoch, indices), 1)) for epoch in range(3)]
     yield "RandomHorizontalFlip, alternating", epochs
+    yield "RandomVerticalFlip", [(f"p={p}", data.RandomVerticalFlip(p)(images, rng, 2)) for p in (0.0, 0.5, 1.0)]
+    crops = [(scale, data.RandomResizedCrop((scale, scale), (0.75, 1.333))) for scale in (0.8, 0.4, 0.1)]
+    yield "RandomResizedCrop", [(f"{scale:.0%} of the area", crop(images, rng, 3)) for scale, crop in crops]
+    jitters = [(x, data.ColorJitter(1.0, x, x, x, x / 4)) for x in (0.1, 0.4, 0.8)]
+    yield "ColorJitter", [(f"{x:.0%}, hue {x / 4:.1%}", jitter(images, rng, 4)) for x, jitter in jitters]
+    yield "RandomGrayscale", [(f"p={p}", data.RandomGrayscale(p)(images, rng, 5)) for p in (0.0, 0.5, 1.0)]
+    blurs = [(sigma, data.GaussianBlur(1.0, 7, (sigma, sigma))) for sigma in (0.5, 1.0, 2.0)]
+    yield "GaussianBlur", [(f"sigma {sigma:g} px", blur(images, rng, 6)) for sigma, blur in blurs]
     table = magnitudes(v2.TrivialAugmentWide, side, images.device)
     for operation, name in enumerate(OPERATIONS[1:], start=1):
         panels = []
@@ -79,10 +87,10 @@ def apply_each(images: Tensor, indices: Tensor) -> Iterator[Row]:
                 caption = f"±{caption}"
             panels.append((caption, apply(images, torch.full_like(indices, operation), magnitude)))
         yield name, panels
-    boxes = [(area, RandomErasing(1.0, (area, area), (0.3, 3.33))) for area in (0.05, 0.2, 0.4)]
+    boxes = [(area, data.RandomErasing(1.0, (area, area), (0.3, 3.33))) for area in (0.05, 0.2, 0.4)]
     yield "RandomErasing", [(f"{area:.0%} of the area", erase(images, rng, 2)) for area, erase in boxes]
     for name, cutmix_share in (("mixup", 0.0), ("CutMix", 1.0)):
-        mixing = Mixing(p=1.0, mixup_alpha=1.0, cutmix_alpha=1.0, cutmix_share=cutmix_share, off_share=0)
+        mixing = data.Mixing(p=1.0, mixup_alpha=1.0, cutmix_alpha=1.0, cutmix_share=cutmix_share, off_share=0)
         yield name, [_mix(mixing, images, 0, 0, batch_number) for batch_number in (0, 3, 6)]
 
 

@@ -348,6 +348,9 @@ class ImageClassifier(pl.LightningModule):
         except ValueError as error:
             raise UserError(str(error)) from error
         wiring = {"scheduler": scheduler, "interval": self.interval, "monitor": self.monitor}
+        if str(self.monitor).startswith("val/"):  # act in the epochs that are validated
+            epochs = self.trainer.check_val_every_n_epoch  # None: whenever `val_check_interval` says
+            wiring |= {"frequency": epochs or 1, "strict": epochs is not None}
         return {"optimizer": optimizer, "lr_scheduler": wiring}  # type: ignore[return-value]
 
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config.check import FILLING, GROUPS
 from vitlab.config.compose import NOT_COMPOSED, compose_training, explain, read_command, refuse
+from vitlab.config.instantiate import COLLECTIONS
 from vitlab.distributed.process import check_start, die_with_parent, is_requeued, this_process
 from vitlab.errors import INTERRUPTED, TERMINATED, PeerError, TerminatedError, UserError
 from vitlab.files import CONF
@@ -72,6 +73,9 @@ def _train(main: Callable[[], Any]) -> None:
         from vitlab.sweeps.sweep import restore_arguments
 
         sys.argv[1:] = restore_arguments(arguments)
+    # Hydra refuses `logger=null` for a group, and takes a list of no choices.
+    no_entries = {f"{group}={word}": f"{group}=[]" for group in COLLECTIONS for word in ("null", "false")}
+    sys.argv[1:] = [no_entries.get(argument, argument) for argument in sys.argv[1:]]
     for argument in sys.argv[1:]:
         group, _, option = argument.partition("=")
         if group in (*GROUPS, *FILLING) and re.fullmatch(r"null|true|false|-?[\d.]+", option):  # Hydra fails at it

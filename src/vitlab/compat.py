@@ -29,6 +29,8 @@ HARMLESS_WARNINGS = (
     r".*`lr_scheduler\.step\(\)` before `optimizer\.step\(\)`",  # Lightning's order of calls in float16
     r"`training_step` returned `None`",  # callbacks.nan.action=skip does so, and counts these steps
     r"Checkpoint directory .* exists and is not empty",
+    r"(GPU|MPS) available but not used",  # trainer=cpu asks for that
+    r"Detected pickle protocol",  # of a file that is then refused or read
 )
 SMALL_BATCH = 16  # images
 
@@ -67,7 +69,11 @@ def translate_lightning_exits(trainer: pl.Trainer) -> Iterator[None]:
         if "listen" not in str(error):
             raise
         raise UserError(f"port {os.environ.get('MASTER_PORT')} is taken: set another MASTER_PORT=...") from error
-    except MisconfigurationException as error:
+    except RuntimeError as error:
+        if not str(error).startswith("Early stopping conditioned on metric"):  # that is not logged
+            raise
+        raise UserError(f"callbacks.early_stopping: {error}") from error
+    except (MisconfigurationException, ModuleNotFoundError) as error:  # or a package that a callback needs
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     finally:
         threading.excepthook = show

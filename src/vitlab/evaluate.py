@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import Override
@@ -11,13 +13,14 @@ from omegaconf import DictConfig
 
 from vitlab.cli import no_gc_imports, run
 from vitlab.config.compose import read_command
-from vitlab.errors import UserError
-from vitlab.files import set_aside, write_csv, write_json
+from vitlab.errors import UserError, list_some
+from vitlab.files import set_aside, shorten, write_csv, write_json
 from vitlab.metrics import VIEWS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitlab.data import ImageDataModule
     from vitlab.data.arrays import ImageArrays
     from vitlab.loaded_model import LoadedModel
 
@@ -27,8 +30,8 @@ def main() -> None:
 
 
 def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, Any]:
-    """Write `evaluation_<split>.json`, `predictions_<split>.csv` and `confusion_<split>.csv` into the run; earlier ones
-    are renamed.
+    """Write `evaluation_<split>.json`, `predictions_<split>.csv` and `confusion_<split>.csv` into the run, or without a
+    run into the working directory; earlier ones are renamed.
 
     `command` holds the values of `conf/evaluate.yaml`, `overrides` those of the run config. UserError if one is wrong.
     Returns the content of the JSON file: loss and accuracy by their metric names, and each class's recall, precision
@@ -51,10 +54,12 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
         from vitlab.runs.directory import shorten_values
 
     model = open_model(command, overrides)
-    assert model.run is not None  # conf/evaluate.yaml asks for it
-    data = model.load_data()
+    folder = model.run.path if model.run else Path()
+    if command.calibrate and model.run is None:
+        raise UserError("calibrate=true needs run=<run directory>, which keeps the temperature")
+    data = load_images(model, split, overrides)
     for needed in {split, "val"} if command.calibrate else {split}:
-        if not len(data.splits[needed]):
+        if not len(data.splits.get(needed, ())):
             other = "; split=val evaluates on the validation images" if needed == "test" else " (data.val_size=0)"
             raise UserError(f"split={split}: the run has no {needed} images{other}")
     results, logits, images = measure(model, data, split, command, overrides)
@@ -81,10 +86,11 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
             f"{split}/ece": calibration_error(logits, images.labels),
             f"{split}/ece_calibrated": calibration_error(logits / temperature, images.labels),
         }
+        assert model.run is not None
         write_calibration(model.run, metrics["calibration"], model.checkpoint, model.weights)
         print_calibration(metrics["calibration"], split)
     names = f"evaluation_{split}.json", f"predictions_{split}.csv", f"confusion_{split}.csv"
-    json_file, csv_file, matrix_file = files = [model.run.path / name for name in names]
+    json_file, csv_file, matrix_file = files = [folder / name for name in names]
     for old in files:
         set_aside(old)
     columns = ["image", "label", "prediction", "probability", "correct", *(f"p({name})" for name in model.classes)]
@@ -96,8 +102,60 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
     return metrics
 
 
+def load_images(model: LoadedModel, split: str, overrides: Sequence[Override]) -> ImageDataModule:
+    """The images to evaluate on, without augmentations, in memory.
+
+    If `data.root` is given and has `<split>/<class>/*` or `<class>/*`, with some of the run's classes, these are all
+    images in it. They are those of the run if they are its own, or its data has another layout.
+    """
+    config, given = model.config, {override.key_or_group for override in overrides}
+    root = config.data.get("root") if given & {"data", "data.root"} else None
+    places = [] if root is None else [Path(root).expanduser() / split, Path(root).expanduser()]
+    folder = next((place for place in places if _holds_classes(place, model.classes)), None)
+    if folder is None:
+        return model.load_data()
+    if folder == places[-1] and model.run:  # the run may have split it into train, val and test
+        with suppress(UserError):
+            data, known = model.load_data(), model.run.manifest().get("data", {})
+            if data.fingerprints()[split] == known.get(split):
+                return data
+    return model.with_images(**{split: _read_class_folders(folder, config)})
+
+
+def _holds_classes(folder: Path, classes: Sequence[str]) -> bool:
+    """Whether a folder has subfolders that are named after classes; UserError if others have other names."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    names = {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
+    if (known := names & set(classes)) and known != names:
+        unknown = list_some(sorted(names - known))
+        raise UserError(f"data.root: {folder} has folders that are none of the run's classes: {unknown}")
+    return bool(known)
+
+
+def _read_class_folders(folder: Path, config: DictConfig) -> ImageArrays:
+    """All images of `folder/<class>/*`; UserError if there are none, or one can't be read."""
+    import torch
+
+    from vitlab.data.arrays import ImageArrays
+    from vitlab.predict import check_all_read, find_images, read_batches
+    from vitlab.runs.console import show
+
+    labels: dict[Path, int] = {}
+    for label, name in enumerate(config.data.classes):
+        if (folder / name).is_dir():
+            labels |= dict.fromkeys(find_images(folder / name)[0], label)
+    failures: dict[str, str] = {}
+    batches = list(read_batches(list(labels), config.data, failures, config.data.eval_batch_size))
+    paths = [path for some, _ in batches for path in some]
+    check_all_read({} if config.data.get("skip_unreadable") else failures, len(paths), folder)
+    left_out = f"; left out, because they can't be read: {len(failures)}" if failures else ""
+    show(f"evaluating on all {len(paths):,} images of the class folders in {shorten(folder)}{left_out}")
+    names = [str(path.relative_to(folder)) for path in paths]
+    return ImageArrays.of(torch.cat([images for _, images in batches]), torch.tensor([labels[p] for p in paths]), names)
+
+
 def measure(
-    model: LoadedModel, data: Any, split: str, command: DictConfig, overrides: Sequence[Override]
+    model: LoadedModel, data: ImageDataModule, split: str, command: DictConfig, overrides: Sequence[Override]
 ) -> tuple[dict[str, float], Tensor, ImageArrays]:
     """Metrics by their names, logits float32 `[N, classes]`, and the images of a split in the same order."""
     from vitlab.callbacks import CollectLogits, RunProgressBar, ViewAveraging

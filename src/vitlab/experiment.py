@@ -19,15 +19,23 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, read_write
-from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 
-from vitlab.callbacks import BestCheckpoint, EpochCheckpoint, FinalValidation, LastCheckpoint, MetricsCSV, TimeLimit
+from vitlab.callbacks import (
+    BestCheckpoint,
+    EpochCheckpoint,
+    FinalValidation,
+    LastCheckpoint,
+    MetricsCSV,
+    RunProgressBar,
+    TimeLimit,
+)
 from vitlab.classifier import ImageClassifier
 from vitlab.compat import keep_freed_memory, silence_libraries, skip_signal_broadcast, translate_lightning_exits
 from vitlab.config.compose import typed_overrides
 from vitlab.config.instantiate import build as build_node
-from vitlab.config.instantiate import build_network, keep_accepted_model_keys
+from vitlab.config.instantiate import build_network, fill_collections, keep_accepted_model_keys
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import ImageDataModule
 from vitlab.distributed.failure_report import FailureReporter, fail_together
@@ -37,14 +45,14 @@ from vitlab.errors import PeerError, TerminatedError, UserError
 from vitlab.files import write_json, write_text
 from vitlab.losses import balanced_weights
 from vitlab.metrics import mode_of
-from vitlab.models.execution import choose_execution, has_cuda, pays_to_compile
+from vitlab.models.execution import check_logits, choose_execution, has_cuda, pays_to_compile
 from vitlab.preflight import CheckContext, run_preflight
 from vitlab.report.html import write_report
 from vitlab.report.tensorboard import finish_tensorboard, log_text, start_tensorboard
 from vitlab.report.terminal import print_header, print_interrupted, print_preflight, print_results, print_weights
 from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
 from vitlab.runs.directory import RunDirectory, shorten_values
-from vitlab.runs.loggers import logger_run_id, resume_kwargs
+from vitlab.runs.loggers import build_loggers, logger_run_ids
 from vitlab.runs.manifest import describe_origin, differences
 from vitlab.weights import LoadReport, Weights, fit_weights, weights_to_start_from
 
@@ -91,7 +99,7 @@ def train(
     begin_run(experiment, compare_with)
     with experiment.run.locked(), record_final_status(experiment):
         # Preflight: check a copy of the model on the first batch. preflight=only ends here.
-        check_before_training(experiment)
+        check_before_training(experiment, started)
         if config.preflight == "only":
             experiment.run.end("checked")
             return {}
@@ -120,6 +128,7 @@ def resolve(config: DictConfig, weights: Weights | None = None, overrides: Seque
     this machine can't train so, or nothing says how large the images are.
     """
     resolved = _editable_copy(config)
+    fill_collections(resolved)
     keep_accepted_model_keys(resolved, overrides)
     resolve_machine(resolved)
     for key, value in (weights.input if weights else {}).items():
@@ -143,6 +152,9 @@ def add_data_facts(config: DictConfig, data: ImageDataModule, logger: Mapping[st
     hold."""
     complete = _editable_copy(config)
     complete.merge_with({"data": data.spec.as_config(), **({"logger": dict(logger)} if logger else {})})
+    for key in ("root", "file", "cache_dir"):  # the run is also used from other folders
+        if complete.data.get(key):
+            complete.data[key] = str(Path(complete.data[key]).expanduser().absolute())
     if complete.loss.get("class_weights") == "balanced":
         complete.loss.class_weights = balanced_weights(data.splits["train"].labels, data.spec.num_classes)
     complete = OmegaConf.create(as_plain_data(complete))
@@ -169,9 +181,10 @@ def build(config: DictConfig, weights: Weights | None = None, step: int | None =
     """Loads the data of a resolved config, then builds model, classifier and trainer; `step` is that of a resumed run.
     UserError if the data can't be loaded, or a class refuses its arguments."""
     data = load_data(config)
-    logger = build_node(config.logger, "logger", **resume_kwargs(config.logger, step)) if config.logger else None
-    config = add_data_facts(config, data, logger_run_id(logger) if step is None else {})
+    loggers = build_loggers(config.logger, step)
+    config = add_data_facts(config, data, logger_run_ids(loggers) if step is None else {})
     model = build_network(config.model)
+    check_logits(config, model)
     load_report = fit_weights(model, weights, data.spec.classes) if weights and weights.state else None
     if config.compile == "auto":
         budget = min((clock.seconds for clock in time_limit(config)), default=math.inf)
@@ -181,7 +194,7 @@ def build(config: DictConfig, weights: Weights | None = None, step: int | None =
     if config.compile and has_cuda(config.trainer.accelerator):  # a CPU augments only the images that are chosen
         data.transform.compile(dynamic=False)
     run = RunDirectory(Path(config.run_dir))
-    trainer = build_trainer(config, run, logger)
+    trainer = build_trainer(config, run, list(loggers.values()))
     return Experiment(config, run, data, build_classifier(config, model), trainer, weights, load_report)
 
 
@@ -219,12 +232,16 @@ def build_classifier(config: DictConfig, model: torch.nn.Module) -> ImageClassif
     )
 
 
-def build_trainer(config: DictConfig, run: RunDirectory, logger: Any) -> pl.Trainer:
+def build_trainer(config: DictConfig, run: RunDirectory, loggers: list[Any]) -> pl.Trainer:
     """The trainer, with the config's callbacks and those that end the run and write its directory."""
-    callbacks = [build_node(node, f"callbacks.{name}") for name, node in config.callbacks.items() if node is not None]
-    if not config.trainer.enable_progress_bar:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
-    shows_progress = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    named = {name: build_node(n, f"callbacks.{name}") for name, n in config.callbacks.items() if n is not None}
+    for name, callback in named.items():
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # else it would follow the logger
+            callback.dirpath = str(run.checkpoints / str(name))
+    bars = [callback for callback in named.values() if isinstance(callback, ProgressBar)]
+    own_bars = [bar for bar in bars if not isinstance(bar, RunProgressBar)]  # replace vitlab's: Lightning takes one
+    shown = (own_bars or bars) if config.trainer.enable_progress_bar else []
+    callbacks = [callback for callback in named.values() if callback in shown or callback not in bars]
     validates = config.data.val_size > 0 and config.trainer.limit_val_batches != 0
 
     # In this order: what ends the run, what then validates its last state, and what saves that.
@@ -255,8 +272,8 @@ def build_trainer(config: DictConfig, run: RunDirectory, logger: Any) -> pl.Trai
         # Lightning validates without inference mode, and its sanity check changes neither random numbers nor metrics.
         inference_mode=config.trainer.inference_mode and not config.compile,
         num_sanity_val_steps=config.trainer.num_sanity_val_steps or int(bool(config.compile)),
-        logger=logger or False,
-        enable_progress_bar=shows_progress,
+        logger=loggers or False,
+        enable_progress_bar=bool(shown),
         plugins=[WholeCheckpointIO(), *cluster()],
         default_root_dir=str(run.path),
     )
@@ -324,8 +341,9 @@ def record_final_status(experiment: Experiment) -> Iterator[None]:
 # Check, fit, test
 
 
-def check_before_training(experiment: Experiment) -> None:
-    """Runs the preflight checks on rank 0, prints them, and writes `preflight.json`; UserError if one failed."""
+def check_before_training(experiment: Experiment, started: float) -> None:
+    """Runs the preflight checks on rank 0, prints them, and writes `preflight.json`; UserError if one failed. The run
+    began at the `time.perf_counter()` of `started`."""
     trainer, weights, report = experiment.trainer, experiment.weights, experiment.load_report
     mode = experiment.config.preflight or "off"  # YAML reads an unquoted off as false
     if mode == "off" or not trainer.is_global_zero:
@@ -338,6 +356,7 @@ def check_before_training(experiment: Experiment) -> None:
         head_is_loaded=report is not None and not report.new_head,
         positions=experiment.config.model.get("pos_embed") != "none",
         batch=experiment.data.first_batch(trainer.strategy.root_device),
+        started=started,
     )
     preflight = run_preflight(context)
     write_json(experiment.run.path / "preflight.json", preflight.as_data())

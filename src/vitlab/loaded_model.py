@@ -1,5 +1,6 @@
 """Open a run or a checkpoint: its model, ready for images."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,20 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from vitlab.compat import keep_freed_memory, silence_libraries
-from vitlab.config.compose import apply_overrides
+from vitlab.config.compose import apply_overrides, compose_training
 from vitlab.config.instantiate import build, build_network
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import BatchTransform, ImageDataModule
+from vitlab.data.arrays import ImageArrays
 from vitlab.errors import UserError
-from vitlab.models.execution import choose_attention, compile_network
+from vitlab.models.execution import check_logits, choose_attention, compile_network
 from vitlab.report.terminal import print_choice
-from vitlab.runs.checkpoint import CONFIG_KEY, choose_weights, network_weights, read_checkpoint
+from vitlab.runs.checkpoint import CONFIG_KEY, WEIGHTS_PREFIX, choose_weights, network_weights, read_checkpoint
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.trust import check_trusted
+from vitlab.weights.loading import read_file
+
+EXPORT = ("model.safetensors", "config.json")  # the files of a folder that vitlab.export wrote
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,15 @@ class LoadedModel:
 
     def load_data(self) -> ImageDataModule:
         """The run's data without augmentations, in memory."""
-        data: ImageDataModule = build(self.config.data, "data", augmentations=[], seed=self.config.seed)
+        data = self.with_images()
         data.prepare_data()
         data.setup()
+        return data
+
+    def with_images(self, **splits: ImageArrays) -> ImageDataModule:
+        """The run's data module, without augmentations, with other images."""
+        data: ImageDataModule = build(self.config.data, "data", augmentations=[], seed=self.config.seed)
+        data.splits, data.transform = splits, self.transform
         return data
 
 
@@ -70,7 +81,7 @@ def open_model(command: DictConfig, overrides: Sequence[Override]) -> LoadedMode
     silence_libraries()
     keep_freed_memory()
     file, run = _find_checkpoint(command)
-    checkpoint = read_checkpoint(file)
+    checkpoint = _read_export(file) if file.is_dir() and (file / EXPORT[0]).exists() else read_checkpoint(file)
     config = OmegaConf.create(checkpoint[CONFIG_KEY])
     apply_overrides(config, overrides, command)
     resolve_machine(config)
@@ -105,6 +116,7 @@ def rebuild_network(
     """
     check_trusted(OmegaConf.to_container(config, resolve=True), trusted)
     network: nn.Module = build_network(config.model)
+    check_logits(config, network)
     try:
         network.load_state_dict(network_weights(checkpoint, which))
     except RuntimeError as error:
@@ -115,9 +127,31 @@ def rebuild_network(
 
 
 def _find_checkpoint(command: DictConfig) -> tuple[Path, RunDirectory | None]:
+    named = Path(str(command.checkpoint if command.run is None else command.run))
+    folder = named.parent if named.name == EXPORT[0] else named
+    if all((folder / name).is_file() for name in EXPORT):
+        return folder, None
     if command.run is not None:
         run = RunDirectory.open(str(command.run), command.outputs)
         return run.checkpoint(str(command.checkpoint)), run
     if command.checkpoint in ("best", "last"):
         raise UserError("which model? give run=<run directory>, run=latest, or checkpoint=<file>")
-    return Path(str(command.checkpoint)), None
+    return named, None
+
+
+def _read_export(folder: Path) -> dict[str, Any]:
+    """A folder that vitlab.export wrote, or timm, as a checkpoint; its config does not know `data.root`."""
+    weights = read_file(folder / EXPORT[0])
+    about = json.loads((folder / EXPORT[1]).read_text(encoding="utf-8"))
+    if not weights.input:
+        raise UserError(f"{folder / EXPORT[1]} does not describe a model of timm's")
+    config = compose_training(["name=export", "run_dir=.", "data=image_folder", "model=vit_pretrained"])
+    OmegaConf.set_struct(config, False)
+    classes = weights.classes or [str(label) for label in range(about["num_classes"])]
+    stored_size = weights.input["image_size"]
+    config.data.merge_with(
+        {**weights.input, "stored_size": stored_size, "classes": classes, "num_classes": len(classes)}
+    )
+    config.model.merge_with({"name": about["architecture"], "kwargs": about.get("model_args"), "pretrained": False})
+    state = {f"{WEIGHTS_PREFIX}{name}": tensor for name, tensor in weights.state.items()}
+    return {CONFIG_KEY: OmegaConf.to_container(config, resolve=True), "state_dict": state}

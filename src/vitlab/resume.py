@@ -41,7 +41,7 @@ from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
 from vitlab.runs.console import log_to
 from vitlab.runs.directory import RunDirectory, rebase_paths
 from vitlab.runs.hparams import flatten
-from vitlab.runs.loggers import clear_logger_run_id
+from vitlab.runs.loggers import clear_logger_run_ids
 from vitlab.runs.manifest import describe_origin, differences
 from vitlab.runs.trust import check_paths, check_trusted
 
@@ -226,7 +226,7 @@ def reproduce(command: DictConfig, overrides: Sequence[Override]) -> dict[str, f
     base = Path(command.outputs) / config.name / time.strftime("%Y-%m-%d_%H-%M-%S")
     folder = Path(broadcast_from_rank0("folder", lambda: str(folder_for(base, "manifest.json", "run.log").resolve())))
     config = _rebased(config, folder)
-    config.logger = clear_logger_run_id(config.logger) if config.logger else None
+    config.logger = clear_logger_run_ids(config.logger or {})
     apply_overrides(config, overrides, command)
     _check_config(config, folder, command)
     log_to(folder)

@@ -8,7 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from vitlab.data import AutoAugment, RandAugment, RandomCrop, RandomErasing, RandomHorizontalFlip, TrivialAugment
+from vitlab.data import (
+    AutoAugment,
+    ColorJitter,
+    GaussianBlur,
+    RandAugment,
+    RandomCrop,
+    RandomErasing,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    RandomVerticalFlip,
+    TrivialAugment,
+)
 from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.transforms import BatchTransform
 
@@ -16,6 +28,8 @@ AUGMENTATIONS = {
     "basic": [RandomCrop(4), RandomHorizontalFlip(0.5)],
     "alternating": [RandomHorizontalFlip(0.5, alternating=True), TrivialAugment()],
     "randaugment": [RandAugment(2, 9)],
+    "colours": [RandomResizedCrop((0.1, 1.0), (0.75, 1.33)), ColorJitter(0.8, 0.4, 0.4, 0.4, 0.1)],
+    "blurred": [RandomVerticalFlip(0.5), RandomGrayscale(0.2), GaussianBlur(0.5, 3, (0.1, 2.0))],
     "strong": [AutoAugment(), RandomErasing(0.25, (0.02, 0.4), (0.3, 3.33))],
 }
 
@@ -26,7 +40,7 @@ def change_all(chosen: Tensor, change: Any, images: Tensor, argument: Any) -> Te
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_one_graph_serves_all_epochs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("transforms", "random_augment"):  # as on a GPU
+    for module in ("transforms", "random_augment", "photometric"):  # as on a GPU
         monkeypatch.setattr(f"vitlab.data.{module}.apply_where", change_all)
     augmentations: Sequence[nn.Module] = AUGMENTATIONS[name]
     transform = BatchTransform(augmentations, image_size=32, interpolation="bicubic", mean=[0.5] * 3, std=[0.25] * 3)

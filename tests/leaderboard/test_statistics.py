@@ -1,12 +1,22 @@
 """Test means, intervals and p-values against scipy and hand calculations."""
 
 from math import isnan, nan, sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from vitlab.leaderboard.ranking import ALPHA, Comparison, compare, describe_comparison, holm, summarise
+from vitlab.leaderboard.ranking import (
+    ALPHA,
+    Comparison,
+    compare,
+    describe_comparison,
+    holm,
+    summarise,
+    summarise_metric,
+)
+from vitlab.leaderboard.results import Result
 
 
 def test_interval_by_hand() -> None:
@@ -24,6 +34,26 @@ def test_interval_agrees_with_scipy() -> None:
         summary = summarise(list(values))
         expected = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
         assert (summary.low, summary.high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high"),
+    [
+        ("val/acc", 0, 1),
+        ("test/acc_ema", 0, 1),
+        ("val/loss", 0, None),
+        ("val/loss_ema", 0, None),
+        ("val/f1", None, None),
+    ],
+)
+@pytest.mark.parametrize("values", [(0.01, 0.14), (0.9, 0.99), (0.0, 1.0)])
+def test_an_interval_ends_where_the_metric_does(
+    metric: str, low: float | None, high: float | None, values: tuple[float, float]
+) -> None:
+    found = summarise_metric([Result(Path(), "finished", metrics={metric: value}) for value in values], metric)
+    theirs = stats.t.interval(0.95, 1, loc=np.mean(values), scale=stats.sem(values))
+    assert found.low == pytest.approx(theirs[0] if low is None else max(theirs[0], low))
+    assert found.high == pytest.approx(theirs[1] if high is None else min(theirs[1], high))
 
 
 def test_one_value_has_no_interval() -> None:

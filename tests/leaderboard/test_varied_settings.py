@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sweeps.runs import write_run
 
-from vitlab.leaderboard.ranking import experiment_of, short_names, varied_settings
+from vitlab.leaderboard.ranking import experiment_of, short_names, value_of, varied_settings
 from vitlab.leaderboard.results import Result, read_result
 
 
@@ -42,6 +42,12 @@ def test_one_and_true_are_not(tmp_path: Path) -> None:
 def test_a_group_choice_replaces_its_content(tmp_path: Path) -> None:
     found = runs(tmp_path, "model=vit_scratch", "model=vit_tiny", "model=vit_small")
     assert varied_settings(found) == ["model"]
+
+
+def test_several_choices_of_a_group_are_one_setting(tmp_path: Path) -> None:
+    found = runs(tmp_path, "augment=basic", "augment=[basic,blur]", "augment=[basic,blur,grayscale]")
+    assert varied_settings(found) == ["augment"]
+    assert value_of(found[1], "augment") == "[basic,blur]"
 
 
 def test_given_settings_of_a_chosen_group_are_shown(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from vitlab.config.instantiate import build
-from vitlab.runs.loggers import clear_logger_run_id, logger_run_id, resume_kwargs
+from vitlab.config.instantiate import map_texts
+from vitlab.runs.loggers import build_loggers, clear_logger_run_ids, logger_run_ids
 
 
 class WandbLogger:
@@ -20,18 +20,26 @@ class MLFlowLogger:
         self.run_id = run_id or "m7"
 
 
-@pytest.mark.parametrize(
-    ("logger", "name"),
-    [({"project": "p", "id": None}, "w7"), ({"experiment_name": "e", "run_id": None}, "m7")],
-)
-def test_a_run_is_resumed_under_the_id_that_its_logger_gave_it(logger: dict[str, Any], name: str) -> None:
-    key = list(logger)[-1]
-    target = f"{__name__}.{'WandbLogger' if key == 'id' else 'MLFlowLogger'}"
-    config = OmegaConf.create({"_target_": target, **logger})
-    assert logger_run_id(build(config, "logger")) == {key: name}
-    assert logger_run_id(None) == {}
+WANDB = {"_target_": f"{__name__}.WandbLogger", "project": "p", "id": None}
+MLFLOW = {"_target_": f"{__name__}.MLFlowLogger", "experiment_name": "e", "run_id": None}
 
-    kept = OmegaConf.create({**config, key: "another"})
-    again = build(kept, "logger", **resume_kwargs(kept, 7))
-    assert (again.experiment.id if key == "id" else again.run_id) == "another"
-    assert clear_logger_run_id(kept) == {**config, key: None}
+
+@pytest.mark.parametrize(
+    ("group", "ids"),
+    [
+        (WANDB, {"id": "w7"}),
+        (MLFLOW, {"run_id": "m7"}),
+        ({"w": WANDB, "m": MLFLOW, "off": None}, {"w": {"id": "w7"}, "m": {"run_id": "m7"}}),
+    ],
+)
+def test_a_run_is_resumed_under_the_ids_that_its_loggers_gave_it(group: dict[str, Any], ids: dict[str, Any]) -> None:
+    config = OmegaConf.create(group)
+    assert logger_run_ids(build_loggers(config, None)) == ids
+    others = map_texts(ids, str.upper)
+    kept = OmegaConf.merge(config, others)
+    assert logger_run_ids(build_loggers(kept, 7)) == others  # type: ignore[arg-type]
+    assert clear_logger_run_ids(kept) == config  # type: ignore[arg-type]
+
+
+def test_no_logger_has_no_id() -> None:
+    assert logger_run_ids(build_loggers(None, None)) == {}

@@ -30,10 +30,12 @@ class NaNGuard(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.resumed = state_dict["skipped_steps"]
 
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        self.module = pl_module
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.skips and trainer.world_size > 1:
             raise UserError("callbacks.nan.action=skip works on one device; use stop on several")
-        self.module = pl_module
         pl_module.skips_non_finite = self.skips
         pl_module.skipped_steps = self.resumed
         self.first = torch.full((), -1, device=pl_module.device)  # index of the epoch's first bad batch

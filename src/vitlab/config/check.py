@@ -12,7 +12,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from vitlab.config.cross_field_checks import cross_field_mistakes
-from vitlab.config.instantiate import keep_accepted_model_keys, shipped_nodes, target_nodes, weight_keys
+from vitlab.config.instantiate import (
+    COLLECTIONS,
+    fill_collections,
+    keep_accepted_model_keys,
+    shipped_nodes,
+    target_nodes,
+    weight_keys,
+)
 from vitlab.config.ranges import OPTIONAL, parameter_range
 from vitlab.config.ranges import SETTINGS as RANGES
 from vitlab.config.signatures import read_signature
@@ -24,7 +31,6 @@ SETTINGS = tuple(dict.fromkeys(path.partition(".")[0] for path in RANGES if path
 FILLING = ("experiment", "sweep", "debug")  # groups whose files set values of the others
 PLAIN = ("checkpoint", "scheduler")  # nodes without a _target_, which vitlab reads itself
 TARGETS = ("model", "data", "loss", "optimizer", "finetune", "scheduler.schedule", "trainer")  # every run builds these
-COLLECTIONS = ("augment", "callbacks")  # of targets, each under a name that the user chooses
 # Arguments that vitlab passes to the targets itself.
 PASSED = {
     "data": {"augmentations", "seed"},
@@ -34,6 +40,22 @@ PASSED = {
 }
 SET_LATER = ("scheduler.schedule.total_steps", "scheduler.schedule.progress")  # null until the run is built
 EXTRAS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # packages that an extra of the same name installs
+# Callbacks of Lightning that break what vitlab promises, the reason, and what to use instead.
+REFUSED_CALLBACKS = {
+    "BackboneFinetuning": "it unfreezes behind the optimizer: take finetune=freeze_first or finetune=layer_decay",
+    "BaseFinetuning": "it freezes nothing by itself: take finetune=freeze_first or finetune=head_only",
+    "BasePredictionWriter": "a training predicts nothing: predict.py writes the predictions of a run",
+    "BatchSizeFinder": "the batch size belongs to the config: set data.batch_size; preflight=only shows the memory",
+    "EMAWeightAveraging": "Lightning would test the raw weights: take callbacks=ema",
+    "GradientAccumulationScheduler": "the run must know its number of steps: set trainer.accumulate_grad_batches",
+    "LearningRateFinder": "the learning rate belongs to the config: set optimizer.lr, or search it with sweep=lr_wd",
+    "ModelPruning": "its masks are lost on resume: prune the trained model with torch.nn.utils.prune",
+    "OnExceptionCheckpoint": "vitlab saves last.ckpt itself: see checkpoint.every_minutes, and resume=<run>",
+    "SpikeDetection": "its state can't be resumed: take callbacks.nan.action=skip and trainer.gradient_clip_val",
+    "StochasticWeightAveraging": "its average comes after the last checkpoint and is lost: take callbacks=ema",
+    "ThroughputMonitor": "callbacks.throughput measures images per second, memory and MFU",
+    "WeightAveraging": "Lightning would test the raw weights: take callbacks=ema",
+}
 NO_TARGET = " has no _target_, the class or function to build"
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
@@ -59,6 +81,7 @@ def find_mistakes(config: DictConfig, overrides: Sequence[str], *, imports: bool
         imports: False for a config that is not trusted yet: nothing that it names is imported.
     """
     config = copy.deepcopy(config)
+    fill_collections(config)
     with suppress(UserError, OmegaConfBaseException):  # a missing or unknown target is reported below
         keep_accepted_model_keys(config, overrides)
     return _Check(config, imports).mistakes()
@@ -95,14 +118,15 @@ class _Check:
 
     def _resolve(self, node: DictConfig, path: str) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for key in map(str, node):
+        keys: list[Any] = list(node)  # text, or numbers
+        for key in keys:
             inner = _join(path, key)
             if OmegaConf.is_missing(node, key):
                 self.missing.add(inner)
                 self._add(inner, f" must be given: add {inner}=...")
                 continue
             if OmegaConf.is_interpolation(node, key):
-                self.derived[inner] = str(OmegaConf.to_container(node, resolve=False)[key])  # type: ignore[call-overload,index]
+                self.derived[inner] = str(OmegaConf.to_container(node, resolve=False)[key])  # type: ignore[index]
             try:
                 value = node[key]
             except InterpolationToMissingValueError:  # the missing value is reported at its own path
@@ -149,6 +173,11 @@ class _Check:
                 self._add(path, NO_TARGET)
         for group in COLLECTIONS:
             nodes = self.values.get(group) or {}
+            if not isinstance(nodes, dict):
+                self._add(group, f" must hold entries by name: {group}.<name>._target_=...", f"{group}={_show(nodes)}")
+                continue
+            if group == "logger" and "_target_" in nodes:  # one alone needs no name
+                continue
             with_target = {name for name, node in nodes.items() if isinstance(node, dict) and "_target_" in node}
             for name, node in nodes.items():
                 if isinstance(node, dict) and name not in with_target:
@@ -161,9 +190,17 @@ class _Check:
         if not isinstance(target, str) or "." not in target:
             self._add(f"{path}._target_", " is no importable name (package.Class)", f"{path}._target_={target}")
             return
+        owner, _, name = target.rpartition(".")
+        if name in REFUSED_CALLBACKS and owner.startswith("pytorch_lightning.callbacks"):
+            self._add(path, f": {name} can't be used: {REFUSED_CALLBACKS[name]}")
+            return
         package = EXTRAS.get(target.rpartition(".")[2])
         if package and find_spec(package) is None:
             self._add(f"{path}._target_", f" needs the package {package}: pip install -e '.[{package}]'", path)
+        if target.startswith("lightning.pytorch."):  # another package, whose classes vitlab's Trainer refuses
+            rest = f": write {target.replace('lightning.pytorch', 'pytorch_lightning', 1)}"
+            self._add(f"{path}._target_", rest, f"{path}._target_={target}")
+            return
         try:
             signature = read_signature(target, path, imports=self.imports)
         except UserError as error:

@@ -86,8 +86,8 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override], command: 
     OmegaConf.set_struct(config, True)
     for override in overrides:
         key, value = override.key_or_group, override.value()
-        if isinstance(value, str) and (CONF / key).is_dir():
-            _replace_group(config, key, value)
+        if isinstance(value, str | list) and (CONF / key).is_dir():
+            _replace_group(config, key, override.get_value_element_as_str())
         elif key.split(".")[0] not in config:
             raise UserError(f"unknown key '{key}'{did_you_mean(key, {*config.keys(), *command.keys()})}")
         else:

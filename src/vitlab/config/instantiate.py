@@ -14,6 +14,8 @@ from vitlab.config.signatures import read_signature
 from vitlab.errors import UserError
 from vitlab.files import CONF
 
+COLLECTIONS = ("augment", "callbacks", "logger")  # groups of targets, each under a name that the user chooses
+
 
 def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
     """Instantiate a node of the user's own config, with further arguments.
@@ -35,6 +37,8 @@ def weight_keys(node: Mapping[str, Any], *, imports: bool = True) -> set[str]:
     target = node["_target_"]
     if target == "vitlab.models.timm_model":
         return {"pretrained", "weights"}
+    if target.startswith("torchvision."):  # whose functions take the name of a download
+        return {"weights"}
     return {"weights"} - set(read_signature(target, "model", imports=imports).parameters)
 
 
@@ -90,11 +94,18 @@ def targets(config: Any) -> Iterator[str]:
     return (str(node["_target_"]) for _, node in target_nodes(config) if node["_target_"] is not None)
 
 
+def fill_collections(config: DictConfig) -> None:
+    """Let the `COLLECTIONS` that a config lacks, as `~logger` leaves it, be empty, in place."""
+    with open_dict(config):
+        for group in COLLECTIONS:
+            config[group] = config.get(group) or {}
+
+
 def keep_accepted_model_keys(config: DictConfig, overrides: Sequence[str]) -> None:
     """Drop the keys of `config.model` that a network given by `model._target_=...` does not take, in place.
 
     They belong to the network of the chosen group. A key given on the command line stays: if the network does not take
-    it, that is a mistake to report.
+    it, that is a mistake to report. `num_classes` stays for one that takes any keys (`**kwargs`), as torchvision's do.
 
     Raises:
         UserError: the target can't be imported.
@@ -104,7 +115,8 @@ def keep_accepted_model_keys(config: DictConfig, overrides: Sequence[str]) -> No
     if "_target_" in given:
         signature = read_signature(config.model["_target_"], "model")
         with open_dict(config):
-            for key in set(config.model) - {"_target_", "weights", *signature.parameters, *given}:
+            always = {"_target_", "weights", *(["num_classes"] if signature.is_open else [])}
+            for key in set(config.model) - {*always, *signature.parameters, *given}:
                 del config.model[key]
 
 

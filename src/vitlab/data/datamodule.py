@@ -8,12 +8,13 @@ import torch
 from lightning_fabric.utilities import move_data_to_device
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitlab.compat import is_compiled
 from vitlab.data.arrays import Dataset, ImageArrays, stratified_folds, stratified_split
 from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.loader import ResidentLoader, StoredBatch
+from vitlab.data.per_image import as_batch_transform
 from vitlab.data.transforms import BatchTransform, Mixing
 from vitlab.errors import UserError, list_some, nearest
 from vitlab.runs.console import show
@@ -57,7 +58,8 @@ class ImageDataModule(LightningDataModule):
             order. If they or `stored_size` are None, the data decides.
         mean, std: Per channel, on the scale [0, 1]; None measures them on the training images.
         interpolation: Of the resize from `stored_size` to `image_size`: "bilinear" or "bicubic".
-        augmentations: Modules called as `(images, rng, op_index)` on training batches, and at most one `Mixing`.
+        augmentations: Modules called as `(images, rng, op_index)` on training batches, transforms of single images,
+            such as torchvision's, and at most one `Mixing`.
         val_size: Validation images drawn from the training images, stratified: a number, a fraction below 1, or 0. If
             the source has validation images, only 0 counts: do not validate.
         split_seed: The validation split, or the folds, depend only on this.
@@ -82,7 +84,7 @@ class ImageDataModule(LightningDataModule):
         mean: Sequence[float] | None,
         std: Sequence[float] | None,
         interpolation: str,
-        augmentations: Sequence[nn.Module],
+        augmentations: Sequence[Any],
         val_size: float,
         split_seed: int,
         max_train_images: int | None,
@@ -102,7 +104,7 @@ class ImageDataModule(LightningDataModule):
         self.mean = mean
         self.std = std
         self.interpolation = interpolation
-        self.augmentations = [module for module in augmentations if not isinstance(module, Mixing)]
+        self.augmentations = [as_batch_transform(a) for a in augmentations if not isinstance(a, Mixing)]
         self.mixing = next((m for m in augmentations if isinstance(m, Mixing) and m.p), None)
         self.val_size = val_size
         self.split_seed = split_seed

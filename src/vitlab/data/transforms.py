@@ -58,6 +58,18 @@ class RandomHorizontalFlip(nn.Module):
         return torch.where(chosen.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
+class RandomVerticalFlip(nn.Module):
+    """Turn each image `[B, C, H, W]` (any dtype) upside down with probability `p`."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, images: Tensor, rng: CounterRNG, op_index: int) -> Tensor:
+        chosen = rng.uniform(op_index, 1)[:, 0] < self.p
+        return torch.where(chosen.view(-1, 1, 1, 1), images.flip(-2), images)
+
+
 class RandomCrop(nn.Module):
     """Pad each image `[B, C, H, W]` (any dtype) by `padding` black pixels and crop its size at a random position."""
 
@@ -78,6 +90,84 @@ class RandomCrop(nn.Module):
         batch = torch.arange(len(images), device=images.device).view(-1, 1, 1)
         # Indexing on both sides of the channel slice puts the channels last: [B, H, W, C].
         return padded[batch, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2).contiguous()
+
+
+def draw_boxes(
+    uniform: Tensor, area: Sequence[float], aspect: Sequence[float], height: int, width: int, *, whole: bool
+) -> Tensor:
+    """Draw a box in each image, int64 `[B, 4]`: top, left, height and width; height 0 if no attempt fits.
+
+    Args:
+        uniform: Random numbers in [0, 1), float64 `[B, 2 * ATTEMPTS + 2]`.
+        area: Smallest and largest fraction of the image of `height` x `width` that the box covers.
+        aspect: Smallest and largest height / width of the box.
+        whole: Whether the box may be as high or wide as the image.
+    """
+    areas = height * width * (area[0] + uniform[:, :ATTEMPTS] * (area[1] - area[0]))
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    aspects = (low + uniform[:, ATTEMPTS:-2] * (high - low)).exp()
+    sizes = torch.stack([(areas * aspects).sqrt(), (areas / aspects).sqrt()], dim=-1).round().long()  # [B, ATTEMPTS, 2]
+    fits = (sizes[..., 0] < height + whole) & (sizes[..., 1] < width + whole) & (sizes.amin(dim=-1) >= whole)
+    first = fits.byte().argmax(dim=1)
+    size = sizes[torch.arange(len(sizes), device=sizes.device), first] * fits.any(dim=1, keepdim=True)
+    top = uniform[:, -2] * (height - size[:, 0] + 1)
+    left = uniform[:, -1] * (width - size[:, 1] + 1)
+    return torch.cat([torch.stack([top, left], dim=1).long(), size], dim=1)
+
+
+def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Replace the pixels of each image, uint8 `[B, C, H, W]`, by weighted sums, rounded: `[B, C, h, w]`.
+
+    `rows`, `[B, h, H]`, and `columns`, `[B, w, W]`, hold each image's weights, which sum to 1.
+    """
+    result = rows.unsqueeze(1) @ images.float() @ columns.transpose(1, 2).unsqueeze(1)
+    return result.round_().clamp_(0, 255).to(torch.uint8)
+
+
+class RandomResizedCrop(nn.Module):
+    """Crop a random box of each image, uint8 `[B, C, H, W]`, and resize it to `[B, C, H, W]`, bilinear and antialiased.
+
+    Szegedy et al. 2015, "Going Deeper with Convolutions", section 6.
+
+    Args:
+        scale: Smallest and largest fraction of the image that the box covers.
+        ratio: Smallest and largest width / height of the box.
+    """
+
+    def __init__(self, scale: Sequence[float], ratio: Sequence[float]) -> None:
+        super().__init__()
+        if not (0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]):
+            raise ValueError(
+                f"RandomResizedCrop: scale={scale} must ascend from above 0 to 1, ratio={ratio} from above 0"
+            )
+        self.scale = scale
+        self.ratio = ratio
+
+    def boxes(self, rng: CounterRNG, op_index: int, height: int, width: int) -> Tensor:
+        """Top, left, height and width of each image's box, int64 `[B, 4]`; without a fit a box in the centre."""
+        uniform, aspect = rng.uniform(op_index, 2 * ATTEMPTS + 2).double(), (1 / self.ratio[1], 1 / self.ratio[0])
+        boxes = draw_boxes(uniform, self.scale, aspect, height, width, whole=True)
+        tall, wide = min(height, round(width * aspect[1])), min(width, round(height / aspect[0]))
+        centre = (height - tall) // 2, (width - wide) // 2, tall, wide
+        fits = boxes[:, 2] > 0
+        return torch.stack(
+            [torch.where(fits, box, c) for box, c in zip(boxes.unbind(dim=1), centre, strict=True)], dim=1
+        )
+
+    def forward(self, images: Tensor, rng: CounterRNG, op_index: int) -> Tensor:
+        boxes = self.boxes(rng, op_index, *images.shape[-2:])
+        rows, columns = (self._weights(boxes[:, i], boxes[:, i + 2], images.shape[i - 2]) for i in (0, 1))
+        return resample(images, rows, columns)
+
+    def _weights(self, start: Tensor, length: Tensor, side: int) -> Tensor:
+        """Weights of a line's `side` pixels in each pixel of its part, resized to `side`: `[B, side, side]`."""
+        pixels = torch.arange(side, device=start.device)
+        start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
+        step = length.float() / side
+        distance = pixels + 0.5 - (start + (pixels.view(-1, 1) + 0.5) * step)
+        inside = (pixels >= start) & (pixels < start + length)
+        weights = (1 - distance.abs() / step.clamp(min=1)).clamp(min=0) * inside
+        return weights / weights.sum(dim=2, keepdim=True)
 
 
 class RandomErasing(nn.Module):
@@ -112,16 +202,7 @@ class RandomErasing(nn.Module):
     def boxes(self, rng: CounterRNG, op_index: int, height: int, width: int) -> Tensor:
         """Top, left, height and width of each image's box, int64 `[B, 4]`; height 0 if no attempt fits."""
         uniform = rng.uniform(op_index, 1 + 2 * ATTEMPTS + 2)[:, 1:].double()
-        area = height * width * (self.area[0] + uniform[:, :ATTEMPTS] * (self.area[1] - self.area[0]))
-        low, high = math.log(self.aspect[0]), math.log(self.aspect[1])
-        aspect = (low + uniform[:, ATTEMPTS:-2] * (high - low)).exp()
-        sizes = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], dim=-1).round().long()  # [B, ATTEMPTS, 2]
-        fits = (sizes[..., 0] < height) & (sizes[..., 1] < width)
-        first = fits.byte().argmax(dim=1)
-        size = sizes[torch.arange(len(sizes), device=sizes.device), first] * fits.any(dim=1, keepdim=True)
-        top = uniform[:, -2] * (height - size[:, 0] + 1)
-        left = uniform[:, -1] * (width - size[:, 1] + 1)
-        return torch.cat([torch.stack([top, left], dim=1).long(), size], dim=1)
+        return draw_boxes(uniform, self.area, self.aspect, height, width, whole=False)
 
     def _erase(self, images: Tensor, rng: CounterRNG, op_index: int) -> Tensor:
         height, width = images.shape[-2:]

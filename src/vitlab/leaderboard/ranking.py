@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite, nan, sqrt
+from math import inf, isfinite, nan, sqrt
 from statistics import fmean
 from typing import Any
 
@@ -24,7 +24,7 @@ ALPHA = 0.05  # significance level of the corrected p-values
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean over seeds or folds, standard deviation (n - 1), 95 % interval of the mean (Student's t); else NaN."""
+    """Mean over seeds or folds, standard deviation (n - 1), and 95 % interval of the mean; NaN if undefined."""
 
     n: int
     mean: float = nan
@@ -123,16 +123,20 @@ def rank(
 def summarise_metric(results: Sequence[Result], metric: str) -> Summary:
     """Summarise a metric over runs; n is 0 if a run does not have it, or not a finite value."""
     values = [result.metrics.get(metric, nan) for result in results]
-    return summarise(values if all(map(isfinite, values)) else [])
+    kind = metric.partition("/")[2]
+    bounds = (0.0, 1.0) if kind.startswith("acc") else (0.0, inf) if kind.startswith("loss") else (-inf, inf)
+    return summarise(values if all(map(isfinite, values)) else [], bounds)
 
 
-def summarise(values: Sequence[float]) -> Summary:
+def summarise(values: Sequence[float], bounds: tuple[float, float] = (-inf, inf)) -> Summary:
+    """Summarise values whose mean lies in `bounds`: Student's t interval is cut off there, which keeps its coverage
+    (Mandelkern 2002, "Setting confidence intervals for bounded parameters")."""
     n = len(values)
     if n < 2:
         return Summary(n, *values)
     mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / sqrt(n)
-    return Summary(n, mean, std, mean - half, mean + half)
+    return Summary(n, mean, std, max(mean - half, bounds[0]), min(mean + half, bounds[1]))
 
 
 def _common_metric(results: Sequence[Result]) -> tuple[str, str]:

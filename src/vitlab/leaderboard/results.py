@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from vitlab.config.check import GROUPS
 from vitlab.errors import UserError
 from vitlab.runs.directory import RunDirectory, rebase_paths
 from vitlab.runs.hparams import flatten
@@ -98,11 +99,14 @@ def read_result(path: Path, job: Job | None = None) -> Result:
         settings = flatten(rebase_paths(config, str(config.get("run_dir")), ""))
         composed = flatten(_read_yaml(hydra / "config.yaml", {}))
         choices = _read_yaml(hydra / "hydra.yaml", {}).get("hydra", {}).get("runtime", {}).get("choices", {})
+        overrides = _read_yaml(hydra / "overrides.yaml", overrides)
+        given = (override.partition("=") for override in overrides)
+        choices |= {group: files for group, _, files in given if group in GROUPS and files.startswith("[")}
         return Result(
             path=path,
             status=status,
             reason="" if status == "finished" else reason or _last_error(path),
-            overrides=_read_yaml(hydra / "overrides.yaml", overrides),
+            overrides=overrides,
             settings={key: value for key, value in settings.items() if value != {}},
             choices={group: option for group, option in choices.items() if "/" not in group},
             derived=frozenset(key for key, value in composed.items() if value is None or "${" in str(value)),

@@ -96,6 +96,27 @@ def limited(count: int, limit: int | float, size: int = 1) -> int:
     return min(count, limit * size) if isinstance(limit, int) else int(count * limit)
 
 
+def check_logits(config: DictConfig, network: nn.Module) -> None:
+    """Raise a UserError if a model of the user's, on the CPU, gives something else than logits `[B, classes]`.
+
+    One that raises an error is left to preflight or to the training, which show its traceback.
+    """
+    if config.model["_target_"].startswith("vitlab."):
+        return
+    side, classes = config.data.image_size, config.data.num_classes
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output = copy.deepcopy(network).eval()(torch.zeros(2, 3, side, side))
+    except Exception:  # the user's code may raise anything
+        return
+    found = f"logits {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    if found != f"logits [2, {classes}]":
+        raise UserError(
+            f"model: {type(network).__name__} gives {found} for 2 images: {classes} classes need logits "
+            f"[2, {classes}], for example by its argument num_classes"
+        )
+
+
 def choose_attention(config: DictConfig, network: nn.Module) -> None:
     """Give timm's attention layers the faster kernel, in place, if the config leaves it open; ours choose it."""
     place = "gpu" if has_gpu(config.trainer.accelerator) else "cpu"

@@ -63,6 +63,8 @@ def timm_model(
         fused_attention: See `SelfAttention`; None is timm's default (fused if available), and the faster in training.
         kwargs: Further arguments of `timm.create_model`.
     """
+    if "checkpoint_path" in (kwargs or {}):  # timm's reader would run code in it
+        raise ValueError("kwargs.checkpoint_path: pass the file with model.weights=<file>")
     arguments = {"num_classes": num_classes, "drop_rate": dropout, "drop_path_rate": drop_path, **(kwargs or {})}
     if timm_facts(name).fixed_input_size:
         arguments.setdefault("img_size", image_size)

@@ -116,6 +116,7 @@ class CheckContext:
     trial: Trial = field(init=False)  # trained on a few images with a safe optimizer; the checks before it do without
     network: nn.Module = field(init=False)  # of `trial`, in float32 and eval mode: a head of zeros would hide the rest
     recipe: Trial = field(init=False)  # trained with the run's optimizer
+    started: float = field(default_factory=time.perf_counter)  # when the run began
 
     @property
     def device(self) -> torch.device:

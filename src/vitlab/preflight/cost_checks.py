@@ -2,17 +2,23 @@
 
 import shutil
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from pytorch_lightning.callbacks import Timer
 
-from vitlab.callbacks import EMA
+from vitlab.callbacks import EMA, BestCheckpoint, Figures, LastCheckpoint
+from vitlab.callbacks.ema import AuxiliaryLogits
 from vitlab.compat import is_compiled, peak_memory, reset_peak_memory
 from vitlab.models.execution import forward_flops, limited
 from vitlab.preflight.context import CheckContext, CheckResult, failed, ok
 from vitlab.runs.console import format_duration
 
 TIMED_SECONDS = 0.5  # about the longest step to time on a CPU
+# Measured on a core of an AMD EPYC: callbacks, logging and Lightning per batch; figures and report of a run.
+BATCH_SECONDS, FIGURE_SECONDS, END_SECONDS = 0.004, 2.0, 0.3
+SAVED, SAVED_PER_SECOND = (BestCheckpoint, LastCheckpoint), 3e8  # bytes of a checkpoint, on a plain disk
 KEPT_FILES = 3  # best.ckpt, last.ckpt, and one of them while it is rewritten
 
 
@@ -25,43 +31,73 @@ def compute(context: CheckContext) -> CheckResult:
 
 def speed(context: CheckContext) -> CheckResult:
     """Images per second of training steps, and the duration of the run."""
-    trial = context.recipe
-    world_size, on_gpu = context.trainer.world_size, context.device.type == "cuda"
-    share = len(context.batch.labels) // max(world_size, 1)
+    trial, batch = context.recipe, context.batch
+    world_size, on_gpu = max(context.trainer.world_size, 1), context.device.type == "cuda"
+    share = len(batch.labels) // world_size
     count = share if on_gpu else min(share, max(8, int(TIMED_SECONDS / trial.seconds_per_image)))
-    images, labels = context.batch.images[:count], context.batch.labels[:count]
+    images, labels = batch.images[:count], batch.labels[:count]
 
-    def time_steps(number: int) -> float:
+    def train() -> None:
+        context.gradients(trial.classifier, images, labels)
+        context.clip(trial.optimizer)
+        trial.optimizer.step()
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        context.logits(trial.classifier.network.eval(), context.plain_images(count))
+        trial.classifier.network.train()
+
+    def run(action: Callable[[], object], number: int) -> float:
         started = time.perf_counter()
         for _ in range(number):
-            context.gradients(trial.classifier, images, labels)
-            context.clip(trial.optimizer)
-            trial.optimizer.step()
+            action()
         if on_gpu:
             torch.cuda.synchronize(context.device)
-        return (time.perf_counter() - started) / number
+        return time.perf_counter() - started
+
+    def seconds_per_image(action: Callable[[], object], number: int, of: int) -> float:
+        run(action, 1)  # the first of a size is slower
+        return run(action, number) / (number * of * world_size)
 
     reset_peak_memory(context.device)
-    time_steps(1)  # the first step of a size is slower
-    return ok(_duration(context, count * world_size / time_steps(5 if on_gpu else 1)))
+    times = {
+        "train": seconds_per_image(train, 5 if on_gpu else 2, count),
+        "evaluate": seconds_per_image(evaluate, 2, count),
+        "fetch": seconds_per_image(lambda: context.data.first_batch(context.device), 2, len(batch.labels)),
+    }
+    return ok(describe_duration(context, **times))
 
 
-def _duration(context: CheckContext, speed: float) -> str:
-    """The speed in images per second, and the time that the run will take."""
+def describe_duration(context: CheckContext, train: float, evaluate: float, fetch: float) -> str:
+    """The speed in images per second, and the time that the run will take; the arguments are seconds per image."""
     trainer, data = context.trainer, context.data
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    # An epoch: steps, validations, checkpoints.
     batches = limited(len(data.splits["train"]) // data.batch_size, trainer.limit_train_batches)
-    validated = limited(len(data.splits["val"]), trainer.limit_val_batches, data.eval_batch_size)
-    # A forward pass is about a third of a training step.
-    epoch = (batches * data.batch_size + validated / 3) / speed
+    interval = trainer.val_check_interval
+    validations = (1 / interval if isinstance(interval, float) else batches / interval) if interval else 1.0
+    validations /= trainer.check_val_every_n_epoch or 1
+    evaluate *= 1 + sum(isinstance(c, AuxiliaryLogits) for c in callbacks)
+    val, test = (
+        limited(len(data.splits[split]), limit, data.eval_batch_size) * evaluate
+        for split, limit in (("val", trainer.limit_val_batches), ("test", trainer.limit_test_batches))
+    )
+    saved = sum(1 / c.every_n_epochs if isinstance(c, LastCheckpoint) else 1 for c in callbacks if isinstance(c, SAVED))
+    per_batch = data.batch_size * (train + fetch) + BATCH_SECONDS
+    epoch = batches * per_batch + validations * val + saved * _checkpoint_bytes(context) / SAVED_PER_SECOND
+    # Before and after training.
+    draws = any(isinstance(c, Figures) and c.level != "off" for c in callbacks)
+    around = time.perf_counter() - context.started + test + END_SECONDS + FIGURE_SECONDS * draws
+
     totals = []
     if trainer.max_epochs and trainer.max_epochs > 0:
         totals.append(trainer.max_epochs * batches)
     if context.classifier.max_steps > 0:
         totals.append(context.classifier.max_steps * trainer.accumulate_grad_batches)
-    timers = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    timers = [callback.time_remaining() for callback in callbacks if isinstance(callback, Timer)]
     limit = min((seconds for seconds in timers if seconds is not None), default=None)
     compiled = ", before torch.compile" if any(map(is_compiled, context.classifier.modules())) else ""
-    figure = f"{speed:,.0f} training images per second{compiled}"
+    figure = f"{data.batch_size / per_batch:,.0f} training images per second{compiled}"
     if not totals:
         return figure if limit is None else f"{figure}: about {limit / epoch:.2g} epochs in {format_duration(limit)}"
     total = min(totals)
@@ -69,7 +105,10 @@ def _duration(context: CheckContext, speed: float) -> str:
     if limit is not None and limit < seconds:
         fraction = f"about {limit / seconds:.0%} of it"
         return f"{figure}: trainer.max_time stops the run after {format_duration(limit)}, {fraction}"
-    return f"{figure}: about {format_duration(seconds)} for {total:,} batches of {data.batch_size}, with validation"
+    duration = format_duration(seconds + around)
+    return (
+        f"{figure}: about {duration} in all, for {total:,} batches of {data.batch_size}, validation, test and figures"
+    )
 
 
 def memory(context: CheckContext) -> CheckResult | None:
@@ -83,13 +122,17 @@ def memory(context: CheckContext) -> CheckResult | None:
 
 def disk(context: CheckContext) -> CheckResult:
     """The checkpoints fit onto the disk of the run."""
-    trial = context.recipe
-    averaged = any(isinstance(callback, EMA) for callback in context.trainer.callbacks)  # type: ignore[attr-defined]
-    tensors = [*trial.classifier.network.state_dict().values()] * (2 if averaged else 1)
-    tensors += [v for state in trial.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
-    size = sum(tensor.nbytes for tensor in tensors)
+    size = _checkpoint_bytes(context)
     free = shutil.disk_usage(context.trainer.default_root_dir).free
     figure = f"checkpoints of {size / 1e6:,.0f} MB, up to {KEPT_FILES} at a time; {free / 1e9:,.1f} GB free"
     if KEPT_FILES * size > free:
         return failed(figure, "the checkpoints would not fit: free some space, or set hydra.run.dir to another disk")
     return ok(figure)
+
+
+def _checkpoint_bytes(context: CheckContext) -> int:
+    trial = context.recipe
+    averaged = any(isinstance(callback, EMA) for callback in context.trainer.callbacks)  # type: ignore[attr-defined]
+    tensors = [*trial.classifier.network.state_dict().values()] * (2 if averaged else 1)
+    tensors += [v for state in trial.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
+    return sum(tensor.nbytes for tensor in tensors)

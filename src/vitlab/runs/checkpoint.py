@@ -1,8 +1,11 @@
 """Write checkpoints atomically; read them without running code from them."""
 
+import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,6 +23,7 @@ METRICS_KEY = "vitlab_metrics"
 EMA_KEY = "vitlab_ema"  # state_dict of the averaged model, in runs with callbacks=ema
 # Callbacks whose state earlier versions saved under another name: old name -> new name.
 RENAMED_STATES = {"TrainingClock": "TimeLimit", "EpochMetricsCSV": "MetricsCSV", "FiniteLoss": "NaNGuard"}
+CUT_OFF = re.compile("incomplete|header too small|invalid header length|unexpected EOF")  # as libraries put it
 WEIGHTS_PREFIX = "network."  # of the model's weights in the classifier's state_dict
 
 
@@ -81,8 +85,8 @@ def read_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:
             read_index(path)  # fails if it is damaged
             checkpoint = {"state_dict": {}, "optimizer_states": [], **read_rest(path)}
     except Exception as error:
-        reason = first_line(error)
-        raise UserError(f"{path} can't be read as a checkpoint: it is damaged or no checkpoint ({reason})") from error
+        reason = describe_damage(path, error)
+        raise UserError(f"{path} can't be read as a checkpoint: it is damaged or no checkpoint ({reason})") from None
     if not isinstance(checkpoint, dict) or not is_whole(checkpoint):
         raise UserError(f"{path} is no checkpoint of vitlab's: it lacks the run's config or weights")
     checkpoint[CONFIG_KEY] = update_old_config(checkpoint[CONFIG_KEY])
@@ -96,6 +100,27 @@ def check_sums(path: Path) -> None:
             damaged = archive.testzip()
             if damaged is not None:
                 raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def describe_damage(path: Path, error: Exception) -> str:
+    """Why a file of weights can't be read, without torch's advice to run the code in it."""
+    head = b""
+    with suppress(OSError), path.open("rb") as file:
+        head = file.read(64)
+    is_zip, is_pickle = zipfile.is_zipfile(path), isinstance(error, UnpicklingError)
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer: git lfs pull downloads the file"
+    if head.lstrip().startswith(b"<"):
+        return "it is a web page, not the file"
+    if not head:
+        return "it is empty"
+    if (head.startswith(b"PK") and not is_zip) or isinstance(error, EOFError) or CUT_OFF.search(str(error)):
+        return "it is cut off: download or copy it again"
+    if is_pickle or "allow_pickle" in str(error):
+        objects = torch.serialization.get_unsafe_globals_in_checkpoint(str(path)) if is_zip and is_pickle else []
+        found = ", ".join(objects[:3]) or "other data than tensors"
+        return f"it holds {found}: objects could run code, and are never loaded"
+    return "it is no file of weights" if isinstance(error, LookupError) else first_line(error)[:200]
 
 
 def is_whole(checkpoint: Mapping[str, Any]) -> bool:

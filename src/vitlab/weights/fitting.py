@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 
 import torch
@@ -14,6 +14,7 @@ from vitlab.errors import UserError, list_some
 from vitlab.models import VisionTransformer, head_names
 from vitlab.models.patch_embedding import PatchEmbedding
 from vitlab.weights.loading import Weights
+from vitlab.weights.translation import with_timm_names
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +56,13 @@ def fit_weights(network: nn.Module, weights: Weights, classes: Sequence[str]) ->
     """Load all weights that fit into a model, in place.
 
     Position embeddings of another image size and patch embeddings of another patch size are resampled. A head for other
-    classes is left out. Files in the formats of a timm model's authors are translated as timm does it. UserError if
-    nothing in the file fits the model, or it holds NaN or infinite values.
+    classes is left out. ViTs of Google, Hugging Face and torchvision are translated, and files in the formats of a timm
+    model's authors as timm does it. UserError if nothing in the file fits the model, or it holds NaN or infinity.
     """
-    state = _translate(network, weights)
     own = network.state_dict()
+    if not own.keys() & weights.state.keys():
+        weights = replace(weights, state=with_timm_names(weights.state))
+    state = _translate(network, weights)
     fitting = {name: tensor for name, tensor in state.items() if name in own and tensor.shape == own[name].shape}
     other_classes = weights.classes is not None and list(classes) != weights.classes
     head = head_names(network)

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import timm
@@ -31,13 +30,18 @@ from vitlab.runs.checkpoint import (
     WEIGHTS_PREFIX,
     check_sums,
     choose_weights,
+    describe_damage,
     is_whole,
     network_weights,
 )
 from vitlab.runs.directory import RunDirectory
+from vitlab.weights.translation import read_npz
 
 INPUT_FACTS = ("image_size", "mean", "std", "interpolation")
-STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order: averaged weights first
+# In timm's order, averaged weights first; then those of DINO, iBOT, I-JEPA and others.
+STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "teacher", "target_encoder")
+# Attribute names in people's LightningModules, and of the ViT among the parts of self-supervised methods.
+PREFIXES, PART_PREFIXES = (WEIGHTS_PREFIX, "model.", "net."), ("backbone.", "base_encoder.")
 HUB_TIMEOUT = 5.0  # seconds
 
 
@@ -113,7 +117,8 @@ def load_pretrained(facts: PretrainedCfg) -> dict[str, Tensor]:
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
     except Exception as error:  # from the hub's client, from either HTTP library, from the readers of files
         if from_cache:
-            raise UserError(f"Cannot read {cached}, the cached weights of {name}: delete it ({error})") from error
+            reason = describe_damage(Path(str(cached)), error)
+            raise UserError(f"Cannot read {cached}, the cached weights of {name}: delete it ({reason})") from None
         url = hf_hub_url(facts.hf_hub_id, file) if facts.hf_hub_id else facts.url
         raise UserError(
             f"Could not download the weights of {name} ({first_line(error)}). "
@@ -122,8 +127,8 @@ def load_pretrained(facts: PretrainedCfg) -> dict[str, Tensor]:
 
 
 def read_file(path: Path, which: str | None = None) -> Weights:
-    """Read `.safetensors` (with the `config.json` next to it), a checkpoint of vitlab's, or a file of torch's with a
-    state_dict, bare or where timm's training script puts it.
+    """Read `.safetensors` (with the `config.json` next to it), a checkpoint of vitlab's, Google's `.npz`, or a file of
+    torch's with a state_dict, bare or where others' training scripts put it.
 
     `which` weights of a checkpoint of vitlab's: "raw", "ema", or None for those that its run selected epochs by.
     UserError if the file is missing or damaged, holds more than tensors and plain data, or no tensors.
@@ -145,9 +150,9 @@ def read_file(path: Path, which: str | None = None) -> Weights:
         origin = f"{path} (its {which} weights)" if EMA_KEY in content else str(path)
         known = {fact: data[fact] for fact in INPUT_FACTS}
         return Weights(origin, network_weights(content, which), known, str(path), list(data["classes"] or []))
-    for prefix in (WEIGHTS_PREFIX, "model.", "net."):  # common attribute names in people's LightningModules
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    for prefix in (*PREFIXES, *PART_PREFIXES):
+        own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        state = own if own and (prefix in PART_PREFIXES or len(own) == len(state)) else state
     known, classes = _read_timm_config(path)
     return Weights(str(path) if key is None else f"{path} (its {key})", state, known, str(path), classes)
 
@@ -156,18 +161,17 @@ def _read_content(path: Path) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if path.suffix == ".npz":
+            return read_npz(path)
         if zipfile.is_zipfile(path):
             check_sums(path)
         with torch.serialization.safe_globals([Namespace]):  # the arguments that timm's training script saves
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers of these formats raise many kinds
-        reason = first_line(error)[:200]
-        is_pickle = isinstance(error, UnpicklingError) and zipfile.is_zipfile(path)
-        if is_pickle and (objects := torch.serialization.get_unsafe_globals_in_checkpoint(str(path))):
-            reason = f"it holds {', '.join(objects[:3])}: objects could run code, and are never loaded"
         raise UserError(
-            f"Cannot read model.weights={path} ({reason}); save weights with torch.save(model.state_dict(), file)"
-        ) from error
+            f"Cannot read model.weights={path} ({describe_damage(path, error)}); vitlab reads .safetensors, Google's "
+            ".npz and files of torch.save(model.state_dict(), file)"
+        ) from None
     if not isinstance(content, Mapping):
         raise UserError(f"model.weights={path} holds no tensors by name")
     return content

@@ -1,0 +1,55 @@
+"""The promised time includes all that a run does: here by hand, with times so long that all others vanish."""
+
+import re
+from pathlib import Path
+
+import pytest
+from preflight.test_preflight import TINY, subject_of
+
+from vitlab.callbacks import EMA, BestCheckpoint, LastCheckpoint
+from vitlab.preflight import CheckContext
+from vitlab.preflight.cost_checks import SAVED_PER_SECOND, describe_duration
+
+TRAIN, EVALUATE, FETCH = 3.0, 1.0, 0.5  # seconds per image
+STEPS = 45 * 32 * (TRAIN + FETCH)  # of an epoch of 1,440 images
+VAL, TEST = 160 * EVALUATE, 100 * EVALUATE
+
+
+def averaged(context: CheckContext) -> None:
+    context.trainer.callbacks.append(EMA(0.9, 9))  # type: ignore[attr-defined]
+
+
+def saving(context: CheckContext) -> None:
+    folder = Path(context.trainer.default_root_dir)
+    context.trainer.callbacks += [  # type: ignore[attr-defined]
+        BestCheckpoint(folder, "best", monitor="val/acc", mode="max"),
+        LastCheckpoint(folder / "last.ckpt", every_n_epochs=5, every_minutes=None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "change", "seconds"),
+    [
+        ([], None, 10 * (STEPS + VAL) + TEST),
+        (["trainer.check_val_every_n_epoch=2"], None, 10 * (STEPS + VAL / 2) + TEST),
+        (["trainer.val_check_interval=0.25"], None, 10 * (STEPS + 4 * VAL) + TEST),
+        (["trainer.val_check_interval=9"], None, 10 * (STEPS + 5 * VAL) + TEST),
+        (["trainer.limit_val_batches=0", "trainer.limit_test_batches=0"], None, 10 * STEPS),
+        (["trainer.limit_train_batches=0.2", "trainer.max_steps=18"], None, 2 * (STEPS / 5 + VAL) + TEST),
+        ([], averaged, 10 * (STEPS + 2 * VAL) + 2 * TEST),
+        ([], saving, 10 * (STEPS + VAL + 1.2 * 1000) + TEST),
+    ],
+)
+def test_a_run_s_time_is_that_of_its_parts(
+    overrides: list[str], change: object, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitlab.preflight.cost_checks._checkpoint_bytes", lambda _: 1000 * SAVED_PER_SECOND)
+    subject = subject_of(tmp_path, "trainer.max_epochs=10", *TINY, *overrides)
+    if change is not None:
+        change(subject)  # type: ignore[operator]
+    found = describe_duration(subject, train=TRAIN, evaluate=EVALUATE, fetch=FETCH)
+    match = re.search(r"about (?:(\d+) days?, )?(\d+):(\d\d):(\d\d) in all", found)
+    assert match, found
+    days, *clock = (int(part or 0) for part in match.groups())
+    promised = days * 86400 + clock[0] * 3600 + clock[1] * 60 + clock[2]
+    assert promised == pytest.approx(seconds, rel=5e-3)

@@ -25,12 +25,12 @@ def draw_augmentations(command: DictConfig, overrides: Sequence[Override]) -> No
     after the images themselves, and one for all of `augment` in three epochs."""
     import torch
     from matplotlib.figure import Figure
-    from rich.console import Console
     from torchvision.utils import make_grid
 
     from vitlab.compat import silence_libraries
     from vitlab.experiment import load_data
     from vitlab.files import new_file, shorten
+    from vitlab.runs.console import show
 
     silence_libraries()
     file = new_file(command.out, "outputs/figures/augmentations_{time}.png")
@@ -49,7 +49,7 @@ def draw_augmentations(command: DictConfig, overrides: Sequence[Override]) -> No
             axes.set_axis_off()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, format="png")
-    Console(soft_wrap=True, highlight=False).print(f"written: {shorten(file)}", markup=False)
+    show(f"written: {shorten(file)}")
 
 
 def apply_each(images: Tensor, indices: Tensor) -> Iterator[Row]:

@@ -1,6 +1,7 @@
 """The command line: exit statuses, and one sentence for each mistake.
 
-Status 0: finished. 2: the user's input is wrong. 130 and 143: interrupted by Ctrl-C and SIGTERM. 1: anything else.
+Status 0: finished. 2: the user's input is wrong. 130, 143 and 129: interrupted by Ctrl-C, SIGTERM or SIGHUP (the
+terminal was closed). 1: anything else.
 """
 
 import functools
@@ -20,12 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 from vitlab.config.check import FILLING, GROUPS
 from vitlab.config.compose import NOT_COMPOSED, compose_training, explain, read_command, refuse
 from vitlab.distributed.process import check_start, die_with_parent, is_requeued, this_process
-from vitlab.errors import INTERRUPTED, TERMINATED, PeerError, TerminatedError, UserError
+from vitlab.errors import INTERRUPTED, PeerError, TerminatedError, UserError
 from vitlab.files import CONF
+from vitlab.runs.console import protect_streams
 
 
 def run(main: Callable[[], Any]) -> NoReturn:
     """Call the main function of a command that is one process, and exit with the status of its outcome."""
+    _prepare_process()
     with _statuses():
         check_start(several=False)
         main()
@@ -34,9 +37,15 @@ def run(main: Callable[[], Any]) -> NoReturn:
 
 def launch(main: Callable[[], Any]) -> NoReturn:
     """As `run`, for `train.py`, whose `main` composes a config by Hydra: trains, resumes, reproduces or sweeps."""
+    _prepare_process()
     with _statuses():
         _train(main)
     sys.exit(0)
+
+
+def _prepare_process() -> None:
+    protect_streams()
+    os.environ["MPLBACKEND"] = "agg"  # a notebook sets one that works in its own process only
 
 
 def _train(main: Callable[[], Any]) -> None:
@@ -44,8 +53,6 @@ def _train(main: Callable[[], Any]) -> None:
     given = {argument.partition("=")[0] for argument in arguments}
     is_sweep = bool(given & {"-m", "--multirun", "sweep"})
     check_start(several=not is_sweep)
-    if given & {"-h", "--help", "-c", "--cfg"}:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` ends it, without a traceback
     if this_process().started_by == "Lightning":  # a rank is of no use without rank 0
         die_with_parent(signal.SIGKILL)
 
@@ -117,8 +124,8 @@ def _statuses() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except TerminatedError:
-        sys.exit(TERMINATED)
+    except TerminatedError as error:
+        sys.exit(error.status)
     except PeerError:
         sys.exit(1)
     except Exception as error:

@@ -1,10 +1,11 @@
 """Exceptions with an exit status of their own, and suggestions for their messages."""
 
+import signal
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-INTERRUPTED, TERMINATED = 130, 143  # exit statuses by Ctrl-C and SIGTERM
+INTERRUPTED, TERMINATED, HUNG_UP = STOPPED = 130, 143, 129  # exit statuses by Ctrl-C, SIGTERM and SIGHUP
 
 
 class UserError(ValueError):
@@ -12,7 +13,10 @@ class UserError(ValueError):
 
 
 class TerminatedError(Exception):
-    """The process was asked to end by SIGTERM; exit status 143."""
+    """The process was asked to end by SIGTERM, exit status 143, or its terminal was closed (SIGHUP), status 129."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        self.status = HUNG_UP if number == signal.SIGHUP else TERMINATED
 
 
 class PeerError(Exception):

@@ -107,6 +107,11 @@ def numbered(name: str, suffix: str = "") -> Iterator[str]:
     yield from (f"{name}_{number}{suffix}" for number in count(2))
 
 
+def expand_home(text: str) -> str:
+    """A path with the home folder in place of a leading `~`; Path.expanduser fails for a file called `~x`."""
+    return os.path.expanduser(text)  # noqa: PTH111
+
+
 def shorten(path: Path) -> str:
     """A path as short as you can type it here: relative if it lies below the working directory."""
     path = path.absolute()

@@ -11,9 +11,10 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vitlab.cli import no_gc_imports, run
-from vitlab.config.compose import FACTS, parse_overrides, read_command
+from vitlab.config.compose import parse_overrides, read_command
 from vitlab.errors import UserError
 from vitlab.files import folder_for
+from vitlab.runs.overrides import FACTS
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,6 @@ import functools
 import gc
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -18,12 +17,20 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
+from vitlab.arguments.hints import without_dashes
+from vitlab.arguments.literals import literal
 from vitlab.config.check import FILLING, GROUPS
 from vitlab.config.compose import NOT_COMPOSED, compose_training, explain, read_command, refuse
 from vitlab.distributed.process import check_start, die_with_parent, is_requeued, this_process
 from vitlab.errors import INTERRUPTED, PeerError, TerminatedError, UserError
 from vitlab.files import CONF
 from vitlab.runs.console import protect_streams
+
+HYDRA_FLAGS = (
+    *("-h", "--help", "--hydra-help", "--version", "-r", "--resolve", "-p", "--package", "-c", "--cfg", "-x", "--run"),
+    *("-m", "--multirun", "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name"),
+    *("-cd", "--config-dir", "--experimental-rerun", "-i", "--info"),
+)
 
 
 def run(main: Callable[[], Any]) -> NoReturn:
@@ -49,9 +56,17 @@ def _prepare_process() -> None:
 
 
 def _train(main: Callable[[], Any]) -> None:
-    arguments = sys.argv[1:]
-    given = {argument.partition("=")[0] for argument in arguments}
+    if any(argument.startswith("sweep=resume:") for argument in sys.argv):
+        from vitlab.sweeps.sweep import restore_arguments
+
+        sys.argv[1:] = restore_arguments(sys.argv[1:])
+    if flags := without_dashes(sys.argv[1:], HYDRA_FLAGS, ("resume", "reproduce", "init_from")):
+        raise UserError(flags)
+    given = {argument.partition("=")[0] for argument in sys.argv[1:]}
     is_sweep = bool(given & {"-m", "--multirun", "sweep"})
+    arguments = sys.argv[1:] = [literal(argument, sweep=is_sweep) for argument in sys.argv[1:]]
+    if not given & {"-sc", "--shell-completion"}:  # Hydra takes overrides only after the last flag
+        sys.argv[1:] = sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
     check_start(several=not is_sweep)
     if this_process().started_by == "Lightning":  # a rank is of no use without rank 0
         die_with_parent(signal.SIGKILL)
@@ -75,22 +90,21 @@ def _train(main: Callable[[], Any]) -> None:
         _print_help([argument for argument in arguments if not argument.startswith("-")])
         return
 
-    if any(argument.startswith("sweep=resume:") for argument in arguments):
-        from vitlab.sweeps.sweep import restore_arguments
-
-        sys.argv[1:] = restore_arguments(arguments)
-    for argument in sys.argv[1:]:
-        group, _, option = argument.partition("=")
-        if group in (*GROUPS, *FILLING) and re.fullmatch(r"null|true|false|-?[\d.]+", option):  # Hydra fails at it
-            raise UserError(f"{argument}: no such choice; choose of {_choices(group)}")
     # Hydra would print errors in its own way and exit with 1; with this set it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         main()
+    except ValueError as error:
+        if "can be specified" not in str(error):
+            raise
+        raise UserError("-m, --run, --cfg and --info exclude each other: --cfg shows the config of one run") from None
     except NOT_COMPOSED as error:
         from vitlab.sweeps.sweep_guard import composition_mistakes
 
-        refuse(composition_mistakes(sys.argv[1:]) or [explain(error)])
+        sentence = explain(error)
+        if is_sweep and sentence.startswith("unknown key"):
+            sentence += "; ++key=value gives it to all jobs of a sweep"
+        refuse(composition_mistakes(sys.argv[1:]) or [sentence])
 
 
 def _print_help(overrides: list[str]) -> None:

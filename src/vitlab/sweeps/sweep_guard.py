@@ -36,11 +36,11 @@ def composition_mistakes(arguments: Sequence[str]) -> list[str]:
     overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
     if any(argument.startswith("-") for argument in overrides):
         return []
-    try:
-        jobs = [overrides] if len(overrides) == len(arguments) else sweep_jobs(overrides)
-    except (UserError, OverrideParseException) as error:
-        return [explain(error)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            jobs = [overrides] if len(overrides) == len(arguments) else sweep_jobs(overrides)
+        except (UserError, OverrideParseException) as error:
+            return [explain(error)]
         return [line for job in jobs for line in job_mistakes(job)]
 
 
@@ -79,5 +79,7 @@ def _choices(overrides: Sequence[str]) -> list[list[str]]:
             values = list(override.sweep_string_iterator())
         else:
             values = [override.get_value_element_as_str()]
+        if not values:
+            raise UserError(f"{override.input_line} matches nothing: there is no value to run")
         choices.append([f"{key}={text}" for text in values])
     return choices

@@ -47,7 +47,6 @@ def draw_augmentations(command: DictConfig, overrides: Sequence[Override]) -> No
             axes.imshow(make_grid(batch, EXAMPLES, padding=1, pad_value=255).permute(1, 2, 0), interpolation="nearest")
             axes.set_title(title, fontsize=8, loc="left", parse_math=False)
             axes.set_axis_off()
-    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, format="png")
     show(f"written: {shorten(file)}")
 

@@ -51,7 +51,6 @@ def main() -> None:
     sections = getattr(variants, function)(Setup(config, given, command))
     figures = {title: measure(section, command.rounds, steps) for title, section in sections.items()}
 
-    file.parent.mkdir(parents=True, exist_ok=True)
     resolved = {group: OmegaConf.to_container(config[group], resolve=True) for group in ("model", "data")}
     write_json(file, {**describe_origin(), **resolved, "figures": figures})
     for title, section in figures.items():

@@ -22,7 +22,7 @@ from vitlab.arguments.literals import literal
 from vitlab.config.check import FILLING, GROUPS
 from vitlab.config.compose import NOT_COMPOSED, compose_training, explain, read_command, refuse
 from vitlab.distributed.process import check_start, die_with_parent, is_requeued, this_process
-from vitlab.errors import INTERRUPTED, PeerError, TerminatedError, UserError
+from vitlab.errors import INTERRUPTED, PeerError, TerminatedError, UserError, file_error
 from vitlab.files import CONF
 from vitlab.runs.console import protect_streams
 
@@ -33,26 +33,19 @@ HYDRA_FLAGS = (
 )
 
 
-def run(main: Callable[[], Any]) -> NoReturn:
-    """Call the main function of a command that is one process, and exit with the status of its outcome."""
-    _prepare_process()
+def run(main: Callable[[], Any], *, several: bool = False) -> NoReturn:
+    """Call the main function of a command, which may run as `several` processes, and exit with its status."""
+    protect_streams()
+    os.environ["MPLBACKEND"] = "agg"  # a notebook sets one that works in its own process only
     with _statuses():
-        check_start(several=False)
+        check_start(several=several)
         main()
     sys.exit(0)
 
 
 def launch(main: Callable[[], Any]) -> NoReturn:
     """As `run`, for `train.py`, whose `main` composes a config by Hydra: trains, resumes, reproduces or sweeps."""
-    _prepare_process()
-    with _statuses():
-        _train(main)
-    sys.exit(0)
-
-
-def _prepare_process() -> None:
-    protect_streams()
-    os.environ["MPLBACKEND"] = "agg"  # a notebook sets one that works in its own process only
+    run(functools.partial(_train, main), several=True)
 
 
 def _train(main: Callable[[], Any]) -> None:
@@ -94,10 +87,13 @@ def _train(main: Callable[[], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         main()
-    except ValueError as error:
-        if "can be specified" not in str(error):
-            raise
-        raise UserError("-m, --run, --cfg and --info exclude each other: --cfg shows the config of one run") from None
+    except (OSError, ValueError) as error:
+        if "can be specified" in str(error):
+            raise UserError("-m, --run, --cfg and --info exclude each other: --cfg is for one run") from None
+        if reason := file_error(error):
+            key = f"hydra.{'sweep' if is_sweep else 'run'}.dir"
+            raise UserError(f"{reason}: choose another folder with {key}=...") from error
+        raise
     except NOT_COMPOSED as error:
         from vitlab.sweeps.sweep_guard import composition_mistakes
 
@@ -112,12 +108,9 @@ def _print_help(overrides: list[str]) -> None:
     text, config = OmegaConf.load(CONF / "help.yaml"), OmegaConf.to_yaml(compose_training(overrides))
     print(text.header, "== Choices, as group=option ==\n", sep="\n")
     for group in (*GROUPS, *FILLING):
-        print(fill(f"{group}: {_choices(group)}", 110, subsequent_indent="  "))
+        choices = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
+        print(fill(f"{group}: {choices}", 110, subsequent_indent="  "))
     print("\n== The config ==\n", config, text.footer, sep="\n")
-
-
-def _choices(group: str) -> str:
-    return ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
 
 
 def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -146,6 +139,7 @@ def _statuses() -> Iterator[None]:
         logging.getLogger(__name__).info("traceback:", exc_info=error)
         if isinstance(error, (UserError, *NOT_COMPOSED)):
             refuse([explain(error)])
+        refuse([reason] if (reason := file_error(error)) else [])
         raise
 
 

@@ -1,7 +1,6 @@
 """Adapt libraries and the system: exits, warnings, private names, memory."""
 
 import ctypes
-import errno
 import logging
 import os
 import sys
@@ -20,9 +19,8 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from torch import nn
 from torch.distributed import DistError
 
-from vitlab.errors import TerminatedError, UserError
+from vitlab.errors import TerminatedError, UserError, file_error
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 HARMLESS_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning's use of torch's pytree
     r"The number of training batches .* is smaller than the logging interval",
@@ -35,10 +33,6 @@ HARMLESS_WARNINGS = (
 # Exits and messages
 
 
-def _is_disk_error(error: BaseException | None) -> bool:
-    return isinstance(error, OSError) and error.errno in DISK_ERRORS
-
-
 @contextmanager
 def translate_lightning_exits(trainer: pl.Trainer) -> Iterator[None]:
     """Turn Lightning's ways to end fit, test and validate into exceptions.
@@ -48,7 +42,7 @@ def translate_lightning_exits(trainer: pl.Trainer) -> Iterator[None]:
     """
     show = threading.excepthook
     # TensorBoard writes in a thread; the full disk is reported once, by the run itself.
-    threading.excepthook = lambda found: None if _is_disk_error(found.exc_value) else show(found)
+    threading.excepthook = lambda found: None if file_error(found.exc_value) else show(found)
     try:
         yield
     except SIGTERMException:
@@ -58,10 +52,9 @@ def translate_lightning_exits(trainer: pl.Trainer) -> Iterator[None]:
             raise KeyboardInterrupt from None
         raise
     except OSError as error:
-        if not _is_disk_error(error):
+        if not (reason := file_error(error)):
             raise
-        what = f" {error.filename}" if error.filename else ""
-        raise UserError(f"can't write{what}: {error.strerror}; everything saved before is intact") from error
+        raise UserError(f"{reason}; everything saved before is intact") from error
     except DistError as error:
         if "listen" not in str(error):
             raise

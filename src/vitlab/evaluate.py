@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from vitlab.cli import no_gc_imports, run
 from vitlab.config.compose import read_command
 from vitlab.errors import UserError
-from vitlab.files import set_aside, write_csv, write_json
+from vitlab.files import make_folder, set_aside, write_csv, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,7 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
 
     model = open_model(command, overrides)
     assert model.run is not None  # conf/evaluate.yaml asks for it
+    make_folder(model.run.path, key="run")  # the results go there
     config = model.config
     data = model.load_data()
     if not len(data.splits[split]):

@@ -225,7 +225,11 @@ def reproduce(command: DictConfig, overrides: Sequence[Override]) -> dict[str, f
     if config.name == ".." or Path(str(config.name)).name != config.name:
         raise UserError(f"name={config.name} in {run.path / 'config.yaml'} can't be the name of a folder")
     base = Path(command.outputs) / config.name / time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder = Path(broadcast_from_rank0("folder", lambda: str(folder_for(base, "manifest.json", "run.log").resolve())))
+    folder = Path(
+        broadcast_from_rank0(
+            "folder", lambda: str(folder_for(base, "manifest.json", "run.log", key="outputs").resolve())
+        )
+    )
     config = _rebased(config, folder)
     config.logger = clear_logger_run_id(config.logger) if config.logger else None
     apply_overrides(config, overrides, command)

@@ -43,7 +43,8 @@ class RunDirectory:
         except FileExistsError:
             raise UserError(HOLDS_A_RUN.format(self.path)) from None
         except OSError as error:
-            raise UserError(f"can't write the run to {self.path} ({error.strerror or error})") from error
+            reason = f"can't write the run to {self.path} ({error.strerror or error})"
+            raise UserError(f"{reason}: choose another folder with hydra.run.dir=...") from error
 
     def locked(self) -> AbstractContextManager[None]:
         """Keeps other processes from writing to this run; rank 0 holds the lock for all. UserError if it is taken."""

@@ -1,5 +1,6 @@
 """Check the config and claim the run directory before Hydra writes anything."""
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -52,7 +53,7 @@ def _claim_folder(config: DictConfig) -> str:
     """Create the run directory, numbered if another run has the name; one from the command line is only checked."""
     folder = Path(config.hydra.run.dir)
     if any(override.lstrip("+").startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra):
-        if (folder / "manifest.json").exists():
+        if os.path.exists(folder / "manifest.json"):  # noqa: PTH110  # False if the name is too long
             raise UserError(HOLDS_A_RUN.format(folder))
         return str(folder)
     for claimed in map(folder.with_name, numbered(folder.name)):

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import cache
+from glob import escape, glob
 from typing import Any
 
 import yaml
@@ -67,6 +68,16 @@ def without_dashes(arguments: Sequence[str], allowed: Collection[str] = (), own:
             answers.append(f"{name}: {answer or 'unknown'}")
     sentence = f"{' '.join(wrong)}: write key=value, without dashes"
     return "; ".join([sentence + (f": {' '.join(right)}" if right else ""), *answers]) if wrong else ""
+
+
+def completions(line: str, own: Iterable[str]) -> list[str]:
+    """What the last word of a command line can become: a key of the command or of the config, a choice, or a path."""
+    word = "" if line.endswith(" ") else line.split()[-1]
+    key, equals, path = word.partition("=")
+    choices = [f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml")]
+    names = {*own, *(path for paths in _places().values() for path in paths)}
+    files = [f"{key}={file}" for file in glob(f"{escape(path)}*")] if equals else []  # noqa: PTH207
+    return sorted(text for text in (*choices, *(f"{name}=" for name in names), *files) if text.startswith(word))
 
 
 @cache

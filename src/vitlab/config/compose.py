@@ -18,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from vitlab.arguments.hints import hint, hint_choice, without_dashes
+from vitlab.arguments.hints import completions, hint, hint_choice, without_dashes
 from vitlab.arguments.literals import literal, quote
 from vitlab.config.check import find_mistakes
 from vitlab.errors import UserError
@@ -61,6 +61,8 @@ def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[
     assert isinstance(command, DictConfig)
     OmegaConf.set_struct(command, True)
     own = set(map(str, command.keys()))  # not `in command`: that leaves out required values
+    if "-sc" in arguments:
+        sys.exit(print(*completions(os.environ["COMP_LINE"], own)))  # type: ignore[func-returns-value]
     files = [a for a in arguments if "images" in own and (os.path.exists(a) or not re.match(r"-|[^ ]+=", a))]  # noqa: PTH110
     arguments, others = [a for a in arguments if a not in files], []
     if flags := without_dashes(arguments, own=own):

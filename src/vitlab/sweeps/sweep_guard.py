@@ -27,7 +27,8 @@ class SweepGuard(Callback):
                 jobs = covering_jobs(params, when, typed)
             else:
                 jobs = sweep_jobs([*(f"{key}={value}" for key, value in params.items()), *typed])
-            refuse([line for job in jobs for line in job_mistakes(job, config.hydra.job.config_name)])
+            found = [o for o in config.hydra.overrides.hydra if o.startswith("hydra.searchpath=")]  # folders of choices
+            refuse([line for job in jobs for line in job_mistakes([*job, *found], config.hydra.job.config_name)])
 
 
 def composition_mistakes(arguments: Sequence[str]) -> list[str]:

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 from config.test_compose import CHOICES, CONF
-from conftest import ROOT, Command
+from conftest import ROOT, SMALL_RUN, Command
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from vitlab.config import compose as composition
 from vitlab.config.check import FILLING, GROUPS, SETTINGS
 from vitlab.config.compose import describe_mistakes
+from vitlab.config.instantiate import keep_accepted_keys
 from vitlab.config.signatures import find_definition, read_signature, signature_of
 
 
@@ -34,6 +36,62 @@ def test_what_is_shipped_is_in_order(choice: str) -> None:
 @pytest.mark.parametrize("level", ["off", "false", "light", "full"])  # YAML reads an unquoted off as false
 def test_figures_can_be_switched(level: str) -> None:
     assert mistakes(f"callbacks.figures.level={level}") == []
+
+
+@pytest.mark.parametrize(
+    ("target", "more", "dropped"),
+    [
+        ("optimizer._target_=torch.optim.SGD", [], {"optimizer.betas", "optimizer.eps"}),
+        (
+            "scheduler.schedule._target_=torch.optim.lr_scheduler.StepLR",
+            ["++scheduler.schedule.step_size=2"],
+            {f"scheduler.schedule.{key}" for key in ("total_steps", "warmup", "min_lr_ratio")},
+        ),
+        (
+            "scheduler.schedule._target_=torch.optim.lr_scheduler.OneCycleLR",  # takes total_steps too
+            ["++scheduler.schedule.max_lr=0.1"],
+            {"scheduler.schedule.warmup", "scheduler.schedule.min_lr_ratio"},
+        ),
+        ("callbacks.figures._target_=vitlab.callbacks.LayerStatistics", [], {"callbacks.figures.level"}),
+        ("augment.crop._target_=vitlab.data.RandomHorizontalFlip", ["++augment.crop.p=1"], {"augment.crop.padding"}),
+        ("logger._target_=pytorch_lightning.loggers.CSVLogger", [], {"logger.default_hp_metric"}),
+        (
+            "data._target_=vitlab.data.SyntheticDataModule",
+            ["++data.train_images=9000", "++data.test_images=9", "++data.noise=0", "++data.data_seed=0"],
+            {"data.root", "data.url", "data.md5"},
+        ),
+        ("optimizer._target_=torch.optim.SGD", ["optimizer.lr=1"], {"optimizer.betas", "optimizer.eps"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_new_target_keeps_the_keys_that_it_takes(target: str, more: list[str], dropped: set[str]) -> None:
+    assert mistakes(target, *more) == []
+    config = composition.compose_training([target, *more, "run_dir=x", "name=x"])
+    assert set(keep_accepted_keys(config, [target, *more])) == dropped
+    for path in dropped:
+        assert OmegaConf.select(config, path) is None
+
+
+def test_a_network_that_takes_any_keys_gets_the_number_of_classes() -> None:
+    config = composition.compose_training(["model._target_=torchvision.models.resnet18", "run_dir=x", "name=x"])
+    keep_accepted_keys(config, ["model._target_=torchvision.models.resnet18"])
+    assert set(config.model) == {"_target_", "weights", "num_classes"}
+
+
+def test_a_key_of_a_new_target_that_it_does_not_take_is_a_mistake(in_process: Command) -> None:
+    new = "scheduler.schedule._target_=torch.optim.lr_scheduler.StepLR"
+    result = in_process("train.py", new, "scheduler.schedule.step_sice=2", "scheduler.schedule.warmup=3")
+    assert result.returncode == 2
+    assert "Did you mean 'step_size'?" in result.stderr
+    assert "unknown key 'scheduler.schedule.warmup'" in result.stderr
+
+
+def test_the_keys_that_a_new_target_does_not_take_are_said(in_process: Command) -> None:
+    quick = [*SMALL_RUN, "preflight=off", "trainer.max_epochs=1", "logger=none"]
+    new = ["scheduler.schedule._target_=torch.optim.lr_scheduler.StepLR", "scheduler.schedule.step_size=1"]
+    result = in_process("train.py", *quick, *new)
+    assert result.returncode == 0, result.stderr
+    assert "scheduler.schedule.min_lr_ratio" in result.stdout
 
 
 def test_the_names_at_the_top_are_those_of_the_files() -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from vitlab.config.compose import describe_mistakes, refuse
+from vitlab.config.instantiate import walk
 from vitlab.distributed.process import broadcast_from_rank0, this_process
 from vitlab.errors import UserError
-from vitlab.files import numbered
+from vitlab.files import expand_home, numbered
 from vitlab.runs.console import log_settings
 from vitlab.runs.directory import HOLDS_A_RUN
 
@@ -27,6 +28,7 @@ class RunGuard(Callback):
         HydraConfig.instance().set_config(config)  # run.dir may ask it for the choices; Hydra sets it later
         me = this_process()
         with exit_on_error():
+            _expand_home(config)
             if me.is_rank_zero:
                 refuse(describe_mistakes(config))
             folder = broadcast_from_rank0("folder", lambda: _claim_folder(config))
@@ -47,6 +49,14 @@ def exit_on_error() -> Iterator[None]:
     except Exception:
         traceback.print_exc()
         sys.exit(1)
+
+
+def _expand_home(config: DictConfig) -> None:
+    """Replace a leading `~/` by the home folder, in the values of all files."""
+    with read_write(config), read_write(config.hydra):
+        for path, value in walk(OmegaConf.to_container(config)):
+            if isinstance(value, str) and value.startswith("~/"):
+                OmegaConf.update(config, path, expand_home(value))
 
 
 def _claim_folder(config: DictConfig) -> str:

@@ -123,6 +123,18 @@ def skip_signal_broadcast(trainer: pl.Trainer) -> None:
     loop._broadcast_sigterm_tensor = lambda: None
 
 
+def count_epochs_from_one(trainer: pl.Trainer) -> None:
+    """Make Lightning 2.6 log the epoch to its loggers from 1, as all else counts it; it logs the index by itself."""
+    connector: Any = trainer._logger_connector
+    theirs = connector.log_metrics
+
+    def log_metrics(metrics: Any, step: int | None = None) -> None:
+        epoch = trainer.current_epoch + (trainer.state.fn == "fit")  # after training it is the number of epochs
+        theirs({**metrics, "epoch": epoch} if metrics else metrics, step)
+
+    connector.log_metrics = log_metrics
+
+
 def shard_over_all_processes(strategy: ModelParallelStrategy) -> None:
     """Make every process of every machine a shard; to be called before the strategy sets up its environment.
 

@@ -23,7 +23,13 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.callbacks import BestCheckpoint, FinalValidation, LastCheckpoint, MetricsCSV, TimeLimit
 from vitlab.classifier import ImageClassifier
-from vitlab.compat import keep_freed_memory, silence_libraries, skip_signal_broadcast, translate_lightning_exits
+from vitlab.compat import (
+    count_epochs_from_one,
+    keep_freed_memory,
+    silence_libraries,
+    skip_signal_broadcast,
+    translate_lightning_exits,
+)
 from vitlab.config.compose import typed_overrides
 from vitlab.config.instantiate import build as build_node
 from vitlab.config.instantiate import build_network, keep_accepted_keys
@@ -240,6 +246,7 @@ def build_trainer(config: DictConfig, run: RunDirectory, logger: Any) -> pl.Trai
         default_root_dir=str(run.path),
     )
     skip_signal_broadcast(trainer)
+    count_epochs_from_one(trainer)
     return trainer
 
 

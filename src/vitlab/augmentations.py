@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vitlab.arguments.command import read_command
 from vitlab.cli import run
-from vitlab.config.compose import compose_training, read_command
+from vitlab.config.compose import compose_training
 
 if TYPE_CHECKING:  # --help does not import torch
     from hydra.core.override_parser.types import Override

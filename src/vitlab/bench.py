@@ -7,8 +7,8 @@ from statistics import median
 from omegaconf import OmegaConf
 from rich.table import Table
 
+from vitlab.arguments.command import read_command
 from vitlab.cli import run
-from vitlab.config.compose import read_command
 from vitlab.errors import UserError
 from vitlab.files import new_file, shorten, write_json
 from vitlab.runs.console import show

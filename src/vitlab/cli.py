@@ -17,10 +17,11 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
+from vitlab.arguments.command import read_command
 from vitlab.arguments.hints import without_dashes
 from vitlab.arguments.literals import literal
 from vitlab.config.check import FILLING, GROUPS
-from vitlab.config.compose import NOT_COMPOSED, compose_training, explain, read_command, refuse
+from vitlab.config.compose import NOT_COMPOSED, compose_training, explain, refuse
 from vitlab.distributed.process import check_start, die_with_parent, is_requeued, this_process
 from vitlab.errors import INTERRUPTED, PeerError, TerminatedError, UserError, file_error
 from vitlab.files import CONF

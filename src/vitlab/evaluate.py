@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
+from vitlab.arguments.command import read_command
 from vitlab.cli import no_gc_imports, run
-from vitlab.config.compose import read_command
 from vitlab.errors import UserError
 from vitlab.files import make_folder, set_aside, write_csv, write_json
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig
 
+from vitlab.arguments.command import read_command
 from vitlab.cli import no_gc_imports, run
-from vitlab.config.compose import read_command
 from vitlab.errors import UserError
 from vitlab.files import expand_home, folder_for, replacing, write_csv
 

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities import rank_zero_only
 
+from vitlab.arguments.command import parse_overrides, read_command
 from vitlab.config.check import find_mistakes
-from vitlab.config.compose import parse_overrides, read_command
 from vitlab.config.instantiate import targets
 from vitlab.config.resolve import resolve_processes
 from vitlab.distributed.failure_report import clear_failures

@@ -80,7 +80,28 @@ def test_the_command_line_gives_the_hint(argument: str, answer: str, in_process:
 def test_options_of_the_other_commands() -> None:
     assert "images=x" in without_dashes(["--images", "x"], own=["images"])
     assert "data.root=a" in without_dashes(["--data-dir=a"])
-    assert without_dashes(["-m", "seed=1", "lr=-1", "-"], allowed=["-m"]) == ""
+    assert without_dashes(["-m", "seed=1", "lr=-1", "-"], allowed=["-m"]) == without_dashes([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["evaluate.py", "runn=x"], "'run'"),
+        (["evaluate.py", "ckpt_path=x"], "run=<run>"),
+        (["evaluate.py", "x"], "not of the form"),
+        (["evaluate.py", "name=x"], "run must be given"),
+        (["predict.py", "--images", "x", "--batch-size", "3"], "images=x data.batch_size=3"),
+        (["predict.py", "run=x", "image=x"], "'images'"),
+        (["predict.py", "run=", "images=x"], "run= is empty"),
+        (["train.py", "-m", "resume=x"], "resume="),
+        (["train.py", "resume=x", "epochs=3", "hydra.run.dir=y"], "resume=x does not exist"),
+        (["-m", "vitlab.bench", "--name", "step"], "name=step"),
+    ],
+)
+def test_mistakes_of_the_other_commands(arguments: list[str], answer: str, in_process: Command) -> None:
+    result = in_process(*arguments)
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+    assert answer in result.stderr
 
 
 def test_a_choice_near_another_is_not_taken_for_a_stranger() -> None:

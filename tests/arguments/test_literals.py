@@ -9,8 +9,9 @@ import pytest
 from conftest import Command
 from omegaconf import OmegaConf
 
+from vitlab.arguments.command import parse_overrides, read_command
 from vitlab.arguments.literals import literal, quote
-from vitlab.config.compose import compose_training, parse_overrides, read_command
+from vitlab.config.compose import compose_training
 from vitlab.predict import find_images
 
 # Each character that a file name can have, at its start, in it and at its end; "${" alone would be a reference.

@@ -82,6 +82,8 @@ def test_a_run_is_found_from_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         RunDirectory.open(str(tmp_path / "nothing"), "outputs")
+    with pytest.raises(UserError, match="run= is empty"):
+        RunDirectory.open("", "outputs")
     with pytest.raises(UserError, match="is no run directory"):
         RunDirectory.open(str(tmp_path), "outputs")
 

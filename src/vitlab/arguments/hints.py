@@ -53,7 +53,7 @@ def without_dashes(arguments: Sequence[str], allowed: Collection[str] = (), own:
     `allowed` are options that exist, `own` the keys of the command itself.
     """
     wrong, right, answers = [], [], []
-    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+    for argument, following in zip(arguments, [*arguments, "-"][1:], strict=True):
         option, equals, value = argument.partition("=")
         if not re.match(r"--?[A-Za-z]", option) or option in allowed:
             continue

@@ -1,6 +1,5 @@
-"""Compose configs, read commands, and explain what keeps a config from composing."""
+"""Compose configs, and explain what keeps a config from composing."""
 
-import os
 import re
 import shlex
 import sys
@@ -10,27 +9,19 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from vitlab.arguments.hints import completions, hint, hint_choice, without_dashes
-from vitlab.arguments.literals import literal, quote
+from vitlab.arguments.hints import hint, hint_choice
+from vitlab.arguments.literals import quote
 from vitlab.config.check import find_mistakes
 from vitlab.errors import UserError
 from vitlab.files import CONF
 
 NOT_COMPOSED = (CompactHydraException, OmegaConfBaseException, YAMLError)
-
-
-def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    hydra = GlobalHydra.instance()
-    loader = hydra.config_loader() if hydra.is_initialized() else None  # for glob(*), which asks for the choices
-    return OverridesParser.create(loader).parse_overrides(list(map(literal, overrides)))
 
 
 def compose_training(overrides: Sequence[str]) -> DictConfig:
@@ -41,46 +32,6 @@ def compose_training(overrides: Sequence[str]) -> DictConfig:
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", list(overrides))
-
-
-def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[Override]]:
-    """Parse the `key=value` arguments of a command, in Hydra's grammar; `--help` prints its keys and exits.
-
-    Returns the values of the command's own keys, which `conf/<name>.yaml` declares, and the overrides of the config.
-    A command that takes `images=` takes other arguments as images too, as a shell makes them of a pattern.
-
-    Raises:
-        UserError: an argument is no override.
-        omegaconf.errors.MissingMandatoryValue: a required value is missing.
-    """
-    file = CONF / f"{name}.yaml"
-    if {"--help", "-h"} & set(arguments):
-        print(file.read_text(encoding="utf-8"), end="")
-        sys.exit(0)
-    command = OmegaConf.load(file)
-    assert isinstance(command, DictConfig)
-    OmegaConf.set_struct(command, True)
-    own = set(map(str, command.keys()))  # not `in command`: that leaves out required values
-    if "-sc" in arguments:
-        sys.exit(print(*completions(os.environ["COMP_LINE"], own)))  # type: ignore[func-returns-value]
-    files = [a for a in arguments if "images" in own and (os.path.exists(a) or not re.match(r"-|[^ ]+=", a))]  # noqa: PTH110
-    arguments, others = [a for a in arguments if a not in files], []
-    if flags := without_dashes(arguments, own=own):
-        raise UserError(flags)
-    for argument, override in zip(arguments, parse_overrides(arguments), strict=True):
-        if override.is_delete() or override.is_add() or override.is_force_add() or override.is_sweep_override():
-            raise UserError(f"{argument}: only key=value can be given here")
-        if override.key_or_group.split(".")[0] in own:
-            OmegaConf.update(command, override.key_or_group, override.value())
-        else:
-            others.append(override)
-    if files:
-        given = "" if OmegaConf.is_missing(command, "images") else command.images
-        listed = list(given) if isinstance(given, ListConfig) else [given]
-        command.images = [*(image for image in listed if image), *files]
-    for key in command:
-        command[key]  # raises if it is required and missing
-    return command, others
 
 
 def typed_overrides(hydra: Any) -> list[str]:

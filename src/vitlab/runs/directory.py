@@ -101,6 +101,8 @@ class RunDirectory:
         newest that is `finished`, or else that can be resumed; "latest" is the folder `outputs`. `key` is the key that
         `path` was given as. UserError if there is no such run, or if it contains links that lead out of it."""
         what = "finished run" if finished else "run to resume"
+        if not path:
+            raise UserError(f"{key}= is empty: name a run directory; {key}=latest takes the newest {what}")
         places = [Path(outputs)] if path == "latest" else [Path(path), Path(outputs, path)]
         place = next((place for place in places if place.exists()), places[0])
         inside = path != "latest" and place.exists()

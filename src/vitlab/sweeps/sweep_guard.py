@@ -10,7 +10,8 @@ from hydra.errors import OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.config.compose import CONF, explain, job_mistakes, parse_overrides, refuse, typed_overrides
+from vitlab.arguments.command import parse_overrides
+from vitlab.config.compose import CONF, explain, job_mistakes, refuse, typed_overrides
 from vitlab.errors import UserError
 from vitlab.runs.run_guard import exit_on_error
 

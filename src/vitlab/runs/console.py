@@ -49,17 +49,11 @@ def protect_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream: Any = getattr(sys, name)
-        if stream is not getattr(sys, f"__{name}__"):
-            continue
-        file: Any = _Unbreakable(number, "w", closefd=False)
-        unbuffered = getattr(stream, "write_through", False)
-        options = {"line_buffering": getattr(stream, "line_buffering", False), "write_through": unbuffered}
-        encoding = codecs.lookup(getattr(stream, "encoding", "utf-8")).name
-        errors = (
-            "surrogateescape" if encoding == "utf-8" else "backslashreplace"
-        )  # bytes of a file name stay as they are
-        buffered = file if unbuffered else io.BufferedWriter(file)
-        setattr(sys, name, io.TextIOWrapper(buffered, encoding, errors, **options))
+        if stream is getattr(sys, f"__{name}__"):
+            encoding = codecs.lookup(getattr(stream, "encoding", "utf-8")).name
+            errors = "surrogateescape" if encoding == "utf-8" else "backslashreplace"  # file names may hold any bytes
+            file: Any = io.BufferedWriter(_Unbreakable(number, "w", closefd=False))  # type: ignore[type-var]
+            setattr(sys, name, io.TextIOWrapper(file, encoding, errors, line_buffering=True))
 
 
 def terminal(**options: Any) -> Console:

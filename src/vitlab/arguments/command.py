@@ -40,7 +40,7 @@ def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[
     OmegaConf.set_struct(command, True)
     own = set(map(str, command.keys()))  # not `in command`: that leaves out required values
     if "-sc" in arguments:
-        sys.exit(print(*completions(os.environ["COMP_LINE"], own)))  # type: ignore[func-returns-value]
+        sys.exit(print(*completions(os.environ["COMP_LINE"], own)))
     if flags := without_dashes(arguments, own=own):
         raise UserError(flags)
     files = [a for a in arguments if "images" in own and (os.path.exists(a) or not re.match(r"[^ ]+=", a))]  # noqa: PTH110
@@ -61,5 +61,5 @@ def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[
         known = {*own, *map(str, OmegaConf.load(CONF / "train.yaml")), *(folder.name for folder in CONF.iterdir())}
         for key in (override.key_or_group for override in others if override.key_or_group.split(".")[0] not in known):
             raise UserError(f"unknown key '{key}'{hint(key, own)}")  # often the one that is missing
-        raise UserError(f"{missing} must be given: add {missing}=...")
+        raise UserError(f"{missing!s} must be given: add {missing!s}=...")
     return command, others

@@ -52,7 +52,7 @@ def protect_streams() -> None:
         if stream is getattr(sys, f"__{name}__"):
             encoding = codecs.lookup(getattr(stream, "encoding", "utf-8")).name
             errors = "surrogateescape" if encoding == "utf-8" else "backslashreplace"  # file names may hold any bytes
-            file: Any = io.BufferedWriter(_Unbreakable(number, "w", closefd=False))  # type: ignore[type-var]
+            file: Any = io.BufferedWriter(_Unbreakable(number, "w", closefd=False))
             setattr(sys, name, io.TextIOWrapper(file, encoding, errors, line_buffering=True))
 
 

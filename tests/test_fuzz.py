@@ -14,11 +14,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
-from vitlab.config.compose import CONF, apply_overrides
+from vitlab.config.compose import CONF
 from vitlab.data.decoding import describe_failure, read_image
 from vitlab.errors import UserError
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
 from vitlab.runs.directory import RunDirectory
+from vitlab.runs.overrides import apply_overrides
 
 MANY = 500  # slow: some minutes, most of them for the configs, a fifth of a second each
 FEW = 30

@@ -107,6 +107,7 @@ def stop(hook: str, epoch: int, batch: int | None = None, number: int = signal.S
         (stop("on_train_batch_start", 1, 2), 143),
         (stop("on_train_batch_start", 1, 2, signal.SIGINT), 130),
         (stop("on_train_batch_start", 0, 0, signal.SIGUSR1), 143),
+        (stop("on_train_batch_start", 1, 2, signal.SIGHUP), 129),
         (stop("on_train_batch_start", 2, 4), 143),  # the last of an epoch: validation follows
         (stop("on_validation_start", 1), 143),
         (stop("on_train_epoch_start", 2), 143),
@@ -130,6 +131,20 @@ def test_a_stopped_run_is_resumed_bit_for_bit(
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["status"] == "finished"
     assert len(manifest["resumed"]) == 1
+
+
+def test_a_closed_terminal_stops_a_run_unless_nohup_started_it(in_process: Command, tmp_path: Path) -> None:
+    hang_up = stop("on_train_batch_start", 1, 2, signal.SIGHUP)
+    once_more = [part.replace(".stop.", ".again.") for part in stop("on_train_batch_start", 1, 2, signal.SIGHUP)]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        ignored = in_process("train.py", *RUN, "hydra.run.dir=ignored", *hang_up)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        stopped = in_process("train.py", *RUN, "hydra.run.dir=stopped", *hang_up, *once_more)  # as a shell sends it
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (ignored.returncode, stopped.returncode) == (0, 129), ignored.stderr + stopped.stderr
+    assert (tmp_path / "stopped" / "checkpoints" / "last.ckpt").exists()
 
 
 def test_a_run_killed_twice_is_resumed_bit_for_bit(whole: Path, tmp_path: Path) -> None:

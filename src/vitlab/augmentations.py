@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vitlab.arguments.command import read_command
 from vitlab.cli import run
-from vitlab.config.compose import compose_training, read_command
+from vitlab.config.compose import compose_training
 
 if TYPE_CHECKING:  # --help does not import torch
     from hydra.core.override_parser.types import Override
@@ -25,12 +26,12 @@ def draw_augmentations(command: DictConfig, overrides: Sequence[Override]) -> No
     after the images themselves, and one for all of `augment` in three epochs."""
     import torch
     from matplotlib.figure import Figure
-    from rich.console import Console
     from torchvision.utils import make_grid
 
     from vitlab.compat import silence_libraries
     from vitlab.experiment import load_data
     from vitlab.files import new_file, shorten
+    from vitlab.runs.console import show
 
     silence_libraries()
     file = new_file(command.out, "outputs/figures/augmentations_{time}.png")
@@ -47,9 +48,8 @@ def draw_augmentations(command: DictConfig, overrides: Sequence[Override]) -> No
             axes.imshow(make_grid(batch, EXAMPLES, padding=1, pad_value=255).permute(1, 2, 0), interpolation="nearest")
             axes.set_title(title, fontsize=8, loc="left", parse_math=False)
             axes.set_axis_off()
-    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, format="png")
-    Console(soft_wrap=True, highlight=False).print(f"written: {shorten(file)}", markup=False)
+    show(f"written: {shorten(file)}")
 
 
 def apply_each(images: Tensor, indices: Tensor) -> Iterator[Row]:

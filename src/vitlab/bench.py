@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.table import Table
 
+from vitlab.arguments.command import read_command
 from vitlab.cli import run
-from vitlab.config.compose import read_command
 from vitlab.errors import UserError
 from vitlab.files import new_file, shorten, write_json
+from vitlab.runs.console import show
 
 # Function in vitlab.benchmarks.variants, which imports torch; default of `steps`; overrides of the training config.
 BENCHMARKS: dict[str, tuple[str, int, list[str]]] = {
@@ -51,12 +51,11 @@ def main() -> None:
     sections = getattr(variants, function)(Setup(config, given, command))
     figures = {title: measure(section, command.rounds, steps) for title, section in sections.items()}
 
-    file.parent.mkdir(parents=True, exist_ok=True)
     resolved = {group: OmegaConf.to_container(config[group], resolve=True) for group in ("model", "data")}
     write_json(file, {**describe_origin(), **resolved, "figures": figures})
     for title, section in figures.items():
         _print_table(title, section)
-    Console(soft_wrap=True, highlight=False).print(f"written: {shorten(file)}", markup=False)
+    show(f"written: {shorten(file)}")
 
 
 def _print_table(title: str, section: Mapping[str, Sequence[float]]) -> None:
@@ -68,7 +67,7 @@ def _print_table(title: str, section: Mapping[str, Sequence[float]]) -> None:
         figures = (median(values), min(values), max(values))
         cells = [f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in figures]
         table.add_row(variant, *cells, f"{median(values) / reference:.2f}")
-    Console(soft_wrap=True).print(table)
+    show(table)
 
 
 if __name__ == "__main__":

@@ -225,7 +225,7 @@ class ImageClassifier(pl.LightningModule):
     def _log_at(self, step: int, values: dict[str, float]) -> None:
         self._lr_logged_at = step
         for logger in self.trainer.loggers:
-            logger.log_metrics({**values, "lr": self._learning_rate, "epoch": self.current_epoch}, step=step)
+            logger.log_metrics({**values, "lr": self._learning_rate, "epoch": self.current_epoch + 1}, step=step)
 
     def training_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The scalar to minimise; labels are int64 `[B]` or, after mixing, float32 `[B, classes]`."""

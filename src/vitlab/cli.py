@@ -1,13 +1,13 @@
 """The command line: exit statuses, and one sentence for each mistake.
 
-Status 0: finished. 2: the user's input is wrong. 130 and 143: interrupted by Ctrl-C and SIGTERM. 1: anything else.
+Status 0: finished. 2: the user's input is wrong. 130, 143 and 129: interrupted by Ctrl-C, SIGTERM or SIGHUP (the
+terminal was closed). 1: anything else.
 """
 
 import functools
 import gc
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -17,36 +17,56 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
+from vitlab.arguments.command import read_command
+from vitlab.arguments.hints import without_dashes
+from vitlab.arguments.literals import literal
 from vitlab.config.check import FILLING, GROUPS
-from vitlab.config.compose import NOT_COMPOSED, compose_training, explain, read_command, refuse
-from vitlab.config.instantiate import COLLECTIONS
+from vitlab.config.compose import NOT_COMPOSED, compose_training, explain, refuse
 from vitlab.distributed.process import check_start, die_with_parent, is_requeued, this_process
-from vitlab.errors import INTERRUPTED, TERMINATED, PeerError, TerminatedError, UserError
+from vitlab.errors import INTERRUPTED, PeerError, TerminatedError, UserError, file_error
 from vitlab.files import CONF
+from vitlab.runs.console import protect_streams
+
+HYDRA_FLAGS = (
+    *("-h", "--help", "--hydra-help", "--version", "-r", "--resolve", "-p", "--package", "-c", "--cfg", "-x", "--run"),
+    *("-m", "--multirun", "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name"),
+    *("-cd", "--config-dir", "--experimental-rerun", "-i", "--info"),
+)
 
 
-def run(main: Callable[[], Any]) -> NoReturn:
-    """Call the main function of a command that is one process, and exit with the status of its outcome."""
+def run(main: Callable[[], Any], *, several: bool = False) -> NoReturn:
+    """Call the main function of a command, which may run as `several` processes, and exit with its status."""
+    protect_streams()
+    os.environ["MPLBACKEND"] = "agg"  # a notebook sets one that works in its own process only
+    if sys.argv[1:] == ["-sc", "install=bash"]:  # Hydra's own completes scripts with a Hydra config only
+        sys.exit(print((CONF / "completion.bash").read_text(encoding="utf-8")))
     with _statuses():
-        check_start(several=False)
+        check_start(several=several)
         main()
     sys.exit(0)
 
 
 def launch(main: Callable[[], Any]) -> NoReturn:
     """As `run`, for `train.py`, whose `main` composes a config by Hydra: trains, resumes, reproduces or sweeps."""
-    with _statuses():
-        _train(main)
-    sys.exit(0)
+    run(functools.partial(_train, main), several=True)
 
 
 def _train(main: Callable[[], Any]) -> None:
-    arguments = sys.argv[1:]
-    given = {argument.partition("=")[0] for argument in arguments}
+    if any(argument.startswith("sweep=resume:") for argument in sys.argv):
+        from vitlab.sweeps.sweep import restore_arguments
+
+        sys.argv[1:] = restore_arguments(sys.argv[1:])
+    if flags := without_dashes(sys.argv[1:], HYDRA_FLAGS, ("resume", "reproduce", "init_from")):
+        raise UserError(flags)
+    given = {argument.partition("=")[0] for argument in sys.argv[1:]}
     is_sweep = bool(given & {"-m", "--multirun", "sweep"})
+    # The keys of a new _target_ need no +: whether it takes them is checked later.
+    nodes = tuple(f"{key.lstrip('+').removesuffix('_target_')}" for key in given if key.endswith("._target_"))
+    arguments = [f"++{argument}" if nodes and argument.startswith(nodes) else argument for argument in sys.argv[1:]]
+    arguments = sys.argv[1:] = [literal(argument, sweep=is_sweep) for argument in arguments]
+    if not given & {"-sc", "--shell-completion"}:  # Hydra takes overrides only after the last flag
+        sys.argv[1:] = sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
     check_start(several=not is_sweep)
-    if given & {"-h", "--help", "-c", "--cfg"}:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` ends it, without a traceback
     if this_process().started_by == "Lightning":  # a rank is of no use without rank 0
         die_with_parent(signal.SIGKILL)
 
@@ -69,25 +89,24 @@ def _train(main: Callable[[], Any]) -> None:
         _print_help([argument for argument in arguments if not argument.startswith("-")])
         return
 
-    if any(argument.startswith("sweep=resume:") for argument in arguments):
-        from vitlab.sweeps.sweep import restore_arguments
-
-        sys.argv[1:] = restore_arguments(arguments)
-    # Hydra refuses `logger=null` for a group, and takes a list of no choices.
-    no_entries = {f"{group}={word}": f"{group}=[]" for group in COLLECTIONS for word in ("null", "false")}
-    sys.argv[1:] = [no_entries.get(argument, argument) for argument in sys.argv[1:]]
-    for argument in sys.argv[1:]:
-        group, _, option = argument.partition("=")
-        if group in (*GROUPS, *FILLING) and re.fullmatch(r"null|true|false|-?[\d.]+", option):  # Hydra fails at it
-            raise UserError(f"{argument}: no such choice; choose of {_choices(group)}")
     # Hydra would print errors in its own way and exit with 1; with this set it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         main()
+    except (OSError, ValueError) as error:
+        if "can be specified" in str(error):
+            raise UserError("-m, --run, --cfg and --info exclude each other: --cfg is for one run") from None
+        if reason := file_error(error):
+            key = f"hydra.{'sweep' if is_sweep else 'run'}.dir"
+            raise UserError(f"{reason}: choose another folder with {key}=...") from error
+        raise
     except NOT_COMPOSED as error:
         from vitlab.sweeps.sweep_guard import composition_mistakes
 
-        refuse(composition_mistakes(sys.argv[1:]) or [explain(error)])
+        sentence = explain(error)
+        if is_sweep and sentence.startswith("unknown key"):
+            sentence += "; ++key=value gives it to all jobs of a sweep"
+        refuse(composition_mistakes(sys.argv[1:]) or [sentence])
 
 
 def _print_help(overrides: list[str]) -> None:
@@ -95,12 +114,9 @@ def _print_help(overrides: list[str]) -> None:
     text, config = OmegaConf.load(CONF / "help.yaml"), OmegaConf.to_yaml(compose_training(overrides))
     print(text.header, "== Choices, as group=option ==\n", sep="\n")
     for group in (*GROUPS, *FILLING):
-        print(fill(f"{group}: {_choices(group)}", 110, subsequent_indent="  "))
+        choices = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
+        print(fill(f"{group}: {choices}", 110, subsequent_indent="  "))
     print("\n== The config ==\n", config, text.footer, sep="\n")
-
-
-def _choices(group: str) -> str:
-    return ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
 
 
 def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -121,14 +137,15 @@ def _statuses() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except TerminatedError:
-        sys.exit(TERMINATED)
+    except TerminatedError as error:
+        sys.exit(error.status)
     except PeerError:
         sys.exit(1)
     except Exception as error:
         logging.getLogger(__name__).info("traceback:", exc_info=error)
         if isinstance(error, (UserError, *NOT_COMPOSED)):
             refuse([explain(error)])
+        refuse([reason] if (reason := file_error(error)) else [])
         raise
 
 

@@ -1,7 +1,6 @@
 """Adapt libraries and the system: exits, warnings, private names, memory."""
 
 import ctypes
-import errno
 import logging
 import os
 import sys
@@ -20,9 +19,8 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from torch import nn
 from torch.distributed import DistError
 
-from vitlab.errors import TerminatedError, UserError
+from vitlab.errors import TerminatedError, UserError, file_error
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 HARMLESS_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning's use of torch's pytree
     r"The number of training batches .* is smaller than the logging interval",
@@ -38,10 +36,6 @@ SMALL_BATCH = 16  # images
 # Exits and messages
 
 
-def _is_disk_error(error: BaseException | None) -> bool:
-    return isinstance(error, OSError) and error.errno in DISK_ERRORS
-
-
 @contextmanager
 def translate_lightning_exits(trainer: pl.Trainer) -> Iterator[None]:
     """Turn Lightning's ways to end fit, test and validate into exceptions.
@@ -51,7 +45,7 @@ def translate_lightning_exits(trainer: pl.Trainer) -> Iterator[None]:
     """
     show = threading.excepthook
     # TensorBoard writes in a thread; the full disk is reported once, by the run itself.
-    threading.excepthook = lambda found: None if _is_disk_error(found.exc_value) else show(found)
+    threading.excepthook = lambda found: None if file_error(found.exc_value) else show(found)
     try:
         yield
     except SIGTERMException:
@@ -61,10 +55,9 @@ def translate_lightning_exits(trainer: pl.Trainer) -> Iterator[None]:
             raise KeyboardInterrupt from None
         raise
     except OSError as error:
-        if not _is_disk_error(error):
+        if not (reason := file_error(error)):
             raise
-        what = f" {error.filename}" if error.filename else ""
-        raise UserError(f"can't write{what}: {error.strerror}; everything saved before is intact") from error
+        raise UserError(f"{reason}; everything saved before is intact") from error
     except DistError as error:
         if "listen" not in str(error):
             raise
@@ -135,6 +128,18 @@ def skip_signal_broadcast(trainer: pl.Trainer) -> None:
     answer (github.com/Lightning-AI/pytorch-lightning issue 21487). LastCheckpoint asks every few steps."""
     loop: Any = trainer.fit_loop.epoch_loop
     loop._broadcast_sigterm_tensor = lambda: None
+
+
+def count_epochs_from_one(trainer: pl.Trainer) -> None:
+    """Make Lightning 2.6 log the epoch to its loggers from 1, as all else counts it; it logs the index by itself."""
+    connector: Any = trainer._logger_connector
+    theirs = connector.log_metrics
+
+    def log_metrics(metrics: Any, step: int | None = None) -> None:
+        epoch = trainer.current_epoch + (trainer.state.fn == "fit")  # after training it is the number of epochs
+        theirs({**metrics, "epoch": epoch} if metrics else metrics, step)
+
+    connector.log_metrics = log_metrics
 
 
 def shard_over_all_processes(strategy: ModelParallelStrategy) -> None:

@@ -1,10 +1,19 @@
 """Exceptions with an exit status of their own, and suggestions for their messages."""
 
+import errno
+import signal
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-INTERRUPTED, TERMINATED = 130, 143  # exit statuses by Ctrl-C and SIGTERM
+INTERRUPTED, TERMINATED, HUNG_UP = STOPPED = 130, 143, 129  # exit statuses by Ctrl-C, SIGTERM and SIGHUP
+
+
+# Why a file can't be opened or written, if it is neither a bug nor a wrong name.
+FILE_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+)
 
 
 class UserError(ValueError):
@@ -12,7 +21,10 @@ class UserError(ValueError):
 
 
 class TerminatedError(Exception):
-    """The process was asked to end by SIGTERM; exit status 143."""
+    """The process was asked to end by SIGTERM, exit status 143, or its terminal was closed (SIGHUP), status 129."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        self.status = HUNG_UP if number == signal.SIGHUP else TERMINATED
 
 
 class PeerError(Exception):
@@ -22,6 +34,14 @@ class PeerError(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its class if it has none."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def file_error(error: BaseException | None) -> str:
+    """The sentence for an error of the disk, also as the cause of another error; "" for any other error."""
+    cause = error if isinstance(error, OSError) else error and error.__cause__
+    if not isinstance(cause, OSError) or cause.errno not in FILE_ERRORS:
+        return ""
+    return f"can't write{f' {cause.filename}' if cause.filename else ''} ({cause.strerror})"
 
 
 def list_some(names: Sequence[str], count: int = 3) -> str:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
+from vitlab.arguments.command import read_command
 from vitlab.cli import no_gc_imports, run
-from vitlab.config.compose import read_command
 from vitlab.errors import UserError, list_some
-from vitlab.files import set_aside, shorten, write_csv, write_json
+from vitlab.files import make_folder, set_aside, shorten, write_csv, write_json
 from vitlab.metrics import VIEWS
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
 
     model = open_model(command, overrides)
     folder = model.run.path if model.run else Path()
+    make_folder(folder, key="run")  # the results go there
     if command.calibrate and model.run is None:
         raise UserError("calibrate=true needs run=<run directory>, which keeps the temperature")
     data = load_images(model, split, overrides)

@@ -32,10 +32,16 @@ from vitlab.callbacks import (
     TimeLimit,
 )
 from vitlab.classifier import ImageClassifier
-from vitlab.compat import keep_freed_memory, silence_libraries, skip_signal_broadcast, translate_lightning_exits
+from vitlab.compat import (
+    count_epochs_from_one,
+    keep_freed_memory,
+    silence_libraries,
+    skip_signal_broadcast,
+    translate_lightning_exits,
+)
 from vitlab.config.compose import typed_overrides
 from vitlab.config.instantiate import build as build_node
-from vitlab.config.instantiate import build_network, fill_collections, keep_accepted_model_keys
+from vitlab.config.instantiate import build_network, fill_collections, keep_accepted_keys
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import ImageDataModule
 from vitlab.distributed.failure_report import FailureReporter, fail_together
@@ -51,6 +57,7 @@ from vitlab.report.html import write_report
 from vitlab.report.tensorboard import finish_tensorboard, log_text, start_tensorboard
 from vitlab.report.terminal import print_header, print_interrupted, print_preflight, print_results, print_weights
 from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
+from vitlab.runs.console import show
 from vitlab.runs.directory import RunDirectory, shorten_values
 from vitlab.runs.loggers import build_loggers, logger_run_ids
 from vitlab.runs.manifest import describe_origin, differences
@@ -124,12 +131,13 @@ def resolve(config: DictConfig, weights: Weights | None = None, overrides: Seque
     """Returns a read-only copy of a config in which everything is decided that does not need the loaded data.
 
     Replaces each `auto` by what this machine has; takes image size, mean, std and interpolation from pretrained weights
-    where the config has null; drops the keys of `model` that a model class of the user's does not take. UserError if
-    this machine can't train so, or nothing says how large the images are.
+    where the config has null; drops the keys that a `_target_` on the command line does not take, and says so.
+    UserError if this machine can't train so, or nothing says how large the images are.
     """
     resolved = _editable_copy(config)
     fill_collections(resolved)
-    keep_accepted_model_keys(resolved, overrides)
+    if dropped := keep_accepted_keys(resolved, overrides):
+        rank_zero_only(show)(f"left out, because the new _target_ does not take them: {', '.join(dropped)}")
     resolve_machine(resolved)
     for key, value in (weights.input if weights else {}).items():
         chosen = resolved.data[key]
@@ -278,6 +286,7 @@ def build_trainer(config: DictConfig, run: RunDirectory, loggers: list[Any]) -> 
         default_root_dir=str(run.path),
     )
     skip_signal_broadcast(trainer)
+    count_epochs_from_one(trainer)
     return trainer
 
 

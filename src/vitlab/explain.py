@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
+from vitlab.arguments.command import read_command
 from vitlab.cli import no_gc_imports, run
-from vitlab.config.compose import read_command
 from vitlab.errors import UserError, did_you_mean
 from vitlab.files import folder_for, shorten
 from vitlab.predict import check_all_read, check_top_k, find_images, read_batches

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from vitlab.arguments.command import parse_overrides, read_command
 from vitlab.cli import no_gc_imports, run
-from vitlab.config.compose import FACTS, parse_overrides, read_command
 from vitlab.errors import UserError
 from vitlab.files import folder_for
+from vitlab.runs.overrides import FACTS
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,6 +1,7 @@
 """Atomic file writes, locks, and names for new files."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -65,12 +66,23 @@ def new_file(out: str | None, default: str) -> Path:
     """The file that a command writes: `out`, or if that is None `default`, with the time in place of `{time}`.
 
     Raises:
-        UserError: the file exists.
+        UserError: the file exists, or its folder can't be made.
     """
     file = Path(out or default.format(time=time.strftime("%Y-%m-%d_%H-%M-%S")))
     if file.exists():
         raise UserError(f"out={file} is there already: nothing is overwritten, choose another name")
+    make_folder(file.parent)
     return file
+
+
+def make_folder(folder: Path, key: str = "out") -> None:
+    """Make a folder, with those above it, that can be written to; UserError that names a `key` for another one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(f"can't write to {folder} ({error.strerror}): choose another folder with {key}=...") from error
 
 
 def set_aside(path: Path, *, keep: bool = False) -> None:
@@ -86,7 +98,7 @@ def set_aside(path: Path, *, keep: bool = False) -> None:
             path.rename(older)
 
 
-def folder_for(base: Path, *names: str) -> Path:
+def folder_for(base: Path, *names: str, key: str = "out") -> Path:
     """Makes `base`, or if that holds one of the files, the first of `base_2`, `base_3` ... that holds none.
 
     Raises:
@@ -94,10 +106,7 @@ def folder_for(base: Path, *names: str) -> Path:
     """
     folders = (base.parent / name for name in numbered(base.name))
     folder = next(folder for folder in folders if not any((folder / name).exists() for name in names))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"can't write to {folder} ({error.strerror}): choose another folder with out=...") from error
+    make_folder(folder, key)
     return folder
 
 
@@ -105,6 +114,11 @@ def numbered(name: str, suffix: str = "") -> Iterator[str]:
     """`name`, `name_2`, `name_3` ..."""
     yield name + suffix
     yield from (f"{name}_{number}{suffix}" for number in count(2))
+
+
+def expand_home(text: str) -> str:
+    """A path with the home folder in place of a leading `~`; Path.expanduser fails for a file called `~x`."""
+    return os.path.expanduser(text)  # noqa: PTH111
 
 
 def shorten(path: Path) -> str:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from vitlab.compat import keep_freed_memory, silence_libraries
-from vitlab.config.compose import apply_overrides, compose_training
+from vitlab.config.compose import compose_training
 from vitlab.config.instantiate import build, build_network
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import BatchTransform, ImageDataModule
@@ -22,7 +22,8 @@ from vitlab.errors import UserError
 from vitlab.models.execution import check_logits, choose_attention, compile_network
 from vitlab.report.terminal import print_choice
 from vitlab.runs.checkpoint import CONFIG_KEY, WEIGHTS_PREFIX, choose_weights, network_weights, read_checkpoint
-from vitlab.runs.directory import RunDirectory
+from vitlab.runs.directory import RunDirectory, checkpoint_named
+from vitlab.runs.overrides import apply_overrides
 from vitlab.runs.trust import check_trusted
 from vitlab.weights.loading import read_file
 
@@ -133,7 +134,7 @@ def _find_checkpoint(command: DictConfig) -> tuple[Path, RunDirectory | None]:
         return folder, None
     if command.run is not None:
         run = RunDirectory.open(str(command.run), command.outputs)
-        return run.checkpoint(str(command.checkpoint)), run
+        return run.checkpoint(checkpoint_named(str(command.run), str(command.checkpoint))), run
     if command.checkpoint in ("best", "last"):
         raise UserError("which model? give run=<run directory>, run=latest, or checkpoint=<file>")
     return named, None

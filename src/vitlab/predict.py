@@ -7,17 +7,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig
 
+from vitlab.arguments.command import read_command
 from vitlab.cli import no_gc_imports, run
-from vitlab.config.compose import read_command
 from vitlab.errors import UserError
-from vitlab.files import folder_for, replacing, write_csv
+from vitlab.files import expand_home, folder_for, replacing, write_csv
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,13 +87,15 @@ def find_images(wanted: Any) -> tuple[list[Path], dict[str, str]]:
     missing: dict[str, str] = {}
     left_out: Counter[str] = Counter()
     for item in list(wanted) if isinstance(wanted, ListConfig) else [wanted]:
-        path = Path(str(item)).expanduser()
+        path = Path(expand_home(str(item)))
         if path.is_dir():
             found = [Path(file) for file, *_ in list_images(path, left_out)]
         elif path.exists():
             found = [path]
-        else:  # Path.glob takes no absolute patterns
-            found = sorted(p for p in map(Path, glob(str(path), recursive=True)) if p.is_file())  # noqa: PTH207
+        else:  # a pattern, in a folder whose own name may look like one; Path.glob takes no absolute patterns
+            folder = next(parent for parent in path.parents if parent.exists() or parent in (Path(), Path("/")))
+            pattern = Path(escape(str(folder)), path.relative_to(folder))
+            found = sorted(p for p in map(Path, glob(str(pattern), recursive=True)) if p.is_file())  # noqa: PTH207
         if not found:
             missing[str(item)] = "no images in this folder" if path.is_dir() else "no such file"
         files.update(dict.fromkeys(found))

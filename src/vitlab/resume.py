@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities import rank_zero_only
 
+from vitlab.arguments.command import parse_overrides, read_command
 from vitlab.config.check import find_mistakes
-from vitlab.config.compose import apply_overrides, parse_overrides, read_command
 from vitlab.config.instantiate import targets
 from vitlab.config.resolve import resolve_processes
 from vitlab.distributed.failure_report import clear_failures
@@ -39,10 +39,11 @@ from vitlab.report.tensorboard import log_run_text
 from vitlab.report.terminal import print_comparison, print_resumed
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
 from vitlab.runs.console import log_to
-from vitlab.runs.directory import RunDirectory, rebase_paths
+from vitlab.runs.directory import RunDirectory, checkpoint_named, rebase_paths
 from vitlab.runs.hparams import flatten
 from vitlab.runs.loggers import clear_logger_run_ids
 from vitlab.runs.manifest import describe_origin, differences
+from vitlab.runs.overrides import apply_overrides
 from vitlab.runs.trust import check_paths, check_trusted
 
 log = logging.getLogger(__name__)
@@ -91,8 +92,8 @@ def resume(command: DictConfig, overrides: Sequence[Override]) -> dict[str, floa
         resolve_processes(config)
         changed = check_changes(as_plain_data(saved), as_plain_data(config))
         _check_config(config, run.path, command)
-        file = run.checkpoints / f"{command.checkpoint}.ckpt"
-        file = file if command.checkpoint in ("last", "best") else Path(command.checkpoint)
+        which = checkpoint_named(str(command.resume), str(command.checkpoint))
+        file = run.checkpoints / f"{which}.ckpt" if which in ("last", "best") else Path(which)
         epoch, step = _position(run, file, config)
         log_to(run.path)
         prepare_process(config)
@@ -224,7 +225,11 @@ def reproduce(command: DictConfig, overrides: Sequence[Override]) -> dict[str, f
     if config.name == ".." or Path(str(config.name)).name != config.name:
         raise UserError(f"name={config.name} in {run.path / 'config.yaml'} can't be the name of a folder")
     base = Path(command.outputs) / config.name / time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder = Path(broadcast_from_rank0("folder", lambda: str(folder_for(base, "manifest.json", "run.log").resolve())))
+    folder = Path(
+        broadcast_from_rank0(
+            "folder", lambda: str(folder_for(base, "manifest.json", "run.log", key="outputs").resolve())
+        )
+    )
     config = _rebased(config, folder)
     config.logger = clear_logger_run_ids(config.logger or {})
     apply_overrides(config, overrides, command)

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 from config.test_compose import CHOICES, CONF, NEEDED
-from conftest import ROOT, Command
+from conftest import ROOT, SMALL_RUN, Command
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from vitlab.config import compose as composition
 from vitlab.config.check import FILLING, GROUPS, SETTINGS
 from vitlab.config.compose import describe_mistakes
+from vitlab.config.instantiate import keep_accepted_keys
 from vitlab.config.signatures import find_definition, read_signature, signature_of
 
 
@@ -34,6 +36,62 @@ def test_what_is_shipped_is_in_order(choice: str) -> None:
 @pytest.mark.parametrize("level", ["off", "false", "light", "full"])  # YAML reads an unquoted off as false
 def test_figures_can_be_switched(level: str) -> None:
     assert mistakes(f"callbacks.figures.level={level}") == []
+
+
+@pytest.mark.parametrize(
+    ("target", "more", "dropped"),
+    [
+        ("optimizer._target_=torch.optim.SGD", [], {"optimizer.betas", "optimizer.eps"}),
+        (
+            "scheduler.schedule._target_=torch.optim.lr_scheduler.StepLR",
+            ["++scheduler.schedule.step_size=2"],
+            {f"scheduler.schedule.{key}" for key in ("total_steps", "warmup", "min_lr_ratio")},
+        ),
+        (
+            "scheduler.schedule._target_=torch.optim.lr_scheduler.OneCycleLR",  # takes total_steps too
+            ["++scheduler.schedule.max_lr=0.1"],
+            {"scheduler.schedule.warmup", "scheduler.schedule.min_lr_ratio"},
+        ),
+        ("callbacks.figures._target_=vitlab.callbacks.LayerStatistics", [], {"callbacks.figures.level"}),
+        ("augment.crop._target_=vitlab.data.RandomHorizontalFlip", ["++augment.crop.p=1"], {"augment.crop.padding"}),
+        ("logger._target_=pytorch_lightning.loggers.CSVLogger", [], {"logger.default_hp_metric"}),
+        (
+            "data._target_=vitlab.data.SyntheticDataModule",
+            ["++data.train_images=9000", "++data.test_images=9", "++data.noise=0", "++data.data_seed=0"],
+            {"data.root", "data.url", "data.md5"},
+        ),
+        ("optimizer._target_=torch.optim.SGD", ["optimizer.lr=1"], {"optimizer.betas", "optimizer.eps"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_new_target_keeps_the_keys_that_it_takes(target: str, more: list[str], dropped: set[str]) -> None:
+    assert mistakes(target, *more) == []
+    config = composition.compose_training([target, *more, "run_dir=x", "name=x"])
+    assert set(keep_accepted_keys(config, [target, *more])) == dropped
+    for path in dropped:
+        assert OmegaConf.select(config, path) is None
+
+
+def test_a_network_that_takes_any_keys_gets_the_number_of_classes() -> None:
+    config = composition.compose_training(["model._target_=torchvision.models.resnet18", "run_dir=x", "name=x"])
+    keep_accepted_keys(config, ["model._target_=torchvision.models.resnet18"])
+    assert set(config.model) == {"_target_", "weights", "num_classes"}
+
+
+def test_a_key_of_a_new_target_that_it_does_not_take_is_a_mistake(in_process: Command) -> None:
+    new = "scheduler.schedule._target_=torch.optim.lr_scheduler.StepLR"
+    result = in_process("train.py", new, "scheduler.schedule.step_sice=2", "scheduler.schedule.warmup=3")
+    assert result.returncode == 2
+    assert "Did you mean 'step_size'?" in result.stderr
+    assert "unknown key 'scheduler.schedule.warmup'" in result.stderr
+
+
+def test_the_keys_that_a_new_target_does_not_take_are_said(in_process: Command) -> None:
+    quick = [*SMALL_RUN, "preflight=off", "trainer.max_epochs=1", "logger=none"]
+    new = ["scheduler.schedule._target_=torch.optim.lr_scheduler.StepLR", "scheduler.schedule.step_size=1"]
+    result = in_process("train.py", *quick, *new)
+    assert result.returncode == 0, result.stderr
+    assert "scheduler.schedule.min_lr_ratio" in result.stdout
 
 
 def test_the_names_at_the_top_are_those_of_the_files() -> None:
@@ -238,7 +296,7 @@ def test_all_mistakes_are_said_at_once_with_the_file_they_stand_in(
         "optimizer.eps=-1 must be a number of at least 0",
         "trainer.max_epochs=many in conf/experiment/mine.yaml must be a whole number of at least 1, "
         "or -1 for no limit, or null",
-        "unknown key 'batch_sise' in conf/experiment/mine.yaml; it has " + ", ".join(sorted((*GROUPS, *SETTINGS))),
+        "unknown key 'batch_sise' in conf/experiment/mine.yaml. Did you mean 'data.batch_size'?",
         "unknown key 'model.dept'. Did you mean 'depth'?",
         "unknown key 'model.num_head' in conf/model/mine.yaml. Did you mean 'num_heads'?",
         "unknown key 'optimizer.lrr' in conf/experiment/mine.yaml. Did you mean 'lr'?",
@@ -251,7 +309,8 @@ def test_the_command_line_gets_all_of_them(in_process: Command, tmp_path: Path) 
     assert result.returncode == 2
     assert result.stdout == ""
     assert sorted(result.stderr.splitlines()) == [
-        "error: 'model.depth=[3' is not of the form key=value (no viable alternative at input '[3')",
+        "error: 'model.depth=[3' is not of the form key=value (no viable alternative at input '[3'); "
+        "for this very text type 'model.depth=\"[3\"'",
         "error: there is no scheduler=cosinus. Did you mean 'cosine'? "
         "(scheduler: constant, cosine, plateau, step, time_budget)",
         "error: trainer.max_epochs=abc must be a whole number of at least 1, or -1 for no limit, or null",
@@ -288,8 +347,8 @@ def test_a_check_that_breaks_is_not_passed_over(in_process: Command, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["optimizer=null"], "error: optimizer=null: no such choice; choose of adam, adamw, muon, sgd"),
-        (["trainer=5"], "error: trainer=5: no such choice; choose of cpu, ddp, ddp_cpu, default, fsdp, gpu, slurm"),
+        (["optimizer=null"], "error: there is no optimizer=null (optimizer: adam, adamw, muon, sgd"),
+        (["trainer=5"], "error: there is no trainer=5 (trainer: cpu, ddp, ddp_cpu, default, fsdp, gpu, slurm)"),
         (["optimizer.lr=1e-3,1e-2"], "error: optimizer.lr=1e-3,1e-2 has several values: add -m to sweep over them"),
     ],
     ids=str,

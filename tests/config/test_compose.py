@@ -66,6 +66,7 @@ def test_every_file_belongs_to_a_group() -> None:
             "augmentations.yaml",
             "leaderboard.yaml",
             "help.yaml",
+            "foreign_words.yaml",
         ),
         *("resume.yaml", "reproduce.yaml"),
         *("hydra/job_logging/run_log.yaml", "hydra/sweeper/optuna.yaml"),

@@ -83,6 +83,77 @@ def test_help_with_a_verb_or_a_mistake(command: Command) -> None:
     assert "Did you mean 'vit_tiny'?" in mistyped.stderr
 
 
+@pytest.mark.parametrize("how", ["--config-dir=my conf", "hydra.searchpath=[file://FOLDER]"])
+def test_a_folder_of_one_s_own_adds_choices(how: str, in_process: Command, tmp_path: Path) -> None:
+    for file, text in (
+        ("experiment/größe 1.yaml", "# @package _global_\ndefaults: [override /optimizer: mine]\nname: x\n"),
+        ("optimizer/mine.yaml", "_target_: torch.optim.NAdam\n_partial_: true\nlr: 0.002\n"),
+    ):
+        path = tmp_path / "my conf" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    how = how.replace("FOLDER", str(tmp_path / "my conf"))
+    mine = [how, "experiment=größe 1"]
+    shown = in_process("train.py", *mine, "--cfg", "job", "-p", "optimizer")
+    assert (shown.returncode, "torch.optim.NAdam" in shown.stdout) == (0, True)
+    wrong = in_process("train.py", *mine, "optimizer.lrr=1")
+    assert (wrong.returncode, "Did you mean 'lr'?" in wrong.stderr) == (2, True)
+    sweep = in_process("train.py", "-m", *mine, "optimizer=mine,adamw", "optimizer.lr=x")
+    assert (sweep.returncode, sweep.stderr) == (2, "error: optimizer.lr=x must be a number above 0\n")
+    misspelt = in_process("train.py", how, "experiment=größe 2")
+    assert "Did you mean 'größe 1'?" in misspelt.stderr
+    if how.startswith("hydra"):
+        small = [*SMALL_RUN, "data=synthetic", "trainer.max_epochs=1", "preflight=off"]
+        trained = in_process("train.py", *small, *mine)
+        assert trained.returncode == 0, trained.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["-m", "seed=0,1", "--cfg", "job"], "exclude each other"),
+        (["-m", "experiment=glob(*)", "seed=x"], "seed=x"),
+        (["-m", "model=glob(vit_*,exclude=vit_pre*)", "seed=x"], "seed=x"),
+        (["-m", "experiment=glob(x*)"], "matches nothing"),
+        (["-m", "seed=range(0,0)"], "matches nothing"),
+        (["-m", "seed=shuffle(range(0,3))", "optimizer.lr=x"], "optimizer.lr=x"),
+        (["-m", "seed=choice(0,x)"], "seed=x"),
+        (["-m", "seed=sort(2,1)", "optimizer.lr=x"], "optimizer.lr=x"),
+        (["-m", "optimizer.lr=interval(0,1)"], "hydra/sweeper=optuna"),
+        (["seed=0", "-m", "optimizer.lr=x,y"], "optimizer.lr=y"),
+        (["optimizer.lr=x", "--multirun"], "optimizer.lr=x"),
+        (["hydra.mode=MULTIRUN", "seed=0,x"], "seed=x"),
+        (["seed=0,1"], "add -m"),
+        (["--run", "--info"], "exclude each other"),
+        (["hydra/sweeper=optuna", "-m", "optimizer.lr=interval(1e-4,1)", "hydra.sweeper.n_trials=x"], "n_trials=x"),
+        (["-m", "experiment=glob(demo)", "data.train_images=400"], "++key=value"),
+        (["-cn", "nothing"], "no config file 'nothing'"),
+        (["--config-dir=nowhere"], "nowhere' not found"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_hydra_s_syntax_and_flags_end_in_a_sentence(arguments: list[str], answer: str, in_process: Command) -> None:
+    result = in_process("train.py", *arguments)
+    assert result.returncode == 2
+    assert answer in result.stderr
+    assert all(line.startswith("error: ") for line in result.stderr.splitlines())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--cfg", "job", "--resolve"], ["seed=1", "--cfg", "job", "model=vit_tiny", "-p", "model"], ["--info"]),
+        *(["--info", "searchpath"], ["--cfg", "hydra", "--package", "hydra.run"], ["-cn", "train", "--cfg", "job"]),
+        *(["--cfg", "all", "-p", "optimizer"], ["--info", "defaults-tree"], ["--version"], ["--hydra-help"]),
+    ],
+    ids=" ".join,
+)
+def test_hydra_s_flags_that_ask_are_answered(arguments: list[str], in_process: Command) -> None:
+    result = in_process("train.py", *arguments)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout
+
+
 def test_a_sweep_of_one_s_own_main_config_is_checked_by_it(in_process: Command, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     guard = "callbacks:\n  extra:\n    _target_: vitlab.callbacks.NaNGuard\n    action: stop\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-from conftest import Command
+from conftest import ROOT, Command
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import create_trial
 from scipy import stats
@@ -233,7 +233,7 @@ def test_terminal_and_several_directories(tmp_path: Path, in_process: Command) -
     assert "5 finished runs in 3 rows, best first by validation accuracy" in result.stdout
     assert re.search(r"\n +1 +0.1 +3 +71.00 ± 1.00 +68.52 to 73.48 +40.00 ± 0.00 +0:01:00 +best", result.stdout)
     assert "... and 2 more rows in the files" in result.stdout
-    assert "  python train.py reproduce=sweep/0.1_0\n" in result.stdout
+    assert f"  python {ROOT / 'train.py'} reproduce=sweep/0.1_0\n" in result.stdout
     assert [row["directories"] for row in rows(tmp_path / "answer")][1:] == ["runs=1/0", "runs=1/1"]
     assert not list((tmp_path / "runs=1").glob("leaderboard.*"))
 

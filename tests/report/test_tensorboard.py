@@ -11,6 +11,7 @@ from tensorboard.plugins.hparams import metadata
 from tensorboard.util.tensor_util import make_ndarray
 
 from vitlab.report.tensorboard import LAYOUT
+from vitlab.runs.directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,14 @@ def test_curves_and_layers(events: EventAccumulator) -> None:
     assert [event.step for event in events.Scalars("gradient_norm/all")] == [1, 3, 5, 7, 9]
     assert [event.step for event in events.Scalars("lr")] == [1, 3, 4, 5, 7, 9]  # at the epochs' ends too, once
     assert all(0 < event.value < 1 for event in events.Scalars("update_to_weight/all"))
+
+
+def test_epochs_count_from_one_as_on_the_terminal(events: EventAccumulator, small_run: Path) -> None:
+    assert {event.value for event in events.Scalars("epoch")} == {1.0, 2.0}
+    rows = RunDirectory(small_run).epoch_rows()
+    assert [row["epoch"] for row in rows] == [1, 2]
+    kept = RunDirectory(small_run).final_metrics()["epoch"]
+    assert f"weights kept: epoch {kept} of 2" in (small_run / "run.log").read_text()
 
 
 def test_charts_show_training_and_validation_together(events: EventAccumulator) -> None:

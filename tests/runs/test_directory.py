@@ -46,9 +46,44 @@ def test_a_run_is_never_written_over_another(tmp_path: Path) -> None:
     assert run.config().seed == 0
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("outputs/vit/1", "outputs/vit/1/", "outputs/vit/1/checkpoints/last.ckpt", "outputs/vit/1/checkpoints/"),
+        *("outputs/vit/1/config.yaml", "./outputs//vit/1", "vit", "vit/", "vit/1", "outputs/vit", "vit/1/config.yaml"),
+    ],
+)
+def test_a_run_is_found_by_its_directory_its_files_and_its_name(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = finished(tmp_path / "outputs" / "vit" / "1")
+    run.checkpoints.mkdir()
+    (run.checkpoints / "last.ckpt").touch()
+    finished(tmp_path / "outputs" / "other" / "2")
+    assert RunDirectory.open(path, "outputs").path.resolve() == run.path
+    assert RunDirectory.open(str(tmp_path / path) if path[0] in "o." else path, "outputs").path.resolve() == run.path
+
+
+def test_a_run_is_found_from_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = finished(tmp_path / "run")
+    run.checkpoints.mkdir()
+    (run.checkpoints / "last.ckpt").touch()
+    for folder, path in ((run.path, "."), (run.path, "checkpoints/last.ckpt"), (run.checkpoints, "last.ckpt")):
+        monkeypatch.chdir(folder)
+        assert RunDirectory.open(path, "outputs").path.resolve() == run.path
+    with pytest.raises(UserError, match="does not exist"):
+        RunDirectory.open("nothing", "outputs")
+    (tmp_path / "alone.ckpt").touch()
+    with pytest.raises(UserError, match="init_from"):
+        RunDirectory.open(str(tmp_path / "alone.ckpt"), "outputs")
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         RunDirectory.open(str(tmp_path / "nothing"), "outputs")
+    with pytest.raises(UserError, match="run= is empty"):
+        RunDirectory.open("", "outputs")
     with pytest.raises(UserError, match="is no run directory"):
         RunDirectory.open(str(tmp_path), "outputs")
 

@@ -4,8 +4,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from vitlab.config.compose import apply_overrides, compose_training
+from vitlab.config.compose import compose_training
 from vitlab.errors import UserError
+from vitlab.runs.overrides import apply_overrides
 from vitlab.runs.trust import check_links, check_paths
 
 

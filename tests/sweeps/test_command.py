@@ -21,7 +21,7 @@ def test_resuming_a_sweep_restores_its_arguments(tmp_path: Path) -> None:
     write_record(tmp_path, "model=vit_tiny", "seed=0,1")
     assert restore_arguments(["-m", f"sweep=resume:{tmp_path}", "hydra.launcher.jobs=2"]) == [
         *("-m", "model=vit_tiny", "seed=0,1", "hydra.launcher.jobs=2"),
-        f"hydra.sweep.dir='{tmp_path}'",
+        f'hydra.sweep.dir="{tmp_path}"',
     ]
     assert restore_arguments(["-m", "seed=0,1"]) == ["-m", "seed=0,1"]
 
@@ -49,6 +49,7 @@ def test_a_sweep_resumes_only_in_its_working_directory(tmp_path: Path, monkeypat
 
 def test_the_printed_command_resumes_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py"])
     assert resume_sweep_command(["seed=0,1"], tmp_path / "a b") == "python train.py -m 'sweep=resume:a b'"
     own = ["model._target_=mine.Net", "seed=0,1"]
     assert resume_sweep_command(own, tmp_path / "a") == f"python train.py -m {own[0]} seed=0,1 hydra.sweep.dir=a"

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +22,7 @@ from vitlab.metrics import ALWAYS, metric_name
 from vitlab.runs.directory import rebase_paths
 
 SYNC_EVERY = 10  # optimizer steps between two questions to the other ranks
-SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 
 # Metric names for comparing runs. TensorBoard's HPARAMS tab selects the first five by name.
 BEST = {
@@ -113,10 +114,10 @@ class FinalValidation(SortedCallback):
 class LastCheckpoint(SortedCallback, Checkpoint):
     """Saves a checkpoint every few epochs and minutes, and when the run receives a signal.
 
-    Ctrl-C, SIGTERM and SIGUSR1 (SLURM's warning before the time limit, which also requeues the job) stop the run after
-    the current step (one of the next `SYNC_EVERY` of several ranks) or the current validation; a second signal stops it
-    at once. Lightning's ModelCheckpoint saves in the middle of a step then. If a validation follows a step, the
-    checkpoint is saved after it: a resumed run would skip it.
+    Ctrl-C, SIGTERM, SIGHUP (the terminal was closed; nohup ignores it) and SIGUSR1 (SLURM's warning before the time
+    limit, which also requeues the job) stop the run after the current step (one of the next `SYNC_EVERY` of several
+    ranks) or the current validation; a second signal stops it at once. Lightning's ModelCheckpoint saves in the middle
+    of a step then. If a validation follows a step, the checkpoint is saved after it: a resumed run would skip it.
 
     Args:
         file: The checkpoint.
@@ -139,15 +140,17 @@ class LastCheckpoint(SortedCallback, Checkpoint):
     def _listen(self, *_: Any, **__: Any) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                signal.signal(number, self._receive)
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, self._receive)
 
     on_test_start = _listen
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received == number:
+        if self.received == number != signal.SIGHUP:  # a closed terminal sends it several times
             raise KeyboardInterrupt
         self.received = self.received or number
-        os.write(2, b"\nStopping after this step. Interrupt again to stop at once.\n")
+        with suppress(OSError):  # the terminal is gone
+            os.write(2, b"\nStopping after this step. Interrupt again to stop at once.\n")
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         # The end of an epoch is saved later, when all of its metrics are logged.
@@ -197,10 +200,10 @@ class LastCheckpoint(SortedCallback, Checkpoint):
             received = int(trainer.strategy.reduce(number, reduce_op="max"))
         if received == signal.SIGINT:
             raise KeyboardInterrupt
-        if received == getattr(signal, "SIGUSR1", None):
+        if received == signal.SIGUSR1:
             rank_zero_only(requeue)()
         if received:
-            raise TerminatedError
+            raise TerminatedError(received)
 
     on_train_end = on_test_batch_end = _stop_if_told
 

@@ -11,11 +11,13 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
+from vitlab.arguments.hints import hint
 from vitlab.config.cross_field_checks import cross_field_mistakes
 from vitlab.config.instantiate import (
     COLLECTIONS,
+    HYDRA_KEYS,
     fill_collections,
-    keep_accepted_model_keys,
+    keep_accepted_keys,
     shipped_nodes,
     target_nodes,
     weight_keys,
@@ -57,7 +59,6 @@ REFUSED_CALLBACKS = {
     "WeightAveraging": "Lightning would test the raw weights: take callbacks=ema",
 }
 NO_TARGET = " has no _target_, the class or function to build"
-HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def find_mistakes(config: DictConfig, overrides: Sequence[str], *, imports: bool
     config = copy.deepcopy(config)
     fill_collections(config)
     with suppress(UserError, OmegaConfBaseException):  # a missing or unknown target is reported below
-        keep_accepted_model_keys(config, overrides)
+        keep_accepted_keys(config, overrides, imports=imports)
     return _Check(config, imports).mistakes()
 
 
@@ -146,7 +147,7 @@ class _Check:
         # A value that others refer to is of use, wherever it stands.
         referred_to = set(re.findall(r"\$\{\s*(\w+)", OmegaConf.to_yaml(self.config)))
         for name in sorted(set(self.values) - {*GROUPS, *SETTINGS, *FILLING} - referred_to):
-            self._add(name, did_you_mean(name, {*GROUPS, *SETTINGS}), f"unknown key '{name}'")
+            self._add(name, hint(name, {*GROUPS, *SETTINGS}), f"unknown key '{name}'")
         for name in FILLING:
             if self.values.get(name):
                 self._add(name, " takes no effect: its file lacks the first line '# @package _global_'")
@@ -160,7 +161,7 @@ class _Check:
                 self._add(group, f" must hold {', '.join(sorted(known))}", f"{group}={_show(node)}")
                 continue
             for name in sorted(set(node) - known):
-                self._add(f"{group}.{name}", did_you_mean(name, known), f"unknown key '{group}.{name}'")
+                self._add(f"{group}.{name}", hint(f"{group}.{name}", known), f"unknown key '{group}.{name}'")
             for name in sorted(known - set(self.config[group])):
                 if f"{group}.{name}" not in OPTIONAL:
                     self._add(f"{group}.{name}", " is missing")
@@ -214,7 +215,7 @@ class _Check:
             if key in passed:
                 self._add(inner, f" can't be set here: vitlab passes it to {target} itself")
             elif key not in parameters and not signature.is_open:
-                self._add(inner, did_you_mean(key, {*parameters, *for_weights}), f"unknown key '{inner}'")
+                self._add(inner, hint(inner, {*parameters, *for_weights}), f"unknown key '{inner}'")
             elif kind := parameter_range(target, key):
                 self._check_range(inner, kind)
             elif (p := parameters.get(key)) and inner not in RANGES and not (p.none_by_default and node[key] is None):

@@ -1,5 +1,7 @@
-"""Compose configs, read commands, and explain what keeps a config from composing."""
+"""Compose configs, and explain what keeps a config from composing."""
 
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -7,25 +9,19 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigTypeError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from vitlab.arguments.hints import hint, hint_choice
+from vitlab.arguments.literals import quote
 from vitlab.config.check import find_mistakes
-from vitlab.errors import UserError, did_you_mean, nearest
+from vitlab.errors import UserError
 from vitlab.files import CONF
 
 NOT_COMPOSED = (CompactHydraException, OmegaConfBaseException, YAMLError)
-# What a model was trained with does not change with the images that it is shown.
-FACTS = ("image_size", "stored_size", "interpolation", "num_classes", "classes", "mean", "std", "eval_batch_size")
-
-
-def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(list(overrides))
 
 
 def compose_training(overrides: Sequence[str]) -> DictConfig:
@@ -36,81 +32,6 @@ def compose_training(overrides: Sequence[str]) -> DictConfig:
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", list(overrides))
-
-
-def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[Override]]:
-    """Parse the `key=value` arguments of a command, in Hydra's grammar; `--help` prints its keys and exits.
-
-    Returns the values of the command's own keys, which `conf/<name>.yaml` declares, and the overrides of the config.
-
-    Raises:
-        UserError: an argument is no override.
-        omegaconf.errors.MissingMandatoryValue: a required value is missing.
-    """
-    file = CONF / f"{name}.yaml"
-    if {"--help", "-h"} & set(arguments):
-        print(file.read_text(encoding="utf-8"), end="")
-        sys.exit(0)
-    command = OmegaConf.load(file)
-    assert isinstance(command, DictConfig)
-    OmegaConf.set_struct(command, True)
-    own = set(command.keys())  # not `in command`: that leaves out required values
-    others = []
-    for argument, override in zip(arguments, parse_overrides(arguments), strict=True):
-        if override.is_delete() or override.is_add() or override.is_force_add() or override.is_sweep_override():
-            raise UserError(f"{argument}: only key=value can be given here")
-        if override.key_or_group.split(".")[0] in own:
-            OmegaConf.update(command, override.key_or_group, override.value())
-        else:
-            others.append(override)
-    for key in command:
-        command[key]  # raises if it is required and missing
-    return command, others
-
-
-def apply_overrides(config: DictConfig, overrides: Sequence[Override], command: DictConfig) -> None:
-    """Change a run's resolved config in place: values (`data.root=x`), and whole groups (`data=image_folder`).
-
-    The run's own `data.cache_dir` and `data.url` are dropped: somebody else may have written the config, and would
-    choose what is written on this machine, and where. `overrides` and `command` are those of `read_command`.
-
-    Raises:
-        UserError: a key is unknown, or a value is out of its range.
-        omegaconf.errors.OmegaConfBaseException, hydra.errors.MissingConfigException: a deeper key or option is unknown.
-    """
-    data = config.get("data")
-    if isinstance(data, DictConfig) and "cache_dir" in data:
-        data.cache_dir = None
-    if isinstance(data, DictConfig) and "url" in data:
-        data.url = OmegaConf.load(CONF / "data" / "cifar10.yaml").url
-    OmegaConf.set_struct(config, True)
-    for override in overrides:
-        key, value = override.key_or_group, override.value()
-        if isinstance(value, str | list) and (CONF / key).is_dir():
-            _replace_group(config, key, override.get_value_element_as_str())
-        elif key.split(".")[0] not in config:
-            raise UserError(f"unknown key '{key}'{did_you_mean(key, {*config.keys(), *command.keys()})}")
-        else:
-            try:
-                OmegaConf.update(config, key, value, merge=True)
-            except ConfigTypeError as error:
-                takes = "keys and values" if isinstance(OmegaConf.select(config, key), DictConfig) else "a list"
-                raise UserError(f"{override.input_line}: {key} takes {takes}") from error
-    changed = tuple(override.key_or_group for override in overrides)
-    found = find_mistakes(config, [], imports=False)  # the config may come from a stranger
-    wrong = [str(mistake) for mistake in found if mistake.path.startswith(changed)]
-    if wrong:
-        raise UserError("; ".join(wrong))
-
-
-def _replace_group(config: DictConfig, group: str, option: str) -> None:
-    before = config[group]
-    with open_dict(config):
-        config[group] = compose_training([f"{group}={option}"])[group]
-    for fact in FACTS if group == "data" else ():
-        config.data[fact] = before[fact]
-    if group == "trainer":
-        config.trainer.precision = before.precision
 
 
 def typed_overrides(hydra: Any) -> list[str]:
@@ -195,23 +116,29 @@ def _diagnose(error: Exception) -> tuple[str, str]:
         case UserError(), _:
             return str(error), ""
         case OverrideParseException(override=text, message=message), _:
-            reason = next(iter(str(message).splitlines()), "")
-            return f"'{text}' is not of the form key=value ({reason})", str(text)
+            name, equals, value = str(text).partition("=")
+            noise = ("Error parsing", "Lexer", "See http", " ")
+            reason = next((f" ({line})" for line in str(message).splitlines() if not line.startswith(noise)), "")
+            if not equals or not re.fullmatch(r"[-+~\w./@]+", name, re.ASCII):
+                return f"'{text}' is not of the form key=value", str(text)
+            quoted = shlex.quote(f"{name}={quote(value)}")
+            return f"'{text}' is not of the form key=value{reason}; for this very text type {quoted}", str(text)
         case MissingConfigException(missing_cfg_file=str() as file, options=options), _:
             group, _, option = file.rpartition("/")
             if not group:
                 return f"there is no config file '{option}'", ""
-            known = f"{nearest(option, options or [])} ({group}: {', '.join(options or [])})"
-            return f"there is no {group}={option}{known}", f"{group}={option}"
+            return f"there is no {group}={option}{hint_choice(group, option, options or [])}", f"{group}={option}"
         case _, MissingMandatoryValue():
             return f"{key} must be given: add {key}=...", key
         case _, OmegaConfBaseException(parent_node=parent) if "is not in struct" in str(cause):
             siblings = [key for key in parent if key != "hydra"] if isinstance(parent, DictConfig) else []
-            return f"unknown key '{key}'{did_you_mean(str(cause.key), siblings)}", key
+            return f"unknown key '{key}'{hint(key, siblings)}", key
         case YAMLError(), _:
             mark: Any = getattr(error, "problem_mark", None)
             where = f"{mark.name}, line {mark.line + 1}" if mark else "a config file"
             return f"{where} is no YAML: {getattr(error, 'problem', None) or error}", ""
+    if twice := re.match(r"Multiple values for (\w+)\. .*: (\S+)'", str(error)):
+        return f"+{twice[1]}={twice[2]}: write {twice[1]}={twice[2]}, without +", f"{twice[1]}={twice[2]}"
     if str(error).startswith("Ambiguous value for argument"):
         argument = str(error).split("'")[1]
         return f"{argument} has several values: add -m to sweep over them, or write key=[a,b] for a list", argument

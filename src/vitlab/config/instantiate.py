@@ -15,6 +15,7 @@ from vitlab.errors import UserError
 from vitlab.files import CONF
 
 COLLECTIONS = ("augment", "callbacks", "logger")  # groups of targets, each under a name that the user chooses
+HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
 def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
@@ -101,23 +102,33 @@ def fill_collections(config: DictConfig) -> None:
             config[group] = config.get(group) or {}
 
 
-def keep_accepted_model_keys(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Drop the keys of `config.model` that a network given by `model._target_=...` does not take, in place.
+def keep_accepted_keys(config: DictConfig, overrides: Sequence[str], *, imports: bool = True) -> list[str]:
+    """Drop the keys that a target given by `<node>._target_=...` does not take, in place, and return their paths.
 
-    They belong to the network of the chosen group. A key given on the command line stays: if the network does not take
-    it, that is a mistake to report. `num_classes` stays for one that takes any keys (`**kwargs`), as torchvision's do.
+    They belong to the target of the chosen file. A key given on the command line stays: if the target does not take it,
+    that is a mistake to report. A network that takes any keys gets only the number of classes, not the sizes of a ViT.
 
     Raises:
         UserError: the target can't be imported.
     """
-    keys = [override.lstrip("+").split("=")[0] for override in overrides]
-    given = {key.removeprefix("model.") for key in keys if key.startswith("model.")}
-    if "_target_" in given:
-        signature = read_signature(config.model["_target_"], "model")
-        with open_dict(config):
-            always = {"_target_", "weights", *(["num_classes"] if signature.is_open else [])}
-            for key in set(config.model) - {*always, *signature.parameters, *given}:
-                del config.model[key]
+    given = {override.lstrip("+").split("=")[0] for override in overrides}
+    dropped = []
+    for path in sorted(key.removesuffix("._target_") for key in given if key.endswith("._target_")):
+        node = OmegaConf.select(config, path, throw_on_missing=False)
+        if not isinstance(node, DictConfig):
+            continue
+        signature = read_signature(str(node["_target_"]), path, imports=imports)
+        if signature.is_open and path != "model":
+            continue
+        kept = {*HYDRA_KEYS, *signature.parameters, *(["weights"] if path == "model" else [])}
+        kept |= {"num_classes"} if signature.is_open else set()
+        others = [f"{path}.{key}" for key in map(str, node) if key not in kept]
+        dropped += [other for other in others if not any(f"{key}.".startswith(f"{other}.") for key in given)]
+    with open_dict(config):
+        for path in dropped:
+            parent, _, key = path.rpartition(".")
+            del OmegaConf.select(config, parent)[key]
+    return dropped
 
 
 def _explain(error: InstantiationException, where: str) -> str | None:

@@ -19,7 +19,7 @@ from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from vitlab.compat import watch_local_ranks
-from vitlab.errors import INTERRUPTED, TERMINATED, PeerError, TerminatedError, UserError, first_line
+from vitlab.errors import STOPPED, PeerError, TerminatedError, UserError, first_line
 from vitlab.files import write_json
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def _sentence(error: BaseException) -> str:
 def failed_children(trainer: pl.Trainer) -> dict[int, int]:
     """Exit status by rank of the processes that rank 0 started and that have failed."""
     statuses = {rank: child.poll() for rank, child in enumerate(_children(trainer), start=1)}
-    return {rank: status for rank, status in statuses.items() if status not in (None, 0, INTERRUPTED, TERMINATED)}
+    return {rank: status for rank, status in statuses.items() if status not in (None, 0, *STOPPED)}
 
 
 def kill_children(trainer: pl.Trainer) -> None:

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
+from vitlab.arguments.command import read_command
 from vitlab.cli import run
-from vitlab.config.compose import read_command
 from vitlab.config.types import whole
 from vitlab.errors import UserError, did_you_mean
 

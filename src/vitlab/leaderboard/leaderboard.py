@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitlab.errors import UserError
-from vitlab.files import shorten, write_text
+from vitlab.files import CONF, shorten, write_text
 from vitlab.leaderboard import leaderboard_plots as plots
 from vitlab.leaderboard.ranking import ALPHA, Ranking, Row, rank, summarise_metric
 from vitlab.leaderboard.results import read_results
@@ -180,7 +180,11 @@ def summarise_ranking(ranking: Ranking) -> list[str]:
 def reproduce_commands(ranking: Ranking) -> list[str]:
     """Return the commands that repeat the best row's runs, each in a new directory."""
     best = ranking.ranked[0].results if ranking.ranked else []
-    return [f"python train.py reproduce={shlex.quote(shorten(result.path))}" for result in best]
+    return [f"{_train()} {shlex.quote(f'reproduce={shorten(result.path)}')}" for result in best]
+
+
+def _train() -> str:
+    return f"python {shlex.quote(shorten(CONF.parent / 'train.py'))}"
 
 
 def _best(ranking: Ranking) -> Iterator[str]:
@@ -220,7 +224,7 @@ def _comparisons(ranking: Ranking) -> Iterator[str]:
         yield f"No significant difference from the best: {_places(level, ranking)}. More {unit} may reveal one."
     if others and all(len(row.results) == 1 for row in ranking.ranked):
         overrides = [o for o in ranking.ranked[0].results[0].overrides if not o.startswith(("seed=", "hydra."))]
-        add = f" To add seeds: python train.py -m {shlex.join(overrides)} seed=0,1,2" if overrides else ""
+        add = f" To add seeds: {_train()} -m {shlex.join(overrides)} seed=0,1,2" if overrides else ""
         yield f"One seed per row allows no comparison.{add}"
     elif untested:
         yield f"Cannot be compared with the best: {_places(untested, ranking)} (too few {unit}, or equal scores)."

@@ -1,29 +1,79 @@
 """Print on the terminal and write the same lines to run.log."""
 
+from __future__ import annotations
+
+import codecs
 import io
 import logging.config
+import os
+import select
+import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
-from rich.console import Console, RenderableType
 
 from vitlab.distributed.process import this_process
 from vitlab.files import CONF
 
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
 log = logging.getLogger(__name__)
+
+
+class _Unbreakable(io.FileIO):
+    """A terminal, pipe or file that drops what it can't take: its reader has ended, or its disk is full."""
+
+    def write(self, data: Any) -> int:
+        try:
+            while (count := super().write(data)) is None:  # another program made it non-blocking
+                select.select([], [self], [])
+            return count
+        except OSError:
+            return len(data)
+
+
+def protect_streams() -> None:
+    """Make stdout and stderr take any text, and survive their reader: a run does not end because nobody watches.
+
+    Characters that the terminal's encoding lacks are escaped. Streams that a test or notebook replaced stay.
+    """
+    if os.environ.get("COLUMNS") == "0":  # rich would print nothing
+        del os.environ["COLUMNS"]
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed by the shell: the next file would get this number, and the messages
+            os.open(os.devnull, os.O_RDWR)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream: Any = getattr(sys, name)
+        if stream is getattr(sys, f"__{name}__"):
+            encoding = codecs.lookup(getattr(stream, "encoding", "utf-8")).name
+            errors = "surrogateescape" if encoding == "utf-8" else "backslashreplace"  # file names may hold any bytes
+            file: Any = io.BufferedWriter(_Unbreakable(number, "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(file, encoding, errors, line_buffering=True))
 
 
 def terminal(**options: Any) -> Console:
     """A console that prints text as it is: no markup, no wrapping of paths and commands, no coloured numbers."""
+    from rich.console import Console  # what the config check refuses does not wait for it
+
     return Console(soft_wrap=True, highlight=False, markup=False, emoji=False, **options)
 
 
 def show(*lines: RenderableType, console: Console | None = None) -> None:
     """Print texts and tables on the terminal, with the `console` of a progress bar above the bar, and write the same as
     plain text to run.log."""
+    from rich.table import Table
+
     console = console or terminal()
+    unlimited = console.options.update(max_width=10_000)
+    for table in (line for line in lines if isinstance(line, Table)):  # in a narrow terminal nothing is cut off
+        if console.measure(table, options=unlimited).maximum > console.width:
+            table.box = None
+        table.width = console.measure(table, options=unlimited).maximum
     console.print(*lines, sep="\n")
     if log.isEnabledFor(logging.INFO):
         plain = terminal(file=(text := io.StringIO()), width=console.width, color_system=None, force_terminal=False)

@@ -44,7 +44,8 @@ class RunDirectory:
         except FileExistsError:
             raise UserError(HOLDS_A_RUN.format(self.path)) from None
         except OSError as error:
-            raise UserError(f"can't write the run to {self.path} ({error.strerror or error})") from error
+            reason = f"can't write the run to {self.path} ({error.strerror or error})"
+            raise UserError(f"{reason}: choose another folder with hydra.run.dir=...") from error
 
     def locked(self) -> AbstractContextManager[None]:
         """Keeps other processes from writing to this run; rank 0 holds the lock for all. UserError if it is taken."""
@@ -95,27 +96,32 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str, outputs: str, *, key: str = "run", finished: bool = True) -> "RunDirectory":
-        """Opens an existing run: `path`, or if that is "latest" the newest one below `outputs` that is `finished`, or
-        else that can be resumed; `key` is the key that `path` was given as. UserError if there is no such run, or if it
-        contains links that lead out of it."""
+        """Opens an existing run.
+
+        `path` is its directory or a file in it, its name below `outputs`, or a folder of runs, of which it takes the
+        newest that is `finished`, or else that can be resumed; "latest" is the folder `outputs`. `key` is the key that
+        `path` was given as. UserError if there is no such run, or if it contains links that lead out of it."""
         what = "finished run" if finished else "run to resume"
-        if path == "latest":
-            wanted = ("finished",) if finished else ("running", "interrupted", "failed")
-            found = []
-            for run in (cls(file.parent) for file in Path(outputs).rglob("manifest.json")):
-                with suppress(UserError):  # of an unreadable manifest
-                    manifest = run.manifest()
-                    if manifest.get("status") in wanted and (finished or any(run.checkpoints.glob("*.ckpt"))):
-                        found.append((str(manifest.get("finished" if finished else "started")), str(run.path)))
-            if not found:
-                raise UserError(f"{key}=latest: there is no {what} below {Path(outputs).resolve()}")
-            path = max(found)[1]
-        run = cls(Path(path))
-        if not (run.path / "config.yaml").is_file():
-            fault = "is no run directory: it has no config.yaml" if run.path.is_dir() else "does not exist"
+        if not path:
+            raise UserError(f"{key}= is empty: name a run directory; {key}=latest takes the newest {what}")
+        places = [Path(outputs)] if path == "latest" else [Path(path), Path(outputs, path)]
+        place = next((place for place in places if place.exists()), places[0])
+        inside = path != "latest" and place.exists()
+        around = [place, *place.parents[:2], *place.absolute().parents[:2]] if inside else []
+        folder = next((folder for folder in around if (folder / "config.yaml").is_file()), None) or _newest(
+            place, finished
+        )
+        if folder is None and path == "latest":
+            raise UserError(f"{key}=latest: there is no {what} below {place.resolve()}")
+        if folder is None and place.is_file():
+            raise UserError(
+                f"{key}={path} is in no run directory; init_from=<checkpoint> starts a new run from a checkpoint"
+            )
+        if folder is None:
+            fault = f"is no run directory and holds no {what}" if place.exists() else "does not exist"
             raise UserError(f"{key}={path} {fault}; {key}=latest takes the newest {what} below {outputs}")
-        check_links(run.path)  # every verb writes something into the run
-        return run
+        check_links(folder)  # every verb writes something into the run
+        return cls(folder)
 
     def config(self) -> DictConfig:
         """The resolved config; UserError if it can't be read."""
@@ -146,6 +152,23 @@ class RunDirectory:
             there = ", ".join(sorted(f.name for f in self.checkpoints.glob("*.ckpt"))) or "none"
             raise UserError(f"checkpoint={which}: there is no file {file} (checkpoints of the run: {there})")
         return file
+
+
+def _newest(place: Path, finished: bool) -> Path | None:
+    """The newest run below a folder that is `finished`, or else that can be resumed."""
+    wanted = ("finished",) if finished else ("running", "interrupted", "failed")
+    found = []
+    for run in (RunDirectory(file.parent) for file in place.rglob("manifest.json")):
+        with suppress(UserError):  # of an unreadable manifest
+            manifest = run.manifest()
+            if manifest.get("status") in wanted and (finished or any(run.checkpoints.glob("*.ckpt"))):
+                found.append((str(manifest.get("finished" if finished else "started")), run.path))
+    return max(found)[1] if found else None
+
+
+def checkpoint_named(path: str, otherwise: str) -> str:
+    """`path` if it names a checkpoint rather than a run, or else `otherwise`."""
+    return path if path.endswith(".ckpt") and Path(path).is_file() else otherwise
 
 
 def _read_json(file: Path) -> dict[str, Any]:

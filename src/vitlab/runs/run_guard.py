@@ -1,5 +1,6 @@
 """Check the config and claim the run directory before Hydra writes anything."""
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -9,12 +10,13 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from vitlab.config.compose import describe_mistakes, refuse
+from vitlab.config.instantiate import walk
 from vitlab.distributed.process import broadcast_from_rank0, this_process
 from vitlab.errors import UserError
-from vitlab.files import numbered
+from vitlab.files import expand_home, numbered
 from vitlab.runs.console import log_settings
 from vitlab.runs.directory import HOLDS_A_RUN
 
@@ -26,6 +28,7 @@ class RunGuard(Callback):
         HydraConfig.instance().set_config(config)  # run.dir may ask it for the choices; Hydra sets it later
         me = this_process()
         with exit_on_error():
+            _expand_home(config)
             if me.is_rank_zero:
                 refuse(describe_mistakes(config))
             folder = broadcast_from_rank0("folder", lambda: _claim_folder(config))
@@ -48,11 +51,19 @@ def exit_on_error() -> Iterator[None]:
         sys.exit(1)
 
 
+def _expand_home(config: DictConfig) -> None:
+    """Replace a leading `~/` by the home folder, in the values of all files."""
+    with read_write(config), read_write(config.hydra):
+        for path, value in walk(OmegaConf.to_container(config)):
+            if isinstance(value, str) and value.startswith("~/"):
+                OmegaConf.update(config, path, expand_home(value))
+
+
 def _claim_folder(config: DictConfig) -> str:
     """Create the run directory, numbered if another run has the name; one from the command line is only checked."""
     folder = Path(config.hydra.run.dir)
     if any(override.lstrip("+").startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra):
-        if (folder / "manifest.json").exists():
+        if os.path.exists(folder / "manifest.json"):  # noqa: PTH110  # False if the name is too long
             raise UserError(HOLDS_A_RUN.format(folder))
         return str(folder)
     for claimed in map(folder.with_name, numbered(folder.name)):

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from types import FrameType
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from vitlab.distributed.process import requeue
-from vitlab.errors import TerminatedError
+from vitlab.errors import STOPPED, TerminatedError
 from vitlab.files import shorten
-from vitlab.runs.console import format_duration
+from vitlab.runs.console import format_duration, terminal
 from vitlab.sweeps.executors import Executor, JobProcess
 from vitlab.sweeps.sweep import Job, Sweep, plan_jobs, recorded_jobs, resume_sweep_command, sweep_lock, write_record
 
@@ -100,7 +100,9 @@ class Runner:
 
     def run(self) -> None:
         """Return when no job is left; on a signal, raise after the running jobs have saved."""
-        handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup
+        numbers = [number for number in SIGNALS if number != signal.SIGHUP or not ignored]
+        handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
         announced = False
         try:
             self._start_jobs()
@@ -118,10 +120,12 @@ class Runner:
         if self.signal == signal.SIGUSR1:
             requeue()
         if self.signal is not None:
-            raise KeyboardInterrupt if self.signal == signal.SIGINT else TerminatedError
+            raise KeyboardInterrupt if self.signal == signal.SIGINT else TerminatedError(self.signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         first = self.signal is None
+        if number == self.signal == signal.SIGHUP:  # a closed terminal sends it several times
+            return
         self.signal = number if first else self.signal
         for _, process in list(self.running.values()):
             if first:
@@ -177,7 +181,7 @@ class Runner:
             job.status, job.reason = "pruned", f"after {len(job.epochs_so_far())} epochs"
         elif self.signal is not None:
             job.status, job.reason = "interrupted", "the sweep was stopped"
-        elif exit_status in (130, 143):
+        elif exit_status in STOPPED:
             job.status, job.reason = "interrupted", "stopped by a signal that did not come from the sweep"
         else:
             job.status, job.reason = "failed", _describe_failure(job, exit_status)
@@ -202,7 +206,7 @@ class SweepDisplay:
 
     def __init__(self, title: str, source: JobSource) -> None:
         self.title, self.source = title, source
-        self.console = Console(soft_wrap=True, highlight=False)
+        self.console = terminal()
         self.live = Live(console=self.console, get_renderable=self._render, refresh_per_second=1)
 
     def say(self, *texts: str | tuple[str, str]) -> None:

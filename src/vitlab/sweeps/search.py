@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.trial import BaseTrial, Trial, TrialState
 
-from vitlab.config.compose import parse_overrides
+from vitlab.arguments.command import parse_overrides
 from vitlab.errors import UserError
 from vitlab.files import shorten
 from vitlab.metrics import mode_of

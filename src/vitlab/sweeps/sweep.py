@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
+from vitlab.arguments.literals import quote
 from vitlab.config.instantiate import targets
 from vitlab.errors import UserError
-from vitlab.files import locked, shorten, write_json
+from vitlab.files import expand_home, locked, shorten, write_json
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.trust import check_links
 
@@ -115,11 +115,6 @@ class Job:
         return [line for line in lines if line][-count:]
 
 
-def quote(text: str) -> str:
-    """Quote any text as a value in Hydra's override grammar."""
-    return QuotedString(text, Quote.single).with_quotes()
-
-
 @dataclass
 class Sweep:
     """A sweep's directory, and how its jobs are composed and started."""
@@ -208,8 +203,8 @@ def check_job_folder(sweep: Path, jobs: Sequence[Job]) -> None:
 
 def _shorten_number(override: str) -> str:
     """Return `optimizer.lr=0.001235` for a value with more digits."""
-    key, _, value = override.partition("=")
-    return f"{key}={float(value):.4g}" if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value) else override
+    key, _, value = override.lstrip("+").partition("=")
+    return f"{key}={float(value):.4g}" if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value) else override.lstrip("+")
 
 
 def _number_of_devices(devices: Any) -> int:
@@ -266,7 +261,7 @@ def restore_arguments(arguments: Sequence[str]) -> list[str]:
     found = [argument for argument in arguments if argument.startswith(RESUME)]
     if not found:
         return list(arguments)
-    folder = Path(found[0].removeprefix(RESUME))
+    folder = Path(expand_home(found[0].removeprefix(RESUME)))
     record = read_record(folder)
     retype = f"give the sweep's full command again, with hydra.sweep.dir={folder}"
     unsafe = [argument for argument in record["arguments"] if not _is_safe(argument)]
@@ -280,10 +275,10 @@ def restore_arguments(arguments: Sequence[str]) -> list[str]:
 
 def resume_sweep_command(arguments: Sequence[str], folder: Path) -> str:
     """Return the command that resumes a sweep."""
-    path = shorten(folder)
+    start, path = f"python {shlex.quote(sys.argv[0])} -m", shorten(folder)
     if all(map(_is_safe, arguments)):
-        return f"python train.py -m {shlex.quote(RESUME + path)}"
-    return f"python train.py -m {shlex.join(arguments)} {shlex.quote(f'hydra.sweep.dir={path}')}"
+        return f"{start} {shlex.quote(RESUME + path)}"
+    return f"{start} {shlex.join(arguments)} {shlex.quote(f'hydra.sweep.dir={path}')}"
 
 
 def _is_safe(argument: str) -> bool:

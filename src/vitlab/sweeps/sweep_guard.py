@@ -10,7 +10,8 @@ from hydra.errors import OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.config.compose import CONF, explain, job_mistakes, parse_overrides, refuse, typed_overrides
+from vitlab.arguments.command import parse_overrides
+from vitlab.config.compose import CONF, explain, job_mistakes, refuse, typed_overrides
 from vitlab.errors import UserError
 from vitlab.runs.run_guard import exit_on_error
 
@@ -27,7 +28,8 @@ class SweepGuard(Callback):
                 jobs = covering_jobs(params, when, typed)
             else:
                 jobs = sweep_jobs([*(f"{key}={value}" for key, value in params.items()), *typed])
-            refuse([line for job in jobs for line in job_mistakes(job, config.hydra.job.config_name)])
+            found = [o for o in config.hydra.overrides.hydra if o.startswith("hydra.searchpath=")]  # folders of choices
+            refuse([line for job in jobs for line in job_mistakes([*job, *found], config.hydra.job.config_name)])
 
 
 def composition_mistakes(arguments: Sequence[str]) -> list[str]:
@@ -36,11 +38,11 @@ def composition_mistakes(arguments: Sequence[str]) -> list[str]:
     overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
     if any(argument.startswith("-") for argument in overrides):
         return []
-    try:
-        jobs = [overrides] if len(overrides) == len(arguments) else sweep_jobs(overrides)
-    except (UserError, OverrideParseException) as error:
-        return [explain(error)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            jobs = [overrides] if len(overrides) == len(arguments) else sweep_jobs(overrides)
+        except (UserError, OverrideParseException) as error:
+            return [explain(error)]
         return [line for job in jobs for line in job_mistakes(job)]
 
 
@@ -79,5 +81,7 @@ def _choices(overrides: Sequence[str]) -> list[list[str]]:
             values = list(override.sweep_string_iterator())
         else:
             values = [override.get_value_element_as_str()]
+        if not values:
+            raise UserError(f"{override.input_line} matches nothing: there is no value to run")
         choices.append([f"{key}={text}" for text in values])
     return choices

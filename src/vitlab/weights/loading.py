@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vitlab.config.instantiate import weight_keys
 from vitlab.errors import UserError, first_line
+from vitlab.files import expand_home
 from vitlab.models import timm_facts
 from vitlab.runs.checkpoint import (
     CONFIG_KEY,
@@ -78,10 +79,8 @@ def weights_to_start_from(config: DictConfig) -> Weights | None:
         if config.model.get("weights") is not None:
             raise UserError("init_from and model.weights both name weights to start from: give only one")
         file = Path(config.init_from)
-        if not file.exists():
-            raise UserError(f"init_from={file} does not exist; give a run directory or a checkpoint")
-        if file.is_dir():
-            file = RunDirectory.open(str(file), "outputs", key="init_from").checkpoint("best")
+        if not file.is_file():
+            file = RunDirectory.open(str(config.init_from), "outputs", key="init_from").checkpoint("best")
     known, known_by = dict[str, Any](), ""
     if "pretrained" in keys:
         try:
@@ -93,7 +92,7 @@ def weights_to_start_from(config: DictConfig) -> Weights | None:
             return Weights(known_by, load_pretrained(facts) if config.model.get("pretrained") else {}, known, known_by)
     if file is None:
         return None
-    weights = read_file(Path(str(file)).expanduser(), config.init_weights)
+    weights = read_file(Path(expand_home(str(file))), config.init_weights)
     return weights if weights.input else replace(weights, input=known, input_origin=known_by)
 
 

@@ -1,0 +1,1 @@
+"""Understand arguments as a person means them: paths, names, words of other tools."""

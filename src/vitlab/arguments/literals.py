@@ -1,0 +1,68 @@
+"""Quote paths and names in `key=value` arguments, which Hydra would refuse."""
+
+import os
+import re
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Quote, QuotedString, Sweep
+from hydra.errors import OverrideParseException
+
+from vitlab.files import CONF, expand_home
+
+# The last part of the keys that hold a path or a name, and of those that hold a list of them.
+NAMES = re.compile(
+    r"(\w*_)?(dir|dirpath|path|file|filename|root|name|url|uri)|run|resume|reproduce|init_from|checkpoint|weights"
+    r"|images|classes|out|outputs|subdir|target|timm_train|project|group"
+)
+LISTS = ("images", "classes")
+REFUSED = object()
+
+
+def quote(text: str) -> str:
+    """Quote any text as a value in Hydra's override grammar."""
+    return QuotedString(text, Quote.double).with_quotes()
+
+
+def literal(argument: str, *, sweep: bool = False) -> str:
+    """Quote the value of an argument whose key holds a path, a name or a choice, if Hydra's grammar refuses it.
+
+    A leading `~` is the home folder. The name of an existing file is meant as it is, and what looks like a number or a
+    list is the name of something. With `sweep`, commas separate values; in `images=` they always do. A choice of
+    null is `none`.
+    """
+    key, _, text = argument.partition("=")
+    last = re.split(r"[./@]", key.lstrip("+"))[-1]
+    is_name, is_choice = NAMES.fullmatch(last), (CONF / key.lstrip("+")).is_dir()
+    if not text or argument.startswith(("-", "~")) or not (is_name or is_choice):
+        return argument
+    value, path = _value(argument), expand_home(text)
+    if is_choice and (value is None or value is False):  # Hydra fails at it
+        return f"{key}={'none' if (CONF / key.lstrip('+') / 'none.yaml').exists() else quote(text)}"
+    if value is None and text == text.strip():
+        return argument
+    if is_name and value != text and os.path.exists(path):  # noqa: PTH110  # False for any text
+        return f"{key}={_quote(path, last)}"
+    if isinstance(value, str):
+        return f"{key}={_quote(expand_home(value), last)}" if value.startswith("~") else argument
+    if last in LISTS:
+        inner = text[1:-1] if text[0] + text[-1] == "[]" else text
+        return argument if isinstance(value, list) else f"{key}=[{_quote_each(inner)}]"
+    if isinstance(value, Sweep | Glob) or (is_choice and isinstance(value, list)):
+        return argument
+    return f"{key}={_quote_each(text) if sweep else quote(path)}"
+
+
+def _value(argument: str) -> Any:
+    try:
+        return OverridesParser.create().parse_overrides([argument])[0].value()
+    except OverrideParseException:
+        return REFUSED
+
+
+def _quote(path: str, key: str) -> str:
+    return f"[{quote(path)}]" if key in LISTS else quote(path)
+
+
+def _quote_each(text: str) -> str:
+    return ",".join(quote(expand_home(part.strip())) for part in text.split(","))

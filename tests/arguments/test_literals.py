@@ -1,0 +1,157 @@
+"""Paths and names are taken as they are, whatever characters they have."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Command
+from omegaconf import OmegaConf
+
+from vitlab.arguments.command import parse_overrides, read_command
+from vitlab.arguments.literals import literal, quote
+from vitlab.config.compose import compose_training
+from vitlab.predict import find_images
+
+# Each character that a file name can have, at its start, in it and at its end; "${" alone would be a reference.
+CHARACTERS = [chr(code) for code in range(1, 128) if chr(code) != "/"] + ["ß", "日", "e\u0301", "\udcff", "🙂"]
+NAMES = [
+    *(
+        f"{before}{character}{after}"
+        for character in CHARACTERS
+        for before, after in (("a", "b"), ("", "b"), ("a", ""))
+    ),
+    *(
+        "my photo [1] (2)",
+        "größe 日本",
+        "[a]",
+        "{a: b}",
+        "1e5",
+        "2024",
+        "true",
+        "a=b",
+        "a,b",
+        "f(x)",
+        "'x'",
+        '"',
+        "\\'",
+    ),
+    *("glob(*)", "choice(a,b)", "null ", "**", "--lr", "-m", "http://x/y?z=1&b", "..."),
+]
+
+
+@pytest.mark.parametrize("key", ["data.root", "name", "hydra.run.dir", "run", "out", "+x.save_dir", "init_from"])
+def test_any_name_arrives_as_it_is(key: str) -> None:
+    for name in NAMES:
+        path = f"folder/{name}/x"  # as a whole it is no number, list or quoted text
+        if "," not in name and "\\" not in name:  # several values, escapes of Hydra
+            assert parse_overrides([f"{key}={path}"])[0].value() == path
+
+
+def test_an_existing_file_is_meant_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in NAMES:
+        file = Path(name.replace("/", "_"))
+        file.touch()
+        assert parse_overrides([f"data.root={file}"])[0].value() == str(file)
+        files, missing = find_images(read_command("predict", [f"images={file}"])[0].images)
+        assert (files, missing) == ([file], {}) or str(file).startswith("~")
+        typed = shlex.split(shlex.quote(f"run={file}"))  # as a printed command is pasted
+        assert read_command("predict", ["images=x", *typed])[0].run == str(file)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("data.root=~/pics", "HOME/pics"),
+        ("data.root='~/pics'", "HOME/pics"),
+        ("run=~", "HOME"),
+        ("images=~/a (1).png,b.png", ["HOME/a (1).png", "b.png"]),
+        ("images=a.png,b.png", ["a.png", "b.png"]),
+        ("images=[a.png, 'b.png']", ["a.png", "b.png"]),
+        ("images=[a (1).png,b.png]", ["a (1).png", "b.png"]),
+        ("images=photos/*.png", "photos/*.png"),
+        ("data.classes=[ant (red),bee]", ["ant (red)", "bee"]),
+        ("name=2024", "2024"),
+        ("name=true", "true"),
+        ("name=[a]", "[a]"),
+        ("name=a${model.depth}", "a${model.depth}"),
+        ("name=größe ${model.depth}", "größe ${model.depth}"),
+        ("name='a b'", "a b"),
+        ("run=null", None),
+        ("model.depth=2024", 2024),
+        ("data.mean=[1,2,3]", [1, 2, 3]),
+        ("logger=null", "none"),
+        ("augment=False", "none"),
+        ("experiment=größe (1)", "größe (1)"),
+        ("callbacks=[a,b]", ["a", "b"]),
+    ],
+)
+def test_what_an_argument_means(argument: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "HOME")
+    assert parse_overrides([argument])[0].value() == value
+    assert literal(literal(argument)) == literal(argument)
+
+
+def test_values_of_a_sweep_are_quoted_one_by_one() -> None:
+    (override,) = parse_overrides([literal("data.root=a (1),größe", sweep=True)])
+    assert list(override.sweep_string_iterator()) == ['"a (1)"', '"größe"']
+    for argument in ("seed=0,1", "experiment=glob(*)", "name=choice(a,b)", "model=vit_tiny,vit_base"):
+        assert literal(argument, sweep=True) == argument
+
+
+def test_quotes_survive_hydra_and_omegaconf() -> None:
+    for name in NAMES:
+        (override,) = parse_overrides([f"name={quote(name)}"])
+        assert OmegaConf.create({"name": override.value()}).name == name
+    assert compose_training([f"name={quote('a (ß)')}", "run_dir=x"]).name == "a (ß)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "images"),
+    [
+        (["a.png", "b.png"], ["a.png", "b.png"]),
+        (["images=a.png", "b.png"], ["a.png", "b.png"]),
+        (["images=", "a.png", "c=d.png"], ["a.png", "c=d.png"]),
+        (["images=[a.png]", "my photo (2).png", "top_k=1"], ["a.png", "my photo (2).png"]),
+        (["photos/*.png"], ["photos/*.png"]),
+    ],
+)
+def test_images_as_a_shell_gives_them(
+    arguments: list[str], images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c=d.png").touch()
+    command, overrides = read_command("predict", ["run=x", *arguments])
+    assert (OmegaConf.to_container(command.images), overrides) == (images, [])
+
+
+def test_a_pattern_in_a_folder_with_brackets(tmp_path: Path) -> None:
+    folder = tmp_path / "my [1] photos*"
+    folder.mkdir()
+    for name in ("a.png", "b [2].png"):
+        (folder / name).touch()
+    assert find_images(f"{folder}/*.png") == ([folder / "a.png", folder / "b [2].png"], {})
+    assert find_images(f"{folder}/[ab]*") == ([folder / "a.png", folder / "b [2].png"], {})
+
+
+def test_what_is_refused_is_given_as_the_line_to_type(in_process: Command) -> None:
+    refused = in_process("train.py", "model.depth=[3 it's")
+    assert refused.returncode == 2
+    typed = shlex.split(refused.stderr.partition("type ")[2])
+    assert parse_overrides(typed)[0].value() == "[3 it's"
+
+
+def test_a_run_of_any_name_is_found_again(in_process: Command, tmp_path: Path) -> None:
+    from conftest import SMALL_RUN
+
+    name = "it's [a] (ß), ~{1}"
+    quick = [*SMALL_RUN, "preflight=off", "trainer.max_epochs=1", f"hydra.run.dir={name}/a, 'b' ", f"name={name}"]
+    assert in_process("train.py", *quick).returncode == 0
+    (run,) = (file.parent for file in tmp_path.rglob("manifest.json"))
+    printed = [line.strip() for line in (run / "run.log").read_text().splitlines() if "evaluate.py" in line]
+    _, _, *typed = shlex.split(printed[0].partition(" python ")[2].join(["python ", ""]))
+    evaluated = in_process("evaluate.py", *typed)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert os.fspath(run.relative_to(tmp_path)) in evaluated.stdout

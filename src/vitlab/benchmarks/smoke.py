@@ -25,7 +25,7 @@ WORKERS = max(1, CORES // 4)  # chains of checks at the same time
 NETWORKS = {
     "vit_scratch": ["model=vit_scratch"],
     "pool=cls": ["model.pool=cls"],
-    "locality attention": ["model.locality_attention=true"],
+    "locality attention, shifted patches": ["model.locality_attention=true", "model.stem=shifted"],
     "timm, 224 px": [
         *("model=vit_pretrained", "model.pretrained=false", "model.name=vit_tiny_patch16_224", "data.image_size=224")
     ],
@@ -52,7 +52,7 @@ class Smoke:
         run, images = f"run={first}", f"images={first / 'figures' / '20_curves.png'}"
         return [
             {
-                "train, bf16-mixed": partial(self.train, "bf16-mixed", "trainer.precision=bf16-mixed"),
+                "train, bf16-mixed": partial(self.train, "bf16-mixed", "trainer.precision=bf16-mixed", "callbacks=ema"),
                 "evaluate": partial(self.start, str(root / "evaluate.py"), run, "flip=true"),
                 "predict": partial(self.start, str(root / "predict.py"), run, images),
                 "explain": partial(self.start, "-m", "vitlab.explain", run, images, f"out={first / 'explained'}"),

@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 
 from vitlab.benchmarks import measurement
-from vitlab.benchmarks.kernels import kernel_sections
+from vitlab.benchmarks.kernels import kernel_sections, milliseconds
 from vitlab.benchmarks.measurement import ACCELERATOR, DEVICE, HALF, TRAIN, Setup, Variant, compose_config
 from vitlab.benchmarks.record import Record, Skipped
 from vitlab.benchmarks.smoke import WORKERS, Check, Smoke
@@ -77,13 +77,7 @@ def run_chain(record: Record, chain: Mapping[str, Check]) -> None:
 def matrix_products(dtype: torch.dtype, side: int, steps: int) -> float:
     """Return the TFLOP/s of products of square matrices, the measured ceiling of the device."""
     left, right = (torch.randn(side, side, dtype=dtype, device=DEVICE) for _ in range(2))
-
-    def loop(steps: int) -> float:
-        for _ in range(steps):
-            left @ right
-        return steps * 2 * side**3 / 1e12
-
-    return measurement.timed(loop)(steps)
+    return 2 * side**3 / milliseconds(lambda: left @ right, steps) / 1e9
 
 
 def free_memory() -> None:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.benchmark import Timer
 
-from vitlab.benchmarks.measurement import DEVICE, Variant, compose_config, load, timed, training_batches
+from vitlab.benchmarks.measurement import DEVICE, Variant, compose_config, load, training_batches
 from vitlab.benchmarks.record import Skipped
 from vitlab.config.instantiate import build, build_network
 from vitlab.models.attention import attend
@@ -57,16 +58,13 @@ def kernel_sections(dtype: torch.dtype, tiny: Sequence[str]) -> Iterator[tuple[s
     for name in ("basic", "randaugment", "strong"):
         data = ["data=synthetic", "data.train_images=4096", "data.batch_size=1024", f"augment={name}", *tiny]
         variants = {"eager": partial(_input, data, False), "compiled": partial(_input, data, True)}
-        yield f"input, augment={name}, images/s", variants
+        yield f"input, augment={name}, 1,024 images, ms", variants
 
 
-def _milliseconds(work: Callable[[], Any], steps: int) -> float:
-    def loop(steps: int) -> int:
-        for _ in range(steps):
-            work()
-        return steps
-
-    return 1000 / timed(loop, warmup=3)(steps)
+def milliseconds(work: Callable[[], Any], steps: int) -> float:
+    """Time `work` without waiting for the device in between."""
+    work()  # compiles
+    return 1000 * Timer("work()", globals={"work": work}).timeit(steps).mean
 
 
 def _attention(size: tuple[int, ...], dtype: torch.dtype, kernel: SDPBackend | None, steps: int) -> float:
@@ -82,7 +80,7 @@ def _attention(size: tuple[int, ...], dtype: torch.dtype, kernel: SDPBackend | N
             mixed = attend(query, key, value, fused=kernel is not None, scale=width**-0.5, dropout=0.0)
         torch.autograd.grad(mixed, qkv, gradient)
 
-    return _milliseconds(work, steps)
+    return milliseconds(work, steps)
 
 
 def _update(overrides: Sequence[str], steps: int) -> float:
@@ -90,7 +88,7 @@ def _update(overrides: Sequence[str], steps: int) -> float:
     network = build_network(config.model).to(DEVICE)
     for parameter in network.parameters():
         parameter.grad = torch.randn_like(parameter)
-    return _milliseconds(build(config.optimizer, "optimizer")(network.parameters()).step, steps)
+    return milliseconds(build(config.optimizer, "optimizer")(network.parameters()).step, steps)
 
 
 def _patches(size: tuple[int, ...], dtype: torch.dtype, kind: str, steps: int) -> float:
@@ -108,7 +106,7 @@ def _patches(size: tuple[int, ...], dtype: torch.dtype, kind: str, steps: int) -
             tokens = embedding(images) if kind == "convolution" else multiply()
         torch.autograd.grad(tokens, list(embedding.parameters()), gradient)
 
-    return _milliseconds(work, steps)
+    return milliseconds(work, steps)
 
 
 def _input(overrides: Sequence[str], compiled: bool, steps: int) -> float:
@@ -118,5 +116,4 @@ def _input(overrides: Sequence[str], compiled: bool, steps: int) -> float:
     _, data = load(compose_config(overrides))
     if compiled:
         data.transform.compile(dynamic=False)
-    batches = training_batches(data, data.transform)
-    return timed(lambda steps: sum(len(next(batches)[1]) for _ in range(steps)), warmup=3)(steps)
+    return milliseconds(partial(next, training_batches(data, data.transform)), steps)

@@ -64,7 +64,7 @@ def load(config: DictConfig) -> tuple[DictConfig, ImageDataModule]:
     return config, data
 
 
-def timed(loop: Callable[[int], float], *, warmup: int = 1, pause: float = 0.0) -> Variant:
+def timed(loop: Callable[[int], int], *, warmup: int = 1, pause: float = 0.0) -> Variant:
     """Make a variant that returns the images per second of `loop`, which returns the number of images.
 
     Each round begins with `pause` seconds, in which workers of other variants fill their queues, and `warmup` steps:

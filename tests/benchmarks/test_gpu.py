@@ -158,7 +158,7 @@ def test_parts_share_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(gpu.SECONDS.values()) + around < 60 * gpu.MINUTES
 
 
-@pytest.mark.slow  # starts thirty processes: fifteen minutes on two cores
+@pytest.mark.slow  # starts thirty processes: ten minutes on two cores
 def test_the_whole_command_is_rehearsed_on_a_cpu(command: Command, tmp_path: Path) -> None:
     arguments = ["name=gpu", "tiny=true", "minutes=90", "steps=2", "out=x.json"]
     result = command("-m", "vitlab.bench", *arguments, timeout=5400)
@@ -167,5 +167,5 @@ def test_the_whole_command_is_rehearsed_on_a_cpu(command: Command, tmp_path: Pat
     statuses = {name: status for section in content["statuses"].values() for name, status in section.items()}
     skipped = {name for name, status in statuses.items() if not status.startswith("passed")}
     assert skipped == {"train, 16-mixed", "cuDNN", "flash", "efficient", "compiled"}
-    assert len(content["figures"]) == 11
+    assert len(content["figures"]) == 13
     assert len(statuses) == 20

@@ -31,7 +31,7 @@ NETWORKS = {
     ],
 }
 GRADIENT_TOLERANCE = 0.05  # of the difference's norm, relative; 0.005 to 0.012 on a CPU with bfloat16
-LOSS_TOLERANCE = 1e-3  # relative, of the mean over 50 steps
+LOSS_TOLERANCE = 3e-3  # relative, of the mean over 50 steps; cuDNN convolves in TF32
 EXACT = ("trainer.deterministic=true", "trainer.max_epochs=6")
 
 Check = Callable[[], str | None]  # raises an AssertionError if it fails; returns a remark

@@ -3,17 +3,13 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from conftest import Command
-from omegaconf import OmegaConf
 
 from vitlab.benchmarks import variants
-from vitlab.benchmarks.measurement import Setup, compose_config, measure
-from vitlab.config.instantiate import build_network
-from vitlab.models.execution import forward_flops
+from vitlab.benchmarks.record import Record
 
 GPU = torch.cuda.is_available()
 DATA = ["data=synthetic", "data.train_images=60", "data.test_images=20", "data.val_size=20", "data.batch_size=4"]
@@ -27,16 +23,17 @@ def saved(file: Path) -> dict[str, dict[str, list[float]]]:
     return figures
 
 
-def test_a_round_runs_every_variant_once() -> None:
+def test_a_round_runs_every_variant_once(tmp_path: Path) -> None:
     calls: list[tuple[str, int]] = []
 
     def variant(name: str, steps: int) -> float:
         calls.append((name, steps))
         return float(len(calls))
 
-    speeds = measure({name: partial(variant, name) for name in ("a", "b")}, rounds=2, steps=3)
+    record = Record(tmp_path / "x.json", {})
+    record.measure("speed", {name: partial(variant, name) for name in ("a", "b")}, rounds=2, steps=3)
     assert calls == [("a", 3), ("b", 3), ("a", 3), ("b", 3)]
-    assert speeds == {"a": [1, 3], "b": [2, 4]}
+    assert record.figures == {"speed": {"a": [1, 3], "b": [2, 4]}}
 
 
 def test_finetuning_saves_figures_and_never_overwrites_them(in_process: Command, tmp_path: Path) -> None:
@@ -69,30 +66,6 @@ def test_input_compares_every_path_with_pillow(
         "flip, resize to 224 px, images/s",
     ]
     assert all("Pillow" in next(iter(section)) for section in sections.values())
-
-
-def test_gpu_ratios_are_mfus_against_measured_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    def products(dtype: torch.dtype) -> Any:
-        return lambda steps: 2e12
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(variants, "SIDE", 64)
-        assert variants.matrix_products(torch.float32)(1) > 0
-    monkeypatch.setattr(variants, "matrix_products", products)
-    monkeypatch.setattr(variants, "GPU_MODELS", {"tiny": "model.patch_size=8"})
-    config = compose_config(["trainer.accelerator=cpu", "trainer.precision=32-true"])
-    overrides = [*DATA, *MODEL, "trainer.accelerator=cpu", "trainer.precision=32-true"]
-    setup = Setup(config, overrides, OmegaConf.create({"timm_train": None}))
-    ceiling, steps = variants.gpu_sections(setup).values()
-    assert measure(ceiling, rounds=1, steps=1) == {"32-true": [2.0]}
-    bare_and_train = ("bare loop, eager", "train.py, eager", "bare loop, compiled", "train.py, compiled")
-    assert list(steps) == ["matrix products alone", *bare_and_train]
-    network = build_network(
-        OmegaConf.merge(compose_config([*overrides, "model.patch_size=8"]).model, {"num_classes": 10})
-    )
-    flops = forward_flops(network, torch.zeros(1, 3, 32, 32))
-    assert steps["matrix products alone"](1) == pytest.approx(2e12 / (3 * flops))
-    assert steps["bare loop, eager"](1) > 0
 
 
 @pytest.mark.slow  # starts two trainings
@@ -132,6 +105,7 @@ def test_start_reaches_the_first_step(in_process: Command, tmp_path: Path) -> No
         (["name=step", "steps=0"], "steps=0"),
         (["name=input", "data=image_folder", "data.root=nowhere"], "nowhere"),
         (["name=step", *DATA, *MODEL, "timm_train=nowhere.py", "rounds=1"], "nowhere.py"),
+        (["name=gpu", "tiny=true", "parts=[smoke,speeed]"], "speeed"),
         pytest.param(["name=gpu"], "name=gpu needs a CUDA GPU", marks=pytest.mark.skipif(GPU, reason="has a GPU")),
     ],
     ids=str,

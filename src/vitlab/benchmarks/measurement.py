@@ -1,9 +1,14 @@
-"""Time variants in interleaved rounds; a bare training loop as an upper bound."""
+"""Time variants and processes; a bare training loop as an upper bound."""
 
+import copy
+import math
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, repeat
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,7 +16,8 @@ import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from vitlab.config.compose import compose_training
+from vitlab.compat import is_compiled
+from vitlab.config.compose import CONF, compose_training
 from vitlab.config.instantiate import build, build_network
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import ImageDataModule
@@ -21,9 +27,12 @@ from vitlab.data.transforms import BatchTransform
 from vitlab.errors import UserError
 from vitlab.experiment import add_data_facts, load_data, resolve
 from vitlab.models.execution import choose_execution
+from vitlab.runs.directory import RunDirectory
 from vitlab.weights import weights_to_start_from
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ACCELERATOR = "gpu" if DEVICE.type == "cuda" else "cpu"
+TRAIN = str(CONF.parent / "train.py")
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # dtype of matrix products by Lightning's precision
 
 Variant = Callable[[int], float]  # runs that many steps and returns a figure, for example images per second
@@ -36,6 +45,7 @@ class Setup(NamedTuple):
     config: DictConfig
     overrides: Sequence[str]
     command: DictConfig
+    log: Path | None = None  # for the output of processes
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -52,15 +62,6 @@ def load(config: DictConfig) -> tuple[DictConfig, ImageDataModule]:
     config = add_data_facts(config, data, {})
     OmegaConf.set_readonly(config, False)
     return config, data
-
-
-def measure(variants: Mapping[str, Variant], rounds: int, steps: int) -> dict[str, list[float]]:
-    """Return each variant's figures. A round runs each variant once, so all see the same changes of machine speed."""
-    figures: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, run in variants.items():
-            figures[name].append(run(steps))
-    return figures
 
 
 def timed(loop: Callable[[int], int], *, warmup: int = 1, pause: float = 0.0) -> Variant:
@@ -82,12 +83,49 @@ def timed(loop: Callable[[int], int], *, warmup: int = 1, pause: float = 0.0) ->
     return run
 
 
-def run_process(command: Sequence[str]) -> str:
-    """Run a command and return what it printed, or raise a UserError if it fails."""
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise UserError(f"{' '.join(command)} failed with status {result.returncode}: {result.stderr[-500:]}")
-    return result.stdout + result.stderr
+def run_process(
+    command: Sequence[str], *, log: Path | None, seconds: float | None = None, stop_at: Path | None = None
+) -> str:
+    """Run a command and return what it printed, which is also appended to `log`.
+
+    Once the file `stop_at` exists it gets SIGTERM, and has to exit with 143. UserError if it exits with another status,
+    TimeoutError if it is killed after `seconds`.
+    """
+    end = time.monotonic() + (seconds or math.inf)
+    # Not a pipe, which would stay open in processes that a killed one leaves.
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process,
+    ):
+        try:
+            while stop_at and not stop_at.exists() and process.poll() is None and time.monotonic() < end:
+                time.sleep(0.02)
+            if stop_at:
+                process.terminate()
+            process.wait(None if seconds is None else max(1.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"killed after {seconds:.0f} s") from None
+        finally:
+            process.kill()
+            output.seek(0)
+            printed = output.read()
+            if log:
+                with log.open("a", encoding="utf-8") as file:
+                    file.write(f"$ {' '.join(command)}\n{printed}\n")
+    if process.returncode != (143 if stop_at else 0):
+        last = printed.rstrip().rpartition("\n")[2]
+        raise UserError(f"it ended with status {process.returncode}: {last}")
+    return printed
+
+
+def train_speed(overrides: Sequence[str], log: Path | None, steps: int) -> float:
+    """Run `train.py` for four short epochs; the figure is the third's, as the run draws figures in the others."""
+    with tempfile.TemporaryDirectory() as folder:
+        limits = ["trainer.max_epochs=4", f"trainer.limit_train_batches={steps}", "trainer.limit_test_batches=0"]
+        limits += ["trainer.limit_val_batches=0", "preflight=off", f"hydra.run.dir={folder}/run"]
+        run_process([sys.executable, TRAIN, *overrides, *limits], log=log)
+        rows = RunDirectory(Path(folder) / "run").epoch_rows()
+    return rows[2]["images_per_second"]
 
 
 def _wait_for_device() -> None:
@@ -100,15 +138,21 @@ def training_batches(data: ImageDataModule, transform: BatchTransform) -> Iterat
     arrays, size, transform = data.splits["train"], data.batch_size, transform.to(DEVICE)
     loader = ResidentLoader(arrays, size, seed=0, epoch=lambda: 0, drop_last=True, device=DEVICE, rank=0, world_size=1)
     for batch in chain.from_iterable(repeat(loader)):
-        yield transform(batch.images, CounterRNG(0, 0, batch.indices)), batch.labels
+        rng = CounterRNG(0, 0, batch.indices)
+        rng = rng.on_device(len(transform.augmentations)) if is_compiled(transform) else rng
+        yield transform(batch.images, rng), batch.labels
 
 
 def training_steps(config: DictConfig, data: ImageDataModule) -> Variant:
-    """Make a variant of whole training steps: model, precision, optimizer, loss and clipping are the config's."""
+    """Make a variant of whole training steps: model, precision, optimizer, loss, clipping, compilation are the
+    config's."""
     network = build_network(config.model).to(DEVICE)
     choose_execution(config, network)
     optimizer = build(config.optimizer, "optimizer")(network.parameters())
-    batches = training_batches(data, data.transform)
+    transform = copy.deepcopy(data.transform)
+    if config.compile in (True, "blocks") and DEVICE.type == "cuda":  # as a run does
+        transform.compile(dynamic=False)
+    batches = training_batches(data, transform)
     dtype, clip = HALF.get(config.trainer.precision, torch.float32), config.trainer.gradient_clip_val
 
     def loop(steps: int) -> int:

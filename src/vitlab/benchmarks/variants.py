@@ -1,4 +1,4 @@
-"""The benchmarks: training steps, MFU on a GPU, start, input and fine-tuning."""
+"""The benchmarks: training steps, start, input and fine-tuning."""
 
 import os
 import re
@@ -25,7 +25,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from vitlab.benchmarks.measurement import (
     DEVICE,
-    HALF,
+    TRAIN,
     Sections,
     Setup,
     Variant,
@@ -33,26 +33,18 @@ from vitlab.benchmarks.measurement import (
     load,
     run_process,
     timed,
+    train_speed,
     training_batches,
     training_steps,
 )
 from vitlab.compat import silence_libraries
-from vitlab.config.compose import CONF
 from vitlab.config.instantiate import build_network
 from vitlab.data import ImageDataModule, RandAugment, RandomCrop, RandomHorizontalFlip, TrivialAugment
 from vitlab.data.arrays import ImageArrays
 from vitlab.data.transforms import BatchTransform
 from vitlab.errors import UserError
-from vitlab.models.execution import forward_flops
-from vitlab.runs.directory import RunDirectory
 from vitlab.weights.export_formats import ARCHITECTURE, timm_arguments
 
-TRAIN = str(CONF.parent / "train.py")
-GPU_MODELS = {
-    "ViT-B/16, 224 px, batch 256": "model=vit_base model.patch_size=16 data.image_size=224 data.batch_size=256",
-    "vit_small, 32 px, patch 4, batch 1,024": "model=vit_small data.batch_size=1024",
-}
-SIDE = 8192  # rows and columns of the multiplied matrices
 LARGE = 224  # px, the input of most pretrained models
 PAUSE = 2.0  # seconds
 
@@ -62,70 +54,21 @@ def step_sections(setup: Setup) -> Sections:
     config, data = load(setup.config)
     variants: dict[str, Variant] = {
         "bare loop": training_steps(config, data),
-        "train.py": partial(_train_speed, setup.overrides),
+        "train.py": partial(train_speed, setup.overrides, setup.log),
     }
     if setup.command.timm_train:
-        variants["timm's train.py"] = _timm_speed(setup.command.timm_train, config, data)
+        variants["timm's train.py"] = _timm_speed(setup, config, data)
     return {f"training, {config.trainer.precision}, images/s": variants}
 
 
-def gpu_sections(setup: Setup) -> Sections:
-    """Compare training steps with matrix products, the measured ceiling of the device.
-
-    The first line of each model is the images per second at which matrix products alone would do its work, so that
-    the ratios are model FLOPs utilisations (MFU).
-    """
-    precision = str(setup.config.trainer.precision)
-    products = matrix_products(HALF.get(precision, torch.float32))
-    title = f"matrix products, {SIDE:,} x {SIDE:,}, TFLOP/s"
-    sections = {title: {precision: lambda steps: products(steps) / 1e12}}
-    for name, model in GPU_MODELS.items():
-        variants = _compared_with_products(products, [*model.split(), *setup.overrides], setup.command.timm_train)
-        sections[f"{name}, {precision}, images/s; ratio: MFU"] = variants
-    return sections
-
-
-def _compared_with_products(products: Variant, overrides: Sequence[str], timm_train: str | None) -> dict[str, Variant]:
-    config, data = load(compose_config(overrides))
-    image = torch.zeros(1, 3, config.data.image_size, config.data.image_size)
-    flops = 3 * forward_flops(build_network(config.model), image, training=True)
-    variants: dict[str, Variant] = {"matrix products alone": lambda steps: products(steps) / flops}
-    for kind, compiled in (("eager", False), ("compiled", True)):
-        config.compile = compiled
-        variants[f"bare loop, {kind}"] = training_steps(config, data)
-        variants[f"train.py, {kind}"] = partial(_train_speed, [*overrides, f"compile={str(compiled).lower()}"])
-    if timm_train:
-        variants["timm's train.py"] = _timm_speed(timm_train, config, data)
-    return variants
-
-
-def matrix_products(dtype: torch.dtype) -> Variant:
-    """Make a variant that returns FLOP/s of products of square matrices."""
-    left, right = (torch.randn(SIDE, SIDE, dtype=dtype, device=DEVICE) for _ in range(2))
-
-    def loop(steps: int) -> int:
-        for _ in range(steps):
-            left @ right
-        return steps * 2 * SIDE**3
-
-    return timed(loop)
-
-
-def _train_speed(overrides: Sequence[str], steps: int) -> float:
-    """Run `train.py` for four short epochs; the figure is the third's, as the run draws figures in the others."""
-    with tempfile.TemporaryDirectory() as folder:
-        limits = ["trainer.max_epochs=4", f"trainer.limit_train_batches={steps}", "trainer.limit_test_batches=0"]
-        limits += ["trainer.limit_val_batches=0", "preflight=off", f"hydra.run.dir={folder}/run"]
-        run_process([sys.executable, TRAIN, *overrides, *limits])
-        rows = RunDirectory(Path(folder) / "run").epoch_rows()
-    return rows[2]["images_per_second"]
-
-
-def _timm_speed(script: str, config: DictConfig, data: ImageDataModule) -> Variant:
-    """Run timm's `train.py`, the file `script`, on the same model and images, otherwise with its defaults.
+def _timm_speed(setup: Setup, config: DictConfig, data: ImageDataModule) -> Variant:
+    """Run timm's `train.py` on the same model and images, otherwise with its defaults.
 
     The figure is the median over the second epoch's steps except the first, in which workers start.
     """
+    script = setup.command.timm_train
+    if not Path(script).is_file():
+        raise UserError(f"timm_train={script}: there is no such file")
     shape, spec, precision = timm_arguments(build_network(config.model)), data.spec, str(config.trainer.precision)
     del shape["in_chans"]  # follows from --input-size
     side = str(config.data.image_size)
@@ -140,7 +83,7 @@ def _timm_speed(script: str, config: DictConfig, data: ImageDataModule) -> Varia
         with tempfile.TemporaryDirectory() as folder:
             for split, count in (("train", steps * data.batch_size), ("validation", len(spec.classes))):
                 _write_images(data, Path(folder) / split, count)
-            output = run_process([sys.executable, script, folder, *options, "--output", f"{folder}/output"])
+            output = run_process([sys.executable, script, folder, *options, f"--output={folder}/output"], log=setup.log)
         # Train: 1 [   9/10 (100%)]  Loss: ...  Time: 0.123s, 1040.60/s  (0.125s, 1020.30/s)  LR: ...
         speeds = re.findall(r"^Train: 1 .* Time: [\d.]+s,\s*([\d.]+)/s", output, re.MULTILINE)
         if not speeds:
@@ -185,14 +128,18 @@ def start_sections(setup: Setup) -> Sections:
         "first step ends": [*first, f"{stop}begins=false"],
         "first step ends, preflight=off": [*first, f"{stop}begins=false", "preflight=off"],
     }
-    return {"seconds from Enter": {name: partial(_process_seconds, command) for name, command in commands.items()}}
+    return {
+        "seconds from Enter": {
+            name: partial(_process_seconds, command, setup.log) for name, command in commands.items()
+        }
+    }
 
 
-def _process_seconds(command: Sequence[str], steps: int) -> float:
+def _process_seconds(command: Sequence[str], log: Path | None, steps: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         directory = [f"hydra.run.dir={folder}/run"] if command[1] == TRAIN else []
         started = time.perf_counter()
-        run_process([*command[:2], *directory, *command[2:]])
+        run_process([*command[:2], *directory, *command[2:]], log=log)
         return time.perf_counter() - started
 
 

@@ -108,6 +108,8 @@ def test_a_model_without_a_run_is_evaluated(
     shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / "alone.ckpt")
     if "export" in name:
         assert in_process("-m", "vitlab.export", "run=run", "out=export").returncode == 0
+        assert in_process("predict.py", f"checkpoint={name}", f"images={trained / 'images'}").returncode == 0
+        assert "exported already" in in_process("-m", "vitlab.export", "run=export").stderr
     final = json.loads((run / "metrics.json").read_text())
     shutil.rmtree(run)
     given = [f"checkpoint={name}", "trainer.precision=32-true"]

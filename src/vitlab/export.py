@@ -50,7 +50,8 @@ def export(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
         from vitlab.weights.export_formats import save_onnx, save_timm
 
     model = open_model(command, [*overrides, *parse_overrides(PLAIN)])
-    assert model.run is not None  # conf/export.yaml asks for it
+    if model.run is None:
+        raise UserError(f"run={command.run} is no run, but was exported already")
     config: Any = OmegaConf.to_container(model.config, resolve=True)
     images = _test_images(model, command.check_images) if "onnx" in formats else None
 

@@ -18,6 +18,7 @@ from yaml import YAMLError
 from vitlab.arguments.hints import hint, hint_choice
 from vitlab.arguments.literals import quote
 from vitlab.config.check import find_mistakes
+from vitlab.config.signatures import read_signature
 from vitlab.errors import UserError
 from vitlab.files import CONF
 
@@ -132,6 +133,9 @@ def _diagnose(error: Exception) -> tuple[str, str]:
             return f"{key} must be given: add {key}=...", key
         case _, OmegaConfBaseException(parent_node=parent) if "is not in struct" in str(cause):
             siblings = [key for key in parent if key != "hydra"] if isinstance(parent, DictConfig) else []
+            target = str(parent["_target_"]) if "_target_" in siblings else ""
+            if target and str(cause.key) in read_signature(target, key, imports=False).parameters:
+                return f"{key} is in no file, but {target} takes it: write +{key}=...", key
             return f"unknown key '{key}'{hint(key, siblings)}", key
         case YAMLError(), _:
             mark: Any = getattr(error, "problem_mark", None)

@@ -9,6 +9,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote
 from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -122,7 +123,7 @@ def _diagnose(error: Exception) -> tuple[str, str]:
             reason = next((f" ({line})" for line in str(message).splitlines() if not line.startswith(noise)), "")
             if not equals or not re.fullmatch(r"[-+~\w./@]+", name, re.ASCII):
                 return f"'{text}' is not of the form key=value", str(text)
-            quoted = shlex.quote(f"{name}={quote(value)}")
+            quoted = shlex.quote(f"{name}={quote(value, Quote.double)}")
             return f"'{text}' is not of the form key=value{reason}; for this very text type {quoted}", str(text)
         case MissingConfigException(missing_cfg_file=str() as file, options=options), _:
             group, _, option = file.rpartition("/")

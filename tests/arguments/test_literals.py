@@ -96,7 +96,7 @@ def test_what_an_argument_means(argument: str, value: Any, monkeypatch: pytest.M
 
 def test_values_of_a_sweep_are_quoted_one_by_one() -> None:
     (override,) = parse_overrides([literal("data.root=a (1),größe", sweep=True)])
-    assert list(override.sweep_string_iterator()) == ['"a (1)"', '"größe"']
+    assert list(override.sweep_string_iterator()) == ["'a (1)'", "'größe'"]
     for argument in ("seed=0,1", "experiment=glob(*)", "name=choice(a,b)", "model=vit_tiny,vit_base"):
         assert literal(argument, sweep=True) == argument
 

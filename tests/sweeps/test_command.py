@@ -21,7 +21,7 @@ def test_resuming_a_sweep_restores_its_arguments(tmp_path: Path) -> None:
     write_record(tmp_path, "model=vit_tiny", "seed=0,1")
     assert restore_arguments(["-m", f"sweep=resume:{tmp_path}", "hydra.launcher.jobs=2"]) == [
         *("-m", "model=vit_tiny", "seed=0,1", "hydra.launcher.jobs=2"),
-        f'hydra.sweep.dir="{tmp_path}"',
+        f"hydra.sweep.dir='{tmp_path}'",
     ]
     assert restore_arguments(["-m", "seed=0,1"]) == ["-m", "seed=0,1"]
 

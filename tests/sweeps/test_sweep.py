@@ -127,7 +127,7 @@ def script(folder: Path, jobs: list[list[str]]) -> list[str]:
         "from vitlab.errors import TerminatedError\n"
         "try:\n"
         f"    run_grid(make_sweep(Path({str(folder)!r})), LocalExecutor(2, [], 4), {jobs!r})\n"
-        "except TerminatedError: sys.exit(143)\n"
+        "except TerminatedError as error: sys.exit(error.status)\n"
         "except KeyboardInterrupt: sys.exit(130)\n"
     )
     return [sys.executable, "-c", code]
@@ -158,7 +158,7 @@ def fake_processes(folder: Path) -> list[int]:
     [
         signal.SIGTERM,
         "all",
-        *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGKILL)),  # 5 s each
+        *(pytest.param(signal.Signals(number), marks=pytest.mark.slow) for number in (1, 2, 9)),  # 5 s each
     ],
 )
 def test_a_stopped_sweep_resumes_to_the_same_results(how: Any, run: Callable[..., int], tmp_path: Path) -> None:
@@ -180,8 +180,8 @@ def test_a_stopped_sweep_resumes_to_the_same_results(how: Any, run: Callable[...
         assert process.returncode == 143
         assert f"sweep=resume:{folder}" in out
         assert {status for _, status in states(folder)} <= {"interrupted", "queued", "done"}
-    if how == signal.SIGINT:
-        assert process.returncode == 130
+    if how in (signal.SIGINT, signal.SIGHUP):
+        assert process.returncode == 128 + how
     assert len(results(folder)) < 2
     assert run(folder, jobs) == 0
     assert results(folder) == results(tmp_path / "whole")

@@ -19,9 +19,9 @@ LISTS = ("images", "classes")
 REFUSED = object()
 
 
-def quote(text: str) -> str:
+def quote(text: str, mark: Quote = Quote.single) -> str:
     """Quote any text as a value in Hydra's override grammar."""
-    return QuotedString(text, Quote.double).with_quotes()
+    return QuotedString(text, mark).with_quotes()
 
 
 def literal(argument: str, *, sweep: bool = False) -> str:

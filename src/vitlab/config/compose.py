@@ -9,6 +9,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote
 from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +19,7 @@ from yaml import YAMLError
 from vitlab.arguments.hints import hint, hint_choice
 from vitlab.arguments.literals import quote
 from vitlab.config.check import find_mistakes
+from vitlab.config.signatures import read_signature
 from vitlab.errors import UserError
 from vitlab.files import CONF
 
@@ -121,7 +123,7 @@ def _diagnose(error: Exception) -> tuple[str, str]:
             reason = next((f" ({line})" for line in str(message).splitlines() if not line.startswith(noise)), "")
             if not equals or not re.fullmatch(r"[-+~\w./@]+", name, re.ASCII):
                 return f"'{text}' is not of the form key=value", str(text)
-            quoted = shlex.quote(f"{name}={quote(value)}")
+            quoted = shlex.quote(f"{name}={quote(value, Quote.double)}")
             return f"'{text}' is not of the form key=value{reason}; for this very text type {quoted}", str(text)
         case MissingConfigException(missing_cfg_file=str() as file, options=options), _:
             group, _, option = file.rpartition("/")
@@ -132,6 +134,9 @@ def _diagnose(error: Exception) -> tuple[str, str]:
             return f"{key} must be given: add {key}=...", key
         case _, OmegaConfBaseException(parent_node=parent) if "is not in struct" in str(cause):
             siblings = [key for key in parent if key != "hydra"] if isinstance(parent, DictConfig) else []
+            target = str(parent["_target_"]) if "_target_" in siblings else ""
+            if target and str(cause.key) in read_signature(target, key, imports=False).parameters:
+                return f"{key} is in no file, but {target} takes it: write +{key}=...", key
             return f"unknown key '{key}'{hint(key, siblings)}", key
         case YAMLError(), _:
             mark: Any = getattr(error, "problem_mark", None)

@@ -203,8 +203,9 @@ def check_job_folder(sweep: Path, jobs: Sequence[Job]) -> None:
 
 def _shorten_number(override: str) -> str:
     """Return `optimizer.lr=0.001235` for a value with more digits."""
-    key, _, value = override.lstrip("+").partition("=")
-    return f"{key}={float(value):.4g}" if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value) else override.lstrip("+")
+    override = override.removeprefix("++")
+    key, _, value = override.partition("=")
+    return f"{key}={float(value):.4g}" if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value) else override
 
 
 def _number_of_devices(devices: Any) -> int:

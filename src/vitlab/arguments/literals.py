@@ -12,7 +12,7 @@ from vitlab.files import CONF, expand_home
 
 # The last part of the keys that hold a path or a name, and of those that hold a list of them.
 NAMES = re.compile(
-    r"(\w*_)?(dir|dirpath|path|file|filename|root|name|url|uri)|run|resume|reproduce|init_from|checkpoint|weights"
+    r"(?!drop_path)(\w*_)?(dir|dirpath|path|file|filename|root|name|url|uri)|run|resume|reproduce|init_from|checkpoint|weights"
     r"|images|classes|out|outputs|subdir|target|timm_train|project|group"
 )
 LISTS = ("images", "classes")

@@ -14,7 +14,8 @@ from fake_device import Record, fake_device
 from omegaconf import DictConfig
 from PIL import Image
 
-from vitlab.config.compose import compose_training, read_command
+from vitlab.arguments.command import read_command
+from vitlab.config.compose import compose_training
 from vitlab.evaluate import evaluate
 from vitlab.experiment import train
 from vitlab.explain import explain
@@ -108,7 +109,7 @@ def test_a_resumed_run_equals_one_on_the_cpu(runs: dict[str, Path]) -> None:
 
 
 COMMANDS = {
-    "evaluate": (evaluate, ["flip=true"], "run/predictions_test.csv"),
+    "evaluate": (evaluate, ["tta=flip"], "run/predictions_test.csv"),
     "predict": (predict, ["images=image.png", "grid=0", "out=out"], "out/predictions.csv"),
     "explain": (explain, ["images=image.png", "out=out"], "out/image.png"),
 }

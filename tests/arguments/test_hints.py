@@ -12,6 +12,7 @@ from vitlab.arguments.hints import _places, hint, hint_choice, without_dashes
 TABLE = yaml.safe_load((ROOT / "conf" / "foreign_words.yaml").read_text())
 # Names of keys in some choice, which other tools use for something else.
 BOTH = {"ema", "layers", "monitor", "patience", "pretrained", "total_steps", "project", "run_name"}
+BOTH |= {"tensorboard", "wandb", "color_jitter"}
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,6 @@ BOTH = {"ema", "layers", "monitor", "patience", "pretrained", "total_steps", "pr
         ("pin_memory", "images lie in memory"),
         ("trainer.gpus", "trainer.devices"),
         ("data.data_dir", "data.root"),
-        ("tags", "name"),
         ("model.optimizer", "optimizer"),
         ("learningrate", "optimizer.lr"),
         ("data.train_images", "data=synthetic"),
@@ -59,9 +59,8 @@ def test_a_word_from_elsewhere(key: str, answer: str) -> None:
         ("train=False", "evaluate.py"),
         ("optimizer.momentum=0.9", "optimizer=sgd"),
         ("++trainer.gpus=2", "trainer.devices"),
-        ("checkpoint.save_top_k=3", "checkpoint.last_every_n_epochs"),
+        ("checkpoint.save_last=true", "checkpoint.last_every_n_epochs"),
         ("+experiment=demo", "experiment=demo, without +"),
-        ("callbacks=none", "callbacks.<name>=null"),
         ("logger=many_loggers", "logger=tensorboard"),
         ("model=resnet18", "model.name="),
         ("debug=fdr", "debug=fast"),
@@ -92,7 +91,7 @@ def test_options_of_the_other_commands() -> None:
         (["evaluate.py", "runn=x"], "'run'"),
         (["evaluate.py", "ckpt_path=x"], "run=<run>"),
         (["evaluate.py", "x"], "not of the form"),
-        (["evaluate.py", "name=x"], "run must be given"),
+        (["evaluate.py", "name=x"], "which model?"),
         (["predict.py", "--images", "x", "--batch-size", "3"], "images=x data.batch_size=3"),
         (["predict.py", "run=x", "image=x"], "'images'"),
         (["predict.py", "run=", "images=x"], "run= is empty"),

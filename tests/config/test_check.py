@@ -54,7 +54,11 @@ def test_figures_can_be_switched(level: str) -> None:
         ),
         ("callbacks.figures._target_=vitlab.callbacks.LayerStatistics", [], {"callbacks.figures.level"}),
         ("augment.crop._target_=vitlab.data.RandomHorizontalFlip", ["++augment.crop.p=1"], {"augment.crop.padding"}),
-        ("logger._target_=pytorch_lightning.loggers.CSVLogger", [], {"logger.default_hp_metric"}),
+        (
+            "logger.tensorboard._target_=pytorch_lightning.loggers.CSVLogger",
+            [],
+            {"logger.tensorboard.default_hp_metric"},
+        ),
         (
             "data._target_=vitlab.data.SyntheticDataModule",
             ["++data.train_images=9000", "++data.test_images=9", "++data.noise=0", "++data.data_seed=0"],
@@ -348,7 +352,7 @@ def test_a_check_that_breaks_is_not_passed_over(in_process: Command, monkeypatch
     ("arguments", "sentence"),
     [
         (["optimizer=null"], "error: there is no optimizer=null (optimizer: adam, adamw, muon, sgd"),
-        (["trainer=5"], "error: there is no trainer=5 (trainer: cpu, ddp, ddp_cpu, default, fsdp, gpu, slurm)"),
+        (["trainer=5"], "error: there is no trainer=5 (trainer: cpu, ddp, ddp_cpu, default, fsdp, gpu, mps, slurm)"),
         (["optimizer.lr=1e-3,1e-2"], "error: optimizer.lr=1e-3,1e-2 has several values: add -m to sweep over them"),
     ],
     ids=str,

@@ -12,9 +12,10 @@ import pytest
 from omegaconf import OmegaConf
 from rich.table import Table
 
-from vitlab.bench import _print_table
+from vitlab.benchmarks.record import Record
 from vitlab.preflight import CheckResult, Preflight, Status
 from vitlab.report import terminal
+from vitlab.runs import console
 from vitlab.runs.console import show
 from vitlab.runs.directory import RunDirectory
 from vitlab.sweeps.runner import JobSource, SweepDisplay
@@ -35,6 +36,12 @@ def print_sweep(name: str) -> None:
     display.console.print(display._render())
 
 
+def print_record(name: str) -> None:
+    record = Record.__new__(Record)  # without its files
+    record.figures, record.statuses = {name: {name: [1.0]}}, {name: {name: "passed"}}
+    record.print_tables(console.terminal())
+
+
 def preflight(name: str) -> Preflight:
     return Preflight([CheckResult(check="x", status=Status.FAILED, figure=name, meaning=name)], "cpu", "32-true", 0.1)
 
@@ -50,10 +57,13 @@ PRINTS: dict[str, Callable[[str], Any]] = {
     ),
     "comparison": lambda name: terminal.print_comparison(Path(name), {name: (name, name)}, [name]),
     "evaluation": lambda name: terminal.print_evaluation(
-        {"images": 1, "per_class": {name: {"images": 1, "acc": 0.5}}}, "test", 1, [Path(name)]
+        {"images": 1, "per_class": {name: {"images": 1, "acc": 0.5, "precision": 0.5, "f1": 0.5}}},
+        "test",
+        1,
+        [Path(name)],
     ),
     "sweep": print_sweep,
-    "benchmark": lambda name: _print_table(name, {name: [1.0]}),
+    "benchmark": print_record,
 }
 
 

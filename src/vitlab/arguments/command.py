@@ -57,9 +57,11 @@ def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[
         listed = list(given) if isinstance(given, ListConfig) else [given]
         command.images = [*(image for image in listed if image), *files]
     missing = next((key for key in command if OmegaConf.is_missing(command, key)), None)
-    if missing:
+    is_unnamed = {"run", "checkpoint"} <= own and command.run is None and command.checkpoint in ("best", "last")
+    if missing or is_unnamed:
         known = {*own, *map(str, OmegaConf.load(CONF / "train.yaml")), *(folder.name for folder in CONF.iterdir())}
         for key in (override.key_or_group for override in others if override.key_or_group.split(".")[0] not in known):
             raise UserError(f"unknown key '{key}'{hint(key, own)}")  # often the one that is missing
+    if missing:
         raise UserError(f"{missing!s} must be given: add {missing!s}=...")
     return command, others

@@ -5,8 +5,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+from omegaconf import OmegaConf
+
 from vitlab.config.types import ANYTHING, NULL, NUMBER, OBJECT, SWITCH, TEXT, Kind, choice, each, number, whole
 from vitlab.metrics import METRICS
+
+# In YAML files: ${count:${data.classes}}.
+OmegaConf.register_new_resolver("count", lambda items: None if items is None else len(items), replace=True)
 
 FRACTION = number(0, 1)
 BELOW_ONE = number(0, 1, below=True)

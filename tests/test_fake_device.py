@@ -2,6 +2,7 @@
 wait."""
 
 import json
+import re
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -115,6 +116,13 @@ COMMANDS = {
 }
 
 
+def split_numbers(table: str) -> tuple[list[str], list[float]]:
+    cells = table.replace("\n", ",").split(",")
+    return [cell for cell in cells if "." not in cell], [
+        float(cell) for cell in cells if re.fullmatch(r"[01]\.\d+", cell)
+    ]
+
+
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_a_command_writes_the_same_file_as_on_the_cpu(
     verb: str, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -129,7 +137,12 @@ def test_a_command_writes_the_same_file_as_on_the_cpu(
         with device:
             command(*read_command(verb, ["run=run", *arguments]))
         written.append((folder / file).read_bytes())
-    assert written[0] == written[1]
+    if file.endswith(".png"):
+        assert written[0] == written[1]
+    else:  # the last digit of a probability may differ: other kernels add in another order
+        texts, numbers = zip(*(split_numbers(content.decode()) for content in written), strict=True)
+        assert texts[0] == texts[1]
+        assert numbers[0] == pytest.approx(numbers[1], abs=2e-6)
 
 
 def test_a_run_of_the_device_is_exported(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ HARMLESS_WARNINGS = (
     r".*`lr_scheduler\.step\(\)` before `optimizer\.step\(\)`",  # Lightning's order of calls in float16
     r"`training_step` returned `None`",  # callbacks.nan.action=skip does so, and counts these steps
     r"Checkpoint directory .* exists and is not empty",
+    r"Glyph \d+ .* missing from font",  # in a file name on a figure
 )
 
 

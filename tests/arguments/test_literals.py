@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from vitlab.arguments.command import parse_overrides, read_command
+from vitlab.arguments.hints import _places
 from vitlab.arguments.literals import literal, quote
 from vitlab.config.compose import compose_training
-from vitlab.files import quote_for_shell
+from vitlab.files import CONF, quote_for_shell
 from vitlab.predict import find_images
 
 # Each character that a file name can have, at its start, in it and at its end; "${" alone would be a reference.
@@ -84,6 +85,8 @@ def test_an_existing_file_is_meant_as_it_is(tmp_path: Path, monkeypatch: pytest.
         ("name='a b'", "a b"),
         ("run=null", None),
         ("model.depth=2024", 2024),
+        ("model.drop_path=0.1", 0.1),
+        ("data.url=http://x/y?z=1&b=(2)", "http://x/y?z=1&b=(2)"),
         ("data.mean=[1,2,3]", [1, 2, 3]),
         ("logger=null", "none"),
         ("augment=False", "none"),
@@ -95,6 +98,23 @@ def test_what_an_argument_means(argument: str, value: Any, monkeypatch: pytest.M
     monkeypatch.setenv("HOME", "HOME")
     assert parse_overrides([argument])[0].value() == value
     assert literal(literal(argument)) == literal(argument)
+
+
+def test_a_folder_of_configs_may_be_below_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "HOME")
+    assert literal("--config-dir=~/a (1)") == "--config-dir=HOME/a (1)"
+    assert literal("--config-dir") == "--config-dir"
+
+
+def test_no_number_of_a_config_is_taken_for_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value in ("0.1", "3", "true", "[1]"):
+        Path(value).touch()
+    names = {"name", "run_name", "experiment_name", "project", "root", "save_dir", "cache_dir", "classes", "weights"}
+    for name in set(_places()) - names:
+        for value in ("0.1", "3", "true", "[1]"):
+            if not (CONF / name).is_dir():
+                assert literal(f"x.{name}={value}") == f"x.{name}={value}"
 
 
 def test_values_of_a_sweep_are_quoted_one_by_one() -> None:

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 import timm
 from conftest import HUB_NAME, ROOT, Command, run_script
-from data.test_cifar import QuietHandler
+from data.test_cifar import QuietHandler, write_cifar100
+from data.test_torchvision_sets import write_svhn
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import save_file
@@ -202,6 +203,16 @@ def test_training(
             arguments += PLAIN
         if "experiment=demo" in line:
             arguments += SMALL_SYNTHETIC
+        elif "data=cifar100" in arguments:
+            write_cifar100(folder / "data")
+            arguments += ["data.md5=0", "data.batch_size=20", "data.val_size=100"]
+        elif "data=torchvision" in arguments:
+            write_svhn(folder / "data", monkeypatch)
+            arguments += ["data.batch_size=10", "data.val_size=5"]
+        elif "data=csv" in arguments:
+            files = sorted(file.relative_to(folder) for file in (folder / "data").rglob("*.jpg"))
+            lines = ["path,label,split", *(f"{file},{file.parts[-2]},{file.parts[-3]}" for file in files)]
+            (folder / "labels.csv").write_text("\n".join(lines))
         elif "data=image_folder" not in arguments:
             arguments += download
     check(in_process(script, *arguments, cwd=folder))

@@ -138,7 +138,8 @@ def test_a_closed_terminal_stops_a_run_unless_nohup_started_it(in_process: Comma
     once_more = [part.replace(".stop.", ".again.") for part in stop("on_train_batch_start", 1, 2, signal.SIGHUP)]
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        ignored = in_process("train.py", *RUN, "hydra.run.dir=ignored", *hang_up)
+        resize = [part.replace(".stop.", ".again.") for part in stop("on_train_batch_start", 1, 2, signal.SIGWINCH)]
+        ignored = in_process("train.py", *RUN, "hydra.run.dir=ignored", *hang_up, *resize)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         stopped = in_process("train.py", *RUN, "hydra.run.dir=stopped", *hang_up, *once_more)  # as a shell sends it
     finally:

@@ -61,8 +61,9 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
     data = load_images(model, split, overrides)
     for needed in {split, "val"} if command.calibrate else {split}:
         if not len(data.splits.get(needed, ())):
+            words = {"val": "validation", "train": "training"}.get(needed, needed)
             other = "; split=val evaluates on the validation images" if needed == "test" else " (data.val_size=0)"
-            raise UserError(f"split={split}: the run has no {needed} images{other}")
+            raise UserError(f"split={split}: the run has no {words} images{other}")
     results, logits, images = measure(model, data, split, command, overrides)
 
     predictions = rank_classes(logits)[:, 0]

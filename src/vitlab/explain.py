@@ -45,6 +45,7 @@ def explain(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
 
         from vitlab.loaded_model import open_model
         from vitlab.models.interpretation import record_attention
+        from vitlab.plots.grid import shorten_name
         from vitlab.plots.io import FigureText, render, save
         from vitlab.plots.vit_plots import EXPLANATION_CAPTION, draw_explanation
         from vitlab.runs.console import show
@@ -71,7 +72,7 @@ def explain(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
         folder = folder or folder_for(Path(str(base)), *names.values())
         explanation = _explanation(model, network, path, image, target, command.top_k)
         written.append(folder / names[path])
-        text = FigureText("explain", f"Attention of the model to {path.name}", EXPLANATION_CAPTION)
+        text = FigureText("explain", f"Attention of the model to {shorten_name(path.name, 80)}", EXPLANATION_CAPTION)
         save(render(partial(draw_explanation, explanation), text.title), written[-1], text)
         show(f"{path}  {explanation.summary}  written: {shorten(written[-1])}")
     check_all_read(failures, len(written), command.images)

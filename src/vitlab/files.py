@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,7 +50,7 @@ def locked(folder: Path, refusal: str) -> AbstractContextManager[Any]:
 
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # file names may hold any bytes
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -119,6 +120,14 @@ def numbered(name: str, suffix: str = "") -> Iterator[str]:
 def expand_home(text: str) -> str:
     """A path with the home folder in place of a leading `~`; Path.expanduser fails for a file called `~x`."""
     return os.path.expanduser(text)  # noqa: PTH111
+
+
+def quote_for_shell(text: str) -> str:
+    """An argument as you type it in a shell: as `shlex.quote`, but for what a terminal does not show or changes."""
+    if text.isprintable():
+        return shlex.quote(text)
+    safe = (chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}" for byte in os.fsencode(text))
+    return f"$'{''.join(safe)}'"
 
 
 def shorten(path: Path) -> str:

@@ -1,17 +1,22 @@
 """Paths and names are taken as they are, whatever characters they have."""
 
+import csv
 import os
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Command
 from omegaconf import OmegaConf
+from PIL import Image
 
 from vitlab.arguments.command import parse_overrides, read_command
+from vitlab.arguments.hints import _places
 from vitlab.arguments.literals import literal, quote
 from vitlab.config.compose import compose_training
+from vitlab.files import CONF, quote_for_shell
 from vitlab.predict import find_images
 
 # Each character that a file name can have, at its start, in it and at its end; "${" alone would be a reference.
@@ -57,8 +62,7 @@ def test_an_existing_file_is_meant_as_it_is(tmp_path: Path, monkeypatch: pytest.
         assert parse_overrides([f"data.root={file}"])[0].value() == str(file)
         files, missing = find_images(read_command("predict", [f"images={file}"])[0].images)
         assert (files, missing) == ([file], {}) or str(file).startswith("~")
-        typed = shlex.split(shlex.quote(f"run={file}"))  # as a printed command is pasted
-        assert read_command("predict", ["images=x", *typed])[0].run == str(file)
+        assert read_command("predict", ["images=x", f"run={file}"])[0].run == str(file)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +85,8 @@ def test_an_existing_file_is_meant_as_it_is(tmp_path: Path, monkeypatch: pytest.
         ("name='a b'", "a b"),
         ("run=null", None),
         ("model.depth=2024", 2024),
+        ("model.drop_path=0.1", 0.1),
+        ("data.url=http://x/y?z=1&b=(2)", "http://x/y?z=1&b=(2)"),
         ("data.mean=[1,2,3]", [1, 2, 3]),
         ("logger=null", "none"),
         ("augment=False", "none"),
@@ -92,6 +98,23 @@ def test_what_an_argument_means(argument: str, value: Any, monkeypatch: pytest.M
     monkeypatch.setenv("HOME", "HOME")
     assert parse_overrides([argument])[0].value() == value
     assert literal(literal(argument)) == literal(argument)
+
+
+def test_a_folder_of_configs_may_be_below_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "HOME")
+    assert literal("--config-dir=~/a (1)") == "--config-dir=HOME/a (1)"
+    assert literal("--config-dir") == "--config-dir"
+
+
+def test_no_number_of_a_config_is_taken_for_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value in ("0.1", "3", "true", "[1]"):
+        Path(value).touch()
+    names = {"name", "run_name", "experiment_name", "project", "root", "save_dir", "cache_dir", "classes", "weights"}
+    for name in set(_places()) - names:
+        for value in ("0.1", "3", "true", "[1]"):
+            if not (CONF / name).is_dir():
+                assert literal(f"x.{name}={value}") == f"x.{name}={value}"
 
 
 def test_values_of_a_sweep_are_quoted_one_by_one() -> None:
@@ -134,6 +157,34 @@ def test_a_pattern_in_a_folder_with_brackets(tmp_path: Path) -> None:
         (folder / name).touch()
     assert find_images(f"{folder}/*.png") == ([folder / "a.png", folder / "b [2].png"], {})
     assert find_images(f"{folder}/[ab]*") == ([folder / "a.png", folder / "b [2].png"], {})
+
+
+def test_a_printed_command_is_pasted_into_a_shell() -> None:
+    words = " ".join(map(quote_for_shell, NAMES))
+    assert words.isprintable()  # nothing that a terminal changes, like tabs
+    result = subprocess.run(["bash", "-c", f"printf '%s\\0' {words}"], capture_output=True)
+    assert result.stdout.split(b"\0")[:-1] == [os.fsencode(name) for name in NAMES]
+
+
+def test_images_of_any_name_are_classified(in_process: Command, small_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos [a]"
+    folder.mkdir()
+    names = [
+        f"{name.replace('/', '_')[:50]}.png" for name in NAMES if not {"\udcff", "\r"} & {*name} and name[0] != "."
+    ]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(folder / name, format="png")
+    result = in_process("predict.py", f"run={small_run}", str(folder), "out=out", "grid=4")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        assert {row["image"] for row in csv.DictReader(file)} == {str(folder / name) for name in names}
+
+
+def test_a_run_directory_that_is_not_utf_8_is_refused(in_process: Command) -> None:
+    result = in_process("train.py", "data=synthetic", "hydra.run.dir=a\udcff")
+    assert result.returncode == 2
+    assert "hydra.run.dir" in result.stderr
 
 
 def test_what_is_refused_is_given_as_the_line_to_type(in_process: Command) -> None:

@@ -121,9 +121,10 @@ def test_an_archive_that_would_run_code_is_refused(tmp_path: Path, cifar_archive
     assert not canary.exists()
 
 
-def test_cifar100_is_read_with_its_fine_labels(tmp_path: Path) -> None:
-    folder = tmp_path / "cifar-100-python"
-    folder.mkdir()
+def write_cifar100(root: Path) -> list[str]:
+    """400 training and 100 test images in the official format; returns the names of the classes."""
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
     names = [f"class {number}" for number in range(100)]
     for split, count in (("train", 400), ("test", 100)):
         fine = [number % 100 for number in range(count)]
@@ -131,6 +132,11 @@ def test_cifar100_is_read_with_its_fine_labels(tmp_path: Path) -> None:
         content = {"data": pixels, "fine_labels": fine, "coarse_labels": [label // 5 for label in fine]}
         (folder / split).write_bytes(pickle.dumps(content, protocol=2))
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names, "coarse_label_names": names[:20]}))
+    return names
+
+
+def test_cifar100_is_read_with_its_fine_labels(tmp_path: Path) -> None:
+    names = write_cifar100(tmp_path)
     data = CIFAR100DataModule(root=str(tmp_path), url="http://127.0.0.1:9/x.tar.gz", md5="0", **NEUTRAL)
     data.prepare_data()
     data.setup()

@@ -10,11 +10,13 @@ from hydra.errors import OverrideParseException
 
 from vitlab.files import CONF, expand_home
 
-# The last part of the keys that hold a path or a name, and of those that hold a list of them.
+# The last part of the keys that hold a path or a name, of those that do so if Hydra refuses their value, and of those
+# that hold a list.
 NAMES = re.compile(
-    r"(?!drop_path)(\w*_)?(dir|dirpath|path|file|filename|root|name|url|uri)|run|resume|reproduce|init_from|checkpoint|weights"
-    r"|images|classes|out|outputs|subdir|target|timm_train|project|group"
+    "name|root|dir|subdir|save_dir|cache_dir|run|resume|reproduce|init_from|checkpoint|weights|images|classes|out|outputs"
+    "|target|timm_train|project|group|run_name|experiment_name"
 )
+MAYBE = re.compile(r"\w*(dir|path|file|filename|root|name|url|uri|notes)")
 LISTS = ("images", "classes")
 REFUSED = object()
 
@@ -32,9 +34,11 @@ def literal(argument: str, *, sweep: bool = False) -> str:
     null is `none`.
     """
     key, _, text = argument.partition("=")
+    if key == "--config-dir":
+        return f"{key}={expand_home(text)}" if text else argument
     last = re.split(r"[./@]", key.lstrip("+"))[-1]
     is_name, is_choice = NAMES.fullmatch(last), (CONF / key.lstrip("+")).is_dir()
-    if not text or argument.startswith(("-", "~")) or not (is_name or is_choice):
+    if not text or argument.startswith(("-", "~")) or not (is_name or is_choice or MAYBE.fullmatch(last)):
         return argument
     value, path = _value(argument), expand_home(text)
     if is_choice and (value is None or value is False):  # Hydra fails at it
@@ -48,7 +52,8 @@ def literal(argument: str, *, sweep: bool = False) -> str:
     if last in LISTS:
         inner = text[1:-1] if text[0] + text[-1] == "[]" else text
         return argument if isinstance(value, list) else f"{key}=[{_quote_each(inner)}]"
-    if isinstance(value, Sweep | Glob) or (is_choice and isinstance(value, list)):
+    is_other = not (is_name or is_choice or value is REFUSED)  # model.drop_path=0.1
+    if is_other or isinstance(value, Sweep | Glob) or (is_choice and isinstance(value, list)):
         return argument
     return f"{key}={_quote_each(text) if sweep else quote(path)}"
 

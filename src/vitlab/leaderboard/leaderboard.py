@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitlab.errors import UserError
-from vitlab.files import CONF, shorten, write_text
+from vitlab.files import CONF, quote_for_shell, shorten, write_text
 from vitlab.leaderboard import leaderboard_plots as plots
 from vitlab.leaderboard.ranking import ALPHA, Ranking, Row, rank, summarise_metric
 from vitlab.leaderboard.results import read_results
@@ -180,7 +180,7 @@ def summarise_ranking(ranking: Ranking) -> list[str]:
 def reproduce_commands(ranking: Ranking) -> list[str]:
     """Return the commands that repeat the best row's runs, each in a new directory."""
     best = ranking.ranked[0].results if ranking.ranked else []
-    return [f"{_train()} {shlex.quote(f'reproduce={shorten(result.path)}')}" for result in best]
+    return [f"{_train()} {quote_for_shell(f'reproduce={shorten(result.path)}')}" for result in best]
 
 
 def _train() -> str:

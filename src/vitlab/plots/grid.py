@@ -137,5 +137,6 @@ def remove_frame(axes: Axes) -> None:
 
 
 def shorten_name(name: str, length: int) -> str:
-    """Leave out the middle of a name of more than `length` characters."""
+    """Leave out the middle of a name of more than `length` characters; bytes that are not UTF-8 become `?`."""
+    name = name.encode(errors="replace").decode()
     return name if len(name) <= length else f"{name[: length // 2 - 1]}...{name[-(length // 2 - 2) :]}"

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from vitlab.files import write_text
+from vitlab.files import quote_for_shell, write_text
 from vitlab.metrics import format_metric, further_metrics, metric_title
 from vitlab.plots.curves import CURVES, draw_curves
 from vitlab.plots.io import never_failing, read_figures, render, save
@@ -154,7 +154,7 @@ def _figures(run: RunSummary, path: Path) -> dict[str, list[tuple[str, str, int]
 def _commands(run: RunSummary, path: Path, folder: Path) -> list[str]:
     """Resume if that is possible, check out the code, reproduce and evaluate, as you type it in `folder`."""
     place, trusted = os.path.relpath(path, folder), " ".join(["", *trust(run.config)])
-    resume, reproduce, kept = (shlex.quote(f"{key}={place}") + trusted for key in ("resume", "reproduce", "run"))
+    resume, reproduce, kept = (quote_for_shell(f"{key}={place}") + trusted for key in ("resume", "reproduce", "run"))
     command = str(run.manifest.get("command", "python train.py"))
     train, evaluate = (entry_point(name, command, folder) for name in ("train.py", "evaluate.py"))
     lines = [] if run.final else [f"python {train} {resume}"]

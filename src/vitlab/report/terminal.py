@@ -1,7 +1,6 @@
 """Print what a person needs to know before and after training."""
 
 import logging
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import nn
 
 from vitlab.data import ImageDataModule
 from vitlab.distributed.process import this_command
-from vitlab.files import shorten
+from vitlab.files import quote_for_shell, shorten
 from vitlab.metrics import VIEWS, format_metric, further_metrics, metric_title
 from vitlab.preflight import Preflight, Status
 from vitlab.report.run_summary import accuracy_interval, read_run_summary
@@ -137,7 +136,7 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
         show("  figures/     its figures")
     show("next:")
     if (run / "tensorboard").exists():
-        show(f"  tensorboard --logdir {shlex.quote(shorten(run))}")
+        show(f"  tensorboard --logdir {quote_for_shell(shorten(run))}")
     split = "" if summary.images("test") else " split=val"
     show(f"  {command_for('evaluate.py', f'run={shorten(run)}', config)}{split}")
     show(f"  {command_for('predict.py', f'run={shorten(run)}', config)} images=photos/")
@@ -145,7 +144,9 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
 
 def command_for(script: str, argument: str, config: Mapping[str, Any]) -> str:
     """The command that runs an entry point on a run of this config, as you type it here."""
-    return " ".join(["python", entry_point(script, this_command(), Path.cwd()), shlex.quote(argument), *trust(config)])
+    return " ".join(
+        ["python", entry_point(script, this_command(), Path.cwd()), quote_for_shell(argument), *trust(config)]
+    )
 
 
 def print_evaluation(metrics: dict[str, Any], split: str, available: int, files: list[Path]) -> None:

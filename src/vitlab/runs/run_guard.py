@@ -62,6 +62,10 @@ def _expand_home(config: DictConfig) -> None:
 def _claim_folder(config: DictConfig) -> str:
     """Create the run directory, numbered if another run has the name; one from the command line is only checked."""
     folder = Path(config.hydra.run.dir)
+    if any("\ud800" <= character <= "\udfff" for character in str(folder)):
+        raise UserError(
+            f"hydra.run.dir={str(folder)!r} is not UTF-8, and TensorBoard can't write to it: choose another name"
+        )
     if any(override.lstrip("+").startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra):
         if os.path.exists(folder / "manifest.json"):  # noqa: PTH110  # False if the name is too long
             raise UserError(HOLDS_A_RUN.format(folder))

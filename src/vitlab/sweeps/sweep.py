@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from vitlab.arguments.literals import quote
 from vitlab.config.instantiate import targets
 from vitlab.errors import UserError
-from vitlab.files import expand_home, locked, shorten, write_json
+from vitlab.files import expand_home, locked, quote_for_shell, shorten, write_json
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.trust import check_links
 
@@ -278,8 +278,8 @@ def resume_sweep_command(arguments: Sequence[str], folder: Path) -> str:
     """Return the command that resumes a sweep."""
     start, path = f"python {shlex.quote(sys.argv[0])} -m", shorten(folder)
     if all(map(_is_safe, arguments)):
-        return f"{start} {shlex.quote(RESUME + path)}"
-    return f"{start} {shlex.join(arguments)} {shlex.quote(f'hydra.sweep.dir={path}')}"
+        return f"{start} {quote_for_shell(RESUME + path)}"
+    return f"{start} {shlex.join(arguments)} {quote_for_shell(f'hydra.sweep.dir={path}')}"
 
 
 def _is_safe(argument: str) -> bool:

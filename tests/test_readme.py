@@ -205,7 +205,7 @@ def test_training(
             arguments += SMALL_SYNTHETIC
         elif "data=cifar100" in arguments:
             write_cifar100(folder / "data")
-            arguments += ["data.md5=0", "data.batch_size=20", "data.val_size=100"]
+            arguments += ["data.md5=other", "data.batch_size=20", "data.val_size=100"]
         elif "data=torchvision" in arguments:
             write_svhn(folder / "data", monkeypatch)
             arguments += ["data.batch_size=10", "data.val_size=5"]

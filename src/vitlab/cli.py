@@ -61,7 +61,8 @@ def _train(main: Callable[[], Any]) -> None:
     given = {argument.partition("=")[0] for argument in sys.argv[1:]}
     is_sweep = bool(given & {"-m", "--multirun", "sweep"})
     # The keys of a new _target_ need no +: whether it takes them is checked later.
-    nodes = tuple(f"{key.lstrip('+').removesuffix('_target_')}" for key in given if key.endswith("._target_"))
+    new = set() if given & {"resume", "reproduce"} else {key.lstrip("+") for key in given if key.endswith("._target_")}
+    nodes = tuple(key.removesuffix("_target_") for key in new)
     arguments = [f"++{argument}" if nodes and argument.startswith(nodes) else argument for argument in sys.argv[1:]]
     arguments = sys.argv[1:] = [literal(argument, sweep=is_sweep) for argument in arguments]
     if not given & {"-sc", "--shell-completion"}:  # Hydra takes overrides only after the last flag

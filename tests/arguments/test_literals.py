@@ -110,7 +110,7 @@ def test_no_number_of_a_config_is_taken_for_a_name(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     for value in ("0.1", "3", "true", "[1]"):
         Path(value).touch()
-    names = {"name", "run_name", "experiment_name", "project", "root", "save_dir", "cache_dir", "classes", "weights"}
+    names = {"cache_dir", "checkpoint", "classes", "init_from", "name", "project", "root", "run_name", "weights"}
     for name in set(_places()) - names:
         for value in ("0.1", "3", "true", "[1]"):
             if not (CONF / name).is_dir():

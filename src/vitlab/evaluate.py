@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from vitlab.arguments.command import read_command
 from vitlab.cli import no_gc_imports, run
 from vitlab.errors import UserError, list_some
-from vitlab.files import make_folder, set_aside, shorten, write_csv, write_json
+from vitlab.files import expand_home, make_folder, set_aside, shorten, write_csv, write_json
 from vitlab.metrics import VIEWS
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def load_images(model: LoadedModel, split: str, overrides: Sequence[Override]) -
     """
     config, given = model.config, {override.key_or_group for override in overrides}
     root = config.data.get("root") if given & {"data", "data.root"} else None
-    places = [] if root is None else [Path(root).expanduser() / split, Path(root).expanduser()]
+    places = [] if root is None else [Path(expand_home(root)) / split, Path(expand_home(root))]
     folder = next((place for place in places if _holds_classes(place, model.classes)), None)
     if folder is None:
         return model.load_data()

@@ -48,7 +48,7 @@ from vitlab.distributed.failure_report import FailureReporter, fail_together
 from vitlab.distributed.process import broadcast_from_rank0
 from vitlab.distributed.strategies import cluster
 from vitlab.errors import PeerError, TerminatedError, UserError
-from vitlab.files import write_json, write_text
+from vitlab.files import expand_home, write_json, write_text
 from vitlab.losses import balanced_weights
 from vitlab.metrics import mode_of
 from vitlab.models.execution import check_logits, choose_execution, has_cuda, pays_to_compile
@@ -162,7 +162,7 @@ def add_data_facts(config: DictConfig, data: ImageDataModule, logger: Mapping[st
     complete.merge_with({"data": data.spec.as_config(), **({"logger": dict(logger)} if logger else {})})
     for key in ("root", "file", "cache_dir"):  # the run is also used from other folders
         if complete.data.get(key):
-            complete.data[key] = str(Path(complete.data[key]).expanduser().absolute())
+            complete.data[key] = str(Path(expand_home(complete.data[key])).absolute())
     if complete.loss.get("class_weights") == "balanced":
         complete.loss.class_weights = balanced_weights(data.splits["train"].labels, data.spec.num_classes)
     complete = OmegaConf.create(as_plain_data(complete))

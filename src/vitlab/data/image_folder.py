@@ -12,6 +12,7 @@ from vitlab.data.datamodule import ImageDataModule, hold_out
 from vitlab.data.decoding import Decoded, DecodedCache, decode_files
 from vitlab.data.folder_layout import SPLITS, FolderLayout, ImageFile, read_layout
 from vitlab.errors import UserError
+from vitlab.files import expand_home
 
 TEST_SIZE = 0.1  # fraction of the images held out without any test/ or val/
 
@@ -37,9 +38,9 @@ class ImageFolderDataModule(ImageDataModule):
         self, *, root: str, test_size: float | None, cache_dir: str | None, skip_unreadable: bool, **shared: Any
     ) -> None:
         super().__init__(**shared)
-        self.root = Path(root).expanduser()
+        self.root = Path(expand_home(root))
         self.test_size = test_size
-        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+        self.cache_dir = None if cache_dir is None else Path(expand_home(cache_dir))
         self.skip_unreadable = skip_unreadable
         self._layout_and_images: tuple[FolderLayout, Decoded] | None = None
 

@@ -7,6 +7,7 @@ from typing import Any
 from vitlab.data.folder_layout import SPLITS, FolderLayout, ImageFile, split_of
 from vitlab.data.image_folder import ImageFolderDataModule
 from vitlab.errors import UserError, did_you_mean
+from vitlab.files import expand_home
 
 
 class CSVDataModule(ImageFolderDataModule):
@@ -33,7 +34,7 @@ class CSVDataModule(ImageFolderDataModule):
         split_column: str,
         **shared: Any,
     ) -> None:
-        self.file = Path(file).expanduser()
+        self.file = Path(expand_home(file))
         super().__init__(root=str(self.file.parent) if root is None else root, **shared)
         self.columns = {"path_column": path_column, "label_column": label_column}
         self.split_column = split_column

@@ -13,6 +13,7 @@ from vitlab.data.arrays import Dataset
 from vitlab.data.datamodule import ImageDataModule, hold_out
 from vitlab.data.decoding import Decoded, DecodedCache, DecodedFile, to_square
 from vitlab.errors import UserError, did_you_mean, first_line
+from vitlab.files import expand_home
 
 # Values of the argument `split` by which torchvision's data sets name their parts.
 SPLIT_ARGUMENTS = {"train": ("train", "trainval"), "val": ("val", "valid"), "test": ("test",)}
@@ -35,7 +36,7 @@ class TorchvisionDataModule(ImageDataModule):
     def __init__(self, *, name: str, root: str, options: Mapping[str, Any], **shared: Any) -> None:
         super().__init__(**shared)
         self.dataset = name
-        self.root = Path(root).expanduser()
+        self.root = Path(expand_home(root))
         self.options = dict(options)
         self._decoded: Decoded | None = None
 

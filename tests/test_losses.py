@@ -69,7 +69,15 @@ def test_balanced_weights_let_classes_count_equally() -> None:
         balanced_weights(LABELS, 5)
 
 
-@pytest.mark.parametrize("choice", ["bce", "focal", "soft_target", "torch.nn.MultiMarginLoss"])
+def test_a_function_that_needs_other_arguments_is_refused(in_process: Command) -> None:
+    result = in_process("train.py", "loss._target_=torchvision.ops.masks_to_boxes")
+    assert result.returncode == 2
+    assert "loss lacks masks" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "choice", ["bce", "focal", "soft_target", "torch.nn.MultiMarginLoss", "torch.nn.functional.multi_margin_loss"]
+)
 def test_a_run_trains_and_evaluates_with_each_loss(choice: str, in_process: Command, tmp_path: Path) -> None:
     given = [f"loss._target_={choice}"] if "." in choice else [f"loss={choice}", "loss.class_weights=balanced"]
     result = in_process("train.py", *SMALL_RUN, "trainer.max_epochs=1", *given, "hydra.run.dir=run", "callbacks=ema")
@@ -78,7 +86,7 @@ def test_a_run_trains_and_evaluates_with_each_loss(choice: str, in_process: Comm
     if "." not in choice:
         assert len(config["loss"]["class_weights"]) == 10
     final = (tmp_path / "run" / "metrics.json").read_text()
-    assert in_process("evaluate.py", "run=run").returncode == 0
+    assert in_process("evaluate.py", "run=run", "trusted_targets=[torch.]").returncode == 0
     again = yaml.safe_load((tmp_path / "run" / "evaluation_test.json").read_text())
     suffix = "_ema" if again["weights"] == "ema" else ""
     assert again["test/loss"] == yaml.safe_load(final)[f"test/loss{suffix}"]

@@ -41,7 +41,7 @@ from vitlab.compat import (
 )
 from vitlab.config.compose import typed_overrides
 from vitlab.config.instantiate import build as build_node
-from vitlab.config.instantiate import build_network, fill_collections, keep_accepted_keys
+from vitlab.config.instantiate import build_loss, build_network, fill_collections, keep_accepted_keys
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import ImageDataModule
 from vitlab.distributed.failure_report import FailureReporter, fail_together
@@ -228,7 +228,7 @@ def build_classifier(config: DictConfig, model: torch.nn.Module) -> ImageClassif
     return ImageClassifier(
         model,
         num_classes=config.data.num_classes,
-        loss=build_node(config.loss, "loss"),
+        loss=build_loss(config.loss),
         metrics=metrics,
         seed=config.seed,
         optimizer=build_node(config.optimizer, "optimizer"),

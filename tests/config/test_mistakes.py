@@ -23,6 +23,7 @@ MISTAKES = [
         "logger.wandb in conf/logger/wandb.yaml needs the package wandb: pip install -e '.[wandb]'",
         marks=pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed"),
     ),
+    (["data.fold=2"], "add data.folds=5"),
     (["model.depth=[3"], "'model.depth=[3' is not of the form key=value"),
 ]
 

@@ -105,5 +105,8 @@ def test_chosen_classes_are_relabelled_in_the_order_given() -> None:
     numbers = train.pick(slice(None))[:, 0, 0, 0].long()
     assert torch.equal(train.labels, (LABELS[numbers] == 0).long())
     assert set(data.splits["test"].labels.tolist()) == {0, 1}
+    every = make(classes=["cow", "ant", "bee"], val_size=0)  # all in another order
+    assert every.spec.classes == ["cow", "ant", "bee"]
+    assert torch.bincount(every.splits["train"].labels)[:2].tolist() == [13, 40]
     with pytest.raises(UserError, match="no class cat"):
         make(classes=["cat", "ant"])

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from sweeps.runs import write_run
 
 from vitlab.leaderboard.ranking import experiment_of, short_names, value_of, varied_settings
@@ -18,6 +19,23 @@ def test_seed_name_and_directory_do_not_make_another_experiment(tmp_path: Path) 
     found = runs(tmp_path, "seed=0 name=a", "seed=1 name=b", "seed=2")
     assert len(set(map(experiment_of, found))) == 1
     assert varied_settings(found) == []
+
+
+def test_what_is_measured_on_the_images_of_a_fold_does_not_make_another_experiment(tmp_path: Path) -> None:
+    found = []
+    for weights in ("balanced", "null"):
+        for fold in range(2):
+            given = ["data=synthetic", "data.folds=2", f"data.fold={fold}", f"loss.class_weights={weights}"]
+            run = write_run(tmp_path / f"{weights}{fold}", *given)
+            config = OmegaConf.load(run / "config.yaml")
+            config.data.mean = [fold / 2] * 3
+            config.loss.class_weights = [1.0, fold] if weights == "balanced" else None
+            OmegaConf.save(config, run / "config.yaml")
+            found.append(read_result(run))
+    names = list(map(experiment_of, found))
+    assert names[0] == names[1] != names[2] == names[3]
+    assert varied_settings(found) == ["loss.class_weights"]
+    assert [value_of(result, "loss.class_weights") for result in found[::2]] == ["balanced", "null"]
 
 
 @pytest.mark.parametrize(

@@ -362,3 +362,13 @@ def test_sequence_pooling_by_hand() -> None:
     tokens = torch.tensor([[[0.0, 3.0], [1.0, 6.0], [2.0, -1.0]], [[1.0, 5.0], [1.0, 0.0], [1.0, 1.0]]])
     torch.testing.assert_close(pool.weights(tokens), torch.tensor([[1 / 7, 2 / 7, 4 / 7], [1 / 3, 1 / 3, 1 / 3]]))
     torch.testing.assert_close(pool(tokens), torch.tensor([[10 / 7, 11 / 7], [1.0, 2.0]]))
+
+
+@pytest.mark.parametrize("stem", ["patch", "shifted", "conv"])
+@pytest.mark.parametrize("train", [False, True])
+def test_no_image_gives_no_logits(stem: str, train: bool) -> None:
+    """A rank may have no image of a small last batch."""
+    model = make(stem=stem).train(train)
+    for enabled in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            assert model(torch.zeros(0, 3, 32, 32)).shape == (0, 10)

@@ -17,6 +17,7 @@ from vitlab.config.instantiate import (
     COLLECTIONS,
     HYDRA_KEYS,
     fill_collections,
+    is_loss_function,
     keep_accepted_keys,
     shipped_nodes,
     target_nodes,
@@ -222,6 +223,8 @@ class _Check:
                 self._check_range(inner, kind_of(p.annotation, p.module))
         open_names = {name for name in parameters if _join(path, name) in self.missing | set(self.derived)}
         lacking = [name for name, p in parameters.items() if p.required and name not in {*node, *open_names}]
+        if path == "loss" and is_loss_function(node, lacking):
+            return
         if lacking and "_args_" not in node:
             self._add(path, f" lacks {', '.join(lacking)}, which {target} needs")
 

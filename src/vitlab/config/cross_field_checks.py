@@ -104,6 +104,8 @@ def _images(config: Config) -> Found:
     data, left = config["data"], _train_images(config["data"])
     if data["folds"] is not None and data["fold"] >= data["folds"]:
         yield "data.fold", f"fold={data['fold']} of {data['folds']} folds: they are counted from 0"
+    if data["folds"] is None and data["fold"]:
+        yield "data.fold", f"fold={data['fold']} is of no use without folds: add data.folds=5"
     if data["folds"] is not None and not data["val_size"]:
         yield "data.folds", "val_size=0 turns off the validation that folds are for: leave it out"
     if left is not None and left < 1:
@@ -156,7 +158,9 @@ def _monitors(config: Config) -> Found:
     own = [f"val/{name}" for entry in config["metrics"] if isinstance(entry, dict) for name in entry]
     unknown = set()
     for path, monitor, place, node in _followers(config):
-        mode = node.get("mode")
+        mode, kind, classes = node.get("mode"), metric_kind(monitor), config["data"]["num_classes"]
+        if kind and classes is not None and classes < kind.least_classes:
+            yield f"{path}.monitor", f"{path} follows {monitor}, which needs {kind.least_classes} classes: take val/acc"
         if monitor not in known and monitor.startswith("val/") and metric_kind(monitor):
             names = ",".join([*(name for name in config["metrics"] if isinstance(name, str)), metric_name(monitor)])
             yield f"{path}.monitor", f"{path} follows {monitor}, which is not measured: add metrics=[{names}]"

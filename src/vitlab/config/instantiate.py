@@ -1,5 +1,6 @@
 """Turn a config's `_target_` into an object, if the config is trusted to name it."""
 
+import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -10,7 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from vitlab.config.signatures import read_signature
+from vitlab.config.signatures import find_definition, read_signature
 from vitlab.errors import UserError
 from vitlab.files import CONF
 
@@ -51,6 +52,24 @@ def build_network(node: DictConfig) -> Any:
     """
     left_out = weight_keys(node)
     return build(OmegaConf.create({key: node[key] for key in node if key not in left_out}), "model")
+
+
+def build_loss(node: DictConfig) -> Any:
+    """Build the loss, or name it: a function of two arguments that are not given is called with logits and labels.
+
+    Raises:
+        UserError: as `build`.
+    """
+    parameters = read_signature(str(node["_target_"]), "loss").parameters
+    lacking = [name for name, parameter in parameters.items() if parameter.required and name not in node]
+    later = {"_partial_": True} if is_loss_function(node, lacking) else {}
+    return build(node, "loss", **later)
+
+
+def is_loss_function(node: Mapping[str, Any], lacking: Sequence[str]) -> bool:
+    """Whether a target that lacks these arguments is a loss, and not a class or function that makes one."""
+    found = find_definition(str(node["_target_"]))
+    return found is not None and isinstance(found[1], ast.FunctionDef) and len(lacking) == 2
 
 
 @cache

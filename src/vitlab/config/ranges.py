@@ -30,6 +30,10 @@ DEVICES = replace(
 DURATION = Kind("DD:HH:MM:SS", lambda v: isinstance(v, str) and bool(re.fullmatch(r"\d+:\d\d:\d\d:\d\d", v))) | OBJECT
 OFF = Kind("off", lambda v: v is False)  # as YAML reads an unquoted off
 MODE = choice("min", "max")
+OWN_METRIC = Kind(
+    "{name: {_target_: ...}} with a name of its own",
+    lambda v: isinstance(v, dict) and len(v) == 1 and not set(v) & set(METRICS),
+)
 
 # vitlab's own settings. Those without a range are here for their names.
 SETTINGS: Mapping[str, Kind] = {
@@ -40,7 +44,7 @@ SETTINGS: Mapping[str, Kind] = {
     "init_from": TEXT | NULL,
     "init_weights": choice("raw", "ema") | NULL,
     "seed": whole(0, 2**32 - 1),
-    "metrics": each(choice(*METRICS) | Kind("{name: {_target_: ...}}", lambda v: isinstance(v, dict) and len(v) == 1)),
+    "metrics": each(choice(*METRICS) | OWN_METRIC),
     "compile": SWITCH | choice("auto", "blocks"),
     "gradient_checkpointing": SWITCH,
     "preflight": choice("strict", "warn", "only", "off") | OFF,

@@ -54,7 +54,7 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         image_size, stored_size: Sides of the model's input and of the images in memory, in pixels.
-        num_classes, classes: Number and names of the classes; fewer names than the data has choose these, in this
+        num_classes, classes: Number and names of the classes; other names than all of the data choose these, in this
             order. If they or `stored_size` are None, the data decides.
         mean, std: Per channel, on the scale [0, 1]; None measures them on the training images.
         interpolation: Of the resize from `stored_size` to `image_size`: "bilinear" or "bicubic".
@@ -169,7 +169,7 @@ class ImageDataModule(LightningDataModule):
 
     def _choose_classes(self, dataset: Dataset) -> Dataset:
         """The data set with only the classes that the config names, in its order."""
-        if self.classes is None or len(self.classes) >= len(dataset.classes) or len(self.classes) < 2:
+        if self.classes in (None, dataset.classes) or not 2 <= len(self.classes) <= len(dataset.classes):
             return dataset
         if unknown := [name for name in self.classes if name not in dataset.classes]:
             hint = nearest(unknown[0], dataset.classes)

@@ -202,7 +202,9 @@ def describe_comparison(comparison: Comparison) -> str:
 
 def experiment_of(result: Result) -> str:
     """Return a text that is equal for runs that differ only in their seed, fold, name and directory."""
-    return "\n".join(sorted(f"{k}={_canonical(v)}" for k, v in result.settings.items() if k not in RUN_KEYS))
+    # Of a fold, what is measured on its images, such as their mean, follows from it.
+    left_out = RUN_KEYS | (set() if result.fold is None else result.derived)
+    return "\n".join(sorted(f"{k}={_canonical(v)}" for k, v in result.settings.items() if k not in left_out))
 
 
 def varied_settings(results: Sequence[Result]) -> list[str]:

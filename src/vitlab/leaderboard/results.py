@@ -17,6 +17,7 @@ from vitlab.sweeps.sweep import EARLIER_ATTEMPTS, SWEEP_FILE, Job, recorded_jobs
 
 # A leaderboard reads three YAML files per run; libyaml reads them ten times as fast.
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+CLASS_WEIGHTS = "loss.class_weights"
 ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception|Interrupt|Exit)\b.*")  # the last line of a traceback
 
 
@@ -98,6 +99,8 @@ def read_result(path: Path, job: Job | None = None) -> Result:
             raise ValueError(f"{path / 'config.yaml'} has no seed")
         settings = flatten(rebase_paths(config, str(config.get("run_dir")), ""))
         composed = flatten(_read_yaml(hydra / "config.yaml", {}))
+        if composed.get(CLASS_WEIGHTS) == "balanced":  # as chosen: the weights follow from the images
+            settings[CLASS_WEIGHTS] = "balanced"
         choices = _read_yaml(hydra / "hydra.yaml", {}).get("hydra", {}).get("runtime", {}).get("choices", {})
         overrides = _read_yaml(hydra / "overrides.yaml", overrides)
         given = (override.partition("=") for override in overrides)

@@ -84,15 +84,16 @@ def project_qkv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Project tokens `[B, N, D]` to queries (of the first `num_output_tokens` only), keys and values, each
     `[B, num_heads, N, head_dim]`."""
-    batch, tokens, _ = x.shape
+    batch, tokens, _ = x.shape  # a rank may have no image of a small last batch: no size can be left open
+    head_dim = qkv.out_features // 3 // num_heads
     if num_output_tokens is None:
-        query, key, value = qkv(x).reshape(batch, tokens, 3, num_heads, -1).unbind(2)
+        query, key, value = qkv(x).reshape(batch, tokens, 3, num_heads, head_dim).unbind(2)
     else:
         width = qkv.out_features // 3
         bias = (None, None) if qkv.bias is None else (qkv.bias[:width], qkv.bias[width:])
         query = F.linear(x[:, :num_output_tokens], qkv.weight[:width], bias[0])
-        query = query.reshape(batch, num_output_tokens, num_heads, -1)
-        key, value = F.linear(x, qkv.weight[width:], bias[1]).reshape(batch, tokens, 2, num_heads, -1).unbind(2)
+        query = query.reshape(batch, num_output_tokens, num_heads, head_dim)
+        key, value = F.linear(x, qkv.weight[width:], bias[1]).reshape(batch, tokens, 2, num_heads, head_dim).unbind(2)
     return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
 

@@ -47,7 +47,7 @@ def to_patches(images: Tensor, patch_size: Sequence[int]) -> Tensor:
     batch, channels, height, width = images.shape
     rows, columns = height // patch_size[0], width // patch_size[1]
     grid = images.reshape(batch, channels, rows, patch_size[0], columns, patch_size[1])
-    return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * patch_size[0] * patch_size[1])
 
 
 class ShiftedPatchTokenization(Stem):

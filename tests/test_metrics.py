@@ -107,6 +107,8 @@ def test_one_entry_in_the_table_is_all_a_metric_takes(
         (["metrics=[{kappa:{_target_:torchmetrics.classification.Nothing}}]"], "Nothing"),
         (["metrics=[{acc:{_target_:torchmetrics.classification.MulticlassAccuracy}}]"], "a name of its own"),
         (["loss.class_weights=heavy"], "balanced"),
+        (["loss.class_weights=[1,2]"], "give 10"),
+        (["loss.class_weights=balanced", "data.sampling=balanced"], "take one of both"),
     ],
 )
 def test_a_wrong_metric_or_loss_is_refused_with_what_would_work(

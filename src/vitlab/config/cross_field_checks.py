@@ -189,9 +189,18 @@ def _plateau(config: Config) -> Found:
             yield "scheduler.interval", "ReduceLROnPlateau acts after a validation: take interval=epoch"
 
 
+def _class_weights(config: Config) -> Found:
+    weights, data = config["loss"]["class_weights"], config["data"]
+    classes = data["num_classes"]
+    if isinstance(weights, list) and classes is not None and len(weights) != classes:
+        yield "loss.class_weights", f"class_weights has {len(weights)} numbers: give {classes}, one for each class"
+    if weights == "balanced" and data["sampling"] == "balanced":
+        yield "loss.class_weights", "data.sampling=balanced lets all classes count equally already: take one of both"
+
+
 CHECKS: tuple[Callable[[Config], Found], ...] = (
     *(_widths, _patches, _classes, _run_length, _warmup, _end_of_mixing, _images, _devices, _sharding, _precision),
-    *(_monitors, _plateau),
+    *(_class_weights, _monitors, _plateau),
 )
 
 

@@ -52,8 +52,9 @@ def list_some(names: Sequence[str], count: int = 3) -> str:
 
 def nearest(word: str, known: Iterable[Any]) -> str:
     """ ". Did you mean 'x'?" for the nearest of the known words, or nothing if none is near."""
-    near = get_close_matches(word, sorted(map(str, known)), n=1)
-    return f". Did you mean '{near[0]}'?" if near else ""
+    folded = {name.casefold(): name for name in sorted(map(str, known), reverse=True)}
+    near = get_close_matches(word.casefold(), sorted(folded), n=1)
+    return f". Did you mean '{folded[near[0]]}'?" if near else ""
 
 
 def did_you_mean(word: str, known: Iterable[Any]) -> str:

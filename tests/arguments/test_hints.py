@@ -46,6 +46,8 @@ BOTH |= {"tensorboard", "wandb", "color_jitter"}
         ("experment", "experiment"),
         ("model.dept", "depth"),
         ("logger.project", "logger=wandb"),
+        ("seed_everything", "seed"),
+        ("print_config", "--cfg job"),
     ],
 )
 def test_a_word_from_elsewhere(key: str, answer: str) -> None:
@@ -109,6 +111,7 @@ def test_mistakes_of_the_other_commands(arguments: list[str], answer: str, in_pr
 def test_a_choice_near_another_is_not_taken_for_a_stranger() -> None:
     assert "any other" not in hint_choice("optimizer", "adamv", ["adamw", "sgd"])
     assert "optimizer._target_" in hint_choice("optimizer", "lion", ["adamw", "sgd"])
+    assert "'adamw'" in hint_choice("optimizer", "AdamW", ["adam", "adamw", "sgd"])
 
 
 def test_the_table_has_each_word_once_and_no_name_of_ours() -> None:

@@ -354,6 +354,7 @@ def test_a_check_that_breaks_is_not_passed_over(in_process: Command, monkeypatch
         (["optimizer=null"], "error: there is no optimizer=null (optimizer: adam, adamw, muon, sgd"),
         (["trainer=5"], "error: there is no trainer=5 (trainer: cpu, ddp, ddp_cpu, default, fsdp, gpu, mps, slurm)"),
         (["optimizer.lr=1e-3,1e-2"], "error: optimizer.lr=1e-3,1e-2 has several values: add -m to sweep over them"),
+        (["name=a,b"], "error: name=a,b has several values: add -m to sweep over them, or write 'name=\"a,b\"'"),
     ],
     ids=str,
 )

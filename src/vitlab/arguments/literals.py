@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Quote, QuotedString, Sweep
 from hydra.errors import OverrideParseException
 
-from vitlab.files import CONF, expand_home
+from vitlab.files import CONF, expand_home, quote_for_shell
 
 # The last part of the keys that hold a path or a name, of those that do so if Hydra refuses their value, and of those
 # that hold a list.
@@ -36,7 +36,7 @@ def literal(argument: str, *, sweep: bool = False) -> str:
     key, _, text = argument.partition("=")
     if key == "--config-dir":
         return f"{key}={expand_home(text)}" if text else argument
-    last = re.split(r"[./@]", key.lstrip("+"))[-1]
+    last = _last(key)
     is_name, is_choice = NAMES.fullmatch(last), (CONF / key.lstrip("+")).is_dir()
     if not text or argument.startswith(("-", "~")) or not (is_name or is_choice or MAYBE.fullmatch(last)):
         return argument
@@ -56,6 +56,17 @@ def literal(argument: str, *, sweep: bool = False) -> str:
     if is_other or isinstance(value, Sweep | Glob) or (is_choice and isinstance(value, list)):
         return argument
     return f"{key}={_quote_each(text) if sweep else quote(path)}"
+
+
+def describe_several(argument: str) -> str:
+    """What to write if several values were given to a key that takes one."""
+    key, _, text = argument.partition("=")
+    is_one = NAMES.fullmatch(_last(key)) and _last(key) not in LISTS
+    return f"{quote_for_shell(f'{key}={quote(text, Quote.double)}')} for one name" if is_one else "key=[a,b] for a list"
+
+
+def _last(key: str) -> str:
+    return re.split(r"[./@]", key.lstrip("+"))[-1]
 
 
 def _value(argument: str) -> Any:

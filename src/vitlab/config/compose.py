@@ -17,7 +17,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from vitlab.arguments.hints import hint, hint_choice
-from vitlab.arguments.literals import quote
+from vitlab.arguments.literals import describe_several, quote
 from vitlab.config.check import find_mistakes
 from vitlab.config.signatures import read_signature
 from vitlab.errors import UserError
@@ -146,6 +146,7 @@ def _diagnose(error: Exception) -> tuple[str, str]:
         return f"+{twice[1]}={twice[2]}: write {twice[1]}={twice[2]}, without +", f"{twice[1]}={twice[2]}"
     if str(error).startswith("Ambiguous value for argument"):
         argument = str(error).split("'")[1]
-        return f"{argument} has several values: add -m to sweep over them, or write key=[a,b] for a list", argument
+        several = f"{argument} has several values: add -m to sweep over them, or write {describe_several(argument)}"
+        return several, argument
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) if lines else type(error).__name__, key

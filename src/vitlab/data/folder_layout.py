@@ -17,13 +17,15 @@ from vitlab.errors import UserError, list_some, nearest
 SPLITS = ("train", "val", "test")
 # train, Training, valid, test_set, seg_train ...
 SPLIT_NAME = re.compile(
-    r"(?P<prefix>(.*[-_. ])?)((?P<train>train(ing)?)|(?P<val>val(id(ation)?)?|dev)|(?P<test>test(ing)?))"
+    r"(?P<prefix>(.*[-_. ])?)"
+    r"((?P<train>train(ing)?)|(?P<val>val(id(at(e|ion))?)?|eval(uation)?|dev)|(?P<test>test(ing)?))"
     r"([-_. ]?(set|split|data|images|folder|\d+))?",
     re.IGNORECASE,
 )
 PLAIN_NAMES = {"images", "imgs", "unlabeled", "unlabelled", "unknown"}  # of a folder around classes, or without them
 # What systems and programs leave in folders, besides names that begin with a dot.
 JUNK = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+JUNK |= {"__pycache__"}
 
 File = tuple[str, int, int]  # path, bytes, time of the last change in ns: to recognise changes by
 
@@ -165,6 +167,12 @@ def _find_splits(root: Path) -> tuple[dict[str, str], list[str]]:
     ]
     if not usable:
         if inside and "" not in groups and not all(map(SPLIT_NAME.fullmatch, inside)):
+            for name in inside:
+                if {"train"} < (own := {split_of(inner) for inner in _list(top / name)[0]} - {None}):
+                    raise UserError(
+                        f"{top / name} has splits of its own ({', '.join(sorted(map(str, own)))}), which would all be "
+                        f"trained on: give data.root={top / name}, or move the images of a class to {top}/train/{name}"
+                    )
             return {"train": str(top.relative_to(root))}, []
         raise UserError(
             f"data.root={root}: there are no class folders in {top / 'train' if inside else top}; vitlab reads "

@@ -85,6 +85,8 @@ class ImageFolderDataModule(ImageDataModule):
         if decoded.remarks:
             kinds = ", ".join(f"{count:,} {remark}" for remark, count in decoded.remarks.items())
             self.notes.append(f"grey images, copied to three channels: {kinds}")
+            if sum("white" in remark for remark in decoded.remarks) > 1:
+                self.notes.append("white differs between these files: if they are one series, save it with 8 bits")
         return Dataset(train, test, decoded.classes, val if len(val) else None)
 
     def _describe_splits(self, folders: Mapping[str, str], held_out: float) -> str:

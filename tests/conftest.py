@@ -9,6 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; before torch
 
 import pickle
 import runpy
+import signal
 import subprocess
 import sys
 import tarfile
@@ -30,6 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hide GPUs, also from processes that tests start: what is compared bit by bit is meant for the CPU."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if nohup started the tests: runs would ignore it as well
 
 
 ROOT = Path(__file__).parent.parent

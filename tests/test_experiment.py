@@ -293,10 +293,12 @@ def test_debug_profile_reports_the_time_of_each_stage(in_process: Command, tmp_p
     milliseconds = {name: float(value) for name, value in re.findall(r"│ (\S.*?) +│ +([\d.]+) │", result.stdout)}
     assert milliseconds["forward pass, loss, metrics"] > milliseconds["fetch the batch"] > 0
     assert milliseconds["Lightning, callbacks, logging"] > 0
-    assert milliseconds["aten::addmm"] > 0
+    operations = [name for name in milliseconds if name.startswith("aten::")]
+    assert operations
     assert not [name for name in milliseconds if "Profiler" in name or "[pl]" in name]
     folder = only_run(tmp_path, "debug_profile") / "profile"
-    assert "aten::addmm" in (folder / "fit-operations.txt").read_text()
+    listed = (folder / "fit-operations.txt").read_text()
+    assert all(name in listed for name in operations)
     (trace,) = folder.glob("*.pt.trace.json")
     nested = ["forward pass, loss, metrics", "backward pass", "clip the gradients"]
     spent = dict.fromkeys([*nested, "optimizer"], 0.0)

@@ -52,9 +52,11 @@ def list_some(names: Sequence[str], count: int = 3) -> str:
 
 def nearest(word: str, known: Iterable[Any]) -> str:
     """ ". Did you mean 'x'?" for the nearest of the known words, or nothing if none is near."""
-    folded = {name.casefold(): name for name in sorted(map(str, known), reverse=True)}
-    near = get_close_matches(word.casefold(), sorted(folded), n=1)
-    return f". Did you mean '{folded[near[0]]}'?" if near else ""
+    names = sorted(map(str, known))
+    folded = {name.casefold(): name for name in reversed(names)}
+    near = [word.casefold()] if word.casefold() in folded else []
+    near = near or get_close_matches(word, names, n=1) or get_close_matches(word.casefold(), sorted(folded), n=1)
+    return f". Did you mean '{folded[near[0].casefold()]}'?" if near else ""
 
 
 def did_you_mean(word: str, known: Iterable[Any]) -> str:

@@ -104,6 +104,8 @@ def check_sums(path: Path) -> None:
 
 def describe_damage(path: Path, error: Exception) -> str:
     """Why a file of weights can't be read, without torch's advice to run the code in it."""
+    if path.is_dir():  # a sharded checkpoint, whose reader says it itself
+        return first_line(error)[:200]
     head = b""
     with suppress(OSError), path.open("rb") as file:
         head = file.read(64)

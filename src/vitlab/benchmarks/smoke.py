@@ -53,7 +53,7 @@ class Smoke:
         return [
             {
                 "train, bf16-mixed": partial(self.train, "bf16-mixed", "trainer.precision=bf16-mixed", "callbacks=ema"),
-                "evaluate": partial(self.start, str(root / "evaluate.py"), run, "flip=true"),
+                "evaluate": partial(self.start, str(root / "evaluate.py"), run, "tta=flip"),
                 "predict": partial(self.start, str(root / "predict.py"), run, images),
                 "explain": partial(self.start, "-m", "vitlab.explain", run, images, f"out={first / 'explained'}"),
                 "export": partial(self.start, "-m", "vitlab.export", run),

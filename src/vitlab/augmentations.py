@@ -29,7 +29,7 @@ def draw_augmentations(command: DictConfig, overrides: Sequence[Override]) -> No
     from torchvision.utils import make_grid
 
     from vitlab.compat import silence_libraries
-    from vitlab.experiment import load_data
+    from vitlab.components import load_data
     from vitlab.files import new_file, shorten
     from vitlab.runs.console import show
 

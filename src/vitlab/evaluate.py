@@ -46,11 +46,11 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
     if not isinstance(command.calibrate, bool):
         raise UserError(f"calibrate={command.calibrate} must be true or false")
     with no_gc_imports():  # torch is imported once the command is known to be right
-        from vitlab.calibration import calibration_error, fit_temperature, write_calibration
         from vitlab.classifier import rank_classes
         from vitlab.loaded_model import open_model
         from vitlab.plots.classification import Predictions
         from vitlab.report.terminal import print_calibration, print_evaluation
+        from vitlab.runs.calibration import calibration_error, fit_temperature, write_calibration
         from vitlab.runs.directory import shorten_values
 
     model = open_model(command, overrides)
@@ -162,9 +162,9 @@ def measure(
     """Metrics by their names, logits float32 `[N, classes]`, and the images of a split in the same order."""
     from vitlab.callbacks import CollectLogits, RunProgressBar, ViewAveraging
     from vitlab.compat import translate_lightning_exits
+    from vitlab.components import build_classifier
     from vitlab.config.instantiate import build
     from vitlab.distributed.strategies import cluster
-    from vitlab.experiment import build_classifier
 
     config, collected = model.config, CollectLogits()
     given = {override.key_or_group for override in overrides}

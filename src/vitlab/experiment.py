@@ -19,44 +19,33 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, read_write
-from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.callbacks import (
-    BestCheckpoint,
-    EpochCheckpoint,
-    FinalValidation,
-    LastCheckpoint,
     MetricsCSV,
-    RunProgressBar,
-    TimeLimit,
 )
 from vitlab.classifier import ImageClassifier
 from vitlab.compat import (
-    count_epochs_from_one,
     keep_freed_memory,
     silence_libraries,
-    skip_signal_broadcast,
     translate_lightning_exits,
 )
+from vitlab.components import as_plain_data, build_classifier, build_trainer, load_data, time_limit
 from vitlab.config.compose import typed_overrides
-from vitlab.config.instantiate import build as build_node
-from vitlab.config.instantiate import build_loss, build_network, fill_collections, keep_accepted_keys
+from vitlab.config.instantiate import build_network, fill_collections, keep_accepted_keys
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import ImageDataModule
-from vitlab.distributed.failure_report import FailureReporter, fail_together
+from vitlab.distributed.failure_report import fail_together
 from vitlab.distributed.process import broadcast_from_rank0
-from vitlab.distributed.strategies import cluster
 from vitlab.errors import PeerError, TerminatedError, UserError
 from vitlab.files import expand_home, write_json, write_text
 from vitlab.losses import balanced_weights
-from vitlab.metrics import mode_of
 from vitlab.models.execution import check_logits, choose_execution, has_cuda, pays_to_compile
 from vitlab.preflight import CheckContext, run_preflight
 from vitlab.report.html import write_report
 from vitlab.report.tensorboard import finish_tensorboard, log_text, start_tensorboard
 from vitlab.report.terminal import print_header, print_interrupted, print_preflight, print_results, print_weights
-from vitlab.runs.checkpoint import METRICS_KEY, ConfigInCheckpoint, WholeCheckpointIO, read_checkpoint
+from vitlab.runs.checkpoint import METRICS_KEY, read_checkpoint
 from vitlab.runs.console import show
 from vitlab.runs.directory import RunDirectory, shorten_values
 from vitlab.runs.loggers import build_loggers, logger_run_ids
@@ -177,11 +166,6 @@ def _editable_copy(config: DictConfig) -> DictConfig:
     return twin
 
 
-def as_plain_data(config: DictConfig) -> dict[str, Any]:
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    return plain
-
-
 # Build
 
 
@@ -204,102 +188,6 @@ def build(config: DictConfig, weights: Weights | None = None, step: int | None =
     run = RunDirectory(Path(config.run_dir))
     trainer = build_trainer(config, run, list(loggers.values()))
     return Experiment(config, run, data, build_classifier(config, model), trainer, weights, load_report)
-
-
-def load_data(config: DictConfig) -> ImageDataModule:
-    """The data module of a config, with its images in memory."""
-    data = build_data(config)
-    data.prepare_data()
-    data.setup()
-    return data
-
-
-def build_data(config: DictConfig) -> ImageDataModule:
-    augmentations = [build_node(node, f"augment.{name}") for name, node in config.augment.items() if node is not None]
-    data: ImageDataModule = build_node(config.data, "data", augmentations=augmentations, seed=config.seed)
-    return data
-
-
-def build_classifier(config: DictConfig, model: torch.nn.Module) -> ImageClassifier:
-    metrics = [
-        name if isinstance(name, str) else {key: build_node(node, f"metrics.{key}") for key, node in name.items()}
-        for name in config.metrics
-    ]
-    return ImageClassifier(
-        model,
-        num_classes=config.data.num_classes,
-        loss=build_loss(config.loss),
-        metrics=metrics,
-        seed=config.seed,
-        optimizer=build_node(config.optimizer, "optimizer"),
-        finetuning=build_node(config.finetune, "finetune"),
-        scheduler=build_node(config.scheduler.schedule, "scheduler.schedule"),
-        interval=config.scheduler.interval,
-        monitor=config.scheduler.monitor,
-        max_steps=config.trainer.max_steps,
-    )
-
-
-def build_trainer(config: DictConfig, run: RunDirectory, loggers: list[Any]) -> pl.Trainer:
-    """The trainer, with the config's callbacks and those that end the run and write its directory."""
-    named = {name: build_node(n, f"callbacks.{name}") for name, n in config.callbacks.items() if n is not None}
-    for name, callback in named.items():
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # else it would follow the logger
-            callback.dirpath = str(run.checkpoints / str(name))
-    bars = [callback for callback in named.values() if isinstance(callback, ProgressBar)]
-    own_bars = [bar for bar in bars if not isinstance(bar, RunProgressBar)]  # replace vitlab's: Lightning takes one
-    shown = (own_bars or bars) if config.trainer.enable_progress_bar else []
-    callbacks = [callback for callback in named.values() if callback in shown or callback not in bars]
-    validates = config.data.val_size > 0 and config.trainer.limit_val_batches != 0
-
-    # In this order: what ends the run, what then validates its last state, and what saves that.
-    callbacks += [FailureReporter(run.path), *time_limit(config), FinalValidation()]
-    callbacks += [ConfigInCheckpoint(as_plain_data(config)), MetricsCSV(run.epochs_file)]
-    if validates:
-        monitor = config.checkpoint.monitor
-        mode = mode_of(monitor, config.checkpoint.get("mode"))
-        best = BestCheckpoint(run.checkpoints, "best", monitor=monitor, mode=mode, enable_version_counter=False)
-        callbacks.append(best)
-        if (kept := config.checkpoint.save_top_k) != 1:
-            name = "top_epoch_{epoch:03d}"
-            callbacks.append(_epochs_to_keep(run, name, monitor=monitor, mode=mode, save_top_k=kept))
-    if every := config.checkpoint.every_n_epochs:
-        callbacks.append(_epochs_to_keep(run, "epoch_{epoch:03d}", every_n_epochs=every, save_top_k=-1))
-    epochs, minutes = config.checkpoint.last_every_n_epochs, config.checkpoint.every_minutes
-    callbacks.append(LastCheckpoint(run.checkpoints / "last.ckpt", every_n_epochs=epochs, every_minutes=minutes))
-
-    trainer: pl.Trainer = build_node(
-        config.trainer,
-        "trainer",
-        callbacks=callbacks,
-        max_epochs=-1 if config.trainer.max_epochs is None else config.trainer.max_epochs,
-        max_time=None,  # TimeLimit ends the run
-        max_steps=-1,  # FinalValidation ends it: with max_steps Lightning resumes the end of an epoch as its middle
-        limit_val_batches=config.trainer.limit_val_batches if validates else 0,
-        # A compiled model needs one graph for validation and test, made before the clock of trainer.max_time starts:
-        # Lightning validates without inference mode, and its sanity check changes neither random numbers nor metrics.
-        inference_mode=config.trainer.inference_mode and not config.compile,
-        num_sanity_val_steps=config.trainer.num_sanity_val_steps or int(bool(config.compile)),
-        logger=loggers or False,
-        enable_progress_bar=bool(shown),
-        plugins=[WholeCheckpointIO(), *cluster()],
-        default_root_dir=str(run.path),
-    )
-    skip_signal_broadcast(trainer)
-    count_epochs_from_one(trainer)
-    return trainer
-
-
-def _epochs_to_keep(run: RunDirectory, name: str, **which: Any) -> EpochCheckpoint:
-    return EpochCheckpoint(run.checkpoints, name, auto_insert_metric_name=False, enable_version_counter=False, **which)
-
-
-def time_limit(config: DictConfig) -> list[TimeLimit]:
-    """The callback that ends the run after `trainer.max_time`; empty without that."""
-    duration = config.trainer.max_time
-    if isinstance(duration, DictConfig):
-        duration = build_node(duration, "trainer.max_time")
-    return [] if duration is None else [TimeLimit(duration)]
 
 
 # Open and close the run directory

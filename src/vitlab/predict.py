@@ -35,12 +35,12 @@ def predict(command: DictConfig, overrides: Sequence[Override]) -> None:
     """
     check_top_k(command.top_k)
     with no_gc_imports():  # torch is imported once the command is known to be right
-        from vitlab.calibration import read_temperature
         from vitlab.classifier import rank_classes
         from vitlab.loaded_model import open_model
         from vitlab.plots.image_grid import draw_predictions
         from vitlab.plots.io import render
         from vitlab.report.terminal import print_written
+        from vitlab.runs.calibration import read_temperature
         from vitlab.runs.console import show
 
     model = open_model(command, overrides)

@@ -16,23 +16,14 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.arguments.command import parse_overrides, read_command
+from vitlab.components import as_plain_data, time_limit
 from vitlab.config.check import find_mistakes
 from vitlab.config.instantiate import targets
 from vitlab.config.resolve import resolve_processes
 from vitlab.distributed.failure_report import clear_failures
 from vitlab.distributed.process import broadcast_from_rank0, job, this_command, this_process
 from vitlab.errors import UserError, first_line
-from vitlab.experiment import (
-    Experiment,
-    as_plain_data,
-    build,
-    fit_and_test,
-    prepare_process,
-    record_final_status,
-    resolve,
-    time_limit,
-    train,
-)
+from vitlab.experiment import Experiment, build, fit_and_test, prepare_process, record_final_status, resolve, train
 from vitlab.files import CONF, folder_for, set_aside, write_text
 from vitlab.models.execution import has_cuda
 from vitlab.report.tensorboard import log_run_text

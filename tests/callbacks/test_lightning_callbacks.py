@@ -13,8 +13,9 @@ from pytorch_lightning.callbacks import __all__ as PUBLIC
 from test_resume import assert_same_run, stop
 
 from vitlab.callbacks import RunProgressBar
+from vitlab.components import build_trainer
 from vitlab.config.check import REFUSED_CALLBACKS
-from vitlab.experiment import build_trainer, resolve
+from vitlab.experiment import resolve
 from vitlab.runs.directory import RunDirectory
 
 LIGHTNING = "pytorch_lightning.callbacks"

@@ -10,9 +10,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from vitlab.components import build_classifier, build_data
 from vitlab.config.instantiate import build, build_network
 from vitlab.config.resolve import resolve_machine
-from vitlab.experiment import build_classifier, build_data, resolve
+from vitlab.experiment import resolve
 from vitlab.models import VisionTransformer
 from vitlab.runs.loggers import build_loggers
 from vitlab.weights import weights_to_start_from

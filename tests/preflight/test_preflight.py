@@ -15,9 +15,10 @@ from config.test_compose import composed
 from conftest import ROOT, SMALL_RUN, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from vitlab.components import build_classifier, load_data
 from vitlab.config.instantiate import build, build_network
 from vitlab.data.arrays import ImageArrays
-from vitlab.experiment import add_data_facts, build_classifier, load_data, resolve
+from vitlab.experiment import add_data_facts, resolve
 from vitlab.preflight import CheckContext, Preflight, Status, run_preflight
 from vitlab.runs.checkpoint import read_checkpoint
 from vitlab.weights import weights_to_start_from

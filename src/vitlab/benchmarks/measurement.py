@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from vitlab.compat import is_compiled
+from vitlab.components import load_data
 from vitlab.config.compose import CONF, compose_training
 from vitlab.config.instantiate import build, build_network
 from vitlab.config.resolve import resolve_machine
@@ -25,7 +26,7 @@ from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.loader import ResidentLoader
 from vitlab.data.transforms import BatchTransform
 from vitlab.errors import UserError
-from vitlab.experiment import add_data_facts, load_data, resolve
+from vitlab.experiment import add_data_facts, resolve
 from vitlab.models.execution import choose_execution
 from vitlab.runs.directory import RunDirectory
 from vitlab.weights import weights_to_start_from

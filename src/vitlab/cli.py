@@ -39,7 +39,8 @@ def run(main: Callable[[], Any], *, several: bool = False) -> NoReturn:
     protect_streams()
     os.environ["MPLBACKEND"] = "agg"  # a notebook sets one that works in its own process only
     if sys.argv[1:] == ["-sc", "install=bash"]:  # Hydra's own completes scripts with a Hydra config only
-        sys.exit(print((CONF / "completion.bash").read_text(encoding="utf-8")))
+        print((CONF / "completion.bash").read_text(encoding="utf-8"))
+        sys.exit(0)
     with _statuses():
         check_start(several=several)
         main()

@@ -346,3 +346,14 @@ def test_decoding_holds_few_images_in_memory(tmp_path: Path) -> None:
     size = sum(len(split) for split in data.splits.values()) * 3 * 96 * 96
     assert size > 11e6
     assert peak < 0.5 * size
+
+
+def test_white_that_differs_between_files_is_said(image_root: Path) -> None:
+    def save(name: str, brightest: int) -> None:
+        values = np.linspace(0, brightest, 32 * 32).reshape(32, 32).astype(np.uint16)
+        Image.fromarray(values).save(image_root / "train" / "ant" / name)
+
+    save("a.png", 60_000)
+    assert not any("white differs" in note for note in make(image_root).notes)
+    save("b.png", 4_000)
+    assert any("white differs" in note for note in make(image_root).notes)

@@ -89,7 +89,9 @@ def test_folds_are_stratified_and_cover_the_training_images(folds: int) -> None:
         assert counts.max() - counts.min() <= 1
     seen: list[str] = []
     for fold in range(folds):
-        splits = make(folds=folds, fold=fold).splits
+        data = make(folds=folds, fold=fold)
+        assert any(f"fold {fold} of 0 to {folds - 1}" in note for note in data.notes)
+        splits = data.splits
         assert not set(splits["train"].names) & set(splits["val"].names)
         assert len(splits["train"]) + len(splits["val"]) == 60
         seen += splits["val"].names

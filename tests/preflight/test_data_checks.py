@@ -6,7 +6,7 @@ import torch
 
 from vitlab.data.arrays import ImageArrays
 from vitlab.preflight import Status
-from vitlab.preflight.data_checks import splits_are_disjoint
+from vitlab.preflight.data_checks import labels, splits_are_disjoint
 
 
 def split_of(name: str, values: list[int], labels: list[int] | None = None) -> ImageArrays:
@@ -49,3 +49,20 @@ def test_many_images_in_two_splits_fail_whatever_else_is_found() -> None:
     assert "1 of 1 test images are also in train" in found.figure
     assert "1 of 3 train images are copies" in found.figure
     assert "test/0.png is train/2.png" in found.meaning
+
+
+@pytest.mark.parametrize(
+    ("counts", "status"), [((4, 12), Status.OK), ((4, 13), Status.WARNING), ((0, 4), Status.WARNING)]
+)
+def test_classes_of_very_unequal_size_are_a_warning_that_says_what_helps(
+    counts: tuple[int, int], status: Status
+) -> None:
+    of_each = [0] * counts[0] + [1] * counts[1]
+    data = SimpleNamespace(
+        splits={"train": split_of("train", list(range(len(of_each))), of_each)},
+        spec=SimpleNamespace(classes=["a", "b"]),
+    )
+    context: Any = SimpleNamespace(data=data, num_classes=2)
+    found = labels(context)
+    assert found.status is status
+    assert ("data.sampling=balanced" in (found.meaning or "")) == (counts == (4, 13))

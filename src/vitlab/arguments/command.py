@@ -40,7 +40,8 @@ def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[
     OmegaConf.set_struct(command, True)
     own = set(map(str, command.keys()))  # not `in command`: that leaves out required values
     if "-sc" in arguments:
-        sys.exit(print(*completions(os.environ["COMP_LINE"], own)))
+        print(*completions(os.environ["COMP_LINE"], own))
+        sys.exit(0)
     if flags := without_dashes(arguments, own=own):
         raise UserError(flags)
     files = [a for a in arguments if "images" in own and (os.path.exists(a) or not re.match(r"[^ ]+=", a))]  # noqa: PTH110

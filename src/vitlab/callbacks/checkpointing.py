@@ -16,13 +16,12 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.compat import validation_follows
-from vitlab.distributed.process import requeue
+from vitlab.distributed.process import requeue, stop_signals
 from vitlab.errors import TerminatedError
 from vitlab.metrics import ALWAYS, metric_name
 from vitlab.runs.directory import rebase_paths
 
 SYNC_EVERY = 10  # optimizer steps between two questions to the other ranks
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 
 # Metric names for comparing runs. TensorBoard's HPARAMS tab selects the first five by name.
 BEST = {
@@ -139,9 +138,8 @@ class LastCheckpoint(SortedCallback, Checkpoint):
 
     def _listen(self, *_: Any, **__: Any) -> None:
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                    signal.signal(number, self._receive)
+            for number in stop_signals():
+                signal.signal(number, self._receive)
 
     on_test_start = _listen
 

@@ -142,6 +142,7 @@ class ImageDataModule(LightningDataModule):
         if self.folds is not None:
             if val is not None:
                 raise UserError(f"data.folds={self.folds}: these images have a validation split of their own")
+            self.notes.append(f"validation: fold {self.fold} of 0 to {self.folds - 1}; data.val_size is not used")
             of_each = stratified_folds(train.labels, self.folds, self.split_seed)
             rows = [chosen.nonzero().flatten() for chosen in (of_each != self.fold, of_each == self.fold)]
             train, val = map(train.take, rows)

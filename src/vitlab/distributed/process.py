@@ -3,6 +3,7 @@
 import ctypes
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -155,6 +156,14 @@ def is_requeued() -> bool:
     """Whether SLURM or torchrun has run the command of this process before."""
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("SLURM_RESTART_COUNT", "0")
     return job() is not None and restarts != ("0", "0")
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that ask a run or sweep to stop: Ctrl-C, SIGTERM, SIGHUP (the terminal was closed) unless nohup made
+    it ignored, and SIGUSR1 (SLURM's warning before the time limit)."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    found = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has only the first two
+    return [number for number in found if number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def requeue() -> None:

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vitlab.distributed.process import requeue
+from vitlab.distributed.process import requeue, stop_signals
 from vitlab.errors import STOPPED, TerminatedError
 from vitlab.files import shorten
 from vitlab.runs.console import format_duration, terminal
@@ -22,7 +22,6 @@ from vitlab.sweeps.sweep import Job, Sweep, plan_jobs, recorded_jobs, resume_swe
 
 POLL_SECONDS = 0.25  # between two checks of the processes
 PRUNING_SECONDS = 2.0  # between two checks of the jobs' epochs
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # SIGUSR1: SLURM's warning
 
 STYLES = {"running": "cyan", "failed": "bold red", "done": "green", "interrupted": "yellow"}  # others are dim
 PRIORITY = {"running": 0, "failed": 1, "queued": 3}  # of jobs if the screen is too small for all; 2: ended ones
@@ -100,9 +99,7 @@ class Runner:
 
     def run(self) -> None:
         """Return when no job is left; on a signal, raise after the running jobs have saved."""
-        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup
-        numbers = [number for number in SIGNALS if number != signal.SIGHUP or not ignored]
-        handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
+        handlers = {number: signal.signal(number, self._on_signal) for number in stop_signals()}
         announced = False
         try:
             self._start_jobs()

@@ -16,12 +16,13 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.arguments.command import parse_overrides, read_command
+from vitlab.arguments.entry_points import this_command
 from vitlab.components import as_plain_data, time_limit
 from vitlab.config.check import find_mistakes
 from vitlab.config.instantiate import targets
 from vitlab.config.resolve import resolve_processes
 from vitlab.distributed.failure_report import clear_failures
-from vitlab.distributed.process import broadcast_from_rank0, job, this_command, this_process
+from vitlab.distributed.process import broadcast_from_rank0, job, this_process
 from vitlab.errors import UserError, first_line
 from vitlab.experiment import Experiment, build, fit_and_test, prepare_process, record_final_status, resolve, train
 from vitlab.files import CONF, folder_for, set_aside, write_text

@@ -245,7 +245,7 @@ def load(
         with restored_process(), restored_libraries():
             from vitlab.loaded_model import open_model
 
-            return Model(open_model(OmegaConf.create(command), parse_overrides(overrides)))
+            return Model(open_model(OmegaConf.create(command), parse_overrides(overrides), quiet=True))
     except NOT_COMPOSED as error:
         raise UserError(explain(error)) from error
 

@@ -116,6 +116,23 @@ class Model:
                 predictions.append(Prediction(dict(zip(names, row, strict=True)), file))
         return predictions[0] if is_one else predictions
 
+    def embed(self, images: Any) -> Tensor:
+        """The features of images that the model's head reads: float32 `[B, D]`, on the CPU.
+
+        UserError if the model has no layer that is its head.
+        """
+        import torch
+
+        from vitlab.models.features import head_features
+
+        found = []
+        for _, pixels in self._read_batches(_list_images(images)[0]):
+            with self._matmul_precision():
+                found.append(head_features(self._loaded.forward, self._loaded.preprocess(pixels)).cpu())
+        if not found:
+            raise UserError("embed needs at least one image")
+        return torch.cat(found)
+
     def explain(self, image: Any, target: str | None = None, top_k: int = 5) -> Image.Image:
         """A figure of what a ViT attends to in one image, as a Pillow image: a notebook shows it, `save` writes it.
 

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import shutil
-import sys
 import tempfile
 import time
 import warnings
@@ -30,7 +29,7 @@ from rich.progress import track
 from vitlab.data.arrays import ImageArrays
 from vitlab.errors import UserError, first_line
 from vitlab.files import write_text
-from vitlab.runs.console import show
+from vitlab.runs.console import bar_options, show, terminal
 
 with suppress(ImportError):  # the extra "heic"
     import pillow_heif
@@ -229,7 +228,7 @@ class DecodedCache:
                 show(f"{what})")
                 saved = time.monotonic()
                 try:
-                    bar: dict[str, Any] = {"total": left, "transient": True, "disable": not sys.stdout.isatty()}
+                    bar = {"total": left, "transient": True, **bar_options(terminal())}
                     for pixels, remark in track(decode(state["images"]), "Decoding", **bar):
                         if pixels is None:
                             state["skipped"][names[state["images"]]] = remark

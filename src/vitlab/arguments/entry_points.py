@@ -6,7 +6,6 @@ import shlex
 import sys
 from pathlib import Path
 
-import __main__
 from vitlab.files import IS_CLONE, ROOT
 
 # Set by the console script and the Python API, also for the processes that they start: `vitlab train` is typed there.
@@ -18,7 +17,7 @@ def pretend_script(verb: str, *arguments: str) -> None:
     """Make this process's command that of a script, which Lightning and sweeps start other processes with; messages
     call it `vitlab <verb>`."""
     os.environ[CONSOLE_SCRIPT] = "yes"
-    __main__.__spec__ = None  # that of `python -m` would be started instead
+    sys.modules["__main__"].__spec__ = None  # that of `python -m` would be started instead
     sys.argv[:] = [str(ROOT / f"{verb}.py"), *arguments]
 
 

@@ -1,8 +1,6 @@
 """Write report.html, a run on one page, from templates that other pages use too."""
 
 import json
-import os
-import shlex
 from base64 import b64encode
 from collections import Counter
 from io import BytesIO
@@ -17,7 +15,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from vitlab.files import quote_for_shell, write_text
+from vitlab.files import write_text
 from vitlab.metrics import format_metric, further_metrics, metric_title
 from vitlab.plots.curves import CURVES, draw_curves
 from vitlab.plots.io import never_failing, read_figures, render, save
@@ -28,6 +26,7 @@ from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import KEY_SETTINGS
 from vitlab.runs.manifest import entry_point
 from vitlab.runs.trust import trust
+from vitlab.system import quote_for_shell, relative_to, split_command
 
 # page.html is the layout of all pages, parts.html has their parts, report.html is the page of a run.
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
@@ -153,13 +152,13 @@ def _figures(run: RunSummary, path: Path) -> dict[str, list[tuple[str, str, int]
 
 def _commands(run: RunSummary, path: Path, folder: Path) -> list[str]:
     """Resume if that is possible, check out the code, reproduce and evaluate, as you type it in `folder`."""
-    place, trusted = os.path.relpath(path, folder), " ".join(["", *trust(run.config)])
+    place, trusted = relative_to(path, folder), " ".join(["", *trust(run.config)])
     resume, reproduce, kept = (quote_for_shell(f"{key}={place}") + trusted for key in ("resume", "reproduce", "run"))
     command = str(run.manifest.get("command", "python train.py"))
     train, evaluate = (entry_point(name, command, folder) for name in ("train.py", "evaluate.py"))
     lines = [] if run.final else [f"python {train} {resume}"]
     if revision := (run.manifest.get("git") or {}).get("revision"):
-        code_folder = shlex.quote(str(Path(shlex.split(train)[0]).parent))
+        code_folder = quote_for_shell(str(Path(split_command(train)[0]).parent))
         lines.append(f"git -C {code_folder} checkout {revision}")
     split = "" if run.images("test") else " split=val"
     return [*lines, f"python {train} {reproduce}", f"python {evaluate} {kept}{split}"]

@@ -15,7 +15,7 @@ from torch import nn
 
 from vitlab.data import ImageDataModule
 from vitlab.distributed.process import this_command
-from vitlab.files import quote_for_shell, shorten
+from vitlab.files import shorten
 from vitlab.metrics import VIEWS, format_metric, further_metrics, metric_title
 from vitlab.preflight import Preflight, Status
 from vitlab.report.run_summary import accuracy_interval, read_run_summary
@@ -25,6 +25,7 @@ from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import data_set
 from vitlab.runs.manifest import entry_point
 from vitlab.runs.trust import trust
+from vitlab.system import quote_for_shell
 from vitlab.weights import LoadReport, Weights
 
 log = logging.getLogger(__name__)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from vitlab.errors import UserError
 
 if TYPE_CHECKING:
-    from vitlab.api import load
+    from vitlab.api import load, train
 
 __version__ = version("vitlab")
-__all__ = ["UserError", "__version__", "load"]
+__all__ = ["UserError", "__version__", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,21 +1,31 @@
-"""Use a trained model from Python."""
+"""Train models and use trained ones from Python."""
 
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from omegaconf import OmegaConf
 
-from vitlab.arguments.command import parse_overrides
-from vitlab.config.compose import NOT_COMPOSED, explain
-from vitlab.errors import UserError
-from vitlab.files import expand_home
+from vitlab.arguments.command import parse_overrides, read_command, training_arguments
+from vitlab.arguments.entry_points import pretend_script
+from vitlab.arguments.literals import as_arguments
+from vitlab.config.compose import NOT_COMPOSED, explain, typed_overrides
+from vitlab.config.instantiate import targets
+from vitlab.distributed.process import check_start
+from vitlab.errors import TerminatedError, UserError
+from vitlab.files import expand_home, shorten
+from vitlab.runs.console import log_to
+from vitlab.runs.directory import RunDirectory
+from vitlab.runs.isolation import restored_libraries, restored_process
+from vitlab.runs.run_guard import begin_hydra_run
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -97,13 +107,31 @@ class Model:
         sources, is_one = _list_images(images)
         predictions = []
         for files, pixels in self._read_batches(sources):
-            logits = loaded.logits(pixels) / temperature
+            with self._matmul_precision():
+                logits = loaded.logits(pixels) / temperature
             ranked = rank_classes(logits)
             values = logits.softmax(dim=1).gather(1, ranked)
             for file, labels, row in zip(files, ranked.tolist(), values.tolist(), strict=True):
                 names = [self.classes[label] for label in labels]
                 predictions.append(Prediction(dict(zip(names, row, strict=True)), file))
         return predictions[0] if is_one else predictions
+
+    def embed(self, images: Any) -> Tensor:
+        """The features of images that the model's head reads: float32 `[B, D]`, on the CPU.
+
+        UserError if the model has no layer that is its head.
+        """
+        import torch
+
+        from vitlab.models.features import head_features
+
+        found = []
+        for _, pixels in self._read_batches(_list_images(images)[0]):
+            with self._matmul_precision():
+                found.append(head_features(self._loaded.forward, self._loaded.preprocess(pixels)).cpu())
+        if not found:
+            raise UserError("embed needs at least one image")
+        return torch.cat(found)
 
     def explain(self, image: Any, target: str | None = None, top_k: int = 5) -> Image.Image:
         """A figure of what a ViT attends to in one image, as a Pillow image: a notebook shows it, `save` writes it.
@@ -120,9 +148,22 @@ class Model:
         sources, is_one = _list_images(image)
         if not is_one:
             raise UserError("explain draws one image: call it for each")
-        explanation = Explainer(self._loaded, target, top_k).explain(sources[0].read())
+        with self._matmul_precision():
+            explanation = Explainer(self._loaded, target, top_k).explain(sources[0].read())
         name = f" to {shorten_name(sources[0].file.name, 80)}" if sources[0].file else ""
         return render(partial(draw_explanation, explanation), f"Attention of the model{name}")
+
+    @contextmanager
+    def _matmul_precision(self) -> Iterator[None]:
+        """That of the run, which is torch's for the whole process."""
+        import torch
+
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.config.matmul_precision)
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def _read_batches(self, sources: Sequence[_Source]) -> Iterator[tuple[list[Path | None], Tensor]]:
         """Files and uint8 pixels `[b, 3, stored_size, stored_size]`, decoded on all cores."""
@@ -207,8 +248,6 @@ def load(
     Raises:
         UserError: there is no such run, its files are damaged, or an override is wrong; the message is one sentence.
     """
-    from vitlab.loaded_model import open_model
-
     path = Path(expand_home(os.fspath(source)))
     is_in_run = any((folder / "config.yaml").is_file() for folder in path.absolute().parents[:2])
     is_bare = path.is_file() and not is_in_run
@@ -220,6 +259,96 @@ def load(
         "trusted_targets": list(trusted_targets),
     }
     try:
-        return Model(open_model(OmegaConf.create(command), parse_overrides(overrides)))
+        with restored_process(), restored_libraries():
+            from vitlab.loaded_model import open_model
+
+            return Model(open_model(OmegaConf.create(command), parse_overrides(overrides), quiet=True))
     except NOT_COMPOSED as error:
         raise UserError(explain(error)) from error
+
+
+@dataclass(frozen=True, repr=False)
+class TrainingResult:
+    """A run that `train` has finished."""
+
+    run: Path  # its directory
+    metrics: dict[str, float]  # as in metrics.json: fractions, nats, seconds; empty with preflight=only
+
+    def __repr__(self) -> str:
+        found = (f"{name} {self.metrics[name]:.2%}" for name in ("val/acc", "test/acc") if name in self.metrics)
+        return f"<run {', '.join([shorten(self.run), *found])}>"
+
+    @cached_property
+    def model(self) -> Model:
+        """The model with the weights of the best epoch."""
+        return load(self.run, trusted_targets=list(targets(OmegaConf.to_container(self._directory.config()))))
+
+    @property
+    def epochs(self) -> list[dict[str, float]]:
+        """The metrics of each epoch, as in metrics.csv: `pandas.DataFrame(result.epochs)`."""
+        return self._directory.epoch_rows()
+
+    @property
+    def figures(self) -> dict[str, Image.Image]:
+        """The figures of the run by their names, such as "test/confusion"; a notebook shows them."""
+        from PIL import Image
+
+        from vitlab.plots.io import read_figures
+
+        return {figure.tag: Image.open(figure.file) for figure in read_figures(self.run)}
+
+    @property
+    def _directory(self) -> RunDirectory:
+        return RunDirectory(self.run)
+
+
+def train(*overrides: str, config_dir: str | os.PathLike[str] | None = None, **settings: Any) -> TrainingResult:
+    """Trains and tests a model, as `train.py` with the same overrides.
+
+    `vitlab.train("model=vit_tiny", "trainer.max_epochs=5")`, `vitlab.train(model="vit_tiny", trainer={"max_epochs":
+    5})` and `vitlab.train(**{"model": "vit_tiny", "trainer.max_epochs": 5})` are the same. `resume="latest"` resumes a
+    run, `reproduce=` repeats one.
+
+    Args:
+        *overrides: Arguments of the command line, `key=value`.
+        config_dir: A folder with your own choices, such as `model/mynet.yaml`.
+        **settings: Overrides as Python values.
+
+    Raises:
+        UserError: an override or the data is wrong, or a check before training failed; one line for each mistake.
+        KeyboardInterrupt: the run was interrupted, once `last.ckpt` is written; `resume="latest"` continues.
+    """
+    try:
+        with restored_process():
+            return TrainingResult(*_train([*overrides, *as_arguments(settings)], config_dir))
+    except NOT_COMPOSED as error:
+        raise UserError(explain(error)) from error
+    except TerminatedError as error:  # the run is saved; now the signal does what it does in this program
+        signal.raise_signal(signal.Signals(error.status - 128))
+        raise
+
+
+def _train(arguments: list[str], config_dir: str | os.PathLike[str] | None) -> tuple[Path, dict[str, float]]:
+    given = {argument.partition("=")[0] for argument in arguments}
+    arguments = training_arguments(arguments)
+    if "sweep" in given or any(map(_is_several, arguments)):
+        raise UserError("vitlab.train trains one model: for a sweep use the command line, vitlab train -m ...")
+    pretend_script("train", *arguments)
+    check_start(several=True)
+    for verb in ("resume", "reproduce"):
+        if verb in given:
+            command, changes = read_command(verb, arguments)
+            with restored_libraries():
+                from vitlab import resume
+
+                return getattr(resume, verb)(command, changes)
+    folder, config, hydra = begin_hydra_run(arguments, None if config_dir is None else Path(config_dir))
+    with restored_libraries():
+        from vitlab import experiment
+
+        log_to(folder, hydra.job_logging)
+        return folder, experiment.train(config, typed_overrides(hydra))
+
+
+def _is_several(argument: str) -> bool:
+    return argument.startswith("-") or parse_overrides([argument])[0].is_sweep_override()

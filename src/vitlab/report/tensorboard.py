@@ -60,7 +60,7 @@ def start_tensorboard(trainer: pl.Trainer, config: Mapping[str, Any], run: RunDi
         rows = sorted({f"| {package.name} | {package.version} |" for package in distributions()}, key=str.lower)
         heading = f"Python {platform.python_version()}, {platform.platform()}\n"
         log_text(trainer, "environment", "\n".join([heading, "| package | version |", "|---|---|", *rows]))
-        resume = command_for("train.py", f"resume={shorten(run.path)}", config)
+        resume = command_for("train", f"resume={shorten(run.path)}", config)
         log_text(trainer, "resume", f"To resume an interrupted run, in the folder `{Path.cwd()}`:\n\n{_block(resume)}")
         for writer in writers(trainer):
             writer.add_custom_scalars(chart_layout(config["metrics"]))

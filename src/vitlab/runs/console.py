@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, read_write
 
 from vitlab.distributed.process import this_process
 from vitlab.files import CONF
@@ -87,9 +87,10 @@ def format_duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def log_to(run: Path) -> None:
-    """Start logging to a run's `run.log` in a process without Hydra, with the settings that Hydra would use."""
-    settings = OmegaConf.load(CONF / "hydra" / "job_logging" / "run_log.yaml")
+def log_to(run: Path, settings: Any = None) -> None:
+    """Start logging to a run's `run.log` in a process that Hydra has not set up; `settings` is the config's
+    `hydra.job_logging` if there is one."""
+    settings = settings or OmegaConf.load(CONF / "hydra" / "job_logging" / "run_log.yaml")
     logging.config.dictConfig(log_settings(settings, run))
 
 
@@ -98,8 +99,9 @@ def log_settings(settings: Any, run: Path) -> dict[str, Any]:
     file = this_process().log_file(run)
     file.parent.mkdir(parents=True, exist_ok=True)
     handlers = settings.get("handlers", {})  # the user's own settings may lack these
-    if "file" in handlers:
-        handlers.file.filename = str(file)
-    if "console" in handlers and not this_process().is_rank_zero:
-        handlers.console.level = "CRITICAL"
+    with read_write(settings):
+        if "file" in handlers:
+            handlers.file.filename = str(file)
+        if "console" in handlers and not this_process().is_rank_zero:
+            handlers.console.level = "CRITICAL"
     return dict(OmegaConf.to_container(settings, resolve=True))  # type: ignore[arg-type]

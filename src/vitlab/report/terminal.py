@@ -134,7 +134,7 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
     if any(run.glob("figures/*.png")):
         show("  figures/     its figures")
     show("next:")
-    if (run / "tensorboard").exists():
+    if any(run.rglob("events.out.tfevents.*")):
         show(f"  tensorboard --logdir {quote_for_shell(shorten(run))}")
     split = "" if summary.images("test") else " split=val"
     show(f"  {command_for('evaluate', f'run={shorten(run)}', config)}{split}")

@@ -1,5 +1,6 @@
 """The features that heads read, checked by applying the heads to them."""
 
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -107,7 +108,7 @@ def test_a_compiled_model_runs_eagerly_for_its_features(how: Any) -> None:
 def test_a_recorder_gives_each_pass_its_own_features_and_leaves_no_hook() -> None:
     network = VisionTransformer(**SIZES, pool="mean").eval()
     batches = torch.randn(3, 3, 16, 16), torch.randn(1, 3, 16, 16)
-    with FeatureRecorder(network) as recorder:
+    with closing(FeatureRecorder(network)) as recorder:
         found = [recorder.take(network(images)) for images in batches]
     for features, images in zip(found, batches, strict=True):
         torch.testing.assert_close(features, head_features(network, images))

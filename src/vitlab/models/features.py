@@ -1,6 +1,6 @@
 """The features of images: what a model's head reads."""
 
-from types import TracebackType
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from vitlab.models.timm_models import head_modules
 
 
 class FeatureRecorder:
-    """Keep what the head reads in each forward pass of a model, inside a `with` block.
+    """Keep what the head reads in each forward pass of a model, until `close`.
 
     The head is what `get_classifier()` returns (timm's convention), in a model without that method the last linear
     layer, if its output is the logits. A compiled model has to run eagerly meanwhile.
@@ -21,14 +21,11 @@ class FeatureRecorder:
         self.network = network
         declared = [part for head in head_modules(network) for part in _parts(head)]
         self.is_declared = bool(declared)
-        self.heads = declared or [module for module in network.modules() if isinstance(module, nn.Linear)]
+        heads = declared or [module for module in network.modules() if isinstance(module, nn.Linear)]
+        self._hooks = [head.register_forward_hook(self._keep) for head in heads]
         self._seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # input and output of the layers, as they were called
 
-    def __enter__(self) -> "FeatureRecorder":
-        self._hooks = [head.register_forward_hook(self._keep) for head in self.heads]
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
         for hook in self._hooks:
             hook.remove()
 
@@ -70,7 +67,7 @@ def head_features(network: nn.Module, inputs: Tensor) -> Tensor:
 def features_and_logits(network: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """As `head_features`, with the logits of the same forward pass, float32 `[B, classes]`."""
     # A compiled graph does not call hooks that are younger than itself.
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"), FeatureRecorder(network) as recorder:
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), closing(FeatureRecorder(network)) as recorder:
         logits = network(inputs).float()
         return recorder.take(logits), logits
 

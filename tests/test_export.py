@@ -119,6 +119,21 @@ def test_onnx_and_torch_export_classify_images_of_any_size_as_predict_does(expor
         np.testing.assert_allclose(theirs[1].numpy(), probabilities, atol=1e-4)
 
 
+def test_the_card_s_python_classifies_a_photo_as_vitlab_does(exported: Path, small_run: Path) -> None:
+    """Each block as it stands, in a process that has no vitlab."""
+    image = to_square(read_image(photo(exported)), 32)
+    model = open_run(small_run)
+    probabilities = model.logits(torch.from_numpy(image).unsqueeze(0)).softmax(dim=1)[0]
+    blocks = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), flags=re.DOTALL)
+    code = "\n".join(["import sys", "sys.modules['vitlab'] = None", *blocks])
+    code = code.replace("hf-hub:<user>/<name>", f"local-dir:{exported}")
+    result = subprocess.run([sys.executable, "-c", code], cwd=exported, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert [name for name, _ in lines] == [model.classes[probabilities.argmax()]] * 3
+    assert [float(value) for _, value in lines] == pytest.approx([probabilities.max().item()] * 3, abs=0.01)
+
+
 def test_onnx_describes_itself_and_names_no_folder_of_this_machine(exported: Path, small_run: Path) -> None:
     model = onnx.load(exported / "model.onnx")
     (images,), outputs = model.graph.input, model.graph.output
@@ -148,7 +163,7 @@ def test_preprocessing_in_the_graph_is_pillow_s_and_torchvision_s(stored: int, s
         levels = ((given - expected) * torch.tensor(data["std"]).view(-1, 1, 1) * 255).abs()
         assert levels.max() < 2.01
         rounded = (levels > 0.01).float().mean()
-        assert rounded < 0.03
+        assert rounded < 0.15  # Pillow 13 resizes tall images vertically first, earlier ones horizontally
         assert rounded == 0 or sides != (stored, stored) or size != stored
 
 

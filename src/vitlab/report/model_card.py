@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
 
@@ -14,6 +15,7 @@ from vitlab.models import VisionTransformer, timm_facts
 from vitlab.report.run_summary import RunSummary, accuracy_interval
 from vitlab.runs.console import format_duration
 from vitlab.runs.hparams import KEY_SETTINGS
+from vitlab.weights.hub import PREFIX
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 TASK = "image-classification"
@@ -44,13 +46,9 @@ def write_model_card(run: RunSummary, export: Export, file: Path) -> None:
     splits = [split for split in ("test", "val") if f"{split}/acc{suffix}" in values]
     names = [name for name in further_metrics(values) if any(f"{split}/{name}{suffix}" in values for split in splits)]
     tested = "test" in splits
-    unmeasured = (
-        f"the run has tested another checkpoint than {export.checkpoint}"
-        if run.final and not export.is_tested
-        else "the run has no validation and no test"
-        if run.final
-        else "the run has not finished"
-    )
+    unmeasured = "the run has no validation and no test" if values else "the run has not finished"
+    if run.final and not export.is_tested:
+        unmeasured = f"the run has tested another checkpoint than {export.checkpoint}"
     started = run.manifest.get("weights") or {}
     repo = export.repo or "<user>/<name>"
     card = ModelCard.from_template(
@@ -58,11 +56,13 @@ def write_model_card(run: RunSummary, export: Export, file: Path) -> None:
         str(TEMPLATE),
         title=repo.partition("/")[2] if export.repo else run.config.name,
         run=run,
+        data_set=_data_set(run),
         model=run.hparams["model"],
         parameters=sum(parameter.numel() for parameter in export.network.parameters()),
         start=started.get("from"),
         classes=_list_classes(run.classes),
         files=export.files,
+        notes=_notes(run),
         results=[_row(run, split, suffix, [*names, "loss"], values) for split in splits],
         titles=[metric_title(name) for name in [*names, "loss (nats)"]],
         tested=tested,
@@ -71,7 +71,8 @@ def write_model_card(run: RunSummary, export: Export, file: Path) -> None:
         timm="config.json" in export.files,
         repo=repo,
         placeholder=export.repo is None,
-        torch=".".join(run.manifest["versions"]["torch"].split(".")[:2]),
+        torch=".".join(torch.__version__.split(".")[:2]),
+        ema=bool(suffix),
         time=format_duration(run.final.get("seconds", 0)),
         device=_device(run),
         settings=[(KEY_SETTINGS[path], value) for path, value in run.hparams.items() if path in KEY_SETTINGS],
@@ -111,15 +112,23 @@ def _metadata(run: RunSummary, export: Export, tested: Mapping[str, float]) -> M
     )
 
 
+def _data_set(run: RunSummary) -> str:
+    """The data set, linked if it is on the hub."""
+    known = HUB_DATA_SETS.get(run.data_set)
+    return f"[{run.data_set}](https://huggingface.co/datasets/{known})" if known else _code(run.data_set)
+
+
 def _base_model(run: RunSummary) -> str | None:
-    """The repository of the pretrained weights that the run started from, if it took timm's."""
+    """The repository of the pretrained weights that the run started from, if they are from the hub."""
     origin = str((run.manifest.get("weights") or {}).get("from"))
+    if origin.startswith(PREFIX):
+        return origin.removeprefix(PREFIX).partition("@")[0]
     return timm_facts(run.config.model.name).hf_hub_id if origin.startswith("timm's ") else None
 
 
 def _row(run: RunSummary, split: str, suffix: str, names: Sequence[str], values: Mapping[str, float]) -> list[str]:
     accuracy, count = values[f"{split}/acc{suffix}"], run.used(split)
-    title = {"test": "test", "val": "validation"}[split] + (" (EMA weights)" if suffix else "")
+    title = {"test": "test", "val": "validation"}[split]
     further = [format_metric(f"{split}/{name}{suffix}", values) for name in names]
     return [title, f"{count:,}", f"{accuracy:.2%}", accuracy_interval(accuracy, count), *further]
 
@@ -138,6 +147,15 @@ def _list_classes(classes: Sequence[str]) -> str:
 def _code(name: str) -> str:
     """A name as Markdown shows it unchanged."""
     return f"`{name.replace('`', chr(39)).replace('|', '¦')}`"
+
+
+def _notes(run: RunSummary) -> list[str]:
+    """Facts about the images, without the folder that they lie in on this machine."""
+    places = [str(place) for place in (run.setting("data.root"), run.setting("data.file")) if place]
+    notes: list[str] = run.manifest.get("notes", [])
+    for place in places:
+        notes = [note.replace(place, run.data_set) for note in notes]
+    return notes
 
 
 def _device(run: RunSummary) -> str:

@@ -28,8 +28,9 @@ class SquareResize(nn.Module):
     """Crop the central square of images and resize it to `size` pixels, antialiased, by two products of matrices.
 
     uint8 or float `[B, 3, H, W]` -> float32 `[B, 3, size, size]`, whole numbers from 0 to 255. Pillow's
-    `ImageOps.fit` and torchvision's `resize` do the same with integers, which rounds a few pixels to a neighbouring
-    level. They can't be exported for images of any size; products of matrices can. Squares of `size` stay unchanged.
+    `ImageOps.fit` and torchvision's `resize` do the same with integers, or vertically first, which rounds up to an
+    eighth of the pixels to a neighbouring level. They can't be exported for images of any size; products of matrices
+    can. Squares of `size` stay unchanged.
     """
 
     def __init__(self, size: int, interpolation: str) -> None:
@@ -89,7 +90,7 @@ class Agreement:
 
     def __str__(self) -> str:
         return (
-            f"logits of {self.images:,} test images differ from the run's by at most {self.difference:.1e}, "
+            f"logits of {self.images:,} test images differ from the run's by at most {self.difference:.1g}, "
             f"{self.same_class:,} have the same class"
         )
 

@@ -44,7 +44,7 @@ CLASS_ACCURACY = FigureText(
     "accuracy_by_class",
     "Accuracy by class",
     "The fraction of each class's images that is classified correctly, the best class on top, with the number of "
-    "images; of more than 20 classes, the worst 20. Thin lines are 95 % confidence intervals.",
+    "images; of more than 20 classes, the worst 20. Thin lines are 95% confidence intervals (Wilson).",
 )
 RELIABILITY = FigureText(
     "reliability",
@@ -149,7 +149,7 @@ class Predictions:
             "per_class": self.per_class(),
             "most_confused": [
                 {"class": true, "taken_for": predicted, "images": count}
-                for true, predicted, count in self.confused_pairs()
+                for true, predicted, count in self.confused_pairs(10)
             ],
         }
 
@@ -183,7 +183,7 @@ def draw_worst_classes(predictions: Predictions) -> Figure:
 def _draw_matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Figure:
     """A matrix whose diagonal and whose errors have colour maps of their own, both white at zero."""
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    diagonal = np.eye(*counts.shape, dtype=bool)
+    diagonal = np.eye(*counts.shape) == 1
     named, counted = len(rows) <= MAX_NAMED, len(rows) <= MAX_COUNTED
     largest_error = max(LEAST_ERROR_SCALE, fractions[~diagonal].max(initial=0))
     scales = [
@@ -279,7 +279,8 @@ def draw_reliability(predictions: Predictions) -> Figure:
         bars: dict[str, Any] = {"color": COLORS["sky"], "label": f"{prefix}accuracy", "alpha": alpha}
         points: dict[str, Any] = {"color": COLORS["blue"], "label": f"{prefix}at mean confidence", "alpha": alpha}
         upper.bar(middle[chosen], accuracy[chosen], width=0.9 / BINS, **bars)
-        upper.plot(confidence[chosen], accuracy[chosen], "o", clip_on=False, **points)
+        # A line without points that is not clipped would distort the layout.
+        upper.plot(confidence[chosen], accuracy[chosen], "o", clip_on=False, in_layout=False, **points)
     upper.plot([0, 1], [0, 1], "--", color="0.4", label="calibrated")
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=f"ECE {predictions.calibration_error:.1%}")
     upper.legend(loc="upper left", fontsize=8.5)

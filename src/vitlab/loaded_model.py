@@ -71,9 +71,10 @@ class LoadedModel:
         return data
 
 
-def open_model(command: DictConfig, overrides: Sequence[Override]) -> LoadedModel:
+def open_model(command: DictConfig, overrides: Sequence[Override], *, quiet: bool = False) -> LoadedModel:
     """Opens the model that a command names by `run` or `checkpoint`, `weights`, `outputs` and `trusted_targets`, with
-    overrides of its run's config; every verb that uses a trained model starts here.
+    overrides of its run's config; every verb that uses a trained model starts here. Unless `quiet`, prints which
+    checkpoint and weights these are.
 
     Raises:
         UserError: the run, the checkpoint or an override is wrong, or the config names a target that is not trusted.
@@ -89,7 +90,8 @@ def open_model(command: DictConfig, overrides: Sequence[Override]) -> LoadedMode
     weights = choose_weights(checkpoint, command.weights, file)
     network = rebuild_network(config, checkpoint, file, list(command.trusted_targets), weights)
     choose_attention(config, network)
-    print_choice(file, checkpoint, weights)
+    if not quiet:
+        print_choice(file, checkpoint, weights)
 
     torch.set_float32_matmul_precision(config.matmul_precision)
     try:

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from vitlab.files import quote_for_shell, write_text
+from vitlab.arguments.entry_points import entry_point
+from vitlab.files import IS_CLONE, ROOT, quote_for_shell, write_text
 from vitlab.metrics import format_metric, further_metrics, metric_title
 from vitlab.plots.curves import CURVES, draw_curves
 from vitlab.plots.io import never_failing, read_figures, render, save
@@ -26,7 +27,6 @@ from vitlab.report.run_summary import RunSummary, accuracy_interval, read_run_su
 from vitlab.runs.console import format_duration
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import KEY_SETTINGS
-from vitlab.runs.manifest import entry_point
 from vitlab.runs.trust import trust
 
 # page.html is the layout of all pages, parts.html has their parts, report.html is the page of a run.
@@ -156,10 +156,9 @@ def _commands(run: RunSummary, path: Path, folder: Path) -> list[str]:
     place, trusted = os.path.relpath(path, folder), " ".join(["", *trust(run.config)])
     resume, reproduce, kept = (quote_for_shell(f"{key}={place}") + trusted for key in ("resume", "reproduce", "run"))
     command = str(run.manifest.get("command", "python train.py"))
-    train, evaluate = (entry_point(name, command, folder) for name in ("train.py", "evaluate.py"))
-    lines = [] if run.final else [f"python {train} {resume}"]
-    if revision := (run.manifest.get("git") or {}).get("revision"):
-        code_folder = shlex.quote(str(Path(shlex.split(train)[0]).parent))
-        lines.append(f"git -C {code_folder} checkout {revision}")
+    train, evaluate = (entry_point(verb, command, folder) for verb in ("train", "evaluate"))
+    lines = [] if run.final else [f"{train} {resume}"]
+    if IS_CLONE and (revision := (run.manifest.get("git") or {}).get("revision")):
+        lines.append(f"git -C {shlex.quote(os.path.relpath(ROOT, folder))} checkout {revision}")
     split = "" if run.images("test") else " split=val"
-    return [*lines, f"python {train} {reproduce}", f"python {evaluate} {kept}{split}"]
+    return [*lines, f"{train} {reproduce}", f"{evaluate} {kept}{split}"]

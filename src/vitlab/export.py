@@ -52,7 +52,7 @@ def export(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
         from vitlab.runs.console import show
         from vitlab.weights.export_formats import save_onnx, save_timm, save_torch_export, trace
         from vitlab.weights.hub import push
-        from vitlab.weights.standalone import Reference, StandaloneModel
+        from vitlab.weights.standalone import Reference, StandaloneModel, classify_all
 
     model = open_model(command, [*overrides, *parse_overrides(PLAIN)])
     if model.run is None:
@@ -70,7 +70,7 @@ def export(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
             print_written(folder / "config.json", folder / "model.safetensors")
         if images is not None:
             standalone = StandaloneModel(model.network, config["data"])
-            reference = Reference(standalone, images, model.logits(images) if len(images) else images)
+            reference = Reference(standalone, images, classify_all(model.logits, images))
             program = trace(standalone)
             for name, file, save, text in (
                 ("onnx", "model.onnx", save_onnx, "ONNX"),

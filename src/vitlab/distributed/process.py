@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.errors import UserError
-from vitlab.system import WINDOWS, join_command
+from vitlab.system import WINDOWS
 
 WAIT = timedelta(minutes=10)  # until every process has imported what it needs; network file systems are slow
 ANSWER = "VITLAB_AGREED_"  # prefix of the variables through which processes started by Lightning get the answers
@@ -156,10 +155,6 @@ def requeue() -> None:
     if number is not None:
         with suppress(OSError):  # a container has no scontrol
             subprocess.run(["scontrol", "requeue", number], check=False)
-
-
-def this_command() -> str:
-    return join_command(["python", *sys.argv])
 
 
 def _slurm_job() -> str | None:

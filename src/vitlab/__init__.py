@@ -1,5 +1,21 @@
 """Reproducible Vision Transformer experiments on CIFAR-10."""
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from vitlab.errors import UserError
+
+if TYPE_CHECKING:
+    from vitlab.api import load, train
 
 __version__ = version("vitlab")
+__all__ = ["UserError", "__version__", "load", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the Python API when it is first used: commands start without it."""
+    if name in __all__:
+        from vitlab import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'vitlab' has no attribute '{name}'")

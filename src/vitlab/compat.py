@@ -32,6 +32,7 @@ HARMLESS_WARNINGS = (
     r"Detected pickle protocol",  # of a file that is then refused or read
     r"Glyph \d+ .* missing from font",  # in a file name on a figure
 )
+LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")
 SMALL_BATCH = 16  # images
 
 
@@ -80,7 +81,7 @@ def silence_libraries() -> None:
         warnings.filterwarnings("ignore", message=message)
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a full disk also stops run.log, which needs no traceback of its own
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
+    for name in LIGHTNING_LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers.clear()  # their own handlers write to the terminal
         logger.propagate = True
@@ -88,6 +89,32 @@ def silence_libraries() -> None:
 
 
 # Private names, each with its reason and the versions for which it was needed
+
+
+@contextmanager
+def own_logging() -> Iterator[None]:
+    """Keep the handlers and levels of a program's own logging out of the way, and restore them at the end.
+
+    Only private names tell (Python 3.11 to 3.14) whether warnings are captured, and which handlers exist: by itself
+    `logging.config` closes them all.
+    """
+    loggers = [logging.getLogger(name) for name in (None, "vitlab", *LIGHTNING_LOGGERS)]
+    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    raises, captures = logging.raiseExceptions, logging._warnings_showwarning is not None  # type: ignore[attr-defined]
+    known, names = logging._handlerList[:], dict(logging._handlers)  # type: ignore[attr-defined]
+    logging._handlerList.clear()  # type: ignore[attr-defined]
+    logging.root.handlers.clear()
+    try:
+        yield
+    finally:
+        logging.shutdown()  # closes run.log
+        logging._handlerList[:] = known  # type: ignore[attr-defined]
+        logging._handlers.update(names)  # type: ignore[attr-defined]
+        logging.captureWarnings(captures)
+        logging.raiseExceptions = raises
+        for logger, handlers, level, propagate in before:
+            logger.handlers[:], logger.propagate = handlers, propagate
+            logger.setLevel(level)
 
 
 def cpu_has_bfloat16() -> bool:

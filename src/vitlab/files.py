@@ -18,7 +18,10 @@ from filelock import FileLock, Timeout
 
 from vitlab.errors import UserError
 
-CONF = Path(__file__).parents[2] / "conf"  # the YAML files of the checkout that vitlab is installed from
+PACKAGE = Path(__file__).parent
+IS_CLONE = not (PACKAGE / "clone").is_dir()  # a wheel has a copy of what the package needs of a clone
+ROOT = PACKAGE.parents[1] if IS_CLONE else PACKAGE / "clone"  # of train.py and conf/
+CONF = ROOT / "conf"
 
 
 @contextmanager

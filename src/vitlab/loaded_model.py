@@ -25,9 +25,8 @@ from vitlab.runs.checkpoint import CONFIG_KEY, WEIGHTS_PREFIX, choose_weights, n
 from vitlab.runs.directory import RunDirectory, checkpoint_named
 from vitlab.runs.overrides import apply_overrides
 from vitlab.runs.trust import check_trusted
+from vitlab.weights.hub import CONFIG_FILE, PREFIX, WEIGHTS_FILE, download
 from vitlab.weights.loading import read_file
-
-EXPORT = ("model.safetensors", "config.json")  # the files of a folder that vitlab.export wrote
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,10 @@ class LoadedModel:
         return data
 
 
-def open_model(command: DictConfig, overrides: Sequence[Override]) -> LoadedModel:
+def open_model(command: DictConfig, overrides: Sequence[Override], *, quiet: bool = False) -> LoadedModel:
     """Opens the model that a command names by `run` or `checkpoint`, `weights`, `outputs` and `trusted_targets`, with
-    overrides of its run's config; every verb that uses a trained model starts here.
+    overrides of its run's config; every verb that uses a trained model starts here. Unless `quiet`, prints which
+    checkpoint and weights these are.
 
     Raises:
         UserError: the run, the checkpoint or an override is wrong, or the config names a target that is not trusted.
@@ -82,7 +82,7 @@ def open_model(command: DictConfig, overrides: Sequence[Override]) -> LoadedMode
     silence_libraries()
     keep_freed_memory()
     file, run = _find_checkpoint(command)
-    checkpoint = _read_export(file) if file.is_dir() and (file / EXPORT[0]).exists() else read_checkpoint(file)
+    checkpoint = _read_export(file) if file.is_dir() and (file / WEIGHTS_FILE).exists() else read_checkpoint(file)
     config = OmegaConf.create(checkpoint[CONFIG_KEY])
     apply_overrides(config, overrides, command)
     resolve_machine(config)
@@ -90,7 +90,8 @@ def open_model(command: DictConfig, overrides: Sequence[Override]) -> LoadedMode
     weights = choose_weights(checkpoint, command.weights, file)
     network = rebuild_network(config, checkpoint, file, list(command.trusted_targets), weights)
     choose_attention(config, network)
-    print_choice(file, checkpoint, weights)
+    if not quiet:
+        print_choice(file, checkpoint, weights)
 
     torch.set_float32_matmul_precision(config.matmul_precision)
     try:
@@ -129,8 +130,10 @@ def rebuild_network(
 
 def _find_checkpoint(command: DictConfig) -> tuple[Path, RunDirectory | None]:
     named = Path(str(command.checkpoint if command.run is None else command.run))
-    folder = named.parent if named.name == EXPORT[0] else named
-    if all((folder / name).is_file() for name in EXPORT):
+    if str(named).startswith(PREFIX):
+        return download(str(named)), None
+    folder = named.parent if named.name == WEIGHTS_FILE else named
+    if all((folder / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE)):
         return folder, None
     if command.run is not None:
         run = RunDirectory.open(str(command.run), command.outputs)
@@ -142,14 +145,14 @@ def _find_checkpoint(command: DictConfig) -> tuple[Path, RunDirectory | None]:
 
 def _read_export(folder: Path) -> dict[str, Any]:
     """A folder that vitlab.export wrote, or timm, as a checkpoint; its config does not know `data.root`."""
-    weights = read_file(folder / EXPORT[0])
-    about = json.loads((folder / EXPORT[1]).read_text(encoding="utf-8"))
+    weights = read_file(folder / WEIGHTS_FILE)
+    about = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     if not weights.input:
-        raise UserError(f"{folder / EXPORT[1]} does not describe a model of timm's")
+        raise UserError(f"{folder / CONFIG_FILE} does not describe a model of timm's")
     config = compose_training(["name=export", "run_dir=.", "data=image_folder", "model=vit_pretrained"])
     OmegaConf.set_struct(config, False)
     classes = weights.classes or [str(label) for label in range(about["num_classes"])]
-    stored_size = weights.input["image_size"]
+    stored_size = about.get("stored_size", weights.input["image_size"])
     config.data.merge_with(
         {**weights.input, "stored_size": stored_size, "classes": classes, "num_classes": len(classes)}
     )

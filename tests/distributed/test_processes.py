@@ -108,7 +108,7 @@ def alone_for_long(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(run: Path) -> dict[int, float]:
-    events = EventAccumulator(str(run / "tensorboard"))
+    events = EventAccumulator(str(run))
     events.Reload()
     return {event.step: event.value for event in events.Scalars("train/loss_step")}
 

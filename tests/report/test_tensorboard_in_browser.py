@@ -23,12 +23,12 @@ pytestmark = [
 ]
 SECONDS = 60  # at most, until a page shows what it should
 TABS = {
-    "SCALARS": ["train", "val", "gradient_norm", "update_to_weight", "weight_norm", "images_per_second"],
+    "SCALARS": ["train", "train/loss", "val", "val/acc", "val-best", "weights", "workload"],
     "CUSTOM SCALARS": ["learning", "loss (nats), train and val", "accuracy, train and val", "update / weight"],
-    "IMAGES": ["data/first_batch", "learnt", "plan", "test"],
+    "IMAGES": ["view", "view/data/first_batch", "view/learnt/attention_rollout"],
     "TEXT": ["config", "environment", "manifest", "preflight", "resume"],
     "PR CURVES": ["precision_recall/crescent", "precision_recall/two_dots"],
-    "HPARAMS": ["optimizer.lr", "model.depth", "best/acc", "best/acc_test"],
+    "HPARAMS": ["optimizer.lr", "model.depth", "val-best/acc", "val-best/acc_test"],
 }
 
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from vitlab.arguments.entry_points import as_typed
 from vitlab.arguments.hints import hint, hint_choice
 from vitlab.arguments.literals import describe_several, quote
 from vitlab.config.check import find_mistakes
@@ -79,7 +80,7 @@ def _key(override: str) -> str:
 def refuse(mistakes: Sequence[str]) -> None:
     """Print each mistake once, and end the process with the status of wrong input; without mistakes do nothing."""
     for mistake in dict.fromkeys(mistakes):
-        print(f"error: {mistake}", file=sys.stderr)
+        print(f"error: {as_typed(mistake)}", file=sys.stderr)
     if mistakes:
         sys.exit(2)
 

@@ -1,6 +1,7 @@
 """Decide each `auto` of the config, and refuse what this machine can't do."""
 
 import logging
+import sys
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -45,5 +46,13 @@ def resolve_processes(config: DictConfig) -> None:
             f"trainer.num_nodes={trainer.num_nodes}, but this was started on one machine alone: start it on each with "
             "torchrun or srun"
         )
+    if hasattr(sys, "ps1"):  # Lightning can't start processes from a notebook or an interactive session
+        trainer.devices = 1 if trainer.devices == "auto" else trainer.devices
+        count = trainer.devices if isinstance(trainer.devices, int) else len(trainer.devices)
+        if count != 1 or trainer.strategy != "auto":
+            raise UserError(
+                "a notebook trains on one device, such as trainer=gpu: for several use the command line, "
+                "!vitlab train trainer=ddp"
+            )
     if me.launched_together and trainer.devices in ("auto", -1):
         trainer.devices = me.world_size // me.nodes

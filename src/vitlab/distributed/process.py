@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -172,10 +171,6 @@ def requeue() -> None:
     if number is not None:
         with suppress(OSError):  # a container has no scontrol
             subprocess.run(["scontrol", "requeue", number], check=False)
-
-
-def this_command() -> str:
-    return shlex.join(["python", *sys.argv])
 
 
 def _slurm_job() -> str | None:

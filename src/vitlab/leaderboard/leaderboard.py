@@ -11,8 +11,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from vitlab.arguments.entry_points import uses_console_script
 from vitlab.errors import UserError
-from vitlab.files import CONF, quote_for_shell, shorten, write_text
+from vitlab.files import ROOT, quote_for_shell, shorten, write_text
 from vitlab.leaderboard import leaderboard_plots as plots
 from vitlab.leaderboard.ranking import ALPHA, Ranking, Row, rank, summarise_metric
 from vitlab.leaderboard.results import read_results
@@ -187,7 +188,7 @@ def reproduce_commands(ranking: Ranking) -> list[str]:
 
 
 def _train() -> str:
-    return f"python {shlex.quote(shorten(CONF.parent / 'train.py'))}"
+    return "vitlab train" if uses_console_script() else f"python {shlex.quote(shorten(ROOT / 'train.py'))}"
 
 
 def _best(ranking: Ranking) -> Iterator[str]:

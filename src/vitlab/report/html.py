@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from vitlab.files import quote_for_shell, write_text
+from vitlab.arguments.entry_points import entry_point
+from vitlab.files import IS_CLONE, ROOT, quote_for_shell, write_text
 from vitlab.metrics import format_metric, further_metrics, metric_title
 from vitlab.plots.curves import CURVES, draw_curves
 from vitlab.plots.io import never_failing, read_figures, render, save
@@ -27,7 +28,6 @@ from vitlab.report.run_summary import RunSummary, accuracy_interval, read_run_su
 from vitlab.runs.console import format_duration
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import KEY_SETTINGS
-from vitlab.runs.manifest import entry_point
 from vitlab.runs.trust import trust
 
 SECTIONS = {  # of figures, by the first part of their tag; others have that part as their title
@@ -218,16 +218,16 @@ def _commands(run: RunSummary, path: Path, folder: Path) -> list[tuple[str, str]
     place, trusted = os.path.relpath(path, folder), " ".join(["", *trust(run.config)])
     resume, reproduce, kept = (quote_for_shell(f"{key}={place}") + trusted for key in ("resume", "reproduce", "run"))
     command = str(run.manifest.get("command", "python train.py"))
-    train, evaluate = (entry_point(name, command, folder) for name in ("train.py", "evaluate.py"))
+    train, evaluate = (entry_point(verb, command, folder) for verb in ("train", "evaluate"))
     lines = []
     if not run.final and run.resumable:
-        lines.append(("Resume the run", f"python {train} {resume}"))
-    if revision := (run.manifest.get("git") or {}).get("revision"):
-        code_folder = shlex.quote(str(Path(shlex.split(train)[0]).parent))
-        lines.append(("Check out its code", f"git -C {code_folder} checkout {revision}"))
+        lines.append(("Resume the run", f"{train} {resume}"))
+    if IS_CLONE and (revision := (run.manifest.get("git") or {}).get("revision")):
+        checkout = f"git -C {shlex.quote(os.path.relpath(ROOT, folder))} checkout {revision}"
+        lines.append(("Check out its code", checkout))
     if not run.failed_checks:
-        lines.append(("Train again in a new directory, and compare the metrics", f"python {train} {reproduce}"))
+        lines.append(("Train again in a new directory, and compare the metrics", f"{train} {reproduce}"))
     if run.resumable:
         split = "" if run.images("test") else " split=val"
-        lines.append(("Evaluate the kept weights", f"python {evaluate} {kept}{split}"))
+        lines.append(("Evaluate the kept weights", f"{evaluate} {kept}{split}"))
     return lines

@@ -99,11 +99,14 @@ class RunDirectory:
         """Opens an existing run.
 
         `path` is its directory or a file in it, its name below `outputs`, or a folder of runs, of which it takes the
-        newest that is `finished`, or else that can be resumed; "latest" is the folder `outputs`. `key` is the key that
-        `path` was given as. UserError if there is no such run, or if it contains links that lead out of it."""
+        newest that is `finished`, or else that can be resumed; "latest" is the folder `outputs`, "x/latest" the folder
+        `x`. `key` is the key that `path` was given as. UserError if there is no such run, or if it contains links that
+        lead out of it."""
         what = "finished run" if finished else "run to resume"
         if not path:
             raise UserError(f"{key}= is empty: name a run directory; {key}=latest takes the newest {what}")
+        if Path(path).name == "latest" != path:  # a folder of runs stands for its newest
+            path = str(Path(path).parent)
         places = [Path(outputs)] if path == "latest" else [Path(path), Path(outputs, path)]
         place = next((place for place in places if place.exists()), places[0])
         inside = path != "latest" and place.exists()

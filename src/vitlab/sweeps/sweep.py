@@ -15,6 +15,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from vitlab.arguments.entry_points import this_start
 from vitlab.arguments.literals import quote
 from vitlab.config.instantiate import targets
 from vitlab.errors import UserError
@@ -276,7 +277,7 @@ def restore_arguments(arguments: Sequence[str]) -> list[str]:
 
 def resume_sweep_command(arguments: Sequence[str], folder: Path) -> str:
     """Return the command that resumes a sweep."""
-    start, path = f"python {shlex.quote(sys.argv[0])} -m", shorten(folder)
+    start, path = f"{this_start()} -m", shorten(folder)
     if all(map(_is_safe, arguments)):
         return f"{start} {quote_for_shell(RESUME + path)}"
     return f"{start} {shlex.join(arguments)} {quote_for_shell(f'hydra.sweep.dir={path}')}"

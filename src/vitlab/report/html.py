@@ -48,9 +48,9 @@ FILES = {  # of the run directory, to which the page links
     "unreadable_images.txt": "image files that were left out, and why",
     "checkpoints/best.ckpt": "weights of the best epoch, with the config",
     "checkpoints/last.ckpt": "newest state, to resume from",
-    "figures": "all figures as PNG files",
-    "tensorboard": "events for TensorBoard",
-    "profile": "the slowest operations, and a trace",
+    "figures/": "all figures as PNG files",
+    "tensorboard/": "events for TensorBoard",
+    "profile/": "the slowest operations, and a trace",
     "run.log": "terminal output, warnings and tracebacks",
 }
 SHARPNESS = 1.5  # pixels of a figure per pixel of the page

@@ -21,9 +21,8 @@ from vitlab.models.features import FeatureRecorder, features_and_logits
 from vitlab.models.knn import NearestNeighbours
 from vitlab.plots.grid import shorten_name
 from vitlab.plots.io import never_failing
-from vitlab.plots.projection import PROJECTION, describe_projection, draw_projection, project
+from vitlab.plots.projection import MAX_POINTS, PROJECTION, PROJECTOR, describe_projection, draw_projection, project
 
-SHOWN = 1000  # images at most, so that the points of the figure stay apart and the Projector fluent
 THUMBNAIL = 64  # px, at most, of an image in the Projector: 32 x 32 of them fit into a texture of any GPU
 NAME_LENGTH = 80  # characters of a name in the Projector
 
@@ -96,7 +95,7 @@ class Features(pl.Callback):
             is_right = self.neighbours.predict(features) == batch.labels
             self.accuracy.update(is_right.float().mean(), len(is_right))
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if self.draws and batch_idx * data.eval_batch_size < SHOWN:
+        if self.draws and batch_idx * data.eval_batch_size < MAX_POINTS:
             self.features.keep(trainer, pl_module, features, batch)
             self.predictions.keep(trainer, pl_module, rank_classes(logits)[:, 0], batch)
 
@@ -116,11 +115,13 @@ class Features(pl.Callback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         split, classes = data.splits["test"], data.spec.classes
-        shown = torch.isin(index, epoch_order(len(split), 0, 0)[:SHOWN])  # of whole batches; their order is random
+        shown = torch.isin(index, epoch_order(len(split), 0, 0)[:MAX_POINTS])  # of whole batches; their order is random
         features, predicted, images = features[shown], predicted[shown], split.take(index[shown])
         with never_failing("the projection of the features"):
             points, explained = project(features)
             text = PROJECTION.add(describe_projection(explained, len(points), len(split)))
+            if any(writers(trainer)):
+                text = text.add(PROJECTOR, last=True)
             publish(trainer, "85_test_features", text, draw_projection, points, images.labels, classes)
         with never_failing("the Projector"):
             _add_to_projector(trainer, features, images, predicted, classes)

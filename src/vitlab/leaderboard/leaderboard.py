@@ -28,7 +28,8 @@ from vitlab.leaderboard.table import (
     row_label,
     text_of,
 )
-from vitlab.report import html
+from vitlab.report.figure_layout import PageFigure, arrange
+from vitlab.report.html import page_figure, render_page
 from vitlab.sweeps.sweep import STUDY_FILE
 
 MAX_SETTINGS = 6  # settings that vary, on the terminal
@@ -136,29 +137,31 @@ def as_text(ranking: Ranking, title: str) -> str:
 
 def as_page(ranking: Ranking, title: str) -> str:
     """Return an HTML page: summary, sortable table, figures, unfinished runs, and commands."""
-    sections = [html.section("Summary", *map(html.paragraph, summarise_ranking(ranking)))]
-    if ranking.rows:
-        heads, rows = make_table(ranking)
-        wide = len(ranking.names) > MAX_LEADING_SETTINGS
-        rows = [[_unbroken(cell) if wide or isinstance(cell, tuple) else cell for cell in row] for row in rows]
-        short = "; ".join(f"{name}: {key}" for key, name in ranking.names.items() if name != key)
-        legend = f"Click a column head to sort. ± is the standard deviation over {ranking.unit}s. {short}".strip()
-        best = [0] if ranking.ranked else []
-        table = html.table(heads, rows, sortable=True, marked=best)
-        sections.append(html.section("Table", html.paragraph(legend), table))
-    figures = []
+    heads, rows = make_table(ranking)
+    wide = len(ranking.names) > MAX_LEADING_SETTINGS
+    rows = [[_unbroken(cell) if wide or isinstance(cell, tuple) else cell for cell in row] for row in rows]
+    figures: dict[str, list[PageFigure]] = {}
     if any(row.score.n > 1 for row in ranking.ranked):
-        figures.append(("Scores", plots.draw_scores))
+        figures["Scores"] = [page_figure("Score of each run by row", *plots.draw_scores(ranking))]
     if ranking.rows:
-        figures.append(("Learning curves", plots.draw_curves_of_runs))
+        figures["Learning curves"] = [page_figure("Learning curves", *plots.draw_curves_of_runs(ranking))]
     if ranking.ranked and ranking.names:
-        figures += [("Effect of each setting", plots.draw_effects), ("All settings together", plots.draw_parallel)]
-    sections += [html.section(heading, html.picture(*draw(ranking))) for heading, draw in figures]
-    for heading, (heads, rows) in further_tables(ranking).items():
-        sections.append(html.section(heading, html.table(heads, rows, sortable=True)))
-    if ranking.ranked:
-        sections.append(html.section("Reproduce the best", html.code("\n".join(reproduce_commands(ranking)))))
-    return html.page(f"Leaderboard of {title}", headline(ranking), *sections)
+        figures["Effect of the settings"] = [
+            page_figure("Score by the value of each setting", *plots.draw_effects(ranking)),
+            page_figure("All settings of each run", *plots.draw_parallel(ranking)),
+        ]
+    return render_page(
+        "leaderboard/leaderboard.html",
+        title=f"Leaderboard of {title}",
+        headline=headline(ranking),
+        summary=summarise_ranking(ranking),
+        ranking=ranking,
+        heads=heads,
+        rows=rows,
+        figures_by_section={heading: list(arrange(drawn)) for heading, drawn in figures.items()},
+        further_tables=further_tables(ranking),
+        commands=reproduce_commands(ranking),
+    )
 
 
 def _unbroken(cell: Cell) -> Cell:
@@ -198,7 +201,8 @@ def _best(ranking: Ranking) -> Iterator[str]:
         how = f"one {ranking.unit}, so no interval"
         if best.score.n > 1:
             std, interval = metric.amount(best.score.std), metric.interval(best.score)
-            how = f"mean of {best.score.n} {ranking.unit}s, standard deviation {std}, 95 % interval {interval}"
+            count = f"{best.score.n} {ranking.unit}s"
+            how = f"mean of {count}, standard deviation {std}, 95% confidence interval {interval}"
         on_test = summarise_metric(best.results, metric.test_key)
         test = f"; on the test images {Metric(metric.test_key).amount(on_test.mean)}" if on_test.n else ""
         score = f"{metric.amount(best.score.mean)} ({how})"

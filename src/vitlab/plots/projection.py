@@ -13,6 +13,7 @@ from vitlab.plots.classification import MAX_NAMED, NAME_LENGTH
 from vitlab.plots.grid import shorten_name
 from vitlab.plots.io import COLORS, FigureText
 
+MAX_POINTS = 1000
 COMPONENTS = 4  # two for each panel
 MARKERS = "o^sDvPX<"
 OTHERS = "0.8"  # grey
@@ -25,12 +26,12 @@ LABEL: dict[str, Any] = {
 
 PROJECTION = FigureText(
     "test/features",
-    "Features of the test images: their first principal components",
+    "Features in two dimensions: their principal components",
     "Each point is an image: the features that the head reads, projected onto their principal components (PCA). The "
     "projection is linear and keeps as much of the variance as two dimensions can. Classes that overlap here may be "
-    "separate in the other dimensions. TensorBoard's Projector shows the same features, with their images, by t-SNE "
-    "and UMAP too.",
+    "separate in the other dimensions.",
 )
+PROJECTOR = "TensorBoard's Projector shows the same features with their images, by t-SNE and UMAP too."
 
 
 def project(features: Tensor) -> tuple[Tensor, Tensor]:

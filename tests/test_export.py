@@ -301,6 +301,14 @@ def test_a_model_that_torch_cannot_trace_gets_a_sentence() -> None:
         trace(StandaloneModel(Branching(), DATA))
 
 
+def test_a_model_larger_than_a_file_of_onnx_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitlab.weights.export_formats.ONNX_LIMIT", 1000)
+    model = StandaloneModel(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), DATA)
+    with pytest.raises(UserError, match="torch_export"):
+        save_onnx(trace(model), DATA["classes"], Reference(model, torch.empty(0), torch.empty(0)), tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"needs the package onnxruntime: pip install -e '\.\[onnx\]'"):

@@ -22,7 +22,7 @@ import timm
 from conftest import HUB_NAME, ROOT, Command, run_script
 from data.test_cifar import QuietHandler, write_cifar100
 from data.test_torchvision_sets import write_svhn
-from fake_hub import use_hub
+from fake_hub import WRITER, use_hub
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -219,7 +219,11 @@ def test_training(
 
 
 @pytest.mark.parametrize("line", OF_A_RUN)
-def test_command_on_a_run(line: str, folder: Path, in_process: Command) -> None:
+def test_command_on_a_run(
+    line: str, folder: Path, hub: str, in_process: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_hub(hub, folder / "huggingface", monkeypatch)
+    monkeypatch.setenv("HF_TOKEN", WRITER)
     script, *arguments = shlex.split(line)[1:]
     if "trainer.max_epochs=40" in arguments:
         arguments.append("trainer.max_epochs=2")

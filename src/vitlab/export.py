@@ -1,4 +1,4 @@
-"""Export a run's model to timm's format, ONNX and torch.export, with a model card; push it to the Hugging Face hub."""
+"""Export a run's model with a card: for timm, ONNX, torch.export and the hub."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def export(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
             checkpoint=model.checkpoint.name,
             is_tested=model.checkpoint.samefile(model.run.checkpoint("best")),
             repo=command.push_to_hub,
-            license=command.license,
+            license=command.license and command.license.lower(),  # as the hub writes them
         )
         write_model_card(summary, about, folder / "README.md")
         print_written(folder / "README.md")

@@ -1,4 +1,4 @@
-"""Write the model card of an export: the README.md that the Hugging Face hub shows."""
+"""Write the model card of an export: the README.md that the hub shows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,7 +5,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, hf_hub_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    get_session,
+    get_token,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -71,10 +80,20 @@ def push(files: Sequence[Path], repo: str, *, private: bool, replaced: Sequence[
 def download(name: str) -> Path:
     """Download a model of the hub, `hf-hub:<user>/<name>` or `hf-hub:<user>/<name>@<revision>`, as a folder with
     `CONFIG_FILE` and `WEIGHTS_FILE`; UserError if there is none that timm can load."""
+    name = name.replace("\\", "/")  # as Windows writes a path
     repo, _, revision = name.removeprefix(PREFIX).partition("@")
     with _sentences(repo):
+        is_cached = isinstance(try_to_load_from_cache(repo, CONFIG_FILE, revision=revision or None), str)
+        try:
+            # One request of our own: without a connection the hub's client would try again for half a minute.
+            get_session().head(hf_hub_url(repo, CONFIG_FILE), timeout=TIMEOUT)
+        except Exception:
+            if not is_cached:
+                raise
+        else:
+            is_cached = False  # there may be a newer commit
         for file in (CONFIG_FILE, WEIGHTS_FILE):
-            path = Path(hf_hub_download(repo, file, revision=revision or None, etag_timeout=TIMEOUT))
+            path = Path(hf_hub_download(repo, file, revision=revision or None, local_files_only=is_cached))
             revision = path.parent.name  # both are of one commit
     return path.parent
 

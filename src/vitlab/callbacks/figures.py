@@ -63,8 +63,16 @@ def writers(trainer: pl.Trainer) -> Iterator[Any]:
             yield writer
 
 
+def selected_ema(trainer: pl.Trainer) -> EMA | None:
+    """The callback whose averaged weights the run selects epochs by; None if it selects by the trained weights."""
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(c, BestCheckpoint) and str(c.monitor).endswith("_ema") for c in callbacks):
+        return next(c for c in callbacks if isinstance(c, EMA))
+    return None
+
+
 class CollectLogits(pl.Callback):
-    """Keeps the logits of an evaluation on the CPU."""
+    """Keeps the logits of an evaluation, or other values of its images, on the CPU."""
 
     def __init__(self) -> None:
         self._batches: list[tuple[Tensor, Tensor]] = []
@@ -131,9 +139,7 @@ class Figures(pl.Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, *_: Any, **__: Any
     ) -> None:
         if self.collected is not None:
-            callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
-            if any(isinstance(c, BestCheckpoint) and str(c.monitor).endswith("_ema") for c in callbacks):
-                ema = next(c for c in callbacks if isinstance(c, EMA))
+            if ema := selected_ema(trainer):
                 outputs = ema.logits_for_batch(trainer, pl_module, batch, batch_idx, outputs)
             self.collected.keep(trainer, pl_module, outputs, batch, batch_idx)
 

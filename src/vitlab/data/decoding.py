@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import shutil
-import sys
 import tempfile
 import time
 import warnings
@@ -30,7 +29,8 @@ from rich.progress import track
 from vitlab.data.arrays import ImageArrays
 from vitlab.errors import UserError, first_line
 from vitlab.files import write_text
-from vitlab.runs.console import show
+from vitlab.runs.console import bar_options, show, terminal
+from vitlab.system import replace
 
 with suppress(ImportError):  # the extra "heic"
     import pillow_heif
@@ -229,7 +229,7 @@ class DecodedCache:
                 show(f"{what})")
                 saved = time.monotonic()
                 try:
-                    bar: dict[str, Any] = {"total": left, "transient": True, "disable": not sys.stdout.isatty()}
+                    bar = {"total": left, "transient": True, **bar_options(terminal())}
                     for pixels, remark in track(decode(state["images"]), "Decoding", **bar):
                         if pixels is None:
                             state["skipped"][names[state["images"]]] = remark
@@ -245,7 +245,7 @@ class DecodedCache:
                     _save(state, file, state_file)
             about = {**about, "skipped": state["skipped"], "remarks": state["remarks"]}
             about["sum"] = crc32(json.dumps(about).encode(), state["sum"])
-            part.replace(self._file(f"{side}.npy"))
+            replace(part, self._file(f"{side}.npy"))
             write_text(self._file(f"{side}.json"), json.dumps(about))
             state_file.unlink()
         except OSError as error:

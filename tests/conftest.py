@@ -30,7 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hide GPUs, also from processes that tests start: what is compared bit by bit is meant for the CPU."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if nohup started the tests: runs would ignore it as well
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if nohup started the tests: runs would ignore it as well
 
 
 ROOT = Path(__file__).parent.parent

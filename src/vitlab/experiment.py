@@ -26,7 +26,6 @@ from vitlab.callbacks import (
 )
 from vitlab.classifier import ImageClassifier
 from vitlab.compat import (
-    keep_freed_memory,
     silence_libraries,
     translate_lightning_exits,
 )
@@ -50,6 +49,7 @@ from vitlab.runs.console import show
 from vitlab.runs.directory import RunDirectory, shorten_values
 from vitlab.runs.loggers import build_loggers, logger_run_ids
 from vitlab.runs.manifest import describe_origin, differences
+from vitlab.system import keep_freed_memory
 from vitlab.weights import LoadReport, Weights, fit_weights, weights_to_start_from
 from vitlab.weights.hub import PREFIX
 

@@ -13,8 +13,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from vitlab.arguments.command import parse_overrides, read_command
 from vitlab.cli import no_gc_imports, run
 from vitlab.errors import UserError
-from vitlab.files import folder_for, quote_for_shell, shorten
+from vitlab.files import folder_for, shorten
 from vitlab.runs.overrides import FACTS
+from vitlab.system import quote_for_shell
 
 if TYPE_CHECKING:
     from torch import Tensor

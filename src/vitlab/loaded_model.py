@@ -1,6 +1,7 @@
 """Open a run or a checkpoint: its model, ready for images."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +13,24 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from vitlab.compat import keep_freed_memory, silence_libraries
+from vitlab.compat import silence_libraries
 from vitlab.config.compose import compose_training
 from vitlab.config.instantiate import build, build_network
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import BatchTransform, ImageDataModule
 from vitlab.data.arrays import ImageArrays
 from vitlab.errors import UserError
-from vitlab.models.execution import check_logits, choose_attention, compile_network
+from vitlab.models.execution import check_logits, choose_attention, compile_fault, compile_network
 from vitlab.report.terminal import print_choice
 from vitlab.runs.checkpoint import CONFIG_KEY, WEIGHTS_PREFIX, choose_weights, network_weights, read_checkpoint
 from vitlab.runs.directory import RunDirectory, checkpoint_named
 from vitlab.runs.overrides import apply_overrides
 from vitlab.runs.trust import check_trusted
+from vitlab.system import keep_freed_memory
 from vitlab.weights.hub import CONFIG_FILE, PREFIX, WEIGHTS_FILE, download
 from vitlab.weights.loading import read_file
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,10 @@ def rebuild_network(
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the weights in {path} do not fit the model of the config: {reason[:300]}") from error
-    compile_network(network, config.compile)
+    if config.compile and (fault := compile_fault(config.trainer.accelerator)):
+        log.warning(f"not compiled, as the run was: this machine lacks {fault}")
+    else:
+        compile_network(network, config.compile)
     return network.eval()
 
 

@@ -247,7 +247,7 @@ def test_processes_that_come_late_hear_all_answers(tmp_path: Path) -> None:
     ("how", "rank", "sentence"),
     [
         ("raises", 1, "error: process 1 of 3 failed first: ValueError: the fifth wheel came off"),
-        ("killed", 2, "error: process 2 of 3 was ended by SIGKILL (out of memory?)"),
+        ("killed", 2, "error: process 2 of 3 was killed by SIGKILL (out of memory?)"),
         ("stalls", 1, "error: process 1 of 3 was killed or does not answer any more (Timed out"),
         ("stalls", 0, "error: process 0 of 3 does not answer any more (Timed out"),
     ],

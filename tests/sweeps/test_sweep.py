@@ -89,7 +89,7 @@ def test_failed_jobs_are_reported_and_the_others_finish(
         "",
         "ValueError: no such luck (status 1)",
         "exited with status 0 before the run finished",
-        "killed by SIGKILL (often because memory ran out)",
+        "was killed by SIGKILL (out of memory?)",
         "optimizer.lr=-1.0 must be a number above 0",
     ]
     out = capsys.readouterr().out

@@ -73,8 +73,8 @@ class StepProfiler(PyTorchProfiler):
         super().stop(self._stage_of(action_name))
 
     def _stage_of(self, action: str) -> str:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
         if action == "run_training_batch":
             return "training_step"  # Lightning's profiler would end a step inside of the optimizer's
         return STAGES.get(action.rpartition(".")[2], action)

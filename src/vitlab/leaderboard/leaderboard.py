@@ -1,6 +1,5 @@
 """Make a leaderboard: print it, and write CSV, Markdown and a web page."""
 
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from vitlab.arguments.entry_points import uses_console_script
 from vitlab.errors import UserError
-from vitlab.files import ROOT, quote_for_shell, shorten, write_text
+from vitlab.files import ROOT, shorten, write_text
 from vitlab.leaderboard import leaderboard_plots as plots
 from vitlab.leaderboard.ranking import ALPHA, Ranking, Row, rank, summarise_metric
 from vitlab.leaderboard.results import read_results
@@ -31,6 +30,7 @@ from vitlab.leaderboard.table import (
 from vitlab.report.figure_layout import PageFigure, arrange
 from vitlab.report.html import page_figure, render_page
 from vitlab.sweeps.sweep import STUDY_FILE
+from vitlab.system import join_command, quote_for_shell
 
 MAX_SETTINGS = 6  # settings that vary, on the terminal
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -188,7 +188,7 @@ def reproduce_commands(ranking: Ranking) -> list[str]:
 
 
 def _train() -> str:
-    return "vitlab train" if uses_console_script() else f"python {shlex.quote(shorten(ROOT / 'train.py'))}"
+    return "vitlab train" if uses_console_script() else f"python {quote_for_shell(shorten(ROOT / 'train.py'))}"
 
 
 def _best(ranking: Ranking) -> Iterator[str]:
@@ -229,7 +229,7 @@ def _comparisons(ranking: Ranking) -> Iterator[str]:
         yield f"No significant difference from the best: {_places(level, ranking)}. More {unit} may reveal one."
     if others and all(len(row.results) == 1 for row in ranking.ranked):
         overrides = [o for o in ranking.ranked[0].results[0].overrides if not o.startswith(("seed=", "hydra."))]
-        add = f" To add seeds: {_train()} -m {shlex.join(overrides)} seed=0,1,2" if overrides else ""
+        add = f" To add seeds: {_train()} -m {join_command(overrides)} seed=0,1,2" if overrides else ""
         yield f"One seed per row allows no comparison.{add}"
     elif untested:
         yield f"Cannot be compared with the best: {_places(untested, ranking)} (too few {unit}, or equal scores)."

@@ -173,7 +173,7 @@ def draw_effects(ranking: Ranking) -> tuple[Figure, str]:
     metric, settings = Metric(ranking.metric), list(ranking.names)[:MAX_SETTINGS]
     columns = min(3, len(settings))
     rows = ceil(len(settings) / columns)
-    figure = Figure(figsize=(3.7 * columns, 3 * rows), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(max(5.2, 3.7 * columns), max(3.6, 3 * rows)), dpi=DPI, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes in panels.flat[len(settings) :]:
         axes.set_axis_off()

@@ -1,8 +1,6 @@
 """Write report.html, a run on one page, from templates that other pages use too."""
 
-import os
 import re
-import shlex
 from base64 import b64encode
 from collections.abc import Iterator
 from io import BytesIO
@@ -18,7 +16,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.arguments.entry_points import entry_point
-from vitlab.files import IS_CLONE, ROOT, quote_for_shell, write_text
+from vitlab.files import IS_CLONE, ROOT, write_text
 from vitlab.metrics import format_metric, further_metrics, metric_title
 from vitlab.plots.curves import CURVES, draw_curves
 from vitlab.plots.io import never_failing, read_figures, render, save
@@ -29,6 +27,7 @@ from vitlab.runs.console import format_duration
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import KEY_SETTINGS
 from vitlab.runs.trust import trust
+from vitlab.system import quote_for_shell, relative_to
 
 SECTIONS = {  # of figures, by the first part of their tag; others have that part as their title
     "data": "Training images and schedule",
@@ -49,9 +48,9 @@ FILES = {  # of the run directory, to which the page links
     "unreadable_images.txt": "image files that were left out, and why",
     "checkpoints/best.ckpt": "weights of the best epoch, with the config",
     "checkpoints/last.ckpt": "newest state, to resume from",
-    "figures": "all figures as PNG files",
-    "tensorboard": "events for TensorBoard",
-    "profile": "the slowest operations, and a trace",
+    "figures/": "all figures as PNG files",
+    "tensorboard/": "events for TensorBoard",
+    "profile/": "the slowest operations, and a trace",
     "run.log": "terminal output, warnings and tracebacks",
 }
 SHARPNESS = 1.5  # pixels of a figure per pixel of the page
@@ -215,7 +214,7 @@ def _files(path: Path) -> list[tuple[str, str, str]]:
 def _commands(run: RunSummary, path: Path, folder: Path) -> list[tuple[str, str]]:
     """Resume if that is possible, check out the code, reproduce and evaluate: what each command is for, and the command
     as you type it in `folder`."""
-    place, trusted = os.path.relpath(path, folder), " ".join(["", *trust(run.config)])
+    place, trusted = relative_to(path, folder), " ".join(["", *trust(run.config)])
     resume, reproduce, kept = (quote_for_shell(f"{key}={place}") + trusted for key in ("resume", "reproduce", "run"))
     command = str(run.manifest.get("command", "python train.py"))
     train, evaluate = (entry_point(verb, command, folder) for verb in ("train", "evaluate"))
@@ -223,7 +222,7 @@ def _commands(run: RunSummary, path: Path, folder: Path) -> list[tuple[str, str]
     if not run.final and run.resumable:
         lines.append(("Resume the run", f"{train} {resume}"))
     if IS_CLONE and (revision := (run.manifest.get("git") or {}).get("revision")):
-        checkout = f"git -C {shlex.quote(os.path.relpath(ROOT, folder))} checkout {revision}"
+        checkout = f"git -C {quote_for_shell(relative_to(ROOT, folder))} checkout {revision}"
         lines.append(("Check out its code", checkout))
     if not run.failed_checks:
         lines.append(("Train again in a new directory, and compare the metrics", f"{train} {reproduce}"))

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.version import VersionBase
 
 import __main__
-from vitlab.distributed.process import stop_signals
+from vitlab.system import stop_signals
 
 
 @contextmanager

@@ -160,7 +160,7 @@ def onnx_packages() -> tuple[Any, Any]:
         import onnxscript  # noqa: F401 (torch's exporter needs it)
     except ImportError as error:
         raise UserError(
-            f"formats=[onnx] needs the package {error.name}: pip install -e '.[onnx]' (formats=[timm] does not)"
+            f'formats=[onnx] needs the package {error.name}: pip install -e ".[onnx]" (formats=[timm] does not)'
         ) from error
     return onnx, onnxruntime
 

@@ -14,10 +14,10 @@ from vitlab.classifier import EvaluationMetrics
 from vitlab.config.ranges import SETTINGS
 from vitlab.config.types import LIST
 from vitlab.errors import UserError
-from vitlab.metrics import METRICS, MetricKind, format_metric, logged_metrics, metric_kind, mode_of
+from vitlab.metrics import CHOICES, METRICS, MetricKind, format_metric, logged_metrics, metric_kind, mode_of
 
 TINY = [*SMALL_RUN, "data.train_images=120", "data.test_images=40", "trainer.max_epochs=1", "preflight=off"]
-NAMES = [name for name in METRICS if name != "loss"]
+NAMES = [name for name in CHOICES if name != "loss"]
 
 
 def measure(names: list[Any], logits: torch.Tensor, labels: torch.Tensor, classes: int) -> dict[str, float]:
@@ -55,7 +55,7 @@ def test_top5_of_few_classes_is_left_out() -> None:
 
 def test_every_metric_has_a_direction_for_each_of_its_weights() -> None:
     known = logged_metrics(NAMES)
-    assert {f"val/{name}{suffix}" for name in METRICS for suffix in ("", "_ema")} <= set(known)
+    assert {f"val/{name}{suffix}" for name in CHOICES for suffix in ("", "_ema")} <= set(known)
     assert all(mode_of(key) == mode for key, mode in known.items())
     assert (mode_of("val/ece_ema"), mode_of("test/f1_flip"), mode_of("mine", "min")) == ("min", "max", "min")
     with pytest.raises(UserError, match="mine"):

@@ -238,7 +238,8 @@ def load(
 
     Args:
         source: A run directory, its name below `outputs`, `latest` or `<folder of runs>/latest` for the newest finished
-            run, a checkpoint file, or a folder that `vitlab.export` wrote.
+            run, a checkpoint file, a folder that `vitlab.export` wrote, or
+            `hf-hub:<user>/<name>` on the Hugging Face hub.
         *overrides: Changes of the run's config as on the command line, such as `"trainer=cpu"`.
         checkpoint: Of a run: "best", "last" or a path.
         weights: For runs with `callbacks=ema`: "raw" or "ema"; None for those that epochs were selected by.

@@ -7,7 +7,6 @@ terminal was closed). 1: anything else.
 import gc
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,10 +23,11 @@ from vitlab.arguments.entry_points import as_typed, pretend_script
 from vitlab.arguments.hints import without_dashes
 from vitlab.config.check import FILLING, GROUPS
 from vitlab.config.compose import NOT_COMPOSED, compose_training, explain, refuse
-from vitlab.distributed.process import check_start, die_with_parent, is_requeued, this_process
+from vitlab.distributed.process import check_start, is_requeued, this_process
 from vitlab.errors import INTERRUPTED, PeerError, TerminatedError, UserError, did_you_mean, file_error
 from vitlab.files import CONF
 from vitlab.runs.console import protect_streams
+from vitlab.system import SIGKILL, die_with_parent, prepare_environment
 
 HYDRA_FLAGS = (
     *("-h", "--help", "--hydra-help", "--version", "-r", "--resolve", "-p", "--package", "-c", "--cfg", "-x", "--run"),
@@ -42,6 +42,7 @@ VERBS = {
     "evaluate": ("vitlab.evaluate", "test a run: loss, accuracy, and the accuracy of each class"),
     "predict": ("vitlab.predict", "classify images"),
     "explain": ("vitlab.explain", "draw what a ViT attends to in images"),
+    "app": ("vitlab.app", "try a model in the browser: drop an image, see its classes and attention"),
     "export": ("vitlab.export", "write a run's model for timm, the Hugging Face hub, or ONNX"),
     "leaderboard": ("vitlab.leaderboard.__main__", "rank runs"),
     "augmentations": ("vitlab.augmentations", "draw what augmentations do to images"),
@@ -77,6 +78,7 @@ def main() -> NoReturn:
 def run(main: Callable[[], Any], *, several: bool = False) -> NoReturn:
     """Call the main function of a command, which may run as `several` processes, and exit with its status."""
     protect_streams()
+    prepare_environment()
     os.environ["MPLBACKEND"] = "agg"  # a notebook sets one that works in its own process only
     if sys.argv[1:] == ["-sc", "install=bash"]:  # Hydra's own completes scripts with a Hydra config only
         print_completion()
@@ -110,7 +112,7 @@ def _train() -> None:
         sys.argv[1:] = sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
     check_start(several=not is_sweep)
     if this_process().started_by == "Lightning":  # a rank is of no use without rank 0
-        die_with_parent(signal.SIGKILL)
+        die_with_parent(SIGKILL)
 
     # A command that SLURM or torchrun repeats resumes the run that it began.
     is_new = "resume" not in given and not any(argument.startswith("-") for argument in given)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vitlab.arguments.command import read_command
 from vitlab.cli import no_gc_imports, run
@@ -36,18 +36,25 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
     `command` holds the values of `conf/evaluate.yaml`, `overrides` those of the run config. UserError if one is wrong.
     Returns the content of the JSON file: loss and accuracy by their metric names, and each class's recall, precision
     and F1. With `tta=flip` also `<split>/loss_flip` and `<split>/acc_flip`; everything else is of the images alone.
-    With `calibrate` also writes `calibration.json`.
+    With `calibrate` also writes `calibration.json`. With `knn` also `<split>/knn_acc`, with neighbours among all
+    training images.
     """
     split = command.split
     if split not in ("test", "val", "train"):
         raise UserError(f"split={split} is unknown; choose test, val or train")
     if command.tta not in (None, *VIEWS):
         raise UserError(f"tta={command.tta} is unknown; choose {', '.join(VIEWS)}, or null")
-    if not isinstance(command.calibrate, bool):
-        raise UserError(f"calibrate={command.calibrate} must be true or false")
+    for key in ("calibrate", "knn"):
+        if not isinstance(command[key], bool):
+            raise UserError(f"{key}={command[key]} must be true or false")
+    if command.knn and split == "train":
+        raise UserError("knn=true needs split=test or split=val: a training image would be its own neighbour")
     with no_gc_imports():  # torch is imported once the command is known to be right
+        import torch
+
         from vitlab.classifier import rank_classes
         from vitlab.loaded_model import open_model
+        from vitlab.models.features import head_features
         from vitlab.plots.classification import Predictions
         from vitlab.report.terminal import print_calibration, print_evaluation
         from vitlab.runs.calibration import calibration_error, fit_temperature, write_calibration
@@ -64,6 +71,11 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
             words = {"val": "validation", "train": "training"}.get(needed, needed)
             other = "; split=val evaluates on the validation images" if needed == "test" else " (data.val_size=0)"
             raise UserError(f"split={split}: the run has no {words} images{other}")
+    if command.knn:
+        if not data.splits.get("train"):
+            raise UserError("knn=true needs the run's own data: leave out data.root")
+        with torch.inference_mode():  # refuse a model without features before all images are evaluated
+            head_features(model.forward, model.preprocess(data.splits["train"].pick(slice(1))))
     results, logits, images = measure(model, data, split, command, overrides)
 
     predictions = rank_classes(logits)[:, 0]
@@ -79,7 +91,8 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
     if command.calibrate:
         val = (logits, images.labels)
         if split != "val":
-            _, val_logits, val_images = measure(model, data, "val", command, overrides)
+            plain: Any = OmegaConf.merge(command, {"tta": None, "knn": False})
+            _, val_logits, val_images = measure(model, data, "val", plain, overrides)
             val = (val_logits, val_images.labels)
         temperature = fit_temperature(*val)
         metrics["calibration"] = {
@@ -151,7 +164,7 @@ def _read_class_folders(folder: Path, config: DictConfig) -> ImageArrays:
     paths = [path for some, _ in batches for path in some]
     check_all_read({} if config.data.get("skip_unreadable") else failures, len(paths), folder)
     left_out = f"; left out, because they can't be read: {len(failures)}" if failures else ""
-    show(f"evaluating on all {len(paths):,} images of the class folders in {shorten(folder)}{left_out}")
+    show(f"images: all {len(paths):,} of the class folders in {shorten(folder)}{left_out}")
     names = [str(path.relative_to(folder)) for path in paths]
     return ImageArrays.of(torch.cat([images for _, images in batches]), torch.tensor([labels[p] for p in paths]), names)
 
@@ -160,7 +173,7 @@ def measure(
     model: LoadedModel, data: ImageDataModule, split: str, command: DictConfig, overrides: Sequence[Override]
 ) -> tuple[dict[str, float], Tensor, ImageArrays]:
     """Metrics by their names, logits float32 `[N, classes]`, and the images of a split in the same order."""
-    from vitlab.callbacks import CollectLogits, RunProgressBar, ViewAveraging
+    from vitlab.callbacks import CollectLogits, Features, RunProgressBar, ViewAveraging
     from vitlab.compat import translate_lightning_exits
     from vitlab.components import build_classifier
     from vitlab.config.instantiate import build
@@ -173,7 +186,8 @@ def measure(
         for key in ("limit_val_batches", "limit_test_batches")
         if config.trainer[key] == 0 and f"trainer.{key}" not in given
     }
-    averaging = [ViewAveraging(command.tta)] if command.tta else []
+    further: list[Any] = [ViewAveraging(command.tta)] if command.tta else []
+    further += [Features("off", knn_images=None)] if command.knn else []
     trainer = build(
         config.trainer,
         "trainer",
@@ -182,7 +196,7 @@ def measure(
         num_nodes=1,
         strategy="auto",
         plugins=cluster(),
-        callbacks=[collected, *averaging, RunProgressBar(refresh_seconds=1.0)],
+        callbacks=[collected, *further, RunProgressBar(refresh_seconds=1.0)],
         logger=False,
         profiler=None,
         enable_progress_bar=True,

@@ -74,8 +74,10 @@ METRICS: Mapping[str, MetricKind] = {
         mode="min",
         of_probabilities=True,
     ),
+    "knn_acc": MetricKind("k-NN accuracy"),  # of the test images' features, by callbacks.features
 }
 ALWAYS = ("loss", "acc")  # measured in every run, in training too
+CHOICES = tuple(name for name, kind in METRICS.items() if kind.target or name in ALWAYS)  # of the list `metrics`
 
 
 def metric_name(key: str) -> str:

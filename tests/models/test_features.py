@@ -1,5 +1,6 @@
 """The features that heads read, checked by applying the heads to them."""
 
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -53,10 +54,15 @@ def test_features_equal_timms_pre_logits(name: str, arguments: dict[str, Any]) -
     torch.testing.assert_close(head_features(network, images), wanted)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_b_16", "convnext_tiny"])
-def test_the_last_linear_layer_of_other_models_is_their_head(name: str) -> None:
-    network = torchvision.models.get_model(name, num_classes=5).eval()
-    features, logits = features_and_logits(network, torch.randn(2, 3, 224, 224))
+@pytest.mark.parametrize(
+    "network",
+    [
+        torchvision.models.resnet18(num_classes=5),
+        torchvision.models.VisionTransformer(32, 16, 1, 2, 24, 48, num_classes=5),  # its head is a Sequential
+    ],
+)
+def test_the_last_linear_layer_of_other_models_is_their_head(network: nn.Module) -> None:
+    features, logits = features_and_logits(network.eval(), torch.randn(2, 3, 32, 32))
     last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     torch.testing.assert_close(last(features), logits)
 
@@ -86,6 +92,13 @@ def test_a_declared_head_may_be_followed_by_anything() -> None:
     torch.testing.assert_close(head_features(network, images), images.flatten(1))
 
 
+def test_the_linear_layer_of_a_declared_head_that_pools_reads_the_features() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 2), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)))
+    network.get_classifier = lambda: network[1]  # type: ignore[assignment]
+    images = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(head_features(network, images), network[0](images).mean(dim=(2, 3)))
+
+
 def test_features_are_float32_in_half_precision() -> None:
     network = VisionTransformer(**SIZES, pool="mean").eval()
     images = torch.randn(2, 3, 16, 16)
@@ -107,7 +120,7 @@ def test_a_compiled_model_runs_eagerly_for_its_features(how: Any) -> None:
 def test_a_recorder_gives_each_pass_its_own_features_and_leaves_no_hook() -> None:
     network = VisionTransformer(**SIZES, pool="mean").eval()
     batches = torch.randn(3, 3, 16, 16), torch.randn(1, 3, 16, 16)
-    with FeatureRecorder(network) as recorder:
+    with closing(FeatureRecorder(network)) as recorder:
         found = [recorder.take(network(images)) for images in batches]
     for features, images in zip(found, batches, strict=True):
         torch.testing.assert_close(features, head_features(network, images))

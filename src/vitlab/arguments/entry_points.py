@@ -2,11 +2,11 @@
 
 import os
 import re
-import shlex
 import sys
 from pathlib import Path
 
 from vitlab.files import IS_CLONE, ROOT
+from vitlab.system import join_command, quote_for_shell, split_command
 
 # Set by the console script and the Python API, also for the processes that they start: `vitlab train` is typed there.
 CONSOLE_SCRIPT = "VITLAB_CONSOLE_SCRIPT"
@@ -28,21 +28,21 @@ def uses_console_script() -> bool:
 def this_start() -> str:
     """The beginning of this process's command, without its arguments."""
     script = sys.argv[0]
-    return f"vitlab {Path(script).stem}" if uses_console_script() else f"python {shlex.quote(script)}"
+    return f"vitlab {Path(script).stem}" if uses_console_script() else f"python {quote_for_shell(script)}"
 
 
 def this_command() -> str:
-    return shlex.join([*shlex.split(this_start()), *sys.argv[1:]])
+    return join_command([*split_command(this_start()), *sys.argv[1:]])
 
 
 def entry_point(verb: str, command: str, folder: Path) -> str:
     """The start of another command as you type it in `folder`: of the script next to that which `command` started from
     there."""
-    program, script, *_ = shlex.split(command)
+    program, script, *_ = split_command(command)
     if program == "vitlab":
         return f"vitlab {verb}"
     path = folder / Path(script).parent / f"{verb}.py"
-    return f"python {shlex.quote(str(path.relative_to(folder) if path.is_relative_to(folder) else path))}"
+    return f"python {quote_for_shell(str(path.relative_to(folder) if path.is_relative_to(folder) else path))}"
 
 
 def as_typed(text: str) -> str:

@@ -10,7 +10,8 @@ from hydra.core.override_parser.types import Glob, Quote, QuotedString, Sweep
 from hydra.errors import OverrideParseException
 
 from vitlab.errors import UserError
-from vitlab.files import CONF, expand_home, quote_for_shell
+from vitlab.files import CONF, expand_home
+from vitlab.system import WINDOWS, quote_for_shell
 
 # The last part of the keys that hold a path or a name, of those that do so if Hydra refuses their value, and of those
 # that hold a list.
@@ -42,7 +43,9 @@ def literal(argument: str, *, sweep: bool = False) -> str:
     is_name, is_choice = NAMES.fullmatch(last), (CONF / key.lstrip("+")).is_dir()
     if not text or argument.startswith(("-", "~")) or not (is_name or is_choice or MAYBE.fullmatch(last)):
         return argument
-    value, path = _value(argument), expand_home(text)
+    # On Windows a backslash separates folders: it escapes nothing.
+    is_windows_path = WINDOWS and "\\" in text and not {"'", '"'} & set(text)
+    value, path = REFUSED if is_windows_path else _value(argument), expand_home(text)
     if is_choice and (value is None or value is False):  # Hydra fails at it
         return f"{key}={'none' if (CONF / key.lstrip('+') / 'none.yaml').exists() else quote(text)}"
     if value is None and text == text.strip():

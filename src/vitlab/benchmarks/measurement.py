@@ -96,7 +96,7 @@ def run_process(
     end = time.monotonic() + (seconds or math.inf)
     # Not a pipe, which would stay open in processes that a killed one leaves.
     with (
-        tempfile.TemporaryFile("w+") as output,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output,
         subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process,
     ):
         try:

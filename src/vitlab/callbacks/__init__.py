@@ -2,6 +2,7 @@
 
 from vitlab.callbacks.checkpointing import BestCheckpoint, EpochCheckpoint, FinalValidation, LastCheckpoint
 from vitlab.callbacks.ema import EMA, ViewAveraging
+from vitlab.callbacks.embeddings import Features
 from vitlab.callbacks.figures import CollectLogits, Figures
 from vitlab.callbacks.layer_statistics import LayerStatistics
 from vitlab.callbacks.metrics_csv import MetricsCSV
@@ -17,6 +18,7 @@ __all__ = [
     "BestCheckpoint",
     "CollectLogits",
     "EpochCheckpoint",
+    "Features",
     "Figures",
     "FinalValidation",
     "LastCheckpoint",

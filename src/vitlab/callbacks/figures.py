@@ -27,6 +27,7 @@ from vitlab.plots import image_grid
 from vitlab.plots.classification import EVALUATION_FIGURES, MAX_NAMED, Predictions, draw_worst_classes
 from vitlab.plots.curves import LR_SCHEDULE, compute_lr_schedule, draw_lr_schedule
 from vitlab.plots.io import FigureText, never_failing, render, save
+from vitlab.runs.tensorboard_logger import IMAGES
 
 THRESHOLDS = 1001  # of a precision-recall curve
 FIRST_BATCH_IMAGES = 20
@@ -47,7 +48,9 @@ def publish(trainer: pl.Trainer, name: str, text: FigureText, draw: Callable[...
         save(image, file, text)
         # Not add_image, which would encode the image a second time.
         size = {"height": image.height, "width": image.width, "colorspace": 3}
-        value = Summary.Value(tag=text.tag, image=Summary.Image(**size, encoded_image_string=file.read_bytes()))
+        value = Summary.Value(
+            tag=IMAGES + text.tag, image=Summary.Image(**size, encoded_image_string=file.read_bytes())
+        )
         for writer in writers(trainer):
             add_summary(writer, Summary(value=[value]), trainer.global_step)
 
@@ -60,8 +63,16 @@ def writers(trainer: pl.Trainer) -> Iterator[Any]:
             yield writer
 
 
+def selected_ema(trainer: pl.Trainer) -> EMA | None:
+    """The callback whose averaged weights the run selects epochs by; None if it selects by the trained weights."""
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(c, BestCheckpoint) and str(c.monitor).endswith("_ema") for c in callbacks):
+        return next(c for c in callbacks if isinstance(c, EMA))
+    return None
+
+
 class CollectLogits(pl.Callback):
-    """Keeps the logits of an evaluation on the CPU."""
+    """Keeps the logits of an evaluation, or other values of its images, on the CPU."""
 
     def __init__(self) -> None:
         self._batches: list[tuple[Tensor, Tensor]] = []
@@ -128,9 +139,7 @@ class Figures(pl.Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, *_: Any, **__: Any
     ) -> None:
         if self.collected is not None:
-            callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
-            if any(isinstance(c, BestCheckpoint) and str(c.monitor).endswith("_ema") for c in callbacks):
-                ema = next(c for c in callbacks if isinstance(c, EMA))
+            if ema := selected_ema(trainer):
                 outputs = ema.logits_for_batch(trainer, pl_module, batch, batch_idx, outputs)
             self.collected.keep(trainer, pl_module, outputs, batch, batch_idx)
 

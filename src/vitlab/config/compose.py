@@ -1,7 +1,6 @@
 """Compose configs, and explain what keeps a config from composing."""
 
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from vitlab.config.check import find_mistakes
 from vitlab.config.signatures import read_signature
 from vitlab.errors import UserError
 from vitlab.files import CONF
+from vitlab.system import quote_for_shell
 
 NOT_COMPOSED = (CompactHydraException, OmegaConfBaseException, YAMLError)
 
@@ -124,7 +124,7 @@ def _diagnose(error: Exception) -> tuple[str, str]:
             reason = next((f" ({line})" for line in str(message).splitlines() if not line.startswith(noise)), "")
             if not equals or not re.fullmatch(r"[-+~\w./@]+", name, re.ASCII):
                 return f"'{text}' is not of the form key=value", str(text)
-            quoted = shlex.quote(f"{name}={quote(value, Quote.double)}")
+            quoted = quote_for_shell(f"{name}={quote(value, Quote.double)}")
             return f"'{text}' is not of the form key=value{reason}; for this very text type {quoted}", str(text)
         case MissingConfigException(missing_cfg_file=str() as file, options=options), _:
             group, _, option = file.rpartition("/")

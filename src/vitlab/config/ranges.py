@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from omegaconf import OmegaConf
 
 from vitlab.config.types import ANYTHING, NULL, NUMBER, OBJECT, SWITCH, TEXT, Kind, choice, each, number, whole
-from vitlab.metrics import METRICS
+from vitlab.metrics import CHOICES, METRICS
 
 # In YAML files: ${count:${data.classes}}.
 OmegaConf.register_new_resolver("count", lambda items: None if items is None else len(items), replace=True)
@@ -44,7 +44,7 @@ SETTINGS: Mapping[str, Kind] = {
     "init_from": TEXT | NULL,
     "init_weights": choice("raw", "ema") | NULL,
     "seed": whole(0, 2**32 - 1),
-    "metrics": each(choice(*METRICS) | OWN_METRIC),
+    "metrics": each(choice(*CHOICES) | OWN_METRIC),
     "compile": SWITCH | choice("auto", "blocks"),
     "gradient_checkpointing": SWITCH,
     "preflight": choice("strict", "warn", "only", "off") | OFF,
@@ -149,6 +149,7 @@ PARAMETERS: Mapping[str, Mapping[str, Kind]] = {
     },
     "vitlab.callbacks.NaNGuard": {"action": choice("stop", "skip")},
     "vitlab.callbacks.*Figures": {"level": choice("off", "light", "full") | OFF},
+    "vitlab.callbacks.Features": {"level": choice("off", "light", "full") | OFF, "knn_images": whole(0) | NULL},
     "vitlab.callbacks.EMA": {"decay": BELOW_ONE, "warmup": POSITIVE},
     "vitlab.callbacks.RunProgressBar": {"refresh_seconds": number(0)},
     "pytorch_lightning.callbacks.EarlyStopping": {"patience": whole(0), "mode": MODE},

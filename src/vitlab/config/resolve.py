@@ -14,10 +14,13 @@ log = logging.getLogger(__name__)
 def resolve_machine(config: DictConfig) -> None:
     """Replace each `auto` of the trainer, in place, and warn of a precision that the machine only emulates. UserError
     if the machine can't train in the precision, or the config wants more machines than were started."""
-    from vitlab.models.execution import best_precision, choose_fused, has_cuda, has_gpu  # imports torch
+    from vitlab.config.gpus import check_gpus, choose_devices  # these import torch
+    from vitlab.models.execution import best_precision, choose_fused, has_cuda, has_gpu, has_mps
 
     resolve_processes(config)
     trainer = config.trainer
+    check_gpus(trainer.accelerator, trainer.devices)
+    trainer.devices = choose_devices(trainer)
     best = best_precision(trainer.accelerator)
     if trainer.sync_batchnorm == "auto":
         trainer.sync_batchnorm = has_cuda(trainer.accelerator)
@@ -27,7 +30,10 @@ def resolve_machine(config: DictConfig) -> None:
     chosen = str(trainer.precision)
     if chosen in ("16-mixed", "16-true") and not has_gpu(trainer.accelerator):
         raise UserError(f"trainer.precision={chosen}: a CPU does not train in float16; take auto ({best} here)")
-    if chosen.startswith("bf16") and not best.startswith("bf16"):
+    if has_mps(trainer.accelerator) and chosen.endswith("-mixed"):
+        log.warning(f"trainer.precision={chosen}: Lightning has no mixed precision on a Mac's GPU; 32-true is used")
+        trainer.precision = "32-true"
+    elif chosen.startswith("bf16") and not best.startswith("bf16"):
         log.warning(
             f"trainer.precision={chosen}: this machine emulates bfloat16, many times slower than float32; "
             f"trainer.precision=auto takes {best}"

@@ -13,7 +13,7 @@ from torch import Tensor
 from vitlab.compat import is_compiled
 from vitlab.data.arrays import Dataset, ImageArrays, stratified_folds, stratified_split
 from vitlab.data.counter_rng import CounterRNG
-from vitlab.data.loader import ResidentLoader, StoredBatch
+from vitlab.data.loader import ResidentLoader, StoredBatch, epoch_order
 from vitlab.data.per_image import as_batch_transform
 from vitlab.data.transforms import BatchTransform, Mixing
 from vitlab.errors import UserError, list_some, nearest
@@ -209,16 +209,19 @@ class ImageDataModule(LightningDataModule):
             **options,
         )
 
-    def _evaluation_loader(self, split: str) -> ResidentLoader:
+    def evaluation_loader(self, split: str, count: int | None = None) -> ResidentLoader:
+        """This rank's batches of a split, without augmentation, or of `count` random images, always the same ones."""
         # A fixed random order: files are stored class by class, and a limit on the batches would leave out classes.
-        return ResidentLoader(
-            self.splits[split], self.eval_batch_size, seed=0, epoch=lambda: 0, drop_last=False, **self._placement(split)
-        )
+        arrays = self.splits[split]
+        if count is not None:
+            arrays = arrays.take(epoch_order(len(arrays), 0, 0)[:count])
+        placement = self._placement(arrays)
+        return ResidentLoader(arrays, self.eval_batch_size, seed=0, epoch=lambda: 0, drop_last=False, **placement)
 
-    def _placement(self, split: str) -> dict[str, Any]:
+    def _placement(self, arrays: ImageArrays) -> dict[str, Any]:
         trainer: Any = self.trainer
         accelerator = trainer.strategy.root_device
-        device = _choose_device(self.splits[split], accelerator)
+        device = _choose_device(arrays, accelerator)
         prefetch = device != accelerator and accelerator.type != "mps"  # which shares the host's memory
         ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
         return {"device": device, "prefetch": prefetch, **ranks}
@@ -229,7 +232,9 @@ class ImageDataModule(LightningDataModule):
             raise UserError(
                 f"data.batch_size={self.batch_size} must be a multiple of the number of devices, {trainer.world_size}"
             )
-        self._train_loader = self._training_loader(lambda: trainer.current_epoch, **self._placement("train"))
+        self._train_loader = self._training_loader(
+            lambda: trainer.current_epoch, **self._placement(self.splits["train"])
+        )
         if self._resumed is not None:
             self._train_loader.load_state_dict(self._resumed)
         return self._train_loader
@@ -246,10 +251,10 @@ class ImageDataModule(LightningDataModule):
             self._train_loader.load_state_dict(state_dict)
 
     def val_dataloader(self) -> ResidentLoader:
-        return self._evaluation_loader("val")
+        return self.evaluation_loader("val")
 
     def test_dataloader(self) -> ResidentLoader:
-        return self._evaluation_loader("test")
+        return self.evaluation_loader("test")
 
     def on_after_batch_transfer(self, batch: StoredBatch, dataloader_idx: int) -> Batch:
         trainer: Any = self.trainer

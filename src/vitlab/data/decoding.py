@@ -30,6 +30,7 @@ from vitlab.data.arrays import ImageArrays
 from vitlab.errors import UserError, first_line
 from vitlab.files import write_text
 from vitlab.runs.console import bar_options, show, terminal
+from vitlab.system import replace
 
 with suppress(ImportError):  # the extra "heic"
     import pillow_heif
@@ -244,7 +245,7 @@ class DecodedCache:
                     _save(state, file, state_file)
             about = {**about, "skipped": state["skipped"], "remarks": state["remarks"]}
             about["sum"] = crc32(json.dumps(about).encode(), state["sum"])
-            part.replace(self._file(f"{side}.npy"))
+            replace(part, self._file(f"{side}.npy"))
             write_text(self._file(f"{side}.json"), json.dumps(about))
             state_file.unlink()
         except OSError as error:

@@ -1,41 +1,41 @@
 """The features of images: what a model's head reads."""
 
-from types import TracebackType
+from contextlib import closing, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vitlab.compat import is_compiled
 from vitlab.errors import UserError
 from vitlab.models.timm_models import head_modules
 
 
 class FeatureRecorder:
-    """Keep what the head reads in each forward pass of a model, inside a `with` block.
+    """Keep what the head reads in each forward pass of a model, until `close`.
 
-    The head is what `get_classifier()` returns (timm's convention), in a model without that method the last linear
-    layer, if its output is the logits. A compiled model has to run eagerly meanwhile.
+    The head is what `get_classifier()` returns (timm's convention). If a model has no such method, or that head pools
+    first, it is the last linear layer, provided that its output is the logits. A compiled model has to run eagerly
+    meanwhile.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        declared = [part for head in head_modules(network) for part in _parts(head)]
-        self.is_declared = bool(declared)
-        self.heads = declared or [module for module in network.modules() if isinstance(module, nn.Linear)]
-        self._seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # input and output of the layers, as they were called
+        self.heads = [part for head in head_modules(network) for part in _parts(head)]
+        linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+        self._hooks = [layer.register_forward_hook(self._keep) for layer in {*self.heads, *linear}]
+        self._seen: dict[nn.Module, Tensor] = {}  # inputs of the heads
+        self._last: tuple[Tensor, Tensor] | None = None  # input and output of the last linear layer
 
-    def __enter__(self) -> "FeatureRecorder":
-        self._hooks = [head.register_forward_hook(self._keep) for head in self.heads]
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
         for hook in self._hooks:
             hook.remove()
 
     def _keep(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if not self.is_declared:
-            self._seen.clear()  # only the last layer can be the head
-        self._seen[module] = inputs[0], output
+        if module in self.heads:
+            self._seen[module] = inputs[0]
+        if isinstance(module, nn.Linear):
+            self._last = inputs[0], output
 
     def take(self, logits: Tensor) -> Tensor:
         """Features `[B, D]`, float32, of the forward pass that gave these logits, `[B, classes]`.
@@ -43,15 +43,18 @@ class FeatureRecorder:
         Two heads of the same width (distilled DeiT) have the mean of their inputs, others all of them, as in timm's
         `forward_head(pre_logits=True)`. UserError if the model has no layer that is its head.
         """
-        calls, self._seen = list(self._seen.values()), {}
-        if not self.is_declared:
-            calls = [call for call in calls if torch.equal(call[1].float(), logits.float())]
-        features = [read.flatten(1).float() for read, _ in calls if read.shape[:2].numel() == read.numel()]
-        if not features or {len(part) for part in features} != {len(logits)}:
+        read, last = list(self._seen.values()), self._last
+        self._seen, self._last = {}, None
+        if not read or not all(_is_one_vector_each(inputs) for inputs in read):
+            is_head = last is not None and torch.equal(last[1].float(), logits.float())
+            read = [last[0]] if last is not None and is_head and _is_one_vector_each(last[0]) else []
+        if {len(inputs) for inputs in read} != {len(logits)}:
+            model = getattr(self.network, "module", self.network)  # inside Fabric's wrapper
             raise UserError(
-                f"{type(self.network).__name__} does not say what its features are: give it a method get_classifier() "
+                f"{type(model).__name__} does not say what its features are: give it a method get_classifier() "
                 "that returns the last layer, which reads them"
             )
+        features = [inputs.flatten(1).float() for inputs in read]
         same_width = len({part.shape for part in features}) == 1
         return torch.stack(features).mean(dim=0) if same_width else torch.cat(features, dim=1)
 
@@ -70,7 +73,9 @@ def head_features(network: nn.Module, inputs: Tensor) -> Tensor:
 def features_and_logits(network: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """As `head_features`, with the logits of the same forward pass, float32 `[B, classes]`."""
     # A compiled graph does not call hooks that are younger than itself.
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"), FeatureRecorder(network) as recorder:
+    compiled = any(map(is_compiled, network.modules()))
+    eagerly = torch.compiler.set_stance("force_eager") if compiled else nullcontext()  # imports seconds of compiler
+    with torch.no_grad(), eagerly, closing(FeatureRecorder(network)) as recorder:
         logits = network(inputs).float()
         return recorder.take(logits), logits
 
@@ -78,3 +83,8 @@ def features_and_logits(network: nn.Module, inputs: Tensor) -> tuple[Tensor, Ten
 def _parts(head: nn.Module) -> list[nn.Module]:
     """The layers of a head that is a list (CrossViT), which is never called itself."""
     return list(head) if isinstance(head, nn.ModuleList) else [head]
+
+
+def _is_one_vector_each(inputs: Tensor) -> bool:
+    """Whether these are `[B, D]` or `[B, D, 1, 1]`."""
+    return inputs.shape[:2].numel() == inputs.numel()

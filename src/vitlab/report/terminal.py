@@ -15,7 +15,7 @@ from torch import nn
 
 from vitlab.arguments.entry_points import as_typed, entry_point, this_command
 from vitlab.data import ImageDataModule
-from vitlab.files import quote_for_shell, shorten
+from vitlab.files import shorten
 from vitlab.metrics import VIEWS, format_metric, further_metrics, metric_title
 from vitlab.preflight import Preflight, Status
 from vitlab.report.run_summary import accuracy_interval, read_run_summary
@@ -24,6 +24,7 @@ from vitlab.runs.console import format_duration, show
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import data_set
 from vitlab.runs.trust import trust
+from vitlab.system import quote_for_shell
 from vitlab.weights import LoadReport, Weights
 
 log = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
     if any(run.glob("figures/*.png")):
         show("  figures/     its figures")
     show("next:")
-    if (run / "tensorboard").exists():
+    if any(run.rglob("events.out.tfevents.*")):
         show(f"  tensorboard --logdir {quote_for_shell(shorten(run))}")
     split = "" if summary.images("test") else " split=val"
     show(f"  {command_for('evaluate', f'run={shorten(run)}', config)}{split}")

@@ -6,7 +6,6 @@ import codecs
 import io
 import logging.config
 import os
-import select
 import sys
 from datetime import timedelta
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ from omegaconf import OmegaConf, read_write
 
 from vitlab.distributed.process import this_process
 from vitlab.files import CONF
+from vitlab.system import WINDOWS, wait_until_writable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -30,7 +30,7 @@ class _Unbreakable(io.FileIO):
     def write(self, data: Any) -> int:
         try:
             while (count := super().write(data)) is None:  # another program made it non-blocking
-                select.select([], [self], [])
+                wait_until_writable(self)
             return count
         except OSError:
             return len(data)
@@ -50,7 +50,11 @@ def protect_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream: Any = getattr(sys, name)
-        if stream is getattr(sys, f"__{name}__"):
+        if stream is None or stream is not getattr(sys, f"__{name}__"):  # Windows has none without a console
+            continue
+        if WINDOWS and stream.isatty():  # Python writes to its console in its own way, which takes any text
+            stream.reconfigure(errors="backslashreplace")
+        else:
             encoding = codecs.lookup(getattr(stream, "encoding", "utf-8")).name
             errors = "surrogateescape" if encoding == "utf-8" else "backslashreplace"  # file names may hold any bytes
             file: Any = io.BufferedWriter(_Unbreakable(number, "w", closefd=False))

@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.version import VersionBase
 
-from vitlab.distributed.process import stop_signals
+from vitlab.system import stop_signals
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from vitlab.arguments.entry_points import this_command
 from vitlab.distributed.process import job
 from vitlab.files import IS_CLONE, ROOT
+from vitlab.system import cpu_name
 
 PACKAGES = (
     *("vitlab", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf"),
@@ -31,7 +32,7 @@ def describe_origin() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "hardware": {
             "platform": platform.platform(),
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "cpu_cores": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
@@ -59,15 +60,7 @@ def _git() -> dict[str, Any]:
         return {"revision": revision, "dirty": False} if revision else unknown
     ask = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        answer = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        answer = subprocess.run(ask, capture_output=True, encoding="utf-8", timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return unknown
     return {"revision": answer.removesuffix("-dirty"), "dirty": answer.endswith("-dirty")}
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -21,6 +21,7 @@ from vitlab.errors import UserError
 from vitlab.files import CONF, expand_home, make_folder, numbered, write_text
 from vitlab.runs.console import log_settings
 from vitlab.runs.directory import HOLDS_A_RUN
+from vitlab.system import name_fault
 
 
 class RunGuard(Callback):
@@ -93,7 +94,7 @@ def _expand_home(config: DictConfig) -> None:
     """Replace a leading `~/` by the home folder, in the values of all files."""
     with read_write(config), read_write(config.hydra):
         for path, value in walk(OmegaConf.to_container(config)):
-            if isinstance(value, str) and value.startswith("~/"):
+            if isinstance(value, str) and value.startswith(("~/", f"~{os.sep}")):
                 OmegaConf.update(config, path, expand_home(value))
 
 
@@ -104,6 +105,8 @@ def _claim_folder(config: DictConfig) -> str:
         raise UserError(
             f"hydra.run.dir={str(folder)!r} is not UTF-8, and TensorBoard can't write to it: choose another name"
         )
+    if fault := name_fault(folder):
+        raise UserError(f"can't write the run to {folder} ({fault}): choose another name=... or hydra.run.dir=...")
     if any(override.lstrip("+").startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra):
         if os.path.exists(folder / "manifest.json"):  # noqa: PTH110  # False if the name is too long
             raise UserError(HOLDS_A_RUN.format(folder))

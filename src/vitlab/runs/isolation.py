@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.version import VersionBase
 
-from vitlab.system import prepare_environment, stop_signals
+from vitlab.system import stop_signals
 
 
 @contextmanager
@@ -28,7 +28,6 @@ def restored_process() -> Iterator[None]:
     HydraConfig.instance().cfg = None
     try:
         with warnings.catch_warnings():
-            prepare_environment()
             yield
     finally:
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = hydra, config

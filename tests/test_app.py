@@ -153,7 +153,7 @@ def test_without_gradio_the_command_says_how_to_install_it(
 
 
 @pytest.mark.parametrize(
-    "wrong", ["port=0", "port=seven", "port=70000", "top_k=0", "prot=1", "share=perhaps", "examples=-1"]
+    "wrong", ["port=0", "port=seven", "port=70000", "top_k=0", "share=perhaps", "examples=-1"]
 )
 def test_wrong_values_are_named(wrong: str, in_process: Command) -> None:
     result = in_process("-m", "vitlab.app", "run=x", wrong)

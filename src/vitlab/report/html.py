@@ -108,6 +108,7 @@ def render_report(run: RunSummary, path: Path) -> str:
         chance_loss=log(len(run.classes)),
         further=further_metrics(values),
         metric_title=metric_title,
+        knn_images=_knn_images(run),
         classes=[_class_row(name, row) for name, row in run.details.get("per_class", {}).items()],
         format_metric=format_metric,
         accuracy_interval=accuracy_interval,
@@ -121,6 +122,14 @@ def render_report(run: RunSummary, path: Path) -> str:
         unreadable=unreadable.read_text(encoding="utf-8") if unreadable.exists() else "",
         commands=_commands(run, path, folder),
     )
+
+
+def _knn_images(run: RunSummary) -> int:
+    """Training images whose features `test/knn_acc` compares with; 0 without that metric."""
+    if f"test/knn_acc{run.suffix}" not in run.final:
+        return 0
+    limit = run.setting("callbacks.features.knn_images")
+    return run.images("train") if limit is None else min(limit, run.images("train"))
 
 
 def _class_row(name: str, row: dict[str, Any]) -> list[Any]:

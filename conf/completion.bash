@@ -3,8 +3,9 @@
 _vitlab() {
   local command=("${COMP_WORDS[@]:0:2}")
   [ "${COMP_WORDS[1]}" = -m ] && command=("${COMP_WORDS[@]:0:3}")
+  [ "${COMP_WORDS[0]}" = vitlab ] && [ "$COMP_CWORD" = 1 ] && command=(vitlab)
   case "${command[*]}" in
-    *train.py | *evaluate.py | *predict.py | *"-m vitlab."*) ;;
+    *train.py | *evaluate.py | *predict.py | *"-m vitlab."* | vitlab*) ;;
     *) return ;;
   esac
   local choices
@@ -13,4 +14,4 @@ _vitlab() {
   COMPREPLY=($(compgen -W "$choices" -- "${COMP_WORDS[COMP_CWORD]}"))
 }
 COMP_WORDBREAKS=${COMP_WORDBREAKS//=/}
-complete -o nospace -o default -F _vitlab python python3
+complete -o nospace -o default -F _vitlab python python3 vitlab

@@ -1,6 +1,5 @@
 """What the tests share: commands run as a person would, small data sets, a finished run."""
 
-import hashlib
 import logging
 import os
 
@@ -16,22 +15,25 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from fake_hub import Hub, HubServer
 from PIL import Image
 from safetensors.torch import save_file
+
+from vitlab.arguments.entry_points import CONSOLE_SCRIPT
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hide GPUs, also from processes that tests start: what is compared bit by bit is meant for the CPU."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if nohup started the tests: runs would ignore it as well
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if nohup started the tests: runs would ignore it as well
 
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +89,8 @@ def in_process(
     def run_here(script: str, *arguments: str, cwd: Path = tmp_path) -> Result:
         logging.root.handlers[:] = handlers  # not those of an earlier run, which write to its run.log
         monkeypatch.chdir(cwd)
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the entry point sets it: undone with the test
+        for variable, value in (("HYDRA_FULL_ERROR", "1"), (CONSOLE_SCRIPT, "")):
+            monkeypatch.setenv(variable, value)  # the entry point sets it: undone with the test
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         capsys.readouterr()
         go = partial(runpy.run_path, str(ROOT / script))
@@ -147,28 +150,20 @@ def image_root(tmp_path: Path) -> Path:
     return root
 
 
-class Hub(SimpleHTTPRequestHandler):
-    """Serves files as the Hugging Face hub does: with the revision and a hash of each."""
-
-    def end_headers(self) -> None:
-        file = Path(self.translate_path(self.path))
-        if file.is_file():
-            self.send_header("X-Repo-Commit", "0" * 40)
-            self.send_header("ETag", f'"{hashlib.sha256(file.read_bytes()).hexdigest()}"')
-        super().end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[str]:
-    """The address of a hub that has the weights of one small network."""
+def hub_server(tmp_path: Path) -> Iterator[HubServer]:
+    """A hub that has the weights of one small network."""
     file = tmp_path / "hub" / HUB_FILE
     file.parent.mkdir(parents=True)
     torch.manual_seed(1)
     save_file(timm.create_model(HUB_NAME, pretrained=False).state_dict(), file)
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, directory=tmp_path / "hub")) as server:
+    with HubServer(partial(Hub, directory=tmp_path / "hub")) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield server
         server.shutdown()
+
+
+@pytest.fixture
+def hub(hub_server: HubServer) -> str:
+    """Its address."""
+    return hub_server.address

@@ -21,10 +21,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from vitlab.compat import precise_dtype
+from vitlab.data import counter_rng, random_augment, transforms
+
 DEVICE = torch.device("meta")  # autograd computes the gradients of tensors there in the CPU's thread
 aten = torch.ops.aten
 # Their results' shapes depend on values, which the host waits for.
 SHAPED_BY_VALUES = (aten.nonzero.default, aten.masked_select.default, aten._unique2.default)
+SHIFTS = (aten.bitwise_right_shift.Tensor_Scalar, aten.__rshift__.Scalar, aten.bitwise_left_shift.Tensor_Scalar)
+DOUBLES = (torch.float64, torch.complex128)
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 LIBRARIES = ("/src/vitlab/", "/pytorch_lightning/", "/lightning_fabric/", "/torchmetrics/", "/timm/", "/torchvision/")
 
@@ -42,6 +47,8 @@ class Record:
         self.waits: Counter[str] = Counter()
         self.operations: list[int] = []
         self.count = 0
+        self.is_apple = False  # whether the device has no float64, and integers of 64 bits only if `has_int64`
+        self.has_int64 = True
 
     def wait(self, what: str) -> None:
         if self.active:
@@ -144,7 +151,14 @@ def run_operation(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
     if record.active and not func.is_view:
         record.count += 1
-    result = tree_map_only(Tensor, _on_device, func(*real_args, **real_kwargs))
+    if not record.has_int64 and func in SHIFTS:
+        raise NotImplementedError(f"The operator '{func}' is not currently implemented for the MPS device")
+    found = func(*real_args, **real_kwargs)
+    if record.is_apple and any(isinstance(leaf, Tensor) and leaf.dtype in DOUBLES for leaf in tree_leaves(found)):
+        raise TypeError(
+            f"Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64: {func}"
+        )
+    result = tree_map_only(Tensor, _on_device, found)
     if not on_device or func is aten._to_copy.default:
         return result
     return return_and_correct_aliasing(func, args, kwargs, result)
@@ -154,16 +168,29 @@ def _on_device(tensor: Tensor) -> DeviceTensor:
     return tensor if isinstance(tensor, DeviceTensor) else DeviceTensor(tensor)
 
 
+def _as_apple(device: torch.device) -> torch.device:
+    return torch.device("mps") if device == DEVICE else device
+
+
 def _pin(tensor: Tensor) -> Tensor:
     tensor.pinned = True  # type: ignore[attr-defined]
     return tensor
 
 
 @contextmanager
-def fake_device(monkeypatch: pytest.MonkeyPatch, *, holds_images: bool = True) -> Iterator[Record]:
-    """Let Lightning's CPU accelerators use the fake device, which has memory for all images or not; give a new
-    record."""
+def fake_device(
+    monkeypatch: pytest.MonkeyPatch, *, holds_images: bool = True, is_apple: bool = False, has_int64: bool = True
+) -> Iterator[Record]:
+    """Let Lightning's CPU accelerators use the fake device, which has memory for all images or not, and if `is_apple`
+    no float64; give a new record."""
     record.__init__()  # type: ignore[misc]
+    record.is_apple, record.has_int64 = is_apple, has_int64
+    counter_rng._counts_as_the_cpu.cache_clear()
+    for table in (random_augment.magnitudes, random_augment.has_direction, random_augment.policies):
+        table.cache_clear()  # it was made on another device
+    if is_apple:
+        for module in (transforms, random_augment):
+            monkeypatch.setattr(module, "precise_dtype", lambda device: precise_dtype(_as_apple(device)))
     make, advance = torch.tensor, _TrainingEpochLoop.advance
 
     def tensor(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """Training runs, from the command line to the run directory."""
 
 import csv
+import gzip
 import json
 import re
 import signal
@@ -29,7 +30,7 @@ def metrics_of(run: Path) -> dict[str, float]:
 
 def test_the_run_directory_has_its_files(small_run: Path) -> None:
     there = {p.name for p in small_run.iterdir()}
-    files = "config.yaml manifest.json metrics.csv metrics.json run.log checkpoints tensorboard figures .hydra"
+    files = "config.yaml manifest.json metrics.csv metrics.json run.log checkpoints val figures .hydra"
     assert set(files.split()) <= there
     assert {p.name for p in (small_run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
@@ -66,12 +67,16 @@ def test_metrics_of_epochs_and_of_the_run(small_run: Path) -> None:
 
 
 def test_tensorboard_has_curves_and_config(small_run: Path) -> None:
-    events = EventAccumulator(str(small_run / "tensorboard"))
-    events.Reload()
-    tags = events.Tags()
-    curves = {"train/loss", "train/acc", "train/loss_step", "val/loss", "val/acc", "test/loss", "test/acc", "lr"}
-    assert curves | {"images_per_second", "data_wait", "memory_gib"} <= set(tags["scalars"])
-    assert len(events.Scalars("val/acc")) == 2
+    events, validation = (EventAccumulator(str(folder)).Reload() for folder in (small_run, small_run / "val"))
+    groups: dict[str, set[str]] = {}
+    for tag in [*events.Tags()["scalars"], *events.Tags()["images"], *validation.Tags()["scalars"]]:
+        group, _, name = tag.partition("/")
+        groups.setdefault(group, set()).add(name)
+    assert sorted(groups) == ["train", "val", "val-best", "view", "weights", "workload"]  # the first two are open
+    assert groups["train"] == {"acc", "loss", "loss_step", "lr"}
+    assert {"acc", "loss"} <= groups["val"]
+    assert {"images_per_second", "data_wait", "memory_gib"} <= groups["workload"]
+    assert len(validation.Scalars("val/acc")) == 2
     (text,) = events.Tensors("config/text_summary")
     assert b"_target_: vitlab.models.VisionTransformer" in text.tensor_proto.string_val[0]
 
@@ -291,7 +296,7 @@ def test_debug_profile_reports_the_time_of_each_stage(in_process: Command, tmp_p
     assert result.stderr == ""
     assert "stage (mean of 4 steps)" in result.stdout
     milliseconds = {name: float(value) for name, value in re.findall(r"│ (\S.*?) +│ +([\d.]+) │", result.stdout)}
-    assert milliseconds["forward pass, loss, metrics"] > milliseconds["fetch the batch"] > 0
+    assert milliseconds["forward pass, loss, metrics"] > milliseconds["data: fetch the batch"] > 0
     assert milliseconds["Lightning, callbacks, logging"] > 0
     operations = [name for name in milliseconds if name.startswith("aten::")]
     assert operations
@@ -299,13 +304,20 @@ def test_debug_profile_reports_the_time_of_each_stage(in_process: Command, tmp_p
     folder = only_run(tmp_path, "debug_profile") / "profile"
     listed = (folder / "fit-operations.txt").read_text()
     assert all(name in listed for name in operations)
-    (trace,) = folder.glob("*.pt.trace.json")
+    assert sorted(file.name for file in folder.iterdir()) == ["fit-operations.txt", "trace.json.gz"]
+    assert "profile/trace.json.gz (at https://ui.perfetto.dev" in result.stdout.replace("\n", " ")
+    trace = json.loads(gzip.decompress((folder / "trace.json.gz").read_bytes()))
+    events = [event for event in trace["traceEvents"] if event["ph"] == "X"]  # "complete" ones
+    assert all({"name", "ts", "dur", "pid", "tid"} <= event.keys() for event in events)
+    assert [event["name"] for event in events if event["name"].startswith("ProfilerStep#")] == [
+        f"ProfilerStep#{step}"
+        for step in range(2, 6)  # after one of waiting and one of warm-up
+    ]
     nested = ["forward pass, loss, metrics", "backward pass", "clip the gradients"]
     spent = dict.fromkeys([*nested, "optimizer"], 0.0)
-    for event in json.loads(trace.read_text())["traceEvents"]:
-        stage = event.get("name", "").removeprefix("[pl][profile]")
-        if stage in spent:
-            spent[stage] += event["dur"] / 1000 / 4
+    for event in events:
+        if event["name"] in spent:
+            spent[event["name"]] += event["dur"] / 1000 / 4
     # Nested stages are not counted twice: the backward pass runs inside the optimizer's step.
     assert milliseconds["optimizer"] == pytest.approx(spent["optimizer"] - sum(map(spent.get, nested)), abs=0.02)
     assert milliseconds["backward pass"] == pytest.approx(spent["backward pass"], abs=0.02)
@@ -321,7 +333,7 @@ def test_a_run_has_any_number_of_loggers(logger: str, in_process: Command, tmp_p
     result = in_process("train.py", *quick, logger)
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path)
-    assert (run / "tensorboard").exists() == ("tensorboard" in logger)
+    assert any(run.glob("events.out.tfevents.*")) == any(run.glob("val/*")) == ("tensorboard" in logger)
     assert (run / "csv" / "metrics.csv").exists() == ("csv" in logger)
     assert (run / "metrics.csv").exists()
 

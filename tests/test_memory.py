@@ -10,7 +10,7 @@ from vitlab.compat import peak_memory
 
 MEASURE = """
 import resource, sys, torch
-from vitlab.compat import keep_freed_memory
+from vitlab.system import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def step():

@@ -101,7 +101,8 @@ def test_data_settings_that_differ_from_the_weights_are_warned_about(weights: Pa
         (["model.name=test_vit.nope"], "timm has no weights 'nope' of test_vit; it has r160_in1k"),
         (["model.weights=nowhere.pth"], "model.weights=nowhere.pth does not exist"),
         (["model.name=null"], "model.name=null must be text"),
-        (["model.name=hf-hub:timm/test_vit"], "use model.weights=<file>"),
+        (["model.name=local-dir:here"], "use model.weights=<file>"),
+        (["model.name='hf-hub:a b'"], "a b: no name of a repository"),
         (["model.pretrained=false", "data.image_size=100"], "takes no images of image_size=100 px"),
         (["model.pretrained=false", "finetune.layer_decay=2"], "layer_decay=2"),
         (

@@ -22,7 +22,7 @@ import timm
 from conftest import HUB_NAME, ROOT, Command, run_script
 from data.test_cifar import QuietHandler, write_cifar100
 from data.test_torchvision_sets import write_svhn
-from huggingface_hub import constants
+from fake_hub import WRITER, use_hub
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -186,7 +186,7 @@ def test_several_processes(line: str, in_process: Command) -> None:
 def test_training(
     line: str, folder: Path, download: list[str], hub: str, in_process: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_hub(hub, folder, monkeypatch)
+    use_hub(hub, folder / "huggingface", monkeypatch)
     shutil.rmtree(folder / "outputs")
     script, *arguments = shlex.split(line)[1:]
     if script == "-m":
@@ -219,7 +219,11 @@ def test_training(
 
 
 @pytest.mark.parametrize("line", OF_A_RUN)
-def test_command_on_a_run(line: str, folder: Path, in_process: Command) -> None:
+def test_command_on_a_run(
+    line: str, folder: Path, hub: str, in_process: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_hub(hub, folder / "huggingface", monkeypatch)
+    monkeypatch.setenv("HF_TOKEN", WRITER)
     script, *arguments = shlex.split(line)[1:]
     if "trainer.max_epochs=40" in arguments:
         arguments.append("trainer.max_epochs=2")
@@ -227,12 +231,6 @@ def test_command_on_a_run(line: str, folder: Path, in_process: Command) -> None:
         data = ["data=image_folder", "data.root=data/cifar10_jpeg"]
         arguments += [*data, *SHORT, *SMALL, *PLAIN]
     check(in_process(script, *arguments, cwd=folder))
-
-
-def use_hub(hub: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "huggingface"))
-    monkeypatch.setattr(constants, "ENDPOINT", hub)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub + "/{repo_id}/resolve/{revision}/{filename}")
 
 
 def test_tensorboard_serves_the_runs(prepared: Path) -> None:

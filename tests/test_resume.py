@@ -54,17 +54,17 @@ def same(one: Any, other: Any, path: str = "") -> None:
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     # TensorBoard orders files by name, which has the second; here several files are of one second.
-    files = sorted((run / "tensorboard").glob("events.*"), key=lambda file: file.stat().st_mtime_ns)
-    with TemporaryDirectory() as folder:
-        for number, file in enumerate(files):
-            (Path(folder) / f"events.out.tfevents.{number:04d}").write_bytes(file.read_bytes())
-        events = EventAccumulator(folder)
-        events.Reload()
-    return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-        if tag not in TIMES
-    }
+    found: dict[str, list[tuple[int, float]]] = {}
+    for place in (run, run / "val"):
+        files = sorted(place.glob("events.*"), key=lambda file: file.stat().st_mtime_ns)
+        with TemporaryDirectory() as folder:
+            for number, file in enumerate(files):
+                (Path(folder) / f"events.out.tfevents.{number:04d}").write_bytes(file.read_bytes())
+            events = EventAccumulator(folder).Reload()
+        for tag in events.Tags()["scalars"]:
+            if tag.rpartition("/")[2] not in TIMES:
+                found[tag] = [(event.step, event.value) for event in events.Scalars(tag)]
+    return found
 
 
 def assert_same_run(run: Path, whole: Path) -> None:
@@ -450,8 +450,8 @@ def test_a_hostile_run_can_not_write_elsewhere(interrupted: Path, in_process: Co
     config = (interrupted / "config.yaml").read_text()
     for hostile in (
         config.replace(f"save_dir: {interrupted}", f"save_dir: {tmp_path / 'out'}"),
-        config.replace("version: tensorboard", "version: ../out"),
-        config.replace("version: tensorboard", f"version: {tmp_path / 'out'}"),
+        config.replace(f"save_dir: {interrupted}", "save_dir: ../out"),
+        config.replace(f"save_dir: {interrupted}", f"save_dir: {interrupted}\n    name: ../out"),
         config.replace(
             "_target_: vitlab.callbacks.Throughput", "_target_: vitlab.callbacks.StepProfiler\n    dirpath: x"
         ),
@@ -464,7 +464,7 @@ def test_a_hostile_run_can_not_write_elsewhere(interrupted: Path, in_process: Co
     (interrupted / "config.yaml").write_text(config)
 
     (tmp_path / "mine").mkdir()
-    for name in ("run.log", ".lock", "tensorboard", "checkpoints"):
+    for name in ("run.log", ".lock", "val", "checkpoints"):
         kept = (interrupted / name).rename(tmp_path / "mine" / name)
         (interrupted / name).symlink_to(kept)
         before = contents(tmp_path / "mine")

@@ -1,5 +1,27 @@
 """Reproducible Vision Transformer experiments on CIFAR-10."""
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from vitlab.errors import UserError
+from vitlab.system import prepare_environment
+
+if TYPE_CHECKING:
+    from vitlab.api import load, train
 
 __version__ = version("vitlab")
+__all__ = ["UserError", "__version__", "load", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the Python API when it is first used: commands start without it."""
+    if name in __all__:
+        prepare_environment()
+        from vitlab import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'vitlab' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -46,11 +46,14 @@ def main() -> None:
     from vitlab.benchmarks.gpu import measure_gpu
     from vitlab.benchmarks.measurement import Setup, compose_config
     from vitlab.benchmarks.record import Record
-    from vitlab.compat import keep_freed_memory, silence_libraries
+    from vitlab.compat import silence_libraries
     from vitlab.runs.manifest import describe_origin
+    from vitlab.system import WINDOWS, keep_freed_memory
 
     if command.name == "gpu" and not (torch.cuda.is_available() or command.tiny):
         raise UserError("name=gpu needs a CUDA GPU; tiny=true rehearses it on a CPU, and name=step measures there")
+    if command.name == "gpu" and WINDOWS:
+        raise UserError("name=gpu needs signals that Windows does not have: run it on Linux")
     silence_libraries()
     keep_freed_memory()
     given = [*own_overrides, *(str(override.input_line) for override in overrides)]
@@ -58,7 +61,7 @@ def main() -> None:
     resolved = {group: OmegaConf.to_container(config[group], resolve=True) for group in ("model", "data")}
     origin, driver = describe_origin(), Path("/proc/driver/nvidia/version")
     origin["versions"] |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
-    origin["hardware"]["driver"] = driver.read_text().partition("\n")[0] if driver.exists() else None
+    origin["hardware"]["driver"] = driver.read_text(encoding="utf-8").partition("\n")[0] if driver.exists() else None
     record = Record(file, {**origin, **resolved})
     setup = Setup(config, given, command, record.log)
     console = terminal()

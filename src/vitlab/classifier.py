@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from pytorch_lightning.plugins.precision import Precision
 from pytorch_lightning.utilities import GradClipAlgorithmType, rank_zero_warn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -14,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 
+from vitlab.config.instantiate import build_loss, build_named_metrics, build_network
 from vitlab.data import Batch, main_class
 from vitlab.distributed.strategies import shard
 from vitlab.errors import UserError
@@ -21,6 +24,8 @@ from vitlab.losses import CrossEntropy
 from vitlab.metrics import METRICS, build_metrics
 from vitlab.models import head_modules, head_names
 from vitlab.optim import Finetuning, adamw_param_names
+from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
+from vitlab.runs.trust import check_trusted
 
 
 class MeanLoss(Metric):
@@ -141,6 +146,24 @@ class ImageClassifier(pl.LightningModule):
         self.evaluated = nn.ModuleDict({split: self.new_metrics() for split in ("val", "test")})
         for metric in self._train_metrics().values():
             metric.persistent(True)  # to resume in the middle of an epoch
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Any, map_location: Any = None, *, trusted_targets: Sequence[str] = (), **kwargs: Any
+    ) -> Self:
+        """As Lightning's, with the model, loss and metrics of the config in the checkpoint, for use without vitlab's
+        commands: it has no optimizer, and with `callbacks=ema` the raw weights. `kwargs` go to Lightning's and to the
+        class. UserError if the file is no checkpoint, or its config names a target that is not trusted."""
+        config = OmegaConf.create(read_checkpoint(Path(checkpoint_path))[CONFIG_KEY])
+        check_trusted(OmegaConf.to_container(config), trusted_targets)
+        parts = {
+            "network": build_network(config.model),
+            "num_classes": config.data.num_classes,
+            "seed": config.seed,
+            "loss": build_loss(config.loss),
+            "metrics": build_named_metrics(config.metrics),
+        }
+        return super().load_from_checkpoint(checkpoint_path, map_location, weights_only=True, **{**parts, **kwargs})
 
     def configure_model(self) -> None:
         mesh = self.device_mesh

@@ -1,31 +1,33 @@
-"""The command line: exit statuses, and one sentence for each mistake.
+"""The command line: verbs, exit statuses, and one sentence for each mistake.
 
 Status 0: finished. 2: the user's input is wrong. 130, 143 and 129: interrupted by Ctrl-C, SIGTERM or SIGHUP (the
 terminal was closed). 1: anything else.
 """
 
-import functools
 import gc
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.metadata import version
 from textwrap import fill
 from typing import Any, NoReturn
 
+import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.arguments.command import read_command
+from vitlab.arguments.command import read_command, training_arguments
+from vitlab.arguments.entry_points import as_typed, pretend_script
 from vitlab.arguments.hints import without_dashes
-from vitlab.arguments.literals import literal
 from vitlab.config.check import FILLING, GROUPS
 from vitlab.config.compose import NOT_COMPOSED, compose_training, explain, refuse
-from vitlab.distributed.process import check_start, die_with_parent, is_requeued, this_process
-from vitlab.errors import INTERRUPTED, PeerError, TerminatedError, UserError, file_error
+from vitlab.distributed.process import check_start, is_requeued, this_process
+from vitlab.errors import INTERRUPTED, PeerError, TerminatedError, UserError, did_you_mean, file_error
 from vitlab.files import CONF
 from vitlab.runs.console import protect_streams
+from vitlab.system import SIGKILL, die_with_parent, prepare_environment
 
 HYDRA_FLAGS = (
     *("-h", "--help", "--hydra-help", "--version", "-r", "--resolve", "-p", "--package", "-c", "--cfg", "-x", "--run"),
@@ -34,12 +36,52 @@ HYDRA_FLAGS = (
 )
 
 
+# The verbs of the console script `vitlab`: the module whose `main` it calls, and the line of `vitlab --help`.
+VERBS = {
+    "train": ("vitlab.cli", "train or fine-tune a model; also resume or repeat a run, or sweep over settings"),
+    "evaluate": ("vitlab.evaluate", "test a run: loss, accuracy, and the accuracy of each class"),
+    "predict": ("vitlab.predict", "classify images"),
+    "explain": ("vitlab.explain", "draw what a ViT attends to in images"),
+    "app": ("vitlab.app", "try a model in the browser: drop an image, see its classes and attention"),
+    "export": ("vitlab.export", "write a run's model for timm, the Hugging Face hub, or ONNX"),
+    "leaderboard": ("vitlab.leaderboard.__main__", "rank runs"),
+    "augmentations": ("vitlab.augmentations", "draw what augmentations do to images"),
+    "bench": ("vitlab.bench", "measure the speed of this machine"),
+}
+
+
+def main() -> NoReturn:
+    """The console script: `vitlab <verb> key=value ...`."""
+    verb, *arguments = sys.argv[1:] or ["--help"]
+    if verb in ("-h", "--help"):
+        print("vitlab trains, compares and uses Vision Transformers.\n\nusage: vitlab <verb> key=value ...\n")
+        print(*(f"  {verb:<14} {text}" for verb, (_, text) in VERBS.items()), sep="\n")
+        print("\nvitlab <verb> --help lists the keys of a verb. Python: import vitlab; help(vitlab)")
+        sys.exit(0)
+    if verb == "--version":
+        print(f"vitlab {version('vitlab')}")
+        sys.exit(0)
+    if verb == "-sc":
+        print(*VERBS) if arguments == ["query=bash"] else print_completion()
+        sys.exit(0)
+    if verb not in VERBS:
+        hint = f": vitlab train {verb}" if "=" in verb else did_you_mean(verb, VERBS)
+        refuse([f"unknown verb '{verb}'{hint}"])
+    pretend_script(verb, *arguments)
+    if line := os.environ.get("COMP_LINE"):  # Hydra expects that of a script
+        os.environ["COMP_LINE"] = line.removeprefix("vitlab ")
+    if verb == "train":
+        launch()
+    run(import_module(VERBS[verb][0]).main)
+
+
 def run(main: Callable[[], Any], *, several: bool = False) -> NoReturn:
     """Call the main function of a command, which may run as `several` processes, and exit with its status."""
     protect_streams()
+    prepare_environment()
     os.environ["MPLBACKEND"] = "agg"  # a notebook sets one that works in its own process only
     if sys.argv[1:] == ["-sc", "install=bash"]:  # Hydra's own completes scripts with a Hydra config only
-        print((CONF / "completion.bash").read_text(encoding="utf-8"))
+        print_completion()
         sys.exit(0)
     with _statuses():
         check_start(several=several)
@@ -47,12 +89,16 @@ def run(main: Callable[[], Any], *, several: bool = False) -> NoReturn:
     sys.exit(0)
 
 
-def launch(main: Callable[[], Any]) -> NoReturn:
-    """As `run`, for `train.py`, whose `main` composes a config by Hydra: trains, resumes, reproduces or sweeps."""
-    run(functools.partial(_train, main), several=True)
+def print_completion() -> None:
+    print((CONF / "completion.bash").read_text(encoding="utf-8"))
 
 
-def _train(main: Callable[[], Any]) -> None:
+def launch() -> NoReturn:
+    """As `run`, for `train.py`: trains, resumes, reproduces or sweeps."""
+    run(_train, several=True)
+
+
+def _train() -> None:
     if any(argument.startswith("sweep=resume:") for argument in sys.argv):
         from vitlab.sweeps.sweep import restore_arguments
 
@@ -61,16 +107,12 @@ def _train(main: Callable[[], Any]) -> None:
         raise UserError(flags)
     given = {argument.partition("=")[0] for argument in sys.argv[1:]}
     is_sweep = bool(given & {"-m", "--multirun", "sweep"})
-    # The keys of a new _target_ need no +: whether it takes them is checked later.
-    new = set() if given & {"resume", "reproduce"} else {key.lstrip("+") for key in given if key.endswith("._target_")}
-    nodes = tuple(key.removesuffix("_target_") for key in new)
-    arguments = [f"++{argument}" if nodes and argument.startswith(nodes) else argument for argument in sys.argv[1:]]
-    arguments = sys.argv[1:] = [literal(argument, sweep=is_sweep) for argument in arguments]
+    arguments = sys.argv[1:] = training_arguments(sys.argv[1:], sweep=is_sweep)
     if not given & {"-sc", "--shell-completion"}:  # Hydra takes overrides only after the last flag
         sys.argv[1:] = sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
     check_start(several=not is_sweep)
     if this_process().started_by == "Lightning":  # a rank is of no use without rank 0
-        die_with_parent(signal.SIGKILL)
+        die_with_parent(SIGKILL)
 
     # A command that SLURM or torchrun repeats resumes the run that it began.
     is_new = "resume" not in given and not any(argument.startswith("-") for argument in given)
@@ -94,7 +136,7 @@ def _train(main: Callable[[], Any]) -> None:
     # Hydra would print errors in its own way and exit with 1; with this set it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        main()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(_train_by_hydra)()
     except (OSError, ValueError) as error:
         if "can be specified" in str(error):
             raise UserError("-m, --run, --cfg and --info exclude each other: --cfg is for one run") from None
@@ -114,22 +156,18 @@ def _train(main: Callable[[], Any]) -> None:
 def _print_help(overrides: list[str]) -> None:
     """Print the commands, the choices of each group, and the config: what Hydra's own help shows a second later."""
     text, config = OmegaConf.load(CONF / "help.yaml"), OmegaConf.to_yaml(compose_training(overrides))
-    print(text.header, "== Choices, as group=option ==\n", sep="\n")
+    print(as_typed(text.header), "== Choices, as group=option ==\n", sep="\n")
     for group in (*GROUPS, *FILLING):
         choices = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
         print(fill(f"{group}: {choices}", 110, subsequent_indent="  "))
     print("\n== The config ==\n", config, text.footer, sep="\n")
 
 
-def job(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Decorate the function that Hydra calls: the process ends inside Hydra's job, so that Hydra prints no errors."""
-
-    @functools.wraps(function)
-    def wrapped(config: DictConfig) -> Any:
-        with _statuses():
-            return function(config)
-
-    return wrapped
+def _train_by_hydra(config: DictConfig) -> None:
+    with _statuses():  # the process ends inside Hydra's job, so that Hydra prints no errors
+        with no_gc_imports():
+            from vitlab.experiment import train
+        train(config)
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 """Adapt libraries and the system: exits, warnings, private names, memory."""
 
-import ctypes
 import logging
 import os
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from torch import nn
 from torch.distributed import DistError
 
 from vitlab.errors import TerminatedError, UserError, file_error
+from vitlab.system import peak_process_memory
 
 HARMLESS_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning's use of torch's pytree
@@ -32,6 +31,7 @@ HARMLESS_WARNINGS = (
     r"Detected pickle protocol",  # of a file that is then refused or read
     r"Glyph \d+ .* missing from font",  # in a file name on a figure
 )
+LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")
 SMALL_BATCH = 16  # images
 
 
@@ -80,7 +80,7 @@ def silence_libraries() -> None:
         warnings.filterwarnings("ignore", message=message)
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a full disk also stops run.log, which needs no traceback of its own
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
+    for name in LIGHTNING_LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers.clear()  # their own handlers write to the terminal
         logger.propagate = True
@@ -88,6 +88,32 @@ def silence_libraries() -> None:
 
 
 # Private names, each with its reason and the versions for which it was needed
+
+
+@contextmanager
+def own_logging() -> Iterator[None]:
+    """Keep the handlers and levels of a program's own logging out of the way, and restore them at the end.
+
+    Only private names tell (Python 3.11 to 3.14) whether warnings are captured, and which handlers exist: by itself
+    `logging.config` closes them all.
+    """
+    loggers = [logging.getLogger(name) for name in (None, "vitlab", *LIGHTNING_LOGGERS)]
+    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    raises, captures = logging.raiseExceptions, logging._warnings_showwarning is not None  # type: ignore[attr-defined]
+    known, names = logging._handlerList[:], dict(logging._handlers)  # type: ignore[attr-defined]
+    logging._handlerList.clear()  # type: ignore[attr-defined]
+    logging.root.handlers.clear()
+    try:
+        yield
+    finally:
+        logging.shutdown()  # closes run.log
+        logging._handlerList[:] = known  # type: ignore[attr-defined]
+        logging._handlers.update(names)  # type: ignore[attr-defined]
+        logging.captureWarnings(captures)
+        logging.raiseExceptions = raises
+        for logger, handlers, level, propagate in before:
+            logger.handlers[:], logger.propagate = handlers, propagate
+            logger.setLevel(level)
 
 
 def cpu_has_bfloat16() -> bool:
@@ -221,34 +247,31 @@ def muon_coefficients(given: Any) -> list[tuple[float, float, float]]:
     return timm.optim.muon.resolve_ns_coefficients(given, timm.optim.muon._COEFFICIENTS)
 
 
-# Memory of the process
+# Devices
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """Peak memory in GiB: of tensors on a GPU, otherwise of the process (None on Windows)."""
+    """Peak memory in GiB: of tensors on a CUDA GPU, what Apple's GPU holds now, otherwise of the process (None on
+    Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    if sys.platform == "win32":
-        return None
-    import resource
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 2**30  # which torch keeps: there is no peak
+    return peak_process_memory()
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device.type in ("cuda", "mps"):
+        torch.accelerator.synchronize(device)
+
+
+def precise_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 on Apple's GPUs, which have no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def reset_peak_memory(device: torch.device) -> None:
     """Reset the peak on a GPU; that of a process cannot be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep the memory that a step frees, for the next step; no effect without glibc.
-
-    By default glibc returns each large tensor to the operating system, which fills its pages with zeros in every step.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        trim_threshold, mmap_max = -1, -4  # mallopt(3); not M_MMAP_THRESHOLD, which older versions limit to 32 MiB
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)

@@ -19,7 +19,7 @@ from vitlab.callbacks import (
 from vitlab.classifier import ImageClassifier
 from vitlab.compat import count_epochs_from_one, skip_signal_broadcast
 from vitlab.config.instantiate import build as build_node
-from vitlab.config.instantiate import build_loss
+from vitlab.config.instantiate import build_loss, build_named_metrics
 from vitlab.data import ImageDataModule
 from vitlab.distributed.failure_report import FailureReporter
 from vitlab.distributed.strategies import cluster
@@ -43,15 +43,11 @@ def build_data(config: DictConfig) -> ImageDataModule:
 
 
 def build_classifier(config: DictConfig, model: torch.nn.Module) -> ImageClassifier:
-    metrics = [
-        name if isinstance(name, str) else {key: build_node(node, f"metrics.{key}") for key, node in name.items()}
-        for name in config.metrics
-    ]
     return ImageClassifier(
         model,
         num_classes=config.data.num_classes,
         loss=build_loss(config.loss),
-        metrics=metrics,
+        metrics=build_named_metrics(config.metrics),
         seed=config.seed,
         optimizer=build_node(config.optimizer, "optimizer"),
         finetuning=build_node(config.finetune, "finetune"),

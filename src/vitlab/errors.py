@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from vitlab.system import SIGHUP, path_fault
+
 INTERRUPTED, TERMINATED, HUNG_UP = STOPPED = 130, 143, 129  # exit statuses by Ctrl-C, SIGTERM and SIGHUP
 
 
@@ -24,7 +26,7 @@ class TerminatedError(Exception):
     """The process was asked to end by SIGTERM, exit status 143, or its terminal was closed (SIGHUP), status 129."""
 
     def __init__(self, number: int = signal.SIGTERM) -> None:
-        self.status = HUNG_UP if number == signal.SIGHUP else TERMINATED
+        self.status = HUNG_UP if number == SIGHUP else TERMINATED
 
 
 class PeerError(Exception):
@@ -39,9 +41,9 @@ def first_line(error: BaseException) -> str:
 def file_error(error: BaseException | None) -> str:
     """The sentence for an error of the disk, also as the cause of another error; "" for any other error."""
     cause = error if isinstance(error, OSError) else error and error.__cause__
-    if not isinstance(cause, OSError) or cause.errno not in FILE_ERRORS:
+    if not isinstance(cause, OSError) or not (path_fault(cause) or cause.errno in FILE_ERRORS):
         return ""
-    return f"can't write{f' {cause.filename}' if cause.filename else ''} ({cause.strerror})"
+    return f"can't write{f' {cause.filename}' if cause.filename else ''} ({path_fault(cause) or cause.strerror})"
 
 
 def list_some(names: Sequence[str], count: int = 3) -> str:

@@ -26,7 +26,6 @@ from vitlab.callbacks import (
 )
 from vitlab.classifier import ImageClassifier
 from vitlab.compat import (
-    keep_freed_memory,
     silence_libraries,
     translate_lightning_exits,
 )
@@ -50,7 +49,9 @@ from vitlab.runs.console import show
 from vitlab.runs.directory import RunDirectory, shorten_values
 from vitlab.runs.loggers import build_loggers, logger_run_ids
 from vitlab.runs.manifest import describe_origin, differences
+from vitlab.system import keep_freed_memory
 from vitlab.weights import LoadReport, Weights, fit_weights, weights_to_start_from
+from vitlab.weights.hub import PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +129,9 @@ def resolve(config: DictConfig, weights: Weights | None = None, overrides: Seque
     if dropped := keep_accepted_keys(resolved, overrides):
         rank_zero_only(show)(f"left out, because the new _target_ does not take them: {', '.join(dropped)}")
     resolve_machine(resolved)
+    if weights and str(resolved.model.get("name")).startswith(PREFIX):  # the run does not need the hub again
+        arguments = {**weights.model["kwargs"], **(resolved.model.kwargs or {})}
+        resolved.model.merge_with({**weights.model, "kwargs": arguments})
     for key, value in (weights.input if weights else {}).items():
         chosen = resolved.data[key]
         if chosen is None:

@@ -18,10 +18,10 @@ from vitlab.arguments.command import read_command
 from vitlab.cli import no_gc_imports, run
 from vitlab.errors import UserError, did_you_mean
 from vitlab.files import folder_for, shorten
-from vitlab.predict import check_all_read, check_top_k, find_images, read_batches
+from vitlab.predict import check_all_read, check_top_k, find_images
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from PIL import Image
 
     from vitlab.loaded_model import LoadedModel
     from vitlab.plots.vit_plots import Explanation
@@ -41,36 +41,28 @@ def explain(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
     """
     check_top_k(command.top_k)
     with no_gc_imports():  # torch is imported once the command is known to be right
-        import torch
-
+        from vitlab.data.decoding import describe_failure, read_image
         from vitlab.loaded_model import open_model
-        from vitlab.models.interpretation import record_attention
         from vitlab.plots.grid import shorten_name
         from vitlab.plots.io import FigureText, render, save
         from vitlab.plots.vit_plots import EXPLANATION_CAPTION, draw_explanation
         from vitlab.runs.console import show
 
     model = open_model(command, overrides)
-    target = None if command.target is None else str(command.target)
-    if target not in (None, *model.classes):
-        hint = did_you_mean(str(target), set(model.classes))
-        classes = ", ".join(model.classes)
-        raise UserError(f"target={target} is none of the run's classes, which are {classes}{hint}")
-    network = copy.deepcopy(model.network).float().eval()
-    side = model.config.data.stored_size
-    if record_attention(network, model.preprocess(torch.zeros(1, 3, side, side, dtype=torch.uint8))) is None:
-        raise UserError(
-            f"the run's {type(network).__name__} has no attention among all patches of an image: explain works for "
-            "plain ViTs, like model=vit_scratch and most of timm's vit_*, deit* and eva*"
-        )
+    explainer = Explainer(model, None if command.target is None else str(command.target), command.top_k)
     files, failures = find_images(command.images)
     names = _figure_names(files)
     base = command.out or f"outputs/figures/explain_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     folder: Path | None = None
     written: list[Path] = []
-    for (path,), image in read_batches(files, model.config.data, failures, batch_size=1):
+    for path in files:
+        try:
+            image = read_image(path)
+        except Exception as error:  # Pillow's decoders raise anything
+            failures[str(path)] = describe_failure(error)
+            continue
         folder = folder or folder_for(Path(str(base)), *names.values())
-        explanation = _explanation(model, network, path, image, target, command.top_k)
+        explanation = explainer.explain(image)
         written.append(folder / names[path])
         text = FigureText("explain", f"Attention of the model to {shorten_name(path.name, 80)}", EXPLANATION_CAPTION)
         save(render(partial(draw_explanation, explanation), text.title), written[-1], text)
@@ -79,34 +71,63 @@ def explain(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
     return written
 
 
-def _explanation(
-    model: LoadedModel, network: nn.Module, path: Path, image: Tensor, target: str | None, top_k: int
-) -> Explanation:
-    import torch
+class Explainer:
+    """Explains predictions of a ViT: of a class, or without `target` of the predicted one.
 
-    from vitlab.classifier import rank_classes
-    from vitlab.data.decoding import read_image, to_square
-    from vitlab.models.interpretation import attention_gradients, gradient_rollout, last_layer, rollout, seen_by_head
-    from vitlab.plots.vit_plots import Explanation
+    Raises:
+        UserError: the model has no such class, or no attention to draw.
+    """
 
-    logits = model.logits(image)
-    ranked = rank_classes(logits)[0].tolist()
-    explained = ranked[0] if target is None else model.classes.index(target)
-    shown = dict.fromkeys([*ranked[:top_k], explained])
-    probabilities = logits.softmax(dim=1)[0]
+    def __init__(self, model: LoadedModel, target: str | None, top_k: int) -> None:
+        import torch
 
-    found = attention_gradients(network, model.preprocess(image), torch.tensor([explained], device=model.device))
-    assert found is not None
-    attention, gradients = found
-    whole = read_image(path)
-    return Explanation(
-        image=torch.from_numpy(to_square(whole, min(*whole.size, SIDE))),
-        probabilities={model.classes[label]: float(probabilities[label]) for label in shown},
-        explained=model.classes[explained],
-        rollout=seen_by_head(rollout(attention.weights), attention)[0].cpu(),
-        relevance=seen_by_head(gradient_rollout(attention.weights, gradients), attention)[0].cpu(),
-        heads=last_layer(attention)[0].cpu(),
-    )
+        from vitlab.models.interpretation import record_attention
+
+        if target not in (None, *model.classes):
+            hint = did_you_mean(str(target), set(model.classes))
+            classes = ", ".join(model.classes)
+            raise UserError(f"target={target} is none of the run's classes, which are {classes}{hint}")
+        self.model, self.target, self.top_k = model, target, top_k
+        self.side = model.config.data.stored_size
+        self.network = copy.deepcopy(model.network).float().eval()
+        blank = torch.zeros(1, 3, self.side, self.side, dtype=torch.uint8)
+        if record_attention(self.network, model.preprocess(blank)) is None:
+            raise UserError(
+                f"the run's {type(model.network).__name__} has no attention among all patches of an image: explain "
+                "works for plain ViTs, like model=vit_scratch and most of timm's vit_*, deit* and eva*"
+            )
+
+    def explain(self, image: Image.Image) -> Explanation:
+        """The maps of an image of any size, as `read_image` returns it."""
+        import torch
+
+        from vitlab.classifier import rank_classes
+        from vitlab.data.decoding import to_square
+        from vitlab.models import interpretation
+        from vitlab.plots.vit_plots import Explanation
+
+        model = self.model
+        pixels = torch.from_numpy(to_square(image, self.side)).unsqueeze(0)
+        logits = model.logits(pixels)
+        ranked = rank_classes(logits)[0].tolist()
+        explained = ranked[0] if self.target is None else model.classes.index(self.target)
+        shown = dict.fromkeys([*ranked[: self.top_k], explained])
+        probabilities = logits.softmax(dim=1)[0]
+
+        classes = torch.tensor([explained], device=model.device)
+        found = interpretation.attention_gradients(self.network, model.preprocess(pixels), classes)
+        assert found is not None
+        attention, gradients = found
+        flow = interpretation.rollout(attention.weights)
+        relevance = interpretation.gradient_rollout(attention.weights, gradients)
+        return Explanation(
+            image=torch.from_numpy(to_square(image, min(*image.size, SIDE))),
+            probabilities={model.classes[label]: float(probabilities[label]) for label in shown},
+            explained=model.classes[explained],
+            rollout=interpretation.seen_by_head(flow, attention)[0].cpu(),
+            relevance=interpretation.seen_by_head(relevance, attention)[0].cpu(),
+            heads=interpretation.last_layer(attention)[0].cpu(),
+        )
 
 
 def _figure_names(files: Sequence[Path]) -> dict[Path, str]:

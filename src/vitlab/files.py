@@ -5,8 +5,8 @@ import errno
 import io
 import json
 import os
-import shlex
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -17,8 +17,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vitlab.errors import UserError
+from vitlab.system import flush_to_disk, name_fault, replace
 
-CONF = Path(__file__).parents[2] / "conf"  # the YAML files of the checkout that vitlab is installed from
+PACKAGE = Path(__file__).parent
+IS_CLONE = not (PACKAGE / "clone").is_dir()  # a wheel has a copy of what the package needs of a clone
+ROOT = PACKAGE.parents[1] if IS_CLONE else PACKAGE / "clone"  # of train.py and conf/
+CONF = ROOT / "conf"
 
 
 @contextmanager
@@ -29,9 +33,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary.unlink(missing_ok=True)  # a link there, in somebody else's run, would be followed
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        flush_to_disk(temporary)
+        replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -50,7 +53,8 @@ def locked(folder: Path, refusal: str) -> AbstractContextManager[Any]:
 
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # file names may hold any bytes
+        # File names may hold any bytes. No carriage returns: the file is the same on all systems.
+        temporary.write_text(text, encoding="utf-8", errors=sys.getfilesystemencodeerrors(), newline="\n")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -83,7 +87,8 @@ def make_folder(folder: Path, key: str = "out") -> None:
         if not os.access(folder, os.W_OK):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise UserError(f"can't write to {folder} ({error.strerror}): choose another folder with {key}=...") from error
+        reason = name_fault(folder) or error.strerror
+        raise UserError(f"can't write to {folder} ({reason}): choose another folder with {key}=...") from error
 
 
 def set_aside(path: Path, *, keep: bool = False) -> None:
@@ -120,14 +125,6 @@ def numbered(name: str, suffix: str = "") -> Iterator[str]:
 def expand_home(text: str) -> str:
     """A path with the home folder in place of a leading `~`; Path.expanduser fails for a file called `~x`."""
     return os.path.expanduser(text)  # noqa: PTH111
-
-
-def quote_for_shell(text: str) -> str:
-    """An argument as you type it in a shell: as `shlex.quote`, but for what a terminal does not show or changes."""
-    if text.isprintable():
-        return shlex.quote(text)
-    safe = (chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}" for byte in os.fsencode(text))
-    return f"$'{''.join(safe)}'"
 
 
 def shorten(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Open a run or a checkpoint: its model, ready for images."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +13,24 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from vitlab.compat import keep_freed_memory, silence_libraries
+from vitlab.compat import silence_libraries
 from vitlab.config.compose import compose_training
 from vitlab.config.instantiate import build, build_network
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import BatchTransform, ImageDataModule
 from vitlab.data.arrays import ImageArrays
 from vitlab.errors import UserError
-from vitlab.models.execution import check_logits, choose_attention, compile_network
+from vitlab.models.execution import check_logits, choose_attention, compile_fault, compile_network
 from vitlab.report.terminal import print_choice
 from vitlab.runs.checkpoint import CONFIG_KEY, WEIGHTS_PREFIX, choose_weights, network_weights, read_checkpoint
 from vitlab.runs.directory import RunDirectory, checkpoint_named
 from vitlab.runs.overrides import apply_overrides
 from vitlab.runs.trust import check_trusted
+from vitlab.system import keep_freed_memory
+from vitlab.weights.hub import CONFIG_FILE, PREFIX, WEIGHTS_FILE, download
 from vitlab.weights.loading import read_file
 
-EXPORT = ("model.safetensors", "config.json")  # the files of a folder that vitlab.export wrote
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,10 @@ class LoadedModel:
         return data
 
 
-def open_model(command: DictConfig, overrides: Sequence[Override]) -> LoadedModel:
+def open_model(command: DictConfig, overrides: Sequence[Override], *, quiet: bool = False) -> LoadedModel:
     """Opens the model that a command names by `run` or `checkpoint`, `weights`, `outputs` and `trusted_targets`, with
-    overrides of its run's config; every verb that uses a trained model starts here.
+    overrides of its run's config; every verb that uses a trained model starts here. Unless `quiet`, prints which
+    checkpoint and weights these are.
 
     Raises:
         UserError: the run, the checkpoint or an override is wrong, or the config names a target that is not trusted.
@@ -82,7 +86,7 @@ def open_model(command: DictConfig, overrides: Sequence[Override]) -> LoadedMode
     silence_libraries()
     keep_freed_memory()
     file, run = _find_checkpoint(command)
-    checkpoint = _read_export(file) if file.is_dir() and (file / EXPORT[0]).exists() else read_checkpoint(file)
+    checkpoint = _read_export(file) if file.is_dir() and (file / WEIGHTS_FILE).exists() else read_checkpoint(file)
     config = OmegaConf.create(checkpoint[CONFIG_KEY])
     apply_overrides(config, overrides, command)
     resolve_machine(config)
@@ -90,7 +94,8 @@ def open_model(command: DictConfig, overrides: Sequence[Override]) -> LoadedMode
     weights = choose_weights(checkpoint, command.weights, file)
     network = rebuild_network(config, checkpoint, file, list(command.trusted_targets), weights)
     choose_attention(config, network)
-    print_choice(file, checkpoint, weights)
+    if not quiet:
+        print_choice(file, checkpoint, weights)
 
     torch.set_float32_matmul_precision(config.matmul_precision)
     try:
@@ -123,14 +128,19 @@ def rebuild_network(
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the weights in {path} do not fit the model of the config: {reason[:300]}") from error
-    compile_network(network, config.compile)
+    if config.compile and (fault := compile_fault(config.trainer.accelerator)):
+        log.warning(f"not compiled, as the run was: this machine lacks {fault}")
+    else:
+        compile_network(network, config.compile)
     return network.eval()
 
 
 def _find_checkpoint(command: DictConfig) -> tuple[Path, RunDirectory | None]:
     named = Path(str(command.checkpoint if command.run is None else command.run))
-    folder = named.parent if named.name == EXPORT[0] else named
-    if all((folder / name).is_file() for name in EXPORT):
+    if str(named).startswith(PREFIX):
+        return download(str(named)), None
+    folder = named.parent if named.name == WEIGHTS_FILE else named
+    if all((folder / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE)):
         return folder, None
     if command.run is not None:
         run = RunDirectory.open(str(command.run), command.outputs)
@@ -142,14 +152,14 @@ def _find_checkpoint(command: DictConfig) -> tuple[Path, RunDirectory | None]:
 
 def _read_export(folder: Path) -> dict[str, Any]:
     """A folder that vitlab.export wrote, or timm, as a checkpoint; its config does not know `data.root`."""
-    weights = read_file(folder / EXPORT[0])
-    about = json.loads((folder / EXPORT[1]).read_text(encoding="utf-8"))
+    weights = read_file(folder / WEIGHTS_FILE)
+    about = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     if not weights.input:
-        raise UserError(f"{folder / EXPORT[1]} does not describe a model of timm's")
+        raise UserError(f"{folder / CONFIG_FILE} does not describe a model of timm's")
     config = compose_training(["name=export", "run_dir=.", "data=image_folder", "model=vit_pretrained"])
     OmegaConf.set_struct(config, False)
     classes = weights.classes or [str(label) for label in range(about["num_classes"])]
-    stored_size = weights.input["image_size"]
+    stored_size = about.get("stored_size", weights.input["image_size"])
     config.data.merge_with(
         {**weights.input, "stored_size": stored_size, "classes": classes, "num_classes": len(classes)}
     )

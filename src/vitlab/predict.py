@@ -93,7 +93,7 @@ def find_images(wanted: Any) -> tuple[list[Path], dict[str, str]]:
         elif path.exists():
             found = [path]
         else:  # a pattern, in a folder whose own name may look like one; Path.glob takes no absolute patterns
-            folder = next(parent for parent in path.parents if parent.exists() or parent in (Path(), Path("/")))
+            folder = next(parent for parent in path.parents if parent.exists() or parent == parent.parent)
             pattern = Path(escape(str(folder)), path.relative_to(folder))
             found = sorted(p for p in map(Path, glob(str(pattern), recursive=True)) if p.is_file())  # noqa: PTH207
         if not found:

@@ -16,16 +16,17 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.arguments.command import parse_overrides, read_command
+from vitlab.arguments.entry_points import this_command
 from vitlab.components import as_plain_data, time_limit
 from vitlab.config.check import find_mistakes
 from vitlab.config.instantiate import targets
 from vitlab.config.resolve import resolve_processes
 from vitlab.distributed.failure_report import clear_failures
-from vitlab.distributed.process import broadcast_from_rank0, job, this_command, this_process
+from vitlab.distributed.process import broadcast_from_rank0, job, this_process
 from vitlab.errors import UserError, first_line
 from vitlab.experiment import Experiment, build, fit_and_test, prepare_process, record_final_status, resolve, train
 from vitlab.files import CONF, folder_for, set_aside, write_text
-from vitlab.models.execution import has_cuda
+from vitlab.models.execution import has_gpu
 from vitlab.report.tensorboard import log_run_text
 from vitlab.report.terminal import print_comparison, print_resumed
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
@@ -64,11 +65,12 @@ RESUMABLE_STATE = {"epoch", "global_step", "optimizer_states", "lr_schedulers", 
 MEASURED = ("seconds", "images_per_second", "data_wait", "memory_gib", "mfu")
 
 
-def resume(command: DictConfig, overrides: Sequence[Override]) -> dict[str, float]:
+def resume(command: DictConfig, overrides: Sequence[Override]) -> tuple[Path, dict[str, float]]:
     """Resumes a run from one of its checkpoints: on the same machine and versions, bit for bit as if uninterrupted.
 
-    `command` holds the values of `conf/resume.yaml`, `overrides` those of the run's config. Returns and raises as
-    `train`; also UserError if a key may not change, the images differ, or another process writes to the run.
+    `command` holds the values of `conf/resume.yaml`, `overrides` those of the run's config. Returns the run directory
+    and the final metrics. Raises as `train`; also UserError if a key may not change, the images differ, or another
+    process writes to the run.
     """
     started = time.perf_counter()
     run = _open_on_rank0(str(command.resume), command.outputs, key="resume", finished=False)
@@ -98,7 +100,7 @@ def resume(command: DictConfig, overrides: Sequence[Override]) -> dict[str, floa
         print_resumed(experiment.config, run.path, epoch, step, changed)
         with record_final_status(experiment):
             log_run_text(experiment.trainer, as_plain_data(experiment.config), run)
-            return fit_and_test(experiment, started, checkpoint=file)
+            return run.path, fit_and_test(experiment, started, checkpoint=file)
 
 
 def _open_on_rank0(path: str, outputs: str, *, key: str, finished: bool = True) -> RunDirectory:
@@ -195,7 +197,7 @@ def _record_resume(
     clear_failures(run.path)
     origin = describe_origin()
     different = differences(run.manifest(), origin)
-    if has_cuda(config.trainer.accelerator) and not config.trainer.deterministic:
+    if has_gpu(config.trainer.accelerator) and not config.trainer.deterministic:
         different.append("a GPU adds numbers in any order unless trainer.deterministic=true")
     if different:
         log.warning(f"Results may differ from an uninterrupted run: {', '.join(different)}")
@@ -205,7 +207,7 @@ def _record_resume(
         write_text(run.path / "config.yaml", OmegaConf.to_yaml(config))
 
 
-def reproduce(command: DictConfig, overrides: Sequence[Override]) -> dict[str, float]:
+def reproduce(command: DictConfig, overrides: Sequence[Override]) -> tuple[Path, dict[str, float]]:
     """Trains with a finished run's config and seed in a new directory, and prints both runs' metrics: equal to the last
     bit on the same machine, with the same versions and code. Takes, returns and raises the same as `resume`."""
     run = _open_on_rank0(str(command.reproduce), command.outputs, key="reproduce")
@@ -231,7 +233,7 @@ def reproduce(command: DictConfig, overrides: Sequence[Override]) -> dict[str, f
     if metrics:
         compared = {name: (then.get(name), metrics.get(name)) for name in {**then, **metrics} if name not in MEASURED}
         print_comparison(run.path, compared, differences(run.manifest(), RunDirectory(folder).manifest()))
-    return metrics
+    return folder, metrics
 
 
 def resume_requeued(arguments: Sequence[str]) -> bool:

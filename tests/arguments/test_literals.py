@@ -16,8 +16,9 @@ from vitlab.arguments.command import parse_overrides, read_command
 from vitlab.arguments.hints import _places
 from vitlab.arguments.literals import literal, quote
 from vitlab.config.compose import compose_training
-from vitlab.files import CONF, quote_for_shell
+from vitlab.files import CONF
 from vitlab.predict import find_images
+from vitlab.system import quote_for_shell
 
 # Each character that a file name can have, at its start, in it and at its end; "${" alone would be a reference.
 CHARACTERS = [chr(code) for code in range(1, 128) if chr(code) != "/"] + ["ß", "日", "e\u0301", "\udcff", "🙂"]
@@ -206,3 +207,42 @@ def test_a_run_of_any_name_is_found_again(in_process: Command, tmp_path: Path) -
     evaluated = in_process("evaluate.py", *typed)
     assert evaluated.returncode == 0, evaluated.stderr
     assert os.fspath(run.relative_to(tmp_path)) in evaluated.stdout
+
+
+WINDOWS_PATHS = [
+    *(
+        "outputs\\demo\\latest",
+        "C:\\data\\cifar",
+        "C:\\data\\(old)\\x",
+        "\\\\server\\share\\runs",
+        "C:\\runs\\",
+        "D:\\my runs\\[1]",
+    ),
+    *("C:\\a,b\\x", "..\\x\\=1", "C:\\größe\\{a}", "C:\\a\\ b", "C:\\100%\\a", "C:data\\x"),
+]
+
+
+@pytest.mark.parametrize("key", ["data.root", "run", "resume", "hydra.run.dir", "init_from", "+logger.save_dir", "out"])
+@pytest.mark.parametrize("path", WINDOWS_PATHS)
+def test_a_backslash_of_windows_separates_folders(key: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitlab.arguments.literals.WINDOWS", True)
+    assert parse_overrides([f"{key}={path}"])[0].value() == path
+    assert parse_overrides([literal(f"{key}={path}")])[0].value() == path  # the command line is read twice
+
+
+def test_images_of_windows_may_be_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitlab.arguments.literals.WINDOWS", True)
+    for typed in ("C:\\(a)\\x.png,D:\\y.png", "[C:\\(a)\\x.png, D:\\y.png]"):
+        assert parse_overrides([f"images={typed}"])[0].value() == ["C:\\(a)\\x.png", "D:\\y.png"]
+    assert literal("init_from=C:\\(a)\\x,D:\\y", sweep=True) == "init_from='C:\\(a)\\x','D:\\y'"
+    assert parse_overrides(["run='C:\\a\\(b)'"])[0].value() == "C:\\a\\(b)"
+
+
+def test_elsewhere_a_backslash_escapes() -> None:
+    assert parse_overrides(["run=a\\(b"])[0].value() == "a(b"
+    assert parse_overrides(["run=outputs\\demo\\latest"])[0].value() == "outputs\\demo\\latest"
+
+
+def test_a_pattern_on_a_drive_that_is_not_there_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # not even the root
+    assert find_images(str(tmp_path / "*.png")) == ([], {str(tmp_path / "*.png"): "no such file"})

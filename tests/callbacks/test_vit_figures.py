@@ -84,12 +84,12 @@ def test_figures_show_several_moments_of_training(light: tuple[Path, Any, Any]) 
     folder = light[0]
     assert drawn(folder) == LIGHT
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0}).Reload()
-    for tag in ("learnt/attention_rollout", "learnt/attention_last_block"):
+    for tag in ("view/learnt/attention_rollout", "view/learnt/attention_last_block"):
         assert [image.step for image in events.Images(tag)] == [STEPS // 2, STEPS]  # the start beside them
-    widths = [image.width for image in events.Images("learnt/attention_rollout")]
+    widths = [image.width for image in events.Images("view/learnt/attention_rollout")]
     assert widths == sorted(set(widths))  # beside each other
-    for tag in ("learnt/patch_filters", "learnt/position_similarity", "learnt/attention_distance"):
-        assert [image.step for image in events.Images(tag)] == [STEPS]
+    for tag in ("patch_filters", "position_similarity", "attention_distance"):
+        assert [image.step for image in events.Images(f"view/learnt/{tag}")] == [STEPS]
     with Image.open(folder / "figures" / "43_attention_rollout.png") as figure:
         assert figure.width == widths[-1]
         assert "Abnar" in str(figure.info["Description"])

@@ -55,11 +55,6 @@ def test_figures_can_be_switched(level: str) -> None:
         ("callbacks.figures._target_=vitlab.callbacks.LayerStatistics", [], {"callbacks.figures.level"}),
         ("augment.crop._target_=vitlab.data.RandomHorizontalFlip", ["++augment.crop.p=1"], {"augment.crop.padding"}),
         (
-            "logger.tensorboard._target_=pytorch_lightning.loggers.CSVLogger",
-            [],
-            {"logger.tensorboard.default_hp_metric"},
-        ),
-        (
             "data._target_=vitlab.data.SyntheticDataModule",
             ["++data.train_images=9000", "++data.test_images=9", "++data.noise=0", "++data.data_seed=0"],
             {"data.root", "data.url", "data.md5"},

@@ -105,7 +105,7 @@ LOST = failure(1, 2.0, "Connection reset by peer", True)
             {},
             "process 2 of 3 failed first: fi",
         ),
-        (OWN, [LOST], {2: -9}, "process 2 of 3 was ended by SIGKILL (out of memory?)"),
+        (OWN, [LOST], {2: -9}, "process 2 of 3 was killed by SIGKILL (out of memory?)"),
         (OWN, [LOST], {2: 1}, "process 2 of 3 ended with status 1"),
         (OWN, [LOST], {}, "process 2 of 3 was killed or does not answer any more (Connection closed by peer)"),
         (OWN, [], {}, "one of the processes 1, 2 of 3 was killed or does not answer any more"),

@@ -108,7 +108,7 @@ def alone_for_long(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(run: Path) -> dict[int, float]:
-    events = EventAccumulator(str(run / "tensorboard"))
+    events = EventAccumulator(str(run))
     events.Reload()
     return {event.step: event.value for event in events.Scalars("train/loss_step")}
 
@@ -247,7 +247,7 @@ def test_processes_that_come_late_hear_all_answers(tmp_path: Path) -> None:
     ("how", "rank", "sentence"),
     [
         ("raises", 1, "error: process 1 of 3 failed first: ValueError: the fifth wheel came off"),
-        ("killed", 2, "error: process 2 of 3 was ended by SIGKILL (out of memory?)"),
+        ("killed", 2, "error: process 2 of 3 was killed by SIGKILL (out of memory?)"),
         ("stalls", 1, "error: process 1 of 3 was killed or does not answer any more (Timed out"),
         ("stalls", 0, "error: process 0 of 3 does not answer any more (Timed out"),
     ],

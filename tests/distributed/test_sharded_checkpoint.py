@@ -1,7 +1,8 @@
+import io
 import os
 import pickle
 import warnings
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -9,7 +10,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
-from vitlab.distributed.sharded_checkpoint import GROUPS, consolidated, put_in_place, write_shards
+from vitlab.distributed.sharded_checkpoint import (
+    GROUPS,
+    _PlainUnpickler,
+    consolidated,
+    put_in_place,
+    write_shards,
+)
 from vitlab.errors import UserError
 from vitlab.runs.checkpoint import read_checkpoint
 
@@ -105,3 +112,9 @@ def test_damaged_shards_are_refused(name: str, damage: Any, tmp_path: Path) -> N
     (path / name).write_bytes(damage((path / name).read_bytes()))
     with pytest.raises(UserError, match="can't be read as a checkpoint"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["pathlib\nPosixPath", "pathlib._local\nPosixPath", "pathlib\nWindowsPath"])
+def test_an_index_that_another_python_or_system_wrote_is_read(name: str) -> None:
+    pickled = f"c{name}\n(S'runs'\ntR.".encode()  # Python 3.13 has its paths in pathlib._local
+    assert _PlainUnpickler(io.BytesIO(pickled)).load() == PurePath("runs")

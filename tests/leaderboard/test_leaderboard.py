@@ -282,7 +282,7 @@ def test_a_search_has_a_row_for_each_trial(tmp_path: Path) -> None:
     assert len(rows(tmp_path)) == 14
     assert list(rows(tmp_path)[0])[1:4] == ["optimizer.lr", "model.depth", "augment"]
     text = (tmp_path / "leaderboard.md").read_text()
-    assert "95 % interval" not in text
+    assert "95% CI" not in text
     assert "To add seeds: python train.py -m optimizer.lr=" in text
     shares = dict(re.findall(r"\| (optimizer.lr|model.depth) \| (\d+)% \|", text))
     assert int(shares["optimizer.lr"]) > 60

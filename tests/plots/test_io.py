@@ -36,7 +36,7 @@ def test_a_figure_is_written_to_the_folder_and_the_dashboard(tmp_path: Path, mon
     assert (second.title, second.caption, second.tag) == (TEXT.title, TEXT.caption, "test/line")
     assert Image.open(second.file).size == (600, 450)
     run.logger.save()
-    (shown, _) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("test/line")
+    (shown, _) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("view/test/line")
     assert (shown.step, shown.width, shown.height) == (7, 600, 450)
 
 

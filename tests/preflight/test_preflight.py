@@ -448,7 +448,7 @@ def test_only_prints_the_table_and_exits(in_process: Command, tmp_path: Path) ->
 
 
 def test_tensorboard_shows_the_checks(small_run: Path) -> None:
-    events = EventAccumulator(str(small_run / "tensorboard"))
+    events = EventAccumulator(str(small_run))
     events.Reload()
     (text,) = events.Tensors("preflight/text_summary")
     table = text.tensor_proto.string_val[0].decode()

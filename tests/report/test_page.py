@@ -37,11 +37,11 @@ def test_the_report_has_setup_results_and_the_command_to_reproduce(small_run: Pa
     assert "into 10 classes (disc, ring," in said
     assert "2 epochs on 360 images of Synthetic, at 32 x 32 pixels" in said
     low, high = wilson_interval(np.array([final["test/acc"]]), np.array([103]))
-    assert f"(95% interval {low[0]:.1%} to {high[0]:.1%}), measured on 103 test images" in said
+    assert f"(95% confidence interval {low[0]:.1%} to {high[0]:.1%}), measured on 103 test images" in said
     assert f"Of 2 validated epochs, epoch {final['epoch']:.0f} had the best val/acc on 40 validation images" in said
-    for row in ("learning rate 0.002 optimizer.lr", "patch size (px) 8 model.patch_size", "maximum epochs 2"):
+    for row in ("learning rate optimizer.lr 0.002", "patch size (px) model.patch_size 8", "trainer.max_epochs 2"):
         assert row in said
-    assert "augmentation RandomHorizontalFlip, RandomCrop augment" in said
+    assert "augmentation augment RandomHorizontalFlip, RandomCrop" in said
     assert "chance, 10 classes 10.00% ln(10) = 2.3026" in said
     for what in (manifest["versions"]["torch"], manifest["hardware"]["cpu"], "train.py reproduce="):
         assert what in said
@@ -55,7 +55,7 @@ def test_repeated_augmentation_and_ema_are_named_if_they_are_used(small_run: Pat
     run = replace(plain, config=OmegaConf.merge(plain.config, more), epochs=plain.epochs[:1])
     said = words_of(render_report(run, small_run))
     assert "1 epoch on 360 images of Synthetic (each epoch shows one in 3 of them, 3 times each), at 32 x" in said
-    assert "EMA decay of the weights 0.99 callbacks.ema.decay" in said
+    assert "EMA decay of the weights callbacks.ema.decay 0.99" in said
     assert "callbacks.ema" not in words_of(render_report(plain, small_run))
     settings = all_settings(OmegaConf.to_container(run.config))  # type: ignore[arg-type]
     assert (settings["data.repeated_augmentation"], settings["callbacks.ema.decay"]) == (3, 0.99)

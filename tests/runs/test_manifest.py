@@ -1,18 +1,24 @@
+import json
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
 
-from vitlab.runs.manifest import entry_point
+from vitlab.runs import manifest
 
 
-@pytest.mark.parametrize(
-    ("command", "typed"),
-    [
-        ("python train.py model=vit_tiny", "evaluate.py"),
-        ("python /home/me/train.py", "evaluate.py"),
-        ("python ../vit/train.py", "../vit/evaluate.py"),
-        ("python '/opt/vit lab/train.py' seed=1", "'/opt/vit lab/evaluate.py'"),
-    ],
-)
-def test_a_command_is_told_as_it_works_in_its_folder(command: str, typed: str) -> None:
-    assert entry_point("evaluate.py", command, Path("/home/me")) == typed
+def test_an_installed_copy_takes_its_revision_from_pip_and_not_from_a_clone_around_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(manifest, "IS_CLONE", False)
+    notes: dict[str, str | None] = {}
+    monkeypatch.setattr(Distribution, "read_text", lambda self, name: notes.get(name))
+    assert manifest.describe_origin()["git"] == {"revision": None, "dirty": None}
+    notes["direct_url.json"] = json.dumps({"url": "https://x.org/vitlab", "vcs_info": {"commit_id": "0123abc"}})
+    assert manifest.describe_origin()["git"] == {"revision": "0123abc", "dirty": False}
+
+
+def test_the_manifest_names_this_command() -> None:
+    origin = manifest.describe_origin()
+    assert origin["folder"] == str(Path.cwd())
+    assert origin["versions"]["vitlab"]

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from vitlab.files import write_json, write_text
 from vitlab.runs.directory import RunDirectory
+from vitlab.system import stop_signals
 
 arguments = dict(argument.lstrip("+").split("=", 1) for argument in sys.argv[1:])
 stopped = []
-signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
+for number in stop_signals():
+    signal.signal(number, lambda *_: stopped.append(True))
 
 if "resume" in arguments:
     run = RunDirectory(Path(arguments["resume"].strip("'")))

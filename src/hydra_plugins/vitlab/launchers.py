@@ -1,6 +1,5 @@
 """Launchers for Hydra, which looks for plugins only in this package and imports it at every start."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.errors import UserError
+from vitlab.system import WINDOWS, usable_cores
 
 if TYPE_CHECKING:
     from vitlab.sweeps.executors import Executor
@@ -63,8 +63,7 @@ class ProcessLauncher(SweepLauncher):
 
         jobs = check_count("hydra.launcher.jobs", self.jobs, or_auto=True)
         gpus = [] if self.config.trainer.accelerator == "cpu" else visible_gpus()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return LocalExecutor(jobs, gpus, cores)
+        return LocalExecutor(jobs, gpus, usable_cores())
 
 
 class SubmititLauncher(SweepLauncher):
@@ -83,13 +82,15 @@ class SubmititLauncher(SweepLauncher):
     def executor(self) -> "Executor":
         from vitlab.sweeps.executors import SubmititExecutor
 
+        if WINDOWS:
+            raise UserError(f"hydra/launcher=submitit_{self.cluster} needs Linux; hydra/launcher=processes does not")
         folder = Path(self.config.hydra.sweep.dir) / "submitit"
         jobs = check_count("hydra.launcher.jobs", self.jobs, or_auto=True)
         try:
             return SubmititExecutor(folder, self.cluster, jobs, self.tasks_per_node, self.parameters)
         except ImportError as error:
             raise UserError(
-                f"hydra/launcher=submitit_{self.cluster} needs submitit: pip install -e '.[slurm]'"
+                f'hydra/launcher=submitit_{self.cluster} needs submitit: pip install -e ".[slurm]"'
             ) from error
 
 

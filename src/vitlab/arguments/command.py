@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from vitlab.arguments.entry_points import as_typed
 from vitlab.arguments.hints import completions, hint, without_dashes
 from vitlab.arguments.literals import literal
 from vitlab.errors import UserError
@@ -20,6 +21,16 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     hydra = GlobalHydra.instance()
     loader = hydra.config_loader() if hydra.is_initialized() else None  # for glob(*), which asks for the choices
     return OverridesParser.create(loader).parse_overrides(list(map(literal, overrides)))
+
+
+def training_arguments(arguments: Sequence[str], *, sweep: bool = False) -> list[str]:
+    """The `key=value` arguments of a training as Hydra takes them: paths and names quoted, and with `++` the keys of a
+    new `_target_`; whether it takes them is checked later."""
+    given = {argument.partition("=")[0] for argument in arguments}
+    new = set() if given & {"resume", "reproduce"} else {key.lstrip("+") for key in given if key.endswith("._target_")}
+    nodes = tuple(key.removesuffix("_target_") for key in new)
+    arguments = [f"++{argument}" if nodes and argument.startswith(nodes) else argument for argument in arguments]
+    return [literal(argument, sweep=sweep) for argument in arguments]
 
 
 def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[Override]]:
@@ -33,7 +44,7 @@ def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[
     """
     file = CONF / f"{name}.yaml"
     if {"--help", "-h"} & set(arguments):
-        print(file.read_text(encoding="utf-8"), end="")
+        print(as_typed(file.read_text(encoding="utf-8")), end="")
         sys.exit(0)
     command = OmegaConf.load(file)
     assert isinstance(command, DictConfig)

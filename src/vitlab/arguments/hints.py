@@ -1,7 +1,6 @@
 """Suggest words for an unknown key, option or choice."""
 
 import re
-import shlex
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import cache
@@ -12,6 +11,7 @@ import yaml
 
 from vitlab.errors import did_you_mean, list_some, nearest
 from vitlab.files import CONF
+from vitlab.system import quote_for_shell
 
 KEY = re.compile(r"[\w.]+")  # an answer that is a key; any other is a sentence
 
@@ -63,7 +63,7 @@ def without_dashes(arguments: Sequence[str], allowed: Collection[str] = (), own:
         value = value if equals else following if is_value else "true"
         wrong.append(f"{option} {following}" if is_value else argument)
         if KEY.fullmatch(answer):
-            right.append(shlex.quote(f"{answer}={value}"))
+            right.append(quote_for_shell(f"{answer}={value}"))
         else:
             answers.append(f"{name}: {answer or 'unknown'}")
     sentence = f"{' '.join(wrong)}: write key=value, without dashes"

@@ -2,13 +2,16 @@
 
 import os
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Quote, QuotedString, Sweep
 from hydra.errors import OverrideParseException
 
-from vitlab.files import CONF, expand_home, quote_for_shell
+from vitlab.errors import UserError
+from vitlab.files import CONF, expand_home
+from vitlab.system import WINDOWS, quote_for_shell
 
 # The last part of the keys that hold a path or a name, of those that do so if Hydra refuses their value, and of those
 # that hold a list.
@@ -40,7 +43,9 @@ def literal(argument: str, *, sweep: bool = False) -> str:
     is_name, is_choice = NAMES.fullmatch(last), (CONF / key.lstrip("+")).is_dir()
     if not text or argument.startswith(("-", "~")) or not (is_name or is_choice or MAYBE.fullmatch(last)):
         return argument
-    value, path = _value(argument), expand_home(text)
+    # On Windows a backslash separates folders: it escapes nothing.
+    is_windows_path = WINDOWS and "\\" in text and not {"'", '"'} & set(text)
+    value, path = REFUSED if is_windows_path else _value(argument), expand_home(text)
     if is_choice and (value is None or value is False):  # Hydra fails at it
         return f"{key}={'none' if (CONF / key.lstrip('+') / 'none.yaml').exists() else quote(text)}"
     if value is None and text == text.strip():
@@ -56,6 +61,34 @@ def literal(argument: str, *, sweep: bool = False) -> str:
     if is_other or isinstance(value, Sweep | Glob) or (is_choice and isinstance(value, list)):
         return argument
     return f"{key}={_quote_each(text) if sweep else quote(path)}"
+
+
+def as_arguments(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Python values as `key=value` arguments: nested dicts are dotted keys, and texts mean themselves, without Hydra's
+    grammar. Raises UserError for a value that a config can't hold."""
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            yield from as_arguments(value, f"{key}.")
+        else:
+            yield f"{key}={_as_text(value, key)}"
+
+
+def _as_text(value: Any, key: str) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{_as_text(str(k), key)}:{_as_text(v, key)}' for k, v in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_as_text(each, key) for each in value)}]"
+    if isinstance(value, str | os.PathLike):
+        text = os.fspath(value)
+        return text if (CONF / key.lstrip("+")).is_dir() else quote(text)  # a choice
+    if isinstance(value, int | float):
+        return repr(value)
+    if hasattr(value, "item"):  # a number of NumPy's or torch's
+        return _as_text(value.item(), key)
+    raise UserError(f"{key}={value!r} is no number, text, list or dict, which a config can hold")
 
 
 def describe_several(argument: str) -> str:

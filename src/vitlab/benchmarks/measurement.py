@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vitlab.compat import is_compiled
 from vitlab.components import load_data
-from vitlab.config.compose import CONF, compose_training
+from vitlab.config.compose import compose_training
 from vitlab.config.instantiate import build, build_network
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import ImageDataModule
@@ -27,13 +27,14 @@ from vitlab.data.loader import ResidentLoader
 from vitlab.data.transforms import BatchTransform
 from vitlab.errors import UserError
 from vitlab.experiment import add_data_facts, resolve
+from vitlab.files import ROOT
 from vitlab.models.execution import choose_execution
 from vitlab.runs.directory import RunDirectory
 from vitlab.weights import weights_to_start_from
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ACCELERATOR = "gpu" if DEVICE.type == "cuda" else "cpu"
-TRAIN = str(CONF.parent / "train.py")
+TRAIN = str(ROOT / "train.py")
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # dtype of matrix products by Lightning's precision
 
 Variant = Callable[[int], float]  # runs that many steps and returns a figure, for example images per second
@@ -95,7 +96,7 @@ def run_process(
     end = time.monotonic() + (seconds or math.inf)
     # Not a pipe, which would stay open in processes that a killed one leaves.
     with (
-        tempfile.TemporaryFile("w+") as output,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output,
         subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process,
     ):
         try:

@@ -16,10 +16,11 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.compat import validation_follows
-from vitlab.distributed.process import requeue, stop_signals
+from vitlab.distributed.process import requeue
 from vitlab.errors import TerminatedError
 from vitlab.metrics import ALWAYS, metric_name
 from vitlab.runs.directory import rebase_paths
+from vitlab.system import SIGHUP, SIGUSR1, stop_signals
 
 SYNC_EVERY = 10  # optimizer steps between two questions to the other ranks
 
@@ -144,7 +145,7 @@ class LastCheckpoint(SortedCallback, Checkpoint):
     on_test_start = _listen
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received == number != signal.SIGHUP:  # a closed terminal sends it several times
+        if self.received == number != SIGHUP:  # a closed terminal sends it several times
             raise KeyboardInterrupt
         self.received = self.received or number
         with suppress(OSError):  # the terminal is gone
@@ -198,7 +199,7 @@ class LastCheckpoint(SortedCallback, Checkpoint):
             received = int(trainer.strategy.reduce(number, reduce_op="max"))
         if received == signal.SIGINT:
             raise KeyboardInterrupt
-        if received == signal.SIGUSR1:
+        if received == SIGUSR1:
             rank_zero_only(requeue)()
         if received:
             raise TerminatedError(received)

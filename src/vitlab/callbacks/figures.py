@@ -27,6 +27,7 @@ from vitlab.plots import image_grid
 from vitlab.plots.classification import EVALUATION_FIGURES, MAX_NAMED, Predictions, draw_worst_classes
 from vitlab.plots.curves import LR_SCHEDULE, compute_lr_schedule, draw_lr_schedule
 from vitlab.plots.io import FigureText, never_failing, render, save
+from vitlab.runs.tensorboard_logger import IMAGES
 
 THRESHOLDS = 1001  # of a precision-recall curve
 FIRST_BATCH_IMAGES = 20
@@ -47,7 +48,9 @@ def publish(trainer: pl.Trainer, name: str, text: FigureText, draw: Callable[...
         save(image, file, text)
         # Not add_image, which would encode the image a second time.
         size = {"height": image.height, "width": image.width, "colorspace": 3}
-        value = Summary.Value(tag=text.tag, image=Summary.Image(**size, encoded_image_string=file.read_bytes()))
+        value = Summary.Value(
+            tag=IMAGES + text.tag, image=Summary.Image(**size, encoded_image_string=file.read_bytes())
+        )
         for writer in writers(trainer):
             add_summary(writer, Summary(value=[value]), trainer.global_step)
 

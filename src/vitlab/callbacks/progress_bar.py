@@ -12,7 +12,7 @@ from rich.text import Text
 from vitlab.callbacks.time_limit import TimeLimit
 from vitlab.data import Batch
 from vitlab.metrics import metric_kind
-from vitlab.runs.console import show, terminal
+from vitlab.runs.console import bar_options, show, terminal
 
 # Heading, width, metric and format of the columns, the most important first: the last ones are left out if the terminal
 # is too narrow.
@@ -76,9 +76,16 @@ class RunProgressBar(ProgressBar):
 
     def _begin(self, what: str, total: float | None, done: float = 0) -> None:
         columns = "{task.description}", BarColumn(None), "{task.fields[metrics]}", TimeRemainingColumn(), "left"
-        shown = self.console.is_terminal
+        options = bar_options(self.console)
+        redirects = options["console"] is self.console  # a widget is not in the way of printed lines
         self._progress = Progress(
-            *columns, console=self.console, expand=True, transient=True, refresh_per_second=4, disable=not shown
+            *columns,
+            expand=True,
+            transient=True,
+            refresh_per_second=4,
+            redirect_stdout=redirects,
+            redirect_stderr=redirects,
+            **options,
         )
         self._task: TaskID = self._progress.add_task(what, total=total, completed=int(done), metrics="")
         self._progress.start()

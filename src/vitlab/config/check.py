@@ -198,7 +198,7 @@ class _Check:
             return
         package = EXTRAS.get(target.rpartition(".")[2])
         if package and find_spec(package) is None:
-            self._add(f"{path}._target_", f" needs the package {package}: pip install -e '.[{package}]'", path)
+            self._add(f"{path}._target_", f' needs the package {package}: pip install -e ".[{package}]"', path)
         if target.startswith("lightning.pytorch."):  # another package, whose classes vitlab's Trainer refuses
             rest = f": write {target.replace('lightning.pytorch', 'pytorch_lightning', 1)}"
             self._add(f"{path}._target_", rest, f"{path}._target_={target}")

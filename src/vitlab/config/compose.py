@@ -1,7 +1,6 @@
 """Compose configs, and explain what keeps a config from composing."""
 
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,12 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from vitlab.arguments.entry_points import as_typed
 from vitlab.arguments.hints import hint, hint_choice
 from vitlab.arguments.literals import describe_several, quote
 from vitlab.config.check import find_mistakes
 from vitlab.config.signatures import read_signature
 from vitlab.errors import UserError
 from vitlab.files import CONF
+from vitlab.system import quote_for_shell
 
 NOT_COMPOSED = (CompactHydraException, OmegaConfBaseException, YAMLError)
 
@@ -79,7 +80,7 @@ def _key(override: str) -> str:
 def refuse(mistakes: Sequence[str]) -> None:
     """Print each mistake once, and end the process with the status of wrong input; without mistakes do nothing."""
     for mistake in dict.fromkeys(mistakes):
-        print(f"error: {mistake}", file=sys.stderr)
+        print(f"error: {as_typed(mistake)}", file=sys.stderr)
     if mistakes:
         sys.exit(2)
 
@@ -123,7 +124,7 @@ def _diagnose(error: Exception) -> tuple[str, str]:
             reason = next((f" ({line})" for line in str(message).splitlines() if not line.startswith(noise)), "")
             if not equals or not re.fullmatch(r"[-+~\w./@]+", name, re.ASCII):
                 return f"'{text}' is not of the form key=value", str(text)
-            quoted = shlex.quote(f"{name}={quote(value, Quote.double)}")
+            quoted = quote_for_shell(f"{name}={quote(value, Quote.double)}")
             return f"'{text}' is not of the form key=value{reason}; for this very text type {quoted}", str(text)
         case MissingConfigException(missing_cfg_file=str() as file, options=options), _:
             group, _, option = file.rpartition("/")

@@ -66,6 +66,14 @@ def build_loss(node: DictConfig) -> Any:
     return build(node, "loss", **later)
 
 
+def build_named_metrics(names: Sequence[Any]) -> list[Any]:
+    """The list `metrics` of a config, with the user's own metrics, `{name: {_target_: ...}}`, built."""
+    return [
+        name if isinstance(name, str) else {key: build(node, f"metrics.{key}") for key, node in name.items()}
+        for name in names
+    ]
+
+
 def is_loss_function(node: Mapping[str, Any], lacking: Sequence[str]) -> bool:
     """Whether a target that lacks these arguments is a loss, and not a class or function that makes one."""
     found = find_definition(str(node["_target_"]))

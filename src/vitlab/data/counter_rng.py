@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TypeVar
 
 import torch
@@ -47,6 +47,14 @@ class CounterRNG:
 
         Each `op_index` gives independent numbers. A larger `count` gives the same numbers and more.
         """
+        device = self.indices.device
+        if device.type in ("cpu", "cuda") or _counts_as_the_cpu(device):
+            return self._uniform(op_index, count)
+        repetitions = None if self.repetitions is None else self.repetitions.cpu()
+        there = CounterRNG(self.seed, int(self.epoch), self.indices.cpu(), repetitions)
+        return there._uniform(op_index, count).to(device)
+
+    def _uniform(self, op_index: int, count: int) -> Tensor:
         golden = _signed(GOLDEN)
         if self.streams is None:
             state: int | Tensor = _signed(_mix_words(self.seed, int(self.epoch), op_index))
@@ -57,6 +65,17 @@ class CounterRNG:
         per_image = _mix((image + state) * golden + state)
         columns = torch.arange(1, count + 1, device=self.indices.device) * golden
         return _shift_right(_mix(per_image.unsqueeze(1) + columns), 40).float() * 2.0**-24
+
+
+@cache
+def _counts_as_the_cpu(device: torch.device) -> bool:
+    """Whether a device has 64-bit integers that overflow as a CPU's do: not all of Apple's GPUs and drivers have."""
+    indices = torch.arange(64) * 1_000_003
+    expected = CounterRNG(1, 2, indices)._uniform(3, 4)
+    try:
+        return torch.equal(CounterRNG(1, 2, indices.to(device))._uniform(3, 4).cpu(), expected)
+    except (RuntimeError, TypeError):  # an operation is not there; NotImplementedError is a RuntimeError
+        return False
 
 
 @lru_cache(maxsize=4)  # a copy to a GPU waits for it: once per epoch

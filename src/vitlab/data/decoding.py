@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import shutil
-import sys
 import tempfile
 import time
 import warnings
@@ -30,7 +29,8 @@ from rich.progress import track
 from vitlab.data.arrays import ImageArrays
 from vitlab.errors import UserError, first_line
 from vitlab.files import write_text
-from vitlab.runs.console import show
+from vitlab.runs.console import bar_options, show, terminal
+from vitlab.system import replace
 
 with suppress(ImportError):  # the extra "heic"
     import pillow_heif
@@ -61,16 +61,21 @@ def read_image(path: Path) -> Image.Image:
     except Image.UnidentifiedImageError:
         raise ValueError(_describe_unknown(path)) from None
     with opened as file:
-        image = ImageOps.exif_transpose(file)
-        remark = "grey" if file.mode in ("1", "L", "LA") else ""
-        if image.mode.startswith(("I", "F")):
-            image, remark = _scale_values(image)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
-        image.info["remark"] = remark
-        return image
+        return to_rgb(file)
+
+
+def to_rgb(file: Image.Image) -> Image.Image:
+    """A Pillow image of any mode as `read_image` returns it; ValueError if it is unknown which value is white."""
+    image = ImageOps.exif_transpose(file)
+    remark = "grey" if file.mode in ("1", "L", "LA") else ""
+    if image.mode.startswith(("I", "F")):
+        image, remark = _scale_values(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    image.info["remark"] = remark
+    return image
 
 
 def _scale_values(image: Image.Image) -> tuple[Image.Image, str]:
@@ -131,12 +136,13 @@ class DecodedFile(NamedTuple):
     remark: str = ""  # then the reason; else how its values were read, if unusual
 
 
-def decode_files(paths: Iterable[Path], size: int) -> Iterator[DecodedFile]:
-    """Decode files on all cores, with sides of `size` pixels; only a few wait in memory for the caller."""
+def decode_files(files: Iterable[Path | Image.Image], size: int) -> Iterator[DecodedFile]:
+    """Decode files, or RGB images, on all cores, with sides of `size` pixels; only a few wait in memory for the
+    caller."""
 
-    def decode(path: Path) -> DecodedFile:
+    def decode(file: Path | Image.Image) -> DecodedFile:
         try:
-            image = read_image(path)
+            image = read_image(file) if isinstance(file, Path) else file
             return DecodedFile(to_square(image, size), image.info["remark"])
         except Exception as error:  # Pillow's decoders raise anything
             return DecodedFile(None, describe_failure(error))
@@ -144,8 +150,8 @@ def decode_files(paths: Iterable[Path], size: int) -> Iterator[DecodedFile]:
     workers = os.cpu_count() or 1
     waiting: deque[Future[DecodedFile]] = deque()
     with ThreadPoolExecutor(workers) as pool:  # Pillow decodes outside the interpreter lock
-        for path in paths:
-            waiting.append(pool.submit(decode, path))
+        for file in files:
+            waiting.append(pool.submit(decode, file))
             if len(waiting) > 4 * workers:
                 yield waiting.popleft().result()
         yield from (future.result() for future in waiting)
@@ -223,7 +229,7 @@ class DecodedCache:
                 show(f"{what})")
                 saved = time.monotonic()
                 try:
-                    bar: dict[str, Any] = {"total": left, "transient": True, "disable": not sys.stdout.isatty()}
+                    bar = {"total": left, "transient": True, **bar_options(terminal())}
                     for pixels, remark in track(decode(state["images"]), "Decoding", **bar):
                         if pixels is None:
                             state["skipped"][names[state["images"]]] = remark
@@ -239,7 +245,7 @@ class DecodedCache:
                     _save(state, file, state_file)
             about = {**about, "skipped": state["skipped"], "remarks": state["remarks"]}
             about["sum"] = crc32(json.dumps(about).encode(), state["sum"])
-            part.replace(self._file(f"{side}.npy"))
+            replace(part, self._file(f"{side}.npy"))
             write_text(self._file(f"{side}.json"), json.dumps(about))
             state_file.unlink()
         except OSError as error:

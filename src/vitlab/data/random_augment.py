@@ -1,7 +1,8 @@
 """RandAugment, TrivialAugment and AutoAugment for whole batches.
 
 The modules and operations take and return uint8 images `[B, 3, H, W]`. An operation has a magnitude for each image,
-float64 `[B]`; those of torchvision, which give the same result for each image, have one for all images.
+`[B]`; those of torchvision, which give the same result for each image, have one for all images. Magnitudes are float64,
+but float32 on a device without that.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
-from vitlab.compat import augmentation_space, autoaugment_policies
+from vitlab.compat import augmentation_space, autoaugment_policies, precise_dtype
 from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.transforms import apply_where
 
@@ -133,7 +134,7 @@ class AutoAugment(nn.Module):
 
 
 def apply(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
-    """Apply one operation to each image: int64 `[B]`, indices into `OPERATIONS`, and float64 `[B]`, signed."""
+    """Apply one operation to each image: int64 `[B]`, indices into `OPERATIONS`, and `[B]`, signed."""
     moved = (operation > 0) & (operation <= len(MOVES))
     images = apply_where(moved, move, images, inverse_moves(operation, magnitude, images.shape[-2:]))
     for name, change in COLOURS.items():
@@ -142,7 +143,7 @@ def apply(images: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def inverse_moves(operation: Tensor, magnitude: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps from positions in the result of a move to those in the image, on the scale [-1, 1]: float64 `[B, 2, 3]`.
+    """Maps from positions in the result of a move to those in the image, on the scale [-1, 1]: `[B, 2, 3]`.
 
     Shears are tangents and keep the top left corner; shifts, to the right and down, are in pixels, truncated to whole
     ones; the rotation about the centre is in degrees, counter-clockwise. Other operations get the identity.
@@ -158,9 +159,9 @@ def inverse_moves(operation: Tensor, magnitude: Tensor, size: Sequence[int]) -> 
 
 
 def signs(operation: Tensor, uniform: Tensor) -> Tensor:
-    """Random signs, float64 `[B]`: -1 for half of the images if their operation has a direction, else 1."""
+    """Random signs, `[B]`: -1 for half of the images if their operation has a direction, else 1."""
     negative = has_direction(operation.device)[operation] & (uniform < 0.5)
-    return torch.where(negative, -1.0, 1.0).double()
+    return torch.where(negative, -1.0, 1.0).to(precise_dtype(negative.device))
 
 
 def constant_table(make: Callable[..., Any]) -> Any:
@@ -185,13 +186,13 @@ def has_direction(device: torch.device) -> Tensor:
 @constant_table
 def magnitudes(transform: type[nn.Module], side: int, device: torch.device, bins: int = BINS) -> Tensor:
     """The magnitudes of torchvision's RandAugment, TrivialAugmentWide or AutoAugment for images of `side` pixels:
-    float64 `[operations, bins]`, from none to the largest; zeros for operations without a magnitude."""
+    `[operations, bins]`, from none to the largest; zeros for operations without a magnitude."""
     table = torch.zeros(len(OPERATIONS), bins, dtype=torch.float64)
     for name, (magnitudes_of, _) in augmentation_space(transform).items():
         values = magnitudes_of(bins, side, side)
         if values is not None:
             table[OPERATIONS.index(name)] = values
-    return table.to(device)
+    return table.to(device, precise_dtype(device))
 
 
 @constant_table

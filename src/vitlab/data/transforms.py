@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
+from vitlab.compat import precise_dtype
 from vitlab.data.counter_rng import CounterRNG, fork_batch_rng
 
 Argument = TypeVar("Argument", Tensor, CounterRNG)
@@ -98,7 +99,7 @@ def draw_boxes(
     """Draw a box in each image, int64 `[B, 4]`: top, left, height and width; height 0 if no attempt fits.
 
     Args:
-        uniform: Random numbers in [0, 1), float64 `[B, 2 * ATTEMPTS + 2]`.
+        uniform: Random numbers in [0, 1), `[B, 2 * ATTEMPTS + 2]`, as precise as the device has them.
         area: Smallest and largest fraction of the image of `height` x `width` that the box covers.
         aspect: Smallest and largest height / width of the box.
         whole: Whether the box may be as high or wide as the image.
@@ -113,6 +114,10 @@ def draw_boxes(
     top = uniform[:, -2] * (height - size[:, 0] + 1)
     left = uniform[:, -1] * (width - size[:, 1] + 1)
     return torch.cat([torch.stack([top, left], dim=1).long(), size], dim=1)
+
+
+def _precise(uniform: Tensor) -> Tensor:
+    return uniform.to(precise_dtype(uniform.device))
 
 
 def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -145,7 +150,7 @@ class RandomResizedCrop(nn.Module):
 
     def boxes(self, rng: CounterRNG, op_index: int, height: int, width: int) -> Tensor:
         """Top, left, height and width of each image's box, int64 `[B, 4]`; without a fit a box in the centre."""
-        uniform, aspect = rng.uniform(op_index, 2 * ATTEMPTS + 2).double(), (1 / self.ratio[1], 1 / self.ratio[0])
+        uniform, aspect = _precise(rng.uniform(op_index, 2 * ATTEMPTS + 2)), (1 / self.ratio[1], 1 / self.ratio[0])
         boxes = draw_boxes(uniform, self.scale, aspect, height, width, whole=True)
         tall, wide = min(height, round(width * aspect[1])), min(width, round(height / aspect[0]))
         centre = (height - tall) // 2, (width - wide) // 2, tall, wide
@@ -201,7 +206,7 @@ class RandomErasing(nn.Module):
 
     def boxes(self, rng: CounterRNG, op_index: int, height: int, width: int) -> Tensor:
         """Top, left, height and width of each image's box, int64 `[B, 4]`; height 0 if no attempt fits."""
-        uniform = rng.uniform(op_index, 1 + 2 * ATTEMPTS + 2)[:, 1:].double()
+        uniform = _precise(rng.uniform(op_index, 1 + 2 * ATTEMPTS + 2)[:, 1:])
         return draw_boxes(uniform, self.area, self.aspect, height, width, whole=False)
 
     def _erase(self, images: Tensor, rng: CounterRNG, op_index: int) -> Tensor:

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from vitlab.compat import watch_local_ranks
 from vitlab.errors import STOPPED, PeerError, TerminatedError, UserError, first_line
 from vitlab.files import write_json
+from vitlab.system import describe_exit
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class FailureReporter(pl.Callback):
             print(f"error: {self.cause}", file=sys.stderr, flush=True)
 
     def describe(self, trainer: pl.Trainer, own: Failure | None) -> str:
-        reported = [Failure(**json.loads(file.read_text())) for file in _failures(self.folder)]
+        reported = [Failure(**json.loads(file.read_text(encoding="utf-8"))) for file in _failures(self.folder)]
         return describe(own, reported, failed_children(trainer), trainer.world_size, self.folder)
 
     def end_if_child_fails(self, trainer: pl.Trainer, over: threading.Event, end_run: Callable[[], None]) -> None:
@@ -122,7 +122,7 @@ def describe(own: Failure | None, reported: list[Failure], ended: Mapping[int, i
         first = min(causes, key=lambda failure: failure.time)
         return f"process {first.rank} of {ranks} failed first: {first.error} ({logs / f'rank_{first.rank}.log'})"
     silent = [rank for rank in range(1, ranks) if rank not in {failure.rank for failure in reported}]
-    killed = [f"process {rank} of {ranks} {_describe_status(ended[rank])}" for rank in silent if rank in ended]
+    killed = [f"process {rank} of {ranks} {describe_exit(ended[rank])}" for rank in silent if rank in ended]
     if killed:
         return ", ".join(killed)
     if not silent:
@@ -130,13 +130,6 @@ def describe(own: Failure | None, reported: list[Failure], ended: Mapping[int, i
         return f"{what} ({(own or reported[0]).error})"
     who = f"process {silent[0]}" if len(silent) == 1 else f"one of the processes {', '.join(map(str, silent))}"
     return f"{who} of {ranks} was killed or does not answer any more" + (f" ({own.error})" if own else "")
-
-
-def _describe_status(status: int) -> str:
-    if status >= 0:
-        return f"ended with status {status}"
-    name = signal.Signals(-status).name
-    return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
 def _sentence(error: BaseException) -> str:

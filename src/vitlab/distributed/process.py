@@ -1,12 +1,8 @@
 """Rank and world size, decisions of rank 0, and repeated jobs, without torch."""
 
-import ctypes
 import os
-import shlex
-import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.errors import UserError
+from vitlab.system import WINDOWS
 
-PR_SET_PDEATHSIG = 1  # man prctl
 WAIT = timedelta(minutes=10)  # until every process has imported what it needs; network file systems are slow
 ANSWER = "VITLAB_AGREED_"  # prefix of the variables through which processes started by Lightning get the answers
 
@@ -78,12 +74,6 @@ def check_start(*, several: bool) -> None:
         raise UserError("NODE_RANK is set by hand: start processes on several machines with torchrun or srun")
 
 
-def die_with_parent(number: int) -> None:
-    """Make Linux send this process the signal `number` when its parent ends, for whatever reason."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
-
-
 def broadcast_from_rank0(what: str, decide: Callable[[], str], wait: timedelta = WAIT) -> str:
     """Return on every rank what `decide` answers on rank 0; `what` names the decision. UserError if rank 0 cannot be
     reached, or ended before it decided."""
@@ -130,8 +120,9 @@ def _store(me: Process) -> Any:
     # torch.distributed's own store.
     served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     port += 0 if served else 1
+    options: Any = {"timeout": WAIT, "wait_for_workers": False, "use_libuv": not WINDOWS}  # its builds lack that
     try:
-        store = TCPStore(address, port, is_master=me.is_rank_zero and not served, timeout=WAIT, wait_for_workers=False)
+        store = TCPStore(address, port, is_master=me.is_rank_zero and not served, **options)
     except RuntimeError as error:
         if not me.is_rank_zero:
             raise
@@ -158,24 +149,12 @@ def is_requeued() -> bool:
     return job() is not None and restarts != ("0", "0")
 
 
-def stop_signals() -> list[signal.Signals]:
-    """The signals that ask a run or sweep to stop: Ctrl-C, SIGTERM, SIGHUP (the terminal was closed) unless nohup made
-    it ignored, and SIGUSR1 (SLURM's warning before the time limit)."""
-    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-    found = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has only the first two
-    return [number for number in found if number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN]
-
-
 def requeue() -> None:
     """Put this job back into the queue; `scontrol` prints a message if it was submitted with --no-requeue."""
     number = _slurm_job()
     if number is not None:
         with suppress(OSError):  # a container has no scontrol
             subprocess.run(["scontrol", "requeue", number], check=False)
-
-
-def this_command() -> str:
-    return shlex.join(["python", *sys.argv])
 
 
 def _slurm_job() -> str | None:

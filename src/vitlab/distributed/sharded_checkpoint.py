@@ -8,7 +8,7 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -28,12 +28,14 @@ PLAIN = {
     "_StorageInfo": "torch.distributed.checkpoint.filesystem",
     "_get_layout": "torch.serialization",
     "Size": "torch",
-    "PosixPath": "pathlib",
 }
+PATHS = ("PosixPath", "WindowsPath")  # in the index: the folder that it was written to
 
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if name in PATHS and module in ("pathlib", "pathlib._local"):  # that of Python 3.13
+            return PurePath  # the other system's can't be made
         if PLAIN.get(name) == module or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)
         raise ValueError(f"its index holds {module}.{name}, which is not data")

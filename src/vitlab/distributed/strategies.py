@@ -16,6 +16,8 @@ from torch.distributed.fsdp import fully_shard
 from vitlab.compat import shard_over_all_processes
 from vitlab.distributed import sharded_checkpoint
 from vitlab.distributed.process import this_process
+from vitlab.errors import UserError
+from vitlab.system import WINDOWS
 
 
 class DataParallel(DDPStrategy):
@@ -43,7 +45,7 @@ class DataParallel(DDPStrategy):
     ) -> None:
         super().__init__(
             timeout=timedelta(seconds=timeout_seconds),
-            process_group_backend=process_group_backend,
+            process_group_backend=process_group_backend or ("gloo" if WINDOWS else None),  # it has no NCCL
             find_unused_parameters=find_unused_parameters,
             static_graph=static_graph,
             bucket_cap_mb=bucket_cap_mb,
@@ -63,6 +65,10 @@ class FullySharded(ModelParallelStrategy):
     """
 
     def __init__(self, *, timeout_seconds: float, sharded_checkpoints: bool, process_group_backend: str | None) -> None:
+        if sharded_checkpoints and WINDOWS:
+            raise UserError(
+                "trainer.strategy.sharded_checkpoints=true: Windows can't replace the link last.ckpt; take false"
+            )
         self.sharded_checkpoints = sharded_checkpoints
         super().__init__(
             tensor_parallel_size=1,

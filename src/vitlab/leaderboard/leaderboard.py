@@ -1,6 +1,5 @@
 """Make a leaderboard: print it, and write CSV, Markdown and a web page."""
 
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,8 +10,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from vitlab.arguments.entry_points import uses_console_script
 from vitlab.errors import UserError
-from vitlab.files import CONF, quote_for_shell, shorten, write_text
+from vitlab.files import ROOT, shorten, write_text
 from vitlab.leaderboard import leaderboard_plots as plots
 from vitlab.leaderboard.ranking import ALPHA, Ranking, Row, rank, summarise_metric
 from vitlab.leaderboard.results import read_results
@@ -27,8 +27,10 @@ from vitlab.leaderboard.table import (
     row_label,
     text_of,
 )
-from vitlab.report import html
+from vitlab.report.figure_layout import PageFigure, arrange
+from vitlab.report.html import page_figure, render_page
 from vitlab.sweeps.sweep import STUDY_FILE
+from vitlab.system import join_command, quote_for_shell
 
 MAX_SETTINGS = 6  # settings that vary, on the terminal
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -135,29 +137,31 @@ def as_text(ranking: Ranking, title: str) -> str:
 
 def as_page(ranking: Ranking, title: str) -> str:
     """Return an HTML page: summary, sortable table, figures, unfinished runs, and commands."""
-    sections = [html.section("Summary", *map(html.paragraph, summarise_ranking(ranking)))]
-    if ranking.rows:
-        heads, rows = make_table(ranking)
-        wide = len(ranking.names) > MAX_LEADING_SETTINGS
-        rows = [[_unbroken(cell) if wide or isinstance(cell, tuple) else cell for cell in row] for row in rows]
-        short = "; ".join(f"{name}: {key}" for key, name in ranking.names.items() if name != key)
-        legend = f"Click a column head to sort. ± is the standard deviation over {ranking.unit}s. {short}".strip()
-        best = [0] if ranking.ranked else []
-        table = html.table(heads, rows, sortable=True, marked=best)
-        sections.append(html.section("Table", html.paragraph(legend), table))
-    figures = []
+    heads, rows = make_table(ranking)
+    wide = len(ranking.names) > MAX_LEADING_SETTINGS
+    rows = [[_unbroken(cell) if wide or isinstance(cell, tuple) else cell for cell in row] for row in rows]
+    figures: dict[str, list[PageFigure]] = {}
     if any(row.score.n > 1 for row in ranking.ranked):
-        figures.append(("Scores", plots.draw_scores))
+        figures["Scores"] = [page_figure("Score of each run by row", *plots.draw_scores(ranking))]
     if ranking.rows:
-        figures.append(("Learning curves", plots.draw_curves_of_runs))
+        figures["Learning curves"] = [page_figure("Learning curves", *plots.draw_curves_of_runs(ranking))]
     if ranking.ranked and ranking.names:
-        figures += [("Effect of each setting", plots.draw_effects), ("All settings together", plots.draw_parallel)]
-    sections += [html.section(heading, html.picture(*draw(ranking))) for heading, draw in figures]
-    for heading, (heads, rows) in further_tables(ranking).items():
-        sections.append(html.section(heading, html.table(heads, rows, sortable=True)))
-    if ranking.ranked:
-        sections.append(html.section("Reproduce the best", html.code("\n".join(reproduce_commands(ranking)))))
-    return html.page(f"Leaderboard of {title}", headline(ranking), *sections)
+        figures["Effect of the settings"] = [
+            page_figure("Score by the value of each setting", *plots.draw_effects(ranking)),
+            page_figure("All settings of each run", *plots.draw_parallel(ranking)),
+        ]
+    return render_page(
+        "leaderboard/leaderboard.html",
+        title=f"Leaderboard of {title}",
+        headline=headline(ranking),
+        summary=summarise_ranking(ranking),
+        ranking=ranking,
+        heads=heads,
+        rows=rows,
+        figures_by_section={heading: list(arrange(drawn)) for heading, drawn in figures.items()},
+        further_tables=further_tables(ranking),
+        commands=reproduce_commands(ranking),
+    )
 
 
 def _unbroken(cell: Cell) -> Cell:
@@ -184,7 +188,7 @@ def reproduce_commands(ranking: Ranking) -> list[str]:
 
 
 def _train() -> str:
-    return f"python {shlex.quote(shorten(CONF.parent / 'train.py'))}"
+    return "vitlab train" if uses_console_script() else f"python {quote_for_shell(shorten(ROOT / 'train.py'))}"
 
 
 def _best(ranking: Ranking) -> Iterator[str]:
@@ -197,7 +201,8 @@ def _best(ranking: Ranking) -> Iterator[str]:
         how = f"one {ranking.unit}, so no interval"
         if best.score.n > 1:
             std, interval = metric.amount(best.score.std), metric.interval(best.score)
-            how = f"mean of {best.score.n} {ranking.unit}s, standard deviation {std}, 95 % interval {interval}"
+            count = f"{best.score.n} {ranking.unit}s"
+            how = f"mean of {count}, standard deviation {std}, 95% confidence interval {interval}"
         on_test = summarise_metric(best.results, metric.test_key)
         test = f"; on the test images {Metric(metric.test_key).amount(on_test.mean)}" if on_test.n else ""
         score = f"{metric.amount(best.score.mean)} ({how})"
@@ -224,7 +229,7 @@ def _comparisons(ranking: Ranking) -> Iterator[str]:
         yield f"No significant difference from the best: {_places(level, ranking)}. More {unit} may reveal one."
     if others and all(len(row.results) == 1 for row in ranking.ranked):
         overrides = [o for o in ranking.ranked[0].results[0].overrides if not o.startswith(("seed=", "hydra."))]
-        add = f" To add seeds: {_train()} -m {shlex.join(overrides)} seed=0,1,2" if overrides else ""
+        add = f" To add seeds: {_train()} -m {join_command(overrides)} seed=0,1,2" if overrides else ""
         yield f"One seed per row allows no comparison.{add}"
     elif untested:
         yield f"Cannot be compared with the best: {_places(untested, ranking)} (too few {unit}, or equal scores)."

@@ -53,7 +53,7 @@ def _values(ranking: Ranking, key: str) -> list[float | str]:
 
 
 def draw_scores(ranking: Ranking) -> tuple[Figure, str]:
-    """A line for each row: the score of each run, their mean and its 95 % confidence interval, clipped if it is wider
+    """A line for each row: the score of each run, their mean and its 95% confidence interval, clipped if it is wider
     than the figure."""
     rows, metric = ranking.ranked[:MAX_ROWS], Metric(ranking.metric)
     figure = Figure(figsize=(10, 0.9 + 0.3 * len(rows)), dpi=DPI, layout="constrained")
@@ -74,7 +74,7 @@ def draw_scores(ranking: Ranking) -> tuple[Figure, str]:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), _row_names(ranking)[: len(rows)], fontsize=9, parse_math=False)
     axes.grid(axis="x", alpha=0.3)
-    caption = "Each point is a run, the vertical mark the mean of a row, the line its 95 % confidence interval, clipped"
+    caption = "Each point is a run, the vertical mark the mean of a row, the line its 95% confidence interval, clipped"
     left_out = f" Rows after the first {MAX_ROWS} are left out." if len(ranking.ranked) > MAX_ROWS else ""
     return figure, f"{caption} at the frame.{left_out}"
 
@@ -173,7 +173,7 @@ def draw_effects(ranking: Ranking) -> tuple[Figure, str]:
     metric, settings = Metric(ranking.metric), list(ranking.names)[:MAX_SETTINGS]
     columns = min(3, len(settings))
     rows = ceil(len(settings) / columns)
-    figure = Figure(figsize=(3.7 * columns, 3 * rows), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(max(5.2, 3.7 * columns), max(3.6, 3 * rows)), dpi=DPI, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes in panels.flat[len(settings) :]:
         axes.set_axis_off()

@@ -45,7 +45,7 @@ class Metric:
         return self.number(summary.mean) + (f" ± {self.number(summary.std)}" if summary.n > 1 else "")
 
     def interval(self, summary: Summary) -> str:
-        """Format the 95 % interval."""
+        """Format the 95% confidence interval."""
         if summary.n < 2:
             return "one run: none" if summary.n else ""
         return f"{self.number(summary.low)} to {self.number(summary.high)}"
@@ -85,7 +85,7 @@ def _score_columns(ranking: Ranking) -> Iterator[Column]:
         summaries = [summarise_metric(row.results, metric.key) for row in rows]
         yield metric.label, [(metric.mean(s) or UNSET, s.mean) for s in summaries]
         if several and metric.key == ranking.metric:
-            yield "95 % interval", [(metric.interval(s) or UNSET, s.low) for s in summaries]
+            yield "95% CI", [(metric.interval(s) or UNSET, s.low) for s in summaries]
     tags = [sorted({tag for run in row.results for tag in run.tags}) for row in rows]
     if any(tags):
         yield "tags", [", ".join(of_row) for of_row in tags]

@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitlab.compat import compile_in_place, cpu_has_bfloat16
 from vitlab.errors import UserError
 from vitlab.models import fuse_timm_attention, fused_is_faster, share_drop_path
+from vitlab.system import has_compiler
 
 # TFLOP/s of dense (not sparse) bfloat16 or float16 matrix products that accumulate in float32, from NVIDIA's data
 # sheets. The first key that is a whole word of the device's name counts. Lightning's own table gives the H200's speed
@@ -57,6 +59,8 @@ def choose_execution(config: DictConfig, model: nn.Module) -> None:
                 "set_grad_checkpointing(enable)"
             ) from None
     choose_attention(config, model)
+    if config.compile and (fault := compile_fault(config.trainer.accelerator)):
+        raise UserError(f"compile={str(config.compile).lower()} needs {fault}; compile=false trains without it")
     compile_network(model, config.compile)
 
 
@@ -74,6 +78,14 @@ def compile_network(network: nn.Module, how: bool | str) -> None:
             compile_in_place(block)
 
 
+def compile_fault(accelerator: object) -> str:
+    """What torch.compile lacks on this machine, in a few words; empty if nothing."""
+    if not has_compiler():
+        return "a C++ compiler that works (cl, clang++ or g++, or that of $CXX)"
+    is_gpu_without = has_cuda(accelerator) and find_spec("triton") is None
+    return "the package triton" if is_gpu_without else ""
+
+
 def pays_to_compile(config: DictConfig, network: nn.Module, images: int, max_seconds: float) -> bool:
     """Whether training takes at least `COMPILED_FROM` seconds on a CUDA GPU: compiling takes about half a minute.
 
@@ -81,7 +93,7 @@ def pays_to_compile(config: DictConfig, network: nn.Module, images: int, max_sec
     on one GPU: from launching the kernels, or from the FLOPs at 30 % of the GPU's peak.
     """
     trainer, data = config.trainer, config.data
-    if not has_cuda(trainer.accelerator):
+    if not has_cuda(trainer.accelerator) or compile_fault(trainer.accelerator):
         return False
     batches = limited(images // data.batch_size, trainer.limit_train_batches or 1.0)
     limits = (trainer.max_epochs or 0) * batches, trainer.max_steps * trainer.accumulate_grad_batches
@@ -165,11 +177,16 @@ def best_precision(accelerator: object) -> str:
     """
     if has_cuda(accelerator):
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    return "32-true" if has_gpu(accelerator) or not cpu_has_bfloat16() else "bf16-mixed"
+    return "32-true" if has_mps(accelerator) or not cpu_has_bfloat16() else "bf16-mixed"
 
 
 def has_cuda(accelerator: object) -> bool:
     return accelerator in ("auto", "gpu") and torch.cuda.is_available()
+
+
+def has_mps(accelerator: object) -> bool:
+    """Whether this is the GPU of a Mac."""
+    return accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available()
 
 
 def has_gpu(accelerator: object) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
@@ -22,17 +24,19 @@ FEW_IMAGES = 10  # an accuracy on fewer is unreliable, and its bar is pale
 PALE = 0.3
 MAX_COUNTED = 7  # a matrix of at most so many classes also shows the numbers of images
 MAX_NAMED = 20  # classes whose names fit next to a matrix or a column of bars
+LEAST_ERROR_SCALE = 0.1  # fraction at the end of the errors' colour scale, at least: a rare error stays pale
+EDGE = "0.8"  # grey of a matrix's frame and of the lines between its cells
 
 CONFUSION_MATRIX = FigureText(
     "confusion_matrix",
-    "Confusion matrix: percent of each true class's images",
-    "Each row is a true class, each column a predicted class. The colour, and the number where there is room, is "
-    "the percentage of the row's images with that prediction; half a percent or less has no number. The diagonal "
-    "holds the correct predictions. A bright cell off the diagonal is a pair of classes that the model confuses.",
+    "Confusion matrix (% of each true class)",
+    "Each row is a true class, each column a predicted class; the colour, and the number if there is room, is the "
+    "percentage of the row's images with that prediction. The diagonal (blue) holds the correct predictions, all other "
+    "cells (orange) the errors, with a colour scale of their own. Half a percent or less has no number.",
 )
 WORST_CLASSES = FigureText(
     "confusion_matrix_worst_classes",
-    "Confusion matrix of the 20 classes with the lowest accuracy",
+    "Confusion matrix of the 20 classes with the lowest accuracy (%)",
     "Part of the confusion matrix: the classes with the lowest accuracy, worst first, with names and percentages. "
     "The last column counts predictions of all other classes.",
 )
@@ -40,7 +44,7 @@ CLASS_ACCURACY = FigureText(
     "accuracy_by_class",
     "Accuracy by class",
     "The fraction of each class's images that is classified correctly, the best class on top, with the number of "
-    "images; of more than 20 classes, the worst 20. Thin lines are 95 % confidence intervals.",
+    "images; of more than 20 classes, the worst 20. Thin lines are 95% confidence intervals (Wilson).",
 )
 RELIABILITY = FigureText(
     "reliability",
@@ -145,7 +149,7 @@ class Predictions:
             "per_class": self.per_class(),
             "most_confused": [
                 {"class": true, "taken_for": predicted, "images": count}
-                for true, predicted, count in self.confused_pairs()
+                for true, predicted, count in self.confused_pairs(10)
             ],
         }
 
@@ -177,26 +181,51 @@ def draw_worst_classes(predictions: Predictions) -> Figure:
 
 
 def _draw_matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Figure:
+    """A matrix whose diagonal and whose errors have colour maps of their own, both white at zero."""
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    diagonal = np.eye(*counts.shape) == 1
     named, counted = len(rows) <= MAX_NAMED, len(rows) <= MAX_COUNTED
+    largest_error = max(LEAST_ERROR_SCALE, fractions[~diagonal].max(initial=0))
+    scales = [
+        ScalarMappable(Normalize(0, end), LinearSegmentedColormap.from_list("", ["white", COLORS[color]]))
+        for end, color in ((1, "blue"), (largest_error, "vermilion"))
+    ]
+    correct, errors = (scale.to_rgba(fractions) for scale in scales)
+    colors = np.where(diagonal[..., None], correct, errors)
+
     side = max(3.5, (0.47 if counted else 0.36) * len(rows) + 1) if named else 5.0
-    figure = Figure(figsize=(side + 0.9, side + 0.3))
-    axes = figure.add_subplot(xlabel="predicted class", ylabel="true class")
-    image = axes.imshow(fractions, vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1), label="percent of the true class")
+    figure = Figure(figsize=(side + 1.1, side + 0.3))
+    grid = figure.add_gridspec(2, 2, width_ratios=(30, 1))
+    axes = figure.add_subplot(grid[:, 0], xlabel="predicted class", ylabel="true class")
+    axes.imshow(colors)
+    for place, (scale, label) in enumerate(zip(scales, ("correct", "errors"), strict=True)):
+        bar = figure.add_subplot(grid[place, 1])
+        figure.colorbar(scale, cax=bar, format=PercentFormatter(1, decimals=0), label=label)
+    axes.spines[:].set(visible=True, color=EDGE)
     axes.grid(False)
     if not named:
         axes.set(xticks=[], yticks=[])
         return figure
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color=EDGE, linewidth=0.5)
+    axes.tick_params(which="both", length=0)
+    font_size = min(10.0, 15 * (side - 1) / len(rows)) if counted else 10.0
     for row, column in np.argwhere(counts if counted else fractions > 0.005):
         fraction = fractions[row, column]
         text = f"{fraction:.0%}\n{counts[row, column]:,}" if counted else f"{100 * fraction:.0f}"
-        look: dict[str, Any] = {"fontsize": 7 if counted else 10, "color": "black" if fraction > 0.55 else "white"}
+        look: dict[str, Any] = {"fontsize": font_size, "color": _text_color(colors[row, column])}
         # The text lies within the axes: leaving it out of the layout saves time.
         axes.text(column, row, text, ha="center", va="center", linespacing=1.0, in_layout=False, **look)
     return figure
+
+
+def _text_color(background: np.ndarray) -> str:
+    """Black or white, whichever has the higher contrast with a colour (by its relative luminance, WCAG 2)."""
+    linear = ((background[:3] + 0.055) / 1.055) ** 2.4
+    return "white" if linear @ (0.2126, 0.7152, 0.0722) < 0.179 else "black"
 
 
 def draw_class_accuracy(predictions: Predictions) -> Figure:
@@ -250,7 +279,8 @@ def draw_reliability(predictions: Predictions) -> Figure:
         bars: dict[str, Any] = {"color": COLORS["sky"], "label": f"{prefix}accuracy", "alpha": alpha}
         points: dict[str, Any] = {"color": COLORS["blue"], "label": f"{prefix}at mean confidence", "alpha": alpha}
         upper.bar(middle[chosen], accuracy[chosen], width=0.9 / BINS, **bars)
-        upper.plot(confidence[chosen], accuracy[chosen], "o", clip_on=False, **points)
+        # A line without points that is not clipped would distort the layout.
+        upper.plot(confidence[chosen], accuracy[chosen], "o", clip_on=False, in_layout=False, **points)
     upper.plot([0, 1], [0, 1], "--", color="0.4", label="calibrated")
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=f"ECE {predictions.calibration_error:.1%}")
     upper.legend(loc="upper left", fontsize=8.5)

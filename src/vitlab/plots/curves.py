@@ -14,7 +14,7 @@ from vitlab.plots.io import COLORS, FigureText
 LINES = {
     "train": ("train/{}", COLORS["orange"]),
     "val": ("val/{}", COLORS["blue"]),
-    "val, ema weights": ("val/{}_ema", COLORS["green"]),
+    "val, EMA weights": ("val/{}_ema", COLORS["green"]),
 }
 
 CURVES = FigureText(
@@ -80,7 +80,7 @@ def compute_lr_schedule(optimizer: Any, scheduler: Any, updates: int, group: dic
 
 def draw_lr_schedule(rates: dict[str, list[float]], interval: float, epoch: float | None, unit: str) -> Figure:
     """A line for each name; the time between two of its values (`interval`) and that of an epoch are in `unit`."""
-    figure = Figure()
+    figure = Figure(figsize=(5.0, 3.8))
     axes: Any = figure.add_subplot(xlabel=unit, ylabel="learning rate")
     for name, values in rates.items():
         times = [update * interval for update in range(len(values) + 1)]

@@ -17,7 +17,9 @@ from vitlab.plots.io import COLORS, FigureText
 
 BATCH_COLUMNS, ERROR_COLUMNS = 5, 4
 ERRORS_SHOWN = 16
-EXTREMES_SHOWN, EXTREME_CLASSES = 3, 10  # images on each side of a row, and rows
+EXTREMES_SHOWN, EXTREME_CLASSES = 3, 10  # hardest and most typical images of a class, and classes
+EXTREME_NAMES = ("hardest", "2nd", "3rd", "3rd", "2nd", "most typical")
+FEW_CLASSES = 5
 NAME_LENGTH = 12  # characters of a class name next to an image
 CONFIDENT = 0.9  # probability
 
@@ -37,8 +39,8 @@ ERRORS = FigureText(
 EXTREMES = FigureText(
     "test/hardest_and_most_typical",
     "Hardest and most typical images, with the true class's probability",
-    "For each class, the test images with the lowest (left) and the highest (right) probability of the true class; "
-    "below it the predicted class, if that is another one. Of many classes, the ten with the lowest accuracy.",
+    "For each class, the test images with the lowest and the highest probability of the true class, which is given "
+    "below each, with the predicted class if that is another one. Of many classes, the ten with the lowest accuracy.",
 )
 
 
@@ -78,27 +80,28 @@ def describe_errors(predictions: Predictions) -> str:
 
 
 def draw_extremes(predictions: Predictions, images: Tensor | ImageArrays) -> Figure:
-    """A row for each class, or the worst: the images with the lowest and the highest probability of their class, of
-    uint8 images `[N, 3, H, W]` in the order of the predictions."""
-    rows: list[list[Tile | None]] = []
+    """The images with the lowest and the highest probability of their class, of uint8 images `[N, 3, H, W]` in the
+    order of the predictions: a column for each class, or the worst, or a row for each of few classes."""
+    by_class: list[list[Tile | None]] = []
     labels = sorted(predictions.worst_classes(EXTREME_CLASSES))
     for label in labels:
         indices = (predictions.labels == label).nonzero()[:, 0]
         order = indices[predictions.label_probability[indices].argsort(stable=True)].tolist()
         half = (len(order) + 1) // 2  # no image appears on both sides
-        row: list[Tile | None] = [None] * (2 * EXTREMES_SHOWN + 1)
-        for first, chosen in ((0, order[:half]), (EXTREMES_SHOWN + 1, order[half:][::-1])):
-            for place, index in enumerate(chosen[:EXTREMES_SHOWN], first):
-                below = f"{predictions.label_probability[index]:.1%}"
-                if not predictions.correct[index]:
-                    predicted = predictions.classes[int(predictions.predicted[index])]
-                    below += f"\n{shorten_name(predicted, NAME_LENGTH - 2)}"
-                row[place] = Tile(stretch_image(images[index], 128), below=below)
-        rows.append(row)
-    headings = [""] * (2 * EXTREMES_SHOWN + 1)
-    headings[EXTREMES_SHOWN // 2], headings[-1 - EXTREMES_SHOWN // 2] = "hardest", "most typical"
-    names = [shorten_name(predictions.classes[label], 2 * NAME_LENGTH) for label in labels]
-    return draw_sheet(rows, headings, names, font_size=8.5)
+        tiles: list[Tile | None] = [None] * len(EXTREME_NAMES)
+        hardest = zip(range(EXTREMES_SHOWN), order[:half], strict=False)
+        typical = zip(range(-1, -EXTREMES_SHOWN - 1, -1), order[half:][::-1], strict=False)
+        for place, index in (*hardest, *typical):
+            below = f"{predictions.label_probability[index]:.1%}"
+            if not predictions.correct[index]:
+                predicted = predictions.classes[int(predictions.predicted[index])]
+                below += f"\n{shorten_name(predicted, NAME_LENGTH - 2)}"
+            tiles[place] = Tile(stretch_image(images[index], 128), below=below)
+        by_class.append(tiles)
+    names = [shorten_name(predictions.classes[label], NAME_LENGTH) for label in labels]
+    if len(labels) <= FEW_CLASSES:
+        return draw_sheet(by_class, EXTREME_NAMES, names, font_size=8.5)
+    return draw_sheet(list(zip(*by_class, strict=True)), names, EXTREME_NAMES, font_size=8.5)
 
 
 def draw_predictions(predictions: Sequence[tuple[Path, str, float]]) -> Figure:

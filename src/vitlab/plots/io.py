@@ -67,10 +67,11 @@ class FigureText:
 
 @dataclass(frozen=True)
 class FigureFile(FigureText):
-    """A figure of a run: its texts, its PNG, and that file's width in pixels."""
+    """A figure of a run: its texts, its PNG, and that file's size in pixels."""
 
     file: Path
     width: int
+    height: int
 
 
 @contextmanager
@@ -110,5 +111,5 @@ def read_figures(run: Path) -> list[FigureFile]:
         with Image.open(file) as image:
             info = {"Source": "", "Title": file.stem, "Description": "", **image.info}
             tag, title, caption = (str(info[key]) for key in ("Source", "Title", "Description"))
-            found.append(FigureFile(tag, title, caption, file, image.width))
+            found.append(FigureFile(tag, title, caption, file, *image.size))
     return found

@@ -37,7 +37,7 @@ FILTERS = FigureText(
     "learnt/patch_filters",
     "Patch filters: principal components",
     "The principal components of the filters that turn patches into tokens, largest first (as figure 7, left, of "
-    "the ViT paper); grey is zero. Smooth colours, waves and edges are learnt; noise is not, or not yet. On the "
+    "the ViT paper); grey is zero. Smooth colours, waves and edges are learned; noise is not, or not yet. On the "
     "left: the cumulative fraction of the filters' variance at the end of each row.",
 )
 POSITIONS = FigureText(
@@ -48,15 +48,15 @@ POSITIONS = FigureText(
     "row and the column, means that the model knows which patches are neighbours.",
 )
 POSITION_ORIGIN = {  # by whether they are a parameter
-    True: "These started at random and were learnt.",
-    False: "These are a fixed table (as with pos_embed=sincos2d) and were not learnt.",
+    True: "These started at random and were learned.",
+    False: "These are a fixed table (as with pos_embed=sincos2d) and were not learned.",
 }
 DISTANCE = FigureText(
     "learnt/attention_distance",
     "Attention distance of each head",
     "Each dot is a head: the distance in pixels between a patch and the patches it attends to, weighted by the "
     "attention, mean over images (as figure 7, right, of the ViT paper). An untrained head attends to all patches "
-    "equally (dashed line). Low dots are heads that have learnt to attend to nearby patches, as a convolution "
+    "equally (dashed line). Low dots are heads that have learned to attend to nearby patches, as a convolution "
     "does, usually in the first blocks.",
 )
 ROLLOUT = FigureText(

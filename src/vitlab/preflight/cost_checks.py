@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Timer
 
 from vitlab.callbacks import EMA, BestCheckpoint, Features, Figures, LastCheckpoint
 from vitlab.callbacks.ema import AuxiliaryLogits
-from vitlab.compat import is_compiled, peak_memory, reset_peak_memory
+from vitlab.compat import is_compiled, peak_memory, reset_peak_memory, synchronize
 from vitlab.models.execution import forward_flops, limited
 from vitlab.preflight.context import CheckContext, CheckResult, failed, ok
 from vitlab.runs.console import format_duration
@@ -32,7 +32,7 @@ def compute(context: CheckContext) -> CheckResult:
 def speed(context: CheckContext) -> CheckResult:
     """Images per second of training steps, and the duration of the run."""
     trial, batch = context.recipe, context.batch
-    world_size, on_gpu = max(context.trainer.world_size, 1), context.device.type == "cuda"
+    world_size, on_gpu = max(context.trainer.world_size, 1), context.device.type != "cpu"
     share = len(batch.labels) // world_size
     count = share if on_gpu else min(share, max(8, int(TIMED_SECONDS / trial.seconds_per_image)))
     images, labels = batch.images[:count], batch.labels[:count]
@@ -51,8 +51,7 @@ def speed(context: CheckContext) -> CheckResult:
         started = time.perf_counter()
         for _ in range(number):
             action()
-        if on_gpu:
-            torch.cuda.synchronize(context.device)
+        synchronize(context.device)
         return time.perf_counter() - started
 
     def seconds_per_image(action: Callable[[], object], number: int, of: int) -> float:
@@ -115,7 +114,7 @@ def describe_duration(context: CheckContext, train: float, evaluate: float, fetc
 
 
 def memory(context: CheckContext) -> CheckResult | None:
-    """Peak memory of the timed steps on a GPU, else of the process."""
+    """Peak memory of the timed steps on a CUDA GPU, memory held by Apple's, else peak of the process."""
     peak = peak_memory(context.device)
     if context.device.type == "cuda":
         total = torch.cuda.get_device_properties(context.device).total_memory / 2**30

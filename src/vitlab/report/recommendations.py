@@ -6,13 +6,16 @@ from statistics import median_high
 
 from vitlab.report.run_summary import RunSummary
 
+MAX_NAMED = 5  # classes in a sentence
+
 Finding = tuple[str, str]  # a sentence; what to try next, or an empty string
 
 
 def recommend(summary: RunSummary) -> list[Finding]:
     """Findings with suggestions, the most important first."""
     rules = [_incomplete, _at_chance, _skipped_steps]
-    if not any(_at_chance(summary)):  # of a model that learned nothing, the other numbers say nothing
+    # Of a model that learned nothing, the other numbers say nothing.
+    if summary.epochs and not any(_at_chance(summary)):
         rules += [_fit, _best_epoch, _classes, _calibration, _measurement]
     return [finding for rule in rules for finding in rule(summary)]
 
@@ -23,10 +26,17 @@ def _uncertainty(accuracy: float, images: int) -> float:
 
 
 def _incomplete(summary: RunSummary) -> Iterator[Finding]:
-    if not summary.final:
+    if failed := summary.failed_checks:
+        yield (
+            f"Training did not start: preflight {'check' if len(failed) == 1 else 'checks'} failed "
+            f"({', '.join(failed)}).",
+            "The preflight checks below say what to change; preflight=warn trains all the same.",
+        )
+    elif not summary.final:
         status = {"failed": "failed", "interrupted": "was interrupted"}
         ended = status.get(summary.manifest.get("status", ""), "has not finished")
-        yield f"The run {ended} after {summary.length}; it was not tested.", "Resume it: see below."
+        resume = "Resume it: see below." if summary.resumable else "Start it again: it saved no checkpoint."
+        yield f"The run {ended} after {summary.length}; it was not tested.", resume
     limits = []
     for key in ("data.max_train_images", *(f"trainer.limit_{split}_batches" for split in ("train", "val", "test"))):
         value = summary.setting(key)
@@ -128,9 +138,10 @@ def _classes(summary: RunSummary) -> Iterator[Finding]:
         if row["answers"] > 2 * max(row["images"], 10)
     ]
     if often:
+        more = f" and {len(often) - MAX_NAMED} more" if len(often) > MAX_NAMED else ""
         yield (
-            f"Some classes are predicted more than twice as often as they occur: {', '.join(often)}. Their accuracy "
-            "means little.",
+            f"Some classes are predicted more than twice as often as they occur: {', '.join(often[:MAX_NAMED])}{more}. "
+            "Their accuracy means little.",
             "Longer training, which usually helps; else another optimizer.lr, or more balanced classes.",
         )
     if pairs:
@@ -139,7 +150,7 @@ def _classes(summary: RunSummary) -> Iterator[Finding]:
         images = {name: row["images"] for name, row in classes.items()}
         confused = "; ".join(
             f"{pair['class']} as {pair['taken_for']} ({pair['images']:,} of {images[pair['class']]:,} images)"
-            for pair in pairs
+            for pair in pairs[:3]
         )
         look = (
             "Look at the most confident errors below: are their labels right, and could you tell the classes apart at "

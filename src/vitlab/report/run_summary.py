@@ -1,7 +1,9 @@
 """Read the files of a run directory for its report."""
 
 import json
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,15 @@ class RunSummary:
     epochs: list[Row]  # of `metrics.csv`, without empty cells
     final: dict[str, Any]  # of `metrics.json`; empty if the run is not finished
     details: dict[str, Any]  # of `test_details.json`; empty without it
+    checks: list[dict[str, str]] = field(default_factory=list)  # of `preflight.json`
+    resumable: bool = True  # it has a checkpoint to resume from
 
     @property
     def best(self) -> Row:
-        """The epoch whose weights were kept: the best so far by the monitored metric, else the last."""
+        """The epoch whose weights were kept: the best so far by the monitored metric, else the last; empty without
+        any."""
+        if not self.epochs:
+            return {}
         if "epoch" in self.final:
             return next((row for row in self.epochs if row["epoch"] == self.final["epoch"]), self.epochs[-1])
         metric = self.config.checkpoint.monitor
@@ -45,6 +52,9 @@ class RunSummary:
 
     @property
     def length(self) -> str:
+        """The number of epochs; one that was not finished does not count."""
+        if not self.epochs:
+            return "less than 1 epoch"
         return "1 epoch" if (count := self.epochs_at(self.epochs[-1])) == 1 else f"{count:g} epochs"
 
     def setting(self, key: str) -> Any:
@@ -85,6 +95,16 @@ class RunSummary:
     def data_set(self) -> str:
         return data_set(self.config)
 
+    @property
+    def failed_checks(self) -> list[str]:
+        """The preflight checks that refused the run."""
+        return [] if self.epochs else [check["check"] for check in self.checks if check["status"] == "failed"]
+
+    @property
+    def check_counts(self) -> str:
+        """The number of preflight checks by result: `20 ok, 1 skipped`."""
+        return ", ".join(f"{count} {status}" for status, count in Counter(c["status"] for c in self.checks).items())
+
     def images(self, split: str) -> int:
         """Number of images in the split."""
         return int(self.manifest.get("data", {}).get(split, {}).get("images", 0))
@@ -101,13 +121,20 @@ class RunSummary:
 
 
 def accuracy_interval(accuracy: float, images: int) -> str:
-    """Wilson's 95% interval of an accuracy that was measured on so many images: `94.1% to 96.7%`."""
+    """Wilson's 95% confidence interval of an accuracy that was measured on so many images: `94.1% to 96.7%`."""
     low, high = wilson_interval(np.array([accuracy]), np.array([images]))
     return f"{low[0]:.1%} to {high[0]:.1%}"
 
 
 def read_run_summary(run: RunDirectory) -> RunSummary:
-    manifest, details = run.manifest(), run.path / "test_details.json"
+    manifest = run.manifest()
     finished = manifest.get("status") == "finished"
-    tested = json.loads(details.read_text(encoding="utf-8")) if finished and details.exists() else {}
-    return RunSummary(run.config(), manifest, run.epoch_rows(), run.final_metrics() if finished else {}, tested)
+    details = _read_json(run.path / "test_details.json") if finished else {}
+    checks = _read_json(run.path / "preflight.json").get("checks", [])
+    final = run.final_metrics() if finished else {}
+    resumable = (run.checkpoints / "last.ckpt").exists()
+    return RunSummary(run.config(), manifest, run.epoch_rows(), final, details, checks, resumable)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from vitlab.arguments.entry_points import as_typed, entry_point, this_command
 from vitlab.data import ImageDataModule
-from vitlab.distributed.process import this_command
-from vitlab.files import quote_for_shell, shorten
+from vitlab.files import shorten
 from vitlab.metrics import VIEWS, format_metric, further_metrics, metric_title
 from vitlab.preflight import Preflight, Status
 from vitlab.report.run_summary import accuracy_interval, read_run_summary
@@ -23,8 +23,8 @@ from vitlab.runs.checkpoint import EMA_KEY
 from vitlab.runs.console import format_duration, show
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.hparams import data_set
-from vitlab.runs.manifest import entry_point
 from vitlab.runs.trust import trust
+from vitlab.system import quote_for_shell
 from vitlab.weights import LoadReport, Weights
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def print_interrupted(config: DictConfig, run: RunDirectory, reason: str = "Inte
     """The command that resumes the run, after the reason why it stopped."""
     if (last := run.checkpoints / "last.ckpt").exists():
         show(f"{reason}. The state is saved in {shorten(last)}. To resume:")
-        show(f"  {command_for('train.py', f'resume={shorten(run.path)}', config)}")
+        show(f"  {command_for('train', f'resume={shorten(run.path)}', config)}")
     else:
         show(f"{reason} before the first checkpoint was saved: there is nothing to resume.")
 
@@ -135,18 +135,16 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
     if any(run.glob("figures/*.png")):
         show("  figures/     its figures")
     show("next:")
-    if (run / "tensorboard").exists():
+    if any(run.rglob("events.out.tfevents.*")):
         show(f"  tensorboard --logdir {quote_for_shell(shorten(run))}")
     split = "" if summary.images("test") else " split=val"
-    show(f"  {command_for('evaluate.py', f'run={shorten(run)}', config)}{split}")
-    show(f"  {command_for('predict.py', f'run={shorten(run)}', config)} images=photos/")
+    show(f"  {command_for('evaluate', f'run={shorten(run)}', config)}{split}")
+    show(f"  {command_for('predict', f'run={shorten(run)}', config)} images=photos/")
 
 
-def command_for(script: str, argument: str, config: Mapping[str, Any]) -> str:
+def command_for(verb: str, argument: str, config: Mapping[str, Any]) -> str:
     """The command that runs an entry point on a run of this config, as you type it here."""
-    return " ".join(
-        ["python", entry_point(script, this_command(), Path.cwd()), quote_for_shell(argument), *trust(config)]
-    )
+    return " ".join([entry_point(verb, this_command(), Path.cwd()), quote_for_shell(argument), *trust(config)])
 
 
 def print_evaluation(metrics: dict[str, Any], split: str, available: int, files: list[Path]) -> None:
@@ -174,7 +172,7 @@ def print_calibration(calibration: Mapping[str, Any], split: str) -> None:
     before, after = (calibration[f"{split}/ece{suffix}"] for suffix in ("", "_calibrated"))
     show(
         f"temperature {calibration['temperature']:.3f}, fitted on {calibration['images']:,} val images: calibration "
-        f"error (ECE) of {split} {before:.2%} -> {after:.2%}; predict.py calibrate=true uses it"
+        f"error (ECE) of {split} {before:.2%} -> {after:.2%}; {as_typed('predict.py')} calibrate=true uses it"
     )
 
 

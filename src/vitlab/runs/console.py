@@ -6,16 +6,17 @@ import codecs
 import io
 import logging.config
 import os
-import select
 import sys
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, read_write
 
 from vitlab.distributed.process import this_process
 from vitlab.files import CONF
+from vitlab.system import WINDOWS, wait_until_writable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -29,7 +30,7 @@ class _Unbreakable(io.FileIO):
     def write(self, data: Any) -> int:
         try:
             while (count := super().write(data)) is None:  # another program made it non-blocking
-                select.select([], [self], [])
+                wait_until_writable(self)
             return count
         except OSError:
             return len(data)
@@ -49,7 +50,11 @@ def protect_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream: Any = getattr(sys, name)
-        if stream is getattr(sys, f"__{name}__"):
+        if stream is None or stream is not getattr(sys, f"__{name}__"):  # Windows has none without a console
+            continue
+        if WINDOWS and stream.isatty():  # Python writes to its console in its own way, which takes any text
+            stream.reconfigure(errors="backslashreplace")
+        else:
             encoding = codecs.lookup(getattr(stream, "encoding", "utf-8")).name
             errors = "surrogateescape" if encoding == "utf-8" else "backslashreplace"  # file names may hold any bytes
             file: Any = io.BufferedWriter(_Unbreakable(number, "w", closefd=False))
@@ -57,10 +62,21 @@ def protect_streams() -> None:
 
 
 def terminal(**options: Any) -> Console:
-    """A console that prints text as it is: no markup, no wrapping of paths and commands, no coloured numbers."""
+    """A console that prints text as it is: no markup, no wrapping of paths and commands, no coloured numbers, and text
+    also in a notebook."""
     from rich.console import Console  # what the config check refuses does not wait for it
 
-    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False, **options)
+    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False, force_jupyter=False, **options)
+
+
+def bar_options(console: Console) -> dict[str, Any]:
+    """Options for a progress bar of rich's: on the terminal of a console, in a notebook as a widget, elsewhere none."""
+    from rich.console import Console
+
+    notebook = Console()
+    if notebook.is_jupyter:
+        return {"console": notebook, "disable": find_spec("ipywidgets") is None}
+    return {"console": console, "disable": not console.is_terminal}
 
 
 def show(*lines: RenderableType, console: Console | None = None) -> None:
@@ -87,9 +103,10 @@ def format_duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def log_to(run: Path) -> None:
-    """Start logging to a run's `run.log` in a process without Hydra, with the settings that Hydra would use."""
-    settings = OmegaConf.load(CONF / "hydra" / "job_logging" / "run_log.yaml")
+def log_to(run: Path, settings: Any = None) -> None:
+    """Start logging to a run's `run.log` in a process that Hydra has not set up; `settings` is the config's
+    `hydra.job_logging` if there is one."""
+    settings = settings or OmegaConf.load(CONF / "hydra" / "job_logging" / "run_log.yaml")
     logging.config.dictConfig(log_settings(settings, run))
 
 
@@ -98,8 +115,9 @@ def log_settings(settings: Any, run: Path) -> dict[str, Any]:
     file = this_process().log_file(run)
     file.parent.mkdir(parents=True, exist_ok=True)
     handlers = settings.get("handlers", {})  # the user's own settings may lack these
-    if "file" in handlers:
-        handlers.file.filename = str(file)
-    if "console" in handlers and not this_process().is_rank_zero:
-        handlers.console.level = "CRITICAL"
+    with read_write(settings):
+        if "file" in handlers:
+            handlers.file.filename = str(file)
+        if "console" in handlers and not this_process().is_rank_zero:
+            handlers.console.level = "CRITICAL"
     return dict(OmegaConf.to_container(settings, resolve=True))  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from vitlab.errors import UserError
 from vitlab.files import locked, set_aside, write_csv, write_json, write_text
 from vitlab.runs.old_config import update_old_config
 from vitlab.runs.trust import check_links
+from vitlab.system import WINDOWS
 
 Row = dict[str, float]  # of metrics.csv
 FORMAT = 2  # of a run's files; 1, without this key in the manifest: epochs are counted from 0
@@ -37,7 +38,7 @@ class RunDirectory:
         """Starts a run: writes `config.yaml` and `manifest.json`; UserError if it can't."""
         try:
             (self.path / "figures").mkdir(parents=True, exist_ok=True)
-            self.manifest_file.open("x").close()
+            self.manifest_file.touch(exist_ok=False)
             write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
             status = {"status": "running", "started": _now(), "finished": None, "format": FORMAT}
             write_json(self.manifest_file, {**status, **manifest})
@@ -99,11 +100,14 @@ class RunDirectory:
         """Opens an existing run.
 
         `path` is its directory or a file in it, its name below `outputs`, or a folder of runs, of which it takes the
-        newest that is `finished`, or else that can be resumed; "latest" is the folder `outputs`. `key` is the key that
-        `path` was given as. UserError if there is no such run, or if it contains links that lead out of it."""
+        newest that is `finished`, or else that can be resumed; "latest" is the folder `outputs`, "x/latest" the folder
+        `x`. `key` is the key that `path` was given as. UserError if there is no such run, or if it contains links that
+        lead out of it."""
         what = "finished run" if finished else "run to resume"
         if not path:
             raise UserError(f"{key}= is empty: name a run directory; {key}=latest takes the newest {what}")
+        if Path(path).name == "latest" != path:  # a folder of runs stands for its newest
+            path = str(Path(path).parent)
         places = [Path(outputs)] if path == "latest" else [Path(path), Path(outputs, path)]
         place = next((place for place in places if place.exists()), places[0])
         inside = path != "latest" and place.exists()
@@ -207,11 +211,15 @@ def write_epochs(file: Path, rows: Sequence[Mapping[str, float]], columns: Seque
 
 
 def rebase_paths(node: Any, before: str, now: str) -> Any:
-    """Replaces the folder `before` by `now` in all paths of a config, given and returned as plain data."""
+    """Replaces the folder `before` by `now` in all paths of a config, given and returned as plain data; `before` may be
+    a folder of another system."""
+    of_windows = "\\" in before
 
     def rebase(text: str) -> str:
         path = text.removeprefix("sqlite:///")
-        is_inside = path == before or path.startswith(f"{before}/")
-        return text.removesuffix(path) + now + path.removeprefix(before) if is_inside else text
+        inside = path.removeprefix(before)
+        if not path.startswith(before) or inside[:1] not in ("", "/", *(["\\"] if of_windows else [])):
+            return text
+        return text.removesuffix(path) + now + (inside.replace("\\", "/") if of_windows and not WINDOWS else inside)
 
     return map_texts(node, rebase)

@@ -44,7 +44,7 @@ def clear_logger_run_ids(group: Mapping[str, Any]) -> dict[str, Any]:
 def _resume_kwargs(node: DictConfig, step: int | None) -> dict[str, Any]:
     # wandb and MLflow find the run by its id, and also keep the values after the step.
     target = str(node.get("_target_"))
-    if step is not None and target.endswith(".TensorBoardLogger"):
+    if step is not None and target.endswith("TensorBoardLogger"):
         return {"purge_step": step}
     if step is not None and target.endswith(".CSVLogger") and node.get("version"):
         return {"version": f"{node.version}_from_step_{step}"}  # it would delete its earlier file

@@ -1,19 +1,25 @@
 """Record the origin of a run: command, code, versions, machine."""
 
+import json
 import os
 import platform
-import shlex
 import subprocess
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vitlab.distributed.process import job, this_command
+from vitlab.arguments.entry_points import this_command
+from vitlab.distributed.process import job
+from vitlab.files import IS_CLONE, ROOT
+from vitlab.system import cpu_name
 
-PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
+PACKAGES = (
+    *("vitlab", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf"),
+    "numpy",
+)
 
 
 def describe_origin() -> dict[str, Any]:
@@ -26,18 +32,12 @@ def describe_origin() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "hardware": {
             "platform": platform.platform(),
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "cpu_cores": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
-
-
-def entry_point(name: str, command: str, folder: Path) -> str:
-    """The path of an entry point as you type it in `folder`: next to the script that `command` started from there."""
-    script = folder / Path(shlex.split(command)[1]).parent / name
-    return shlex.quote(str(script.relative_to(folder) if script.is_relative_to(folder) else script))
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -52,18 +52,15 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _git() -> dict[str, Any]:
-    """Git revision of this code, and whether tracked files differ from it; None outside a git checkout."""
-    ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    """Git revision of this code, and whether tracked files differ from it; None if it is unknown."""
+    unknown = {"revision": None, "dirty": None}
+    if not IS_CLONE:  # installed from a wheel, perhaps inside of another project's clone; pip notes `git+https://`
+        source = json.loads(distribution("vitlab").read_text("direct_url.json") or "{}")
+        revision = source.get("vcs_info", {}).get("commit_id")
+        return {"revision": revision, "dirty": False} if revision else unknown
+    ask = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        answer = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        answer = subprocess.run(ask, capture_output=True, encoding="utf-8", timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return {"revision": None, "dirty": None}
+        return unknown
     return {"revision": answer.removesuffix("-dirty"), "dirty": answer.endswith("-dirty")}
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitlab.config.instantiate import shipped_nodes, targets, walk
 from vitlab.errors import UserError
+from vitlab.system import is_link, quote_for_shell
 
 # Keys whose values are places that loggers, callbacks and profilers write to.
 OUTPUT_KEYS = (
@@ -30,9 +31,9 @@ def check_trusted(config: Any, trusted: Sequence[str]) -> None:
             raise UserError(f"the run's config has an interpolation at {path}, which no saved config has: {value}")
     for target in targets(config):
         if not is_trusted(target) and not target.startswith(tuple(trusted)):
+            trusting = quote_for_shell(f"trusted_targets=[{target.split('.')[0]}.]")
             raise UserError(
-                f"the run's config would run {target}, which is not vitlab's; "
-                f"if you trust it, add 'trusted_targets=[{target.split('.')[0]}.]'"
+                f"the run's config would run {target}, which is not vitlab's; if you trust it, add {trusting}"
             )
 
 
@@ -40,7 +41,7 @@ def trust(config: Mapping[str, Any]) -> list[str]:
     """The argument that trusts the user's own classes in a run's config; empty without such classes."""
     plain = OmegaConf.to_container(config) if isinstance(config, DictConfig) else config
     found = sorted({target.split(".")[0] for target in targets(plain) if not is_trusted(target)})
-    return [f"'trusted_targets=[{','.join(f'{package}.' for package in found)}]'"] if found else []
+    return [quote_for_shell(f"trusted_targets=[{','.join(f'{package}.' for package in found)}]")] if found else []
 
 
 def is_trusted(target: str) -> bool:
@@ -71,7 +72,7 @@ def check_paths(config: Any, run: Path) -> None:
         key = where.rstrip(".0123456789").rpartition(".")[2]  # of a list's items: the list's
         path = Path(value.removeprefix("sqlite:///"))
         # Values of other keys are names (of a logger's run, of a file in a folder), but a name can be a path.
-        is_path = key in OUTPUT_KEYS or path.is_absolute() or ".." in path.parts
+        is_path = key in OUTPUT_KEYS or path.anchor or ".." in path.parts
         if is_path and not path.resolve().is_relative_to(run.resolve()):
             raise UserError(f"the run's config would write to {key}={value}, outside of {run}")
 
@@ -79,7 +80,7 @@ def check_paths(config: Any, run: Path) -> None:
 def check_links(run: Path) -> None:
     """Raises UserError if links lead out of a run directory: a file written to the run would land there."""
     for path in run.rglob("*"):
-        if not path.is_symlink() or path.resolve().is_relative_to(run.resolve()):
+        if not is_link(path) or path.resolve().is_relative_to(run.resolve()):
             continue
         if "wandb" not in path.relative_to(run).parts[:-1]:  # it links to its logs in ~, and follows no link it finds
             raise UserError(

@@ -4,13 +4,12 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vitlab.distributed.process import ANSWER, die_with_parent
+from vitlab.distributed.process import ANSWER
 from vitlab.sweeps.sweep import Job
+from vitlab.system import ask_to_stop, die_with_parent, kill_group, start_process
 
 # Beginnings of variables that a launcher around the sweep (torchrun, srun, Lightning) sets. A job is its own run.
 LAUNCHER_VARIABLES = (
@@ -75,13 +74,8 @@ class LocalJobProcess:
 
     def __init__(self, job: Job, command: Sequence[str], gpus: Sequence[str], environment: dict[str, str]) -> None:
         self.gpus = gpus
-        self.process = _start_process(
-            job,
-            command,
-            env=environment,
-            start_new_session=True,  # Ctrl-C in the terminal reaches only the sweep, which passes it on
-            preexec_fn=partial(die_with_parent, signal.SIGTERM),  # the run then saves, so that it can be resumed
-        )
+        with job.log.open("ab") as log:
+            self.process = start_process(command, log, environment)  # Ctrl-C reaches only the sweep, which passes it on
 
     def exit_status(self) -> int | None:
         status = self.process.poll()
@@ -90,11 +84,10 @@ class LocalJobProcess:
         return status
 
     def stop(self) -> None:
-        self.process.terminate()
+        ask_to_stop(self.process)
 
     def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        kill_group(self.process)
 
 
 class SubmititExecutor(Executor):
@@ -158,7 +151,9 @@ class SubmittedCommand:
 
     def __call__(self) -> int:
         command = self.resumed if self.job.stage() == "started" else self.new
-        self.process = _start_process(self.job, command, preexec_fn=_prepare_child)
+        with self.job.log.open("ab") as log:
+            streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+            self.process = subprocess.Popen(command, preexec_fn=_prepare_child, **streams)
         signal.signal(signal.SIGTERM, self._forward)
         return self._wait()
 
@@ -181,12 +176,6 @@ class SubmittedCommand:
 def _prepare_child() -> None:
     die_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM warns all processes; submitit passes it on as SIGTERM
-
-
-def _start_process(job: Job, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a command without input whose output goes to the job's log; `options` are Popen's."""
-    with job.log.open("ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, **options)
 
 
 def visible_gpus() -> list[str]:

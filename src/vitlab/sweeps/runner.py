@@ -13,12 +13,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vitlab.distributed.process import requeue, stop_signals
+from vitlab.distributed.process import requeue
 from vitlab.errors import STOPPED, TerminatedError
 from vitlab.files import shorten
 from vitlab.runs.console import format_duration, terminal
 from vitlab.sweeps.executors import Executor, JobProcess
 from vitlab.sweeps.sweep import Job, Sweep, plan_jobs, recorded_jobs, resume_sweep_command, sweep_lock, write_record
+from vitlab.system import SIGHUP, SIGUSR1, describe_exit, stop_signals
 
 POLL_SECONDS = 0.25  # between two checks of the processes
 PRUNING_SECONDS = 2.0  # between two checks of the jobs' epochs
@@ -114,14 +115,14 @@ class Runner:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        if self.signal == signal.SIGUSR1:
+        if self.signal == SIGUSR1 is not None:
             requeue()
         if self.signal is not None:
             raise KeyboardInterrupt if self.signal == signal.SIGINT else TerminatedError(self.signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         first = self.signal is None
-        if number == self.signal == signal.SIGHUP:  # a closed terminal sends it several times
+        if number == self.signal == SIGHUP:  # a closed terminal sends it several times
             return
         self.signal = number if first else self.signal
         for _, process in list(self.running.values()):
@@ -186,9 +187,8 @@ class Runner:
 
 def _describe_failure(job: Job, exit_status: int) -> str:
     """Say in one line why a process failed."""
-    if exit_status < 0:
-        name = signal.Signals(-exit_status).name
-        return f"killed by {name}" + (" (often because memory ran out)" if name == "SIGKILL" else "")
+    if not 0 <= exit_status < 256:
+        return describe_exit(exit_status)
     if exit_status == 0:
         return "exited with status 0 before the run finished"
     lines = job.last_lines(40)

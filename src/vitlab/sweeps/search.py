@@ -79,7 +79,7 @@ def read_space(
     fixed = [f"{key}={o.get_value_element_as_str()}" for key, o in found.items() if not o.is_sweep_override()]
     parameters = [_parameter(override) for override in found.values() if override.is_sweep_override()]
     if not parameters:
-        raise UserError("a search needs a key with several values, e.g. optimizer.lr='tag(log,interval(1e-4,1e-2))'")
+        raise UserError('a search needs a key with several values, e.g. "optimizer.lr=tag(log,interval(1e-4,1e-2))"')
     for condition, keys in when.items():
         dependent = parse_overrides([f"{key}={value}" for key, value in keys.items()])
         parameters += [_parameter(override, condition) for override in dependent]

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,12 +14,14 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from vitlab.arguments.entry_points import this_start
 from vitlab.arguments.literals import quote
 from vitlab.config.instantiate import targets
 from vitlab.errors import UserError
-from vitlab.files import expand_home, locked, quote_for_shell, shorten, write_json
+from vitlab.files import expand_home, locked, shorten, write_json
 from vitlab.runs.directory import RunDirectory
 from vitlab.runs.trust import check_links
+from vitlab.system import is_path_like, join_command, quote_for_shell
 
 COMMAND_LINE_ONLY = ("data.cache_dir=", "data.url=")  # never read from a run's files
 SAVE_SECONDS = 120  # time for a stopped run to save its checkpoint
@@ -276,10 +277,10 @@ def restore_arguments(arguments: Sequence[str]) -> list[str]:
 
 def resume_sweep_command(arguments: Sequence[str], folder: Path) -> str:
     """Return the command that resumes a sweep."""
-    start, path = f"python {shlex.quote(sys.argv[0])} -m", shorten(folder)
+    start, path = f"{this_start()} -m", shorten(folder)
     if all(map(_is_safe, arguments)):
         return f"{start} {quote_for_shell(RESUME + path)}"
-    return f"{start} {shlex.join(arguments)} {quote_for_shell(f'hydra.sweep.dir={path}')}"
+    return f"{start} {join_command(arguments)} {quote_for_shell(f'hydra.sweep.dir={path}')}"
 
 
 def _is_safe(argument: str) -> bool:
@@ -289,4 +290,4 @@ def _is_safe(argument: str) -> bool:
         return False
     if key.startswith("hydra"):
         return argument.startswith(SAFE_SWEEP_KEYS)
-    return not (key.startswith(GROUPS_WITH_PATHS) and ("/" in value or ".." in value))
+    return not (key.startswith(GROUPS_WITH_PATHS) and is_path_like(value))

@@ -1,22 +1,24 @@
-"""Export a model to timm's files and to ONNX, with the same logits."""
+"""Export a model to timm's files, ONNX and torch.export, with the same logits."""
 
 import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
+from torch.export import Dim, ExportedProgram
 
-from vitlab.errors import UserError
+from vitlab.errors import UserError, first_line
 from vitlab.files import replacing, write_json
 from vitlab.models import VisionTransformer, timm_facts
 from vitlab.models.patch_embedding import PatchEmbedding
+from vitlab.weights.standalone import Agreement, Reference, StandaloneModel, check_logits_equal
 
 ARCHITECTURE = "vit_base_patch16_224"  # an entry point to timm's VisionTransformer; every size is an argument of it
 # Facts of timm's about the weights that fine-tuning started from, not about the run's.
@@ -24,6 +26,8 @@ STARTING_FACTS = (
     *("test_input_size", "test_crop_pct", "test_pool_size"),
     *("label_offset", "label_names", "label_descriptions"),
 )
+ONNX_LIMIT = 2**31  # bytes of a file
+ONNX_TEXT = "images: uint8 [batch, 3, height, width], RGB, of any size; logits, probabilities: float32 [batch, classes]"
 
 
 def save_timm(network: nn.Module, model: Mapping[str, Any], data: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -41,6 +45,7 @@ def save_timm(network: nn.Module, model: Mapping[str, Any], data: Mapping[str, A
         "architecture": architecture,
         "num_classes": data["num_classes"],
         "label_names": data["classes"],
+        "stored_size": data["stored_size"],  # for vitlab: images are first reduced to this side
         "model_args": arguments,
         "pretrained_cfg": {
             **{key: value for key, value in facts.items() if key not in STARTING_FACTS},
@@ -61,7 +66,7 @@ def save_timm(network: nn.Module, model: Mapping[str, Any], data: Mapping[str, A
         rebuilt = timm.create_model(f"local-dir:{temporary}", pretrained=True).eval()
         images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
-            _check_logits(rebuilt(images), network(images), tolerance=1e-4, library="timm")
+            check_logits_equal(rebuilt(images), network(images), tolerance=1e-4, library="timm")
         return [(temporary / name).replace(folder / name) for name in ("config.json", "model.safetensors")]
 
 
@@ -115,6 +120,38 @@ def timm_arguments(network: VisionTransformer) -> dict[str, Any]:
     }
 
 
+def trace(model: StandaloneModel) -> ExportedProgram:
+    """Trace a model for batches and images of any size; UserError if torch can't export its network."""
+    side = model.store.size
+    free = {0: Dim("batch"), 2: Dim("height"), 3: Dim("width")}
+    example = torch.zeros(2, 3, side + 1, side + 2, dtype=torch.uint8)  # equal sizes would be taken for one
+    try:
+        program = torch.export.export(model, (example,), dynamic_shapes=(free,))
+    except Exception as error:  # each model fails in its own way
+        raise UserError(
+            f"torch.export can't trace {type(model.network).__name__} ({first_line(error)}): use formats=[timm]"
+        ) from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names folders of this machine
+    return program
+
+
+def save_torch_export(
+    program: ExportedProgram, classes: Sequence[str], reference: Reference, file: Path
+) -> Agreement | None:
+    """Write `model.pt2`, a `StandaloneModel` that `torch.export.load` reads without vitlab; its extra file
+    `classes.json` has the names of the classes.
+
+    Returns how far it agrees with the reference; RuntimeError, with nothing written, if it does not.
+    """
+    with replacing(file) as temporary:
+        with temporary.open("wb") as target:
+            torch.export.save(program, target, extra_files={"classes.json": json.dumps(classes)})
+        with temporary.open("rb") as source:
+            loaded = torch.export.load(source).module()
+        return reference.compare(lambda images: loaded(images)[0], "torch.export")
+
+
 def onnx_packages() -> tuple[Any, Any]:
     """Import onnx and onnxruntime; raises UserError if one of them, or onnxscript, is missing."""
     try:
@@ -123,52 +160,39 @@ def onnx_packages() -> tuple[Any, Any]:
         import onnxscript  # noqa: F401 (torch's exporter needs it)
     except ImportError as error:
         raise UserError(
-            f"formats=[onnx] needs the package {error.name}: pip install -e '.[onnx]' (formats=[timm] does not)"
+            f'formats=[onnx] needs the package {error.name}: pip install -e ".[onnx]" (formats=[timm] does not)'
         ) from error
     return onnx, onnxruntime
 
 
-def save_onnx(network: nn.Module, data: Mapping[str, Any], images: Tensor, file: Path) -> float | None:
-    """Write `model.onnx`: `images` float32 `[batch, 3, H, W]`, normalised -> `logits` float32 `[batch, classes]`.
+def save_onnx(program: ExportedProgram, classes: Sequence[str], reference: Reference, file: Path) -> Agreement | None:
+    """Write `model.onnx`, a `StandaloneModel`: `images` uint8 `[batch, 3, height, width]`, RGB, of any size -> `logits`
+    and `probabilities`, float32 `[batch, classes]`. Its metadata hold the names of the `classes` as JSON.
 
-    The batch size is free. The file's metadata describe the preprocessing as JSON: `image_size`, `interpolation`,
-    `scale` (pixels are multiplied by it), `mean`, `std`, and `classes`. `network` is on the CPU, in eval mode; `data`
-    is a group of its run's config, as plain data.
-
-    Returns the largest difference between onnxruntime's and torch's logits of `images`, None without images. UserError
-    if a package is missing; RuntimeError if the logits differ: then nothing is written.
+    Returns how far it agrees with the reference; RuntimeError, with nothing written, if it does not. UserError if a
+    package is missing, or the model is larger than a file of ONNX.
     """
     onnx, onnxruntime = onnx_packages()
-    size = data["image_size"]
+    size = sum(parameter.nbytes for parameter in program.parameters())
+    if size >= ONNX_LIMIT:
+        raise UserError(f"the weights take {size / 2**30:.1f} GiB, and model.onnx holds 2: use formats=[torch_export]")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own versions and torch's
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program = torch.onnx.export(
-            network,
-            (torch.zeros(2, 3, size, size),),
+        exported = torch.onnx.export(
+            program,
             input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            output_names=["logits", "probabilities"],
+            dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
             dynamo=True,
             verbose=False,
         )
-    model = program.model_proto  # type: ignore[union-attr]
-    facts = {"scale": 1 / 255, **{key: data[key] for key in ("image_size", "interpolation", "mean", "std", "classes")}}
-    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
-    with replacing(file) as temporary, torch.inference_mode():
+    model = exported.model_proto  # type: ignore[union-attr]
+    model.doc_string = ONNX_TEXT
+    onnx.helper.set_model_props(model, {"classes": json.dumps(classes)})
+    with replacing(file) as temporary:
         onnx.save(model, temporary)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
-        if not len(images):
-            return None
-        batches = images, images[:1]  # two batch sizes
-        given = [torch.from_numpy(session.run(["logits"], {"images": batch.numpy()})[0]) for batch in batches]
-        expected = [network(batch) for batch in batches]
-        return _check_logits(torch.cat(given), torch.cat(expected), tolerance=1e-3, library="onnxruntime")
-
-
-def _check_logits(given: Tensor, expected: Tensor, tolerance: float, library: str) -> float:
-    """The largest difference of logits; RuntimeError if above the tolerance, relative to the largest logit above 1."""
-    difference = (given - expected).abs().max().item()
-    if not difference <= tolerance * max(1.0, expected.abs().max().item()):
-        raise RuntimeError(f"{library}'s logits differ by {difference:.2g} from torch's: nothing was written")
-    return difference
+        return reference.compare(
+            lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]), "onnxruntime"
+        )

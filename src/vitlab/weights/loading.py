@@ -36,6 +36,7 @@ from vitlab.runs.checkpoint import (
     network_weights,
 )
 from vitlab.runs.directory import RunDirectory
+from vitlab.weights.hub import CONFIG_FILE, PREFIX, WEIGHTS_FILE, download
 from vitlab.weights.translation import read_npz
 
 INPUT_FACTS = ("image_size", "mean", "std", "interpolation")
@@ -57,6 +58,9 @@ class Weights:
     input: dict[str, Any] = field(default_factory=dict)
     input_origin: str = ""  # the source of that knowledge, for people
     classes: list[str] | None = None  # of the head, if their names are known
+    model: dict[str, Any] = field(
+        default_factory=dict
+    )  # timm's name and kwargs of the model that they are of, if known
 
     def fingerprint(self) -> str:
         """Compute SHA-256 over names and values."""
@@ -78,10 +82,15 @@ def weights_to_start_from(config: DictConfig) -> Weights | None:
     if config.init_from is not None:
         if config.model.get("weights") is not None:
             raise UserError("init_from and model.weights both name weights to start from: give only one")
-        file = Path(config.init_from)
-        if not file.is_file():
+        file = config.init_from
+        if not (str(file).startswith(PREFIX) or Path(file).is_file()):
             file = RunDirectory.open(str(config.init_from), "outputs", key="init_from").checkpoint("best")
     known, known_by = dict[str, Any](), ""
+    if "pretrained" in keys and file is None and str(config.model.name).startswith(PREFIX):
+        weights = _read_hub(config.model.name)
+        if not weights.model:
+            raise UserError(f"model.name={config.model.name} names a model that is not timm's")
+        return weights if config.model.get("pretrained") else replace(weights, state={})
     if "pretrained" in keys:
         try:
             facts = timm_facts(config.model.name)
@@ -92,8 +101,15 @@ def weights_to_start_from(config: DictConfig) -> Weights | None:
             return Weights(known_by, load_pretrained(facts) if config.model.get("pretrained") else {}, known, known_by)
     if file is None:
         return None
+    if str(file).startswith(PREFIX):
+        return _read_hub(str(file))
     weights = read_file(Path(expand_home(str(file))), config.init_weights)
     return weights if weights.input else replace(weights, input=known, input_origin=known_by)
+
+
+def _read_hub(name: str) -> Weights:
+    weights = read_file(download(name) / WEIGHTS_FILE)
+    return replace(weights, origin=name, input_origin=name)
 
 
 def load_pretrained(facts: PretrainedCfg) -> dict[str, Tensor]:
@@ -152,8 +168,8 @@ def read_file(path: Path, which: str | None = None) -> Weights:
     for prefix in (*PREFIXES, *PART_PREFIXES):
         own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         state = own if own and (prefix in PART_PREFIXES or len(own) == len(state)) else state
-    known, classes = _read_timm_config(path)
-    return Weights(str(path) if key is None else f"{path} (its {key})", state, known, str(path), classes)
+    origin = str(path) if key is None else f"{path} (its {key})"
+    return Weights(origin, state, input_origin=str(path), **_read_timm_config(path))
 
 
 def _read_content(path: Path) -> Mapping[str, Any]:
@@ -176,18 +192,21 @@ def _read_content(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _read_timm_config(path: Path) -> tuple[dict[str, Any], list[str] | None]:
-    """Input and classes from timm's `config.json` next to a file; nothing without one."""
-    file = path.with_name("config.json")
+def _read_timm_config(path: Path) -> dict[str, Any]:
+    """`input`, `classes` and `model` of `Weights` from timm's `config.json` next to a file; nothing without one."""
+    file = path.with_name(CONFIG_FILE)
     if path.suffix != ".safetensors" or not file.exists():
-        return {}, None
+        return {}
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file}, next to the weights, is not valid JSON ({error})") from error
     if not isinstance(config, dict) or "pretrained_cfg" not in config:
-        return {}, None  # another library's
-    return _input_of(config["pretrained_cfg"]), config.get("label_names")
+        return {}  # another library's
+    # The size is that of the images, which may be others now.
+    arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key != "img_size"}
+    model = {"name": config.get("architecture"), "kwargs": arguments}
+    return {"input": _input_of(config["pretrained_cfg"]), "classes": config.get("label_names"), "model": model}
 
 
 def _input_of(pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:

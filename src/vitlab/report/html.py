@@ -129,6 +129,7 @@ def render_report(run: RunSummary, path: Path) -> str:
         chance_loss=log(len(run.classes)),
         further=further_metrics(values),
         metric_title=metric_title,
+        knn_images=_knn_images(run),
         classes=[_class_row(name, row) for name, row in run.details.get("per_class", {}).items()],
         confusions=list(_confusion_rows(run)),
         max_rows=MAX_ROWS,
@@ -145,6 +146,14 @@ def render_report(run: RunSummary, path: Path) -> str:
         commands=_commands(run, path, folder),
         files=_files(path),
     )
+
+
+def _knn_images(run: RunSummary) -> int:
+    """Training images whose features `test/knn_acc` compares with; 0 without that metric."""
+    if f"test/knn_acc{run.suffix}" not in run.final:
+        return 0
+    limit = run.setting("callbacks.features.knn_images")
+    return run.images("train") if limit is None else min(limit, run.images("train"))
 
 
 def _title(run: RunSummary, values: dict[str, Any]) -> str:

@@ -26,6 +26,8 @@ from fake_hub import WRITER, use_hub
 from PIL import Image
 from safetensors.torch import save_file
 
+import vitlab
+
 FRONT = ROOT / "README.md"
 READMES = [FRONT, ROOT / "outputs" / "README.md"]
 READMES += [file for folder in ("conf", "src", "tests") for file in sorted((ROOT / folder).rglob("README.md"))]
@@ -36,7 +38,8 @@ COMMANDS = {  # each once, with the page that it is from
     for line in block.splitlines()
 }
 TOOLS = ("pip", "pytest", "ruff", "mypy")
-RUNS = [line for line in COMMANDS if line.startswith("python ") and not line.startswith("python -m venv")]
+RUNS = [line for line in COMMANDS if line.startswith(("python ", "vitlab ")) and not line.startswith("python -m venv")]
+PYTHON = re.findall(r"```python\n(.*?)```", FRONT.read_text(), flags=re.DOTALL)
 SWEEPS = [line for line in RUNS if re.match(r"python train.py (-m|sweep=)", line)]
 SEVERAL_PROCESSES = [line for line in RUNS if re.search(r"trainer=(ddp|ddp_cpu|fsdp)\b", line)]
 OF_A_RUN = [line for line in RUNS if not line.startswith(("python train.py ", "python -m vitlab.augmentations "))]
@@ -94,6 +97,12 @@ def download(cifar_archive: Path) -> Iterator[list[str]]:
         md5 = hashlib.md5(cifar_archive.read_bytes()).hexdigest()
         yield [f"data.url=http://127.0.0.1:{http.server_port}/{cifar_archive.name}", f"data.md5={md5}"]
         http.shutdown()
+
+
+def words(line: str) -> list[str]:
+    """The arguments of Python for a command."""
+    program, *arguments = shlex.split(line)
+    return arguments if program == "python" else ["-m", program, *arguments]
 
 
 def check(result: subprocess.CompletedProcess[str]) -> None:
@@ -168,7 +177,7 @@ def test_sweep(line: str, folder: Path, in_process: Command, monkeypatch: pytest
         record = {"arguments": ["seed=0,1"], "cwd": str(folder), "jobs": []}
         (sweep / "sweep.json").write_text(json.dumps(record))
     shutil.rmtree(sweep / "0")
-    result = in_process(*shlex.split(line)[1:], cwd=folder)
+    result = in_process(*words(line), cwd=folder)
     assert result.returncode == 0, result.stderr
     (source,) = sources
     first = source.next()
@@ -179,7 +188,7 @@ def test_sweep(line: str, folder: Path, in_process: Command, monkeypatch: pytest
 @pytest.mark.parametrize("line", SEVERAL_PROCESSES)
 def test_several_processes(line: str, in_process: Command) -> None:
     """The config composes; tests/distributed trains with several processes."""
-    check(in_process(*shlex.split(line)[1:], "--cfg", "job"))
+    check(in_process(*words(line), "--cfg", "job"))
 
 
 @pytest.mark.parametrize("line", TRAINING)
@@ -188,7 +197,7 @@ def test_training(
 ) -> None:
     use_hub(hub, folder / "huggingface", monkeypatch)
     shutil.rmtree(folder / "outputs")
-    script, *arguments = shlex.split(line)[1:]
+    script, *arguments = words(line)
     if script == "-m":
         arguments += [*download, "data.batch_size=10", "data.val_size=10"]
     elif not {"--help", "--cfg"} & set(arguments):
@@ -224,13 +233,28 @@ def test_command_on_a_run(
 ) -> None:
     use_hub(hub, folder / "huggingface", monkeypatch)
     monkeypatch.setenv("HF_TOKEN", WRITER)
-    script, *arguments = shlex.split(line)[1:]
+    script, *arguments = words(line)
     if "trainer.max_epochs=40" in arguments:
         arguments.append("trainer.max_epochs=2")
     if "init_from" in line:
         data = ["data=image_folder", "data.root=data/cifar10_jpeg"]
         arguments += [*data, *SHORT, *SMALL, *PLAIN]
     check(in_process(script, *arguments, cwd=folder))
+
+
+@pytest.mark.parametrize("program", PYTHON)
+def test_python(
+    program: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(vitlab, "train", partial(vitlab.train, *SHORT, *SMALL, *SMALL_SYNTHETIC, *PLAIN), raising=False)
+    (folder / "photos" / "meadow.jpg").rename(folder / "photos" / "cat.jpg")
+    found: dict[str, Any] = {}
+    exec(program, found)
+    assert found["result"].run.parent.name == "demo"
+    assert "photos/cat.jpg" in capsys.readouterr().out
+    assert found["features"].shape == (1, 32)
+    assert (folder / "attention.png").exists()
 
 
 def test_tensorboard_serves_the_runs(prepared: Path) -> None:

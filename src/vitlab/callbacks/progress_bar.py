@@ -77,14 +77,14 @@ class RunProgressBar(ProgressBar):
     def _begin(self, what: str, total: float | None, done: float = 0) -> None:
         columns = "{task.description}", BarColumn(None), "{task.fields[metrics]}", TimeRemainingColumn(), "left"
         options = bar_options(self.console)
-        redirects = options["console"] is self.console  # a widget is not in the way of printed lines
+        in_terminal = options["console"] is self.console  # a widget stays, and is not in the way of printed lines
         self._progress = Progress(
             *columns,
             expand=True,
-            transient=True,
+            transient=in_terminal,
             refresh_per_second=4,
-            redirect_stdout=redirects,
-            redirect_stderr=redirects,
+            redirect_stdout=in_terminal,
+            redirect_stderr=in_terminal,
             **options,
         )
         self._task: TaskID = self._progress.add_task(what, total=total, completed=int(done), metrics="")

@@ -42,6 +42,7 @@ VERBS = {
     "evaluate": ("vitlab.evaluate", "test a run: loss, accuracy, and the accuracy of each class"),
     "predict": ("vitlab.predict", "classify images"),
     "explain": ("vitlab.explain", "draw what a ViT attends to in images"),
+    "embed": ("vitlab.embed", "write the features of images as NumPy or CSV, and draw them"),
     "app": ("vitlab.app", "try a model in the browser: drop an image, see its classes and attention"),
     "export": ("vitlab.export", "write a run's model for timm, the Hugging Face hub, or ONNX"),
     "leaderboard": ("vitlab.leaderboard.__main__", "rank runs"),

@@ -24,10 +24,9 @@ def final(run: Path) -> dict[str, Any]:
 
 def projector(run: Path) -> tuple[np.ndarray, list[list[str]], Image.Image]:
     """Features, rows of metadata, and sprite of the one embedding."""
-    folder = run / "tensorboard"
-    (one,) = text_format.Parse((folder / "projector_config.pbtxt").read_text(), ProjectorConfig()).embeddings
-    rows = [line.split("\t") for line in (folder / one.metadata_path).read_text().splitlines()]
-    return np.loadtxt(folder / one.tensor_path), rows, Image.open(folder / one.sprite.image_path)
+    (one,) = text_format.Parse((run / "projector_config.pbtxt").read_text(), ProjectorConfig()).embeddings
+    rows = [line.split("\t") for line in (run / one.metadata_path).read_text().splitlines()]
+    return np.loadtxt(run / one.tensor_path), rows, Image.open(run / one.sprite.image_path)
 
 
 def test_a_run_ends_with_knn_accuracy_projection_and_projector(small_run: Path) -> None:
@@ -97,7 +96,7 @@ def test_without_figures_only_the_accuracy_is_measured(in_process: Command, tmp_
     assert in_process("train.py", *RUN, "callbacks.features.knn_images=100").returncode == 0
     assert "test/knn_acc" in final(tmp_path / "run")
     assert not list((tmp_path / "run" / "figures").iterdir())
-    assert not (tmp_path / "run" / "tensorboard" / "projector_config.pbtxt").exists()
+    assert not (tmp_path / "run" / "projector_config.pbtxt").exists()
 
 
 @pytest.mark.parametrize(

@@ -152,9 +152,7 @@ def test_without_gradio_the_command_says_how_to_install_it(
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    "wrong", ["port=0", "port=seven", "port=70000", "top_k=0", "share=perhaps", "examples=-1"]
-)
+@pytest.mark.parametrize("wrong", ["port=0", "port=seven", "port=70000", "top_k=0", "share=perhaps", "examples=-1"])
 def test_wrong_values_are_named(wrong: str, in_process: Command) -> None:
     result = in_process("-m", "vitlab.app", "run=x", wrong)
     assert result.returncode == 2

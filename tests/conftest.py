@@ -25,6 +25,8 @@ from fake_hub import Hub, HubServer
 from PIL import Image
 from safetensors.torch import save_file
 
+from vitlab.arguments.entry_points import CONSOLE_SCRIPT
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hide GPUs, also from processes that tests start: what is compared bit by bit is meant for the CPU."""
@@ -87,7 +89,8 @@ def in_process(
     def run_here(script: str, *arguments: str, cwd: Path = tmp_path) -> Result:
         logging.root.handlers[:] = handlers  # not those of an earlier run, which write to its run.log
         monkeypatch.chdir(cwd)
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the entry point sets it: undone with the test
+        for variable, value in (("HYDRA_FULL_ERROR", "1"), (CONSOLE_SCRIPT, "")):
+            monkeypatch.setenv(variable, value)  # the entry point sets it: undone with the test
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         capsys.readouterr()
         go = partial(runpy.run_path, str(ROOT / script))

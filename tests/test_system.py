@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from vitlab import system
 from vitlab.config.compose import compose_training
 from vitlab.errors import UserError, file_error
 from vitlab.files import make_folder, write_csv, write_text
-from vitlab.runs.directory import rebase_paths
+from vitlab.runs.directory import RunDirectory, rebase_paths
 from vitlab.runs.trust import check_links
 
 TEXTS = [
@@ -324,3 +325,24 @@ def test_several_gpus_of_windows_talk_through_gloo(monkeypatch: pytest.MonkeyPat
     sharded = compose_training(["trainer=fsdp", "name=x", "run_dir=x"])
     with pytest.raises(UserError, match="sharded_checkpoints"):
         build_node(sharded.trainer.strategy, "x")
+
+
+def test_a_table_that_excel_keeps_open_does_not_end_a_run(
+    windows: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from vitlab.callbacks import MetricsCSV
+
+    trainer: Any = SimpleNamespace(callback_metrics={}, current_epoch=0, global_step=3, is_global_zero=True)
+    table = MetricsCSV(tmp_path / "metrics.csv")
+    table.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    windows.setattr(system, "REPLACE_SECONDS", 0.1)
+    windows.setattr("vitlab.callbacks.metrics_csv.WINDOWS", True)
+    with windows.context() as excel:
+        excel.setattr(os, "replace", refusing(10**6, os.replace))
+        trainer.current_epoch = 1
+        table.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    assert "open in another program" in caplog.text
+    assert len(RunDirectory(tmp_path).epoch_rows()) == 1
+    trainer.current_epoch = 2
+    table.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    assert [row["epoch"] for row in RunDirectory(tmp_path).epoch_rows()] == [1, 2, 3]

@@ -26,7 +26,7 @@ from vitlab.distributed.process import broadcast_from_rank0, job, this_process
 from vitlab.errors import UserError, first_line
 from vitlab.experiment import Experiment, build, fit_and_test, prepare_process, record_final_status, resolve, train
 from vitlab.files import CONF, folder_for, set_aside, write_text
-from vitlab.models.execution import has_cuda
+from vitlab.models.execution import has_gpu
 from vitlab.report.tensorboard import log_run_text
 from vitlab.report.terminal import print_comparison, print_resumed
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
@@ -197,7 +197,7 @@ def _record_resume(
     clear_failures(run.path)
     origin = describe_origin()
     different = differences(run.manifest(), origin)
-    if has_cuda(config.trainer.accelerator) and not config.trainer.deterministic:
+    if has_gpu(config.trainer.accelerator) and not config.trainer.deterministic:
         different.append("a GPU adds numbers in any order unless trainer.deterministic=true")
     if different:
         log.warning(f"Results may differ from an uninterrupted run: {', '.join(different)}")

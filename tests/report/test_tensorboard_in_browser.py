@@ -35,7 +35,8 @@ TABS = {
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        software = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # WebGL, which the Projector needs
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *software])
         yield browser.new_page(viewport={"width": 1500, "height": 1100})
         browser.close()
 
@@ -121,3 +122,19 @@ LOADED = """() => {
   }
   return images.some(image => image.naturalWidth > 400);
 }"""
+
+
+def test_the_projector_shows_the_test_images(page: Page, dashboard: str, screenshots: Path) -> None:
+    page.goto(f"{dashboard}#projector")  # TensorBoard lists the tab once it has looked for files of embeddings
+    name = re.compile("projector", re.IGNORECASE)
+    for _ in range(SECONDS // 5):
+        if page.get_by_role("tab", name=name).count():
+            break
+        page.wait_for_timeout(5000)
+        page.reload()
+    page.get_by_role("tab", name=name).click()
+    plugin = page.frame_locator("iframe").frame_locator("iframe")
+    for text in ("Points: 103", "Dimension: 32"):
+        plugin.get_by_text(text).first.wait_for(timeout=SECONDS * 1000)
+    page.wait_for_timeout(3000)  # it draws on a canvas
+    take(page, screenshots / "projector.png")

@@ -134,7 +134,7 @@ def script(folder: Path, jobs: list[list[str]]) -> list[str]:
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)

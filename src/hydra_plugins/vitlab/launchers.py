@@ -10,7 +10,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.errors import UserError
-from vitlab.system import usable_cores
+from vitlab.system import WINDOWS, usable_cores
 
 if TYPE_CHECKING:
     from vitlab.sweeps.executors import Executor
@@ -82,6 +82,8 @@ class SubmititLauncher(SweepLauncher):
     def executor(self) -> "Executor":
         from vitlab.sweeps.executors import SubmititExecutor
 
+        if WINDOWS:
+            raise UserError(f"hydra/launcher=submitit_{self.cluster} needs Linux; hydra/launcher=processes does not")
         folder = Path(self.config.hydra.sweep.dir) / "submitit"
         jobs = check_count("hydra.launcher.jobs", self.jobs, or_auto=True)
         try:

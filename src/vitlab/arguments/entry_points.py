@@ -5,7 +5,6 @@ import re
 import sys
 from pathlib import Path
 
-import __main__
 from vitlab.files import IS_CLONE, ROOT
 from vitlab.system import join_command, quote_for_shell, split_command
 
@@ -18,7 +17,7 @@ def pretend_script(verb: str, *arguments: str) -> None:
     """Make this process's command that of a script, which Lightning and sweeps start other processes with; messages
     call it `vitlab <verb>`."""
     os.environ[CONSOLE_SCRIPT] = "yes"
-    __main__.__spec__ = None  # that of `python -m` would be started instead
+    sys.modules["__main__"].__spec__ = None  # that of `python -m` would be started instead
     sys.argv[:] = [str(ROOT / f"{verb}.py"), *arguments]
 
 

@@ -1,5 +1,6 @@
 """Write metrics.csv: one row per epoch."""
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from vitlab.callbacks.checkpointing import SortedCallback
 from vitlab.runs.directory import count_from_one, write_epochs
+from vitlab.system import WINDOWS
+
+log = logging.getLogger(__name__)
 
 CSV_COLUMNS = (  # first, and in this order; those of other metrics follow
     *("train/loss", "train/acc", "val/loss", "val/acc", "val/loss_ema", "val/acc_ema", "lr"),
@@ -60,4 +64,9 @@ class MetricsCSV(SortedCallback, Checkpoint):
         self.rows.append({**row, **{name: float(metrics[name]) for name in columns}})
         if trainer.is_global_zero:
             logged = [name for row in self.rows for name in row if name not in ("epoch", "step", "seconds")]
-            write_epochs(self.file, self.rows, list(dict.fromkeys([*CSV_COLUMNS, *logged])))
+            try:
+                write_epochs(self.file, self.rows, list(dict.fromkeys([*CSV_COLUMNS, *logged])))
+            except PermissionError:
+                if not WINDOWS:
+                    raise
+                log.warning(f"{self.file} is open in another program; its new rows are written after the next epoch")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pytorch_lightning.callbacks import Timer
 
-from vitlab.callbacks import EMA, BestCheckpoint, Figures, LastCheckpoint
+from vitlab.callbacks import EMA, BestCheckpoint, Features, Figures, LastCheckpoint
 from vitlab.callbacks.ema import AuxiliaryLogits
 from vitlab.compat import is_compiled, peak_memory, reset_peak_memory, synchronize
 from vitlab.models.execution import forward_flops, limited
@@ -17,7 +17,7 @@ from vitlab.runs.console import format_duration
 
 TIMED_SECONDS = 0.5  # about the longest step to time on a CPU
 # Measured on a core of an AMD EPYC: callbacks, logging and Lightning per batch; figures and report of a run.
-BATCH_SECONDS, FIGURE_SECONDS, END_SECONDS = 0.004, 2.0, 0.3
+BATCH_SECONDS, FIGURE_SECONDS, END_SECONDS = 0.004, 3.0, 0.3
 SAVED, SAVED_PER_SECOND = (BestCheckpoint, LastCheckpoint), 3e8  # bytes of a checkpoint, on a plain disk
 KEPT_FILES = 3  # best.ckpt, last.ckpt, and one of them while it is rewritten
 
@@ -76,6 +76,7 @@ def describe_duration(context: CheckContext, train: float, evaluate: float, fetc
     interval = trainer.val_check_interval
     validations = (1 / interval if isinstance(interval, float) else batches / interval) if interval else 1.0
     validations /= trainer.check_val_every_n_epoch or 1
+    known = sum(len(data.splits["train"].rows[: c.knn_images]) for c in callbacks if isinstance(c, Features)) * evaluate
     evaluate *= 1 + sum(isinstance(c, AuxiliaryLogits) for c in callbacks)
     val, test = (
         limited(len(data.splits[split]), limit, data.eval_batch_size) * evaluate
@@ -86,7 +87,9 @@ def describe_duration(context: CheckContext, train: float, evaluate: float, fetc
     epoch = batches * per_batch + validations * val + saved * _checkpoint_bytes(context) / SAVED_PER_SECOND
     # Before and after training.
     draws = any(isinstance(c, Figures) and c.level != "off" for c in callbacks)
-    around = time.perf_counter() - context.started + test + END_SECONDS + FIGURE_SECONDS * draws
+    around = (
+        time.perf_counter() - context.started + test + (known if test else 0) + END_SECONDS + FIGURE_SECONDS * draws
+    )
 
     totals = []
     if trainer.max_epochs and trainer.max_epochs > 0:

@@ -49,7 +49,6 @@ FILES = {  # of the run directory, to which the page links
     "checkpoints/best.ckpt": "weights of the best epoch, with the config",
     "checkpoints/last.ckpt": "newest state, to resume from",
     "figures/": "all figures as PNG files",
-    "tensorboard/": "events for TensorBoard",
     "profile/": "the slowest operations, and a trace",
     "run.log": "terminal output, warnings and tracebacks",
 }
@@ -129,6 +128,7 @@ def render_report(run: RunSummary, path: Path) -> str:
         chance_loss=log(len(run.classes)),
         further=further_metrics(values),
         metric_title=metric_title,
+        knn_images=_knn_images(run),
         classes=[_class_row(name, row) for name, row in run.details.get("per_class", {}).items()],
         confusions=list(_confusion_rows(run)),
         max_rows=MAX_ROWS,
@@ -145,6 +145,14 @@ def render_report(run: RunSummary, path: Path) -> str:
         commands=_commands(run, path, folder),
         files=_files(path),
     )
+
+
+def _knn_images(run: RunSummary) -> int:
+    """Training images whose features `test/knn_acc` compares with; 0 without that metric."""
+    if f"test/knn_acc{run.suffix}" not in run.final:
+        return 0
+    limit = run.setting("callbacks.features.knn_images")
+    return run.images("train") if limit is None else min(limit, run.images("train"))
 
 
 def _title(run: RunSummary, values: dict[str, Any]) -> str:
@@ -224,6 +232,8 @@ def _commands(run: RunSummary, path: Path, folder: Path) -> list[tuple[str, str]
     if IS_CLONE and (revision := (run.manifest.get("git") or {}).get("revision")):
         checkout = f"git -C {quote_for_shell(relative_to(ROOT, folder))} checkout {revision}"
         lines.append(("Check out its code", checkout))
+    if any(path.rglob("events.out.tfevents.*")):
+        lines.append(("Show its curves", f"tensorboard --logdir {quote_for_shell(place)}"))
     if not run.failed_checks:
         lines.append(("Train again in a new directory, and compare the metrics", f"{train} {reproduce}"))
     if run.resumable:

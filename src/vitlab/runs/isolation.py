@@ -13,7 +13,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.version import VersionBase
 
-import __main__
 from vitlab.system import stop_signals
 
 
@@ -21,7 +20,8 @@ from vitlab.system import stop_signals
 def restored_process() -> Iterator[None]:
     """Restore at the end arguments, environment, signal handlers, warning filters, and a Hydra of the user's own, which
     is out of the way until then; also after an exception."""
-    arguments, environment, spec = sys.argv[:], dict(os.environ), __main__.__spec__
+    program = sys.modules["__main__"]
+    arguments, environment, spec = sys.argv[:], dict(os.environ), program.__spec__
     handlers = {number: signal.getsignal(number) for number in stop_signals()}
     base, hydra, config = VersionBase.instance().getbase(), GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
@@ -39,13 +39,15 @@ def restored_process() -> Iterator[None]:
         for name in set(os.environ) - set(environment):
             del os.environ[name]
         os.environ.update(environment)
-        sys.argv[:], __main__.__spec__ = arguments, spec
+        sys.argv[:], program.__spec__ = arguments, spec
 
 
 @contextmanager
 def restored_libraries() -> Iterator[None]:
     """Restore at the end logging, random number generators and settings of torch, and end a process group of torch's;
     imports torch."""
+    python = random.getstate()  # before imports, some of which draw numbers
+
     import numpy as np
     import torch
     from torch import distributed
@@ -56,7 +58,7 @@ def restored_libraries() -> Iterator[None]:
     precision, benchmark = torch.get_float32_matmul_precision(), cudnn.benchmark
     deterministic = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    python, numpy = random.getstate(), np.random.get_state()
+    numpy = np.random.get_state()
     has_group = distributed.is_available() and distributed.is_initialized()
     try:
         with own_logging(), torch.random.fork_rng(range(torch.cuda.device_count())):

@@ -149,3 +149,14 @@ def test_batch_limits_reduce_the_number_of_used_images(limit: float | None, used
     run = replace(facts(FLAT, FLAT), config=OmegaConf.merge(CONFIG, limits))
     assert run.used("test") == used
     assert run.images("test") == 1000
+
+
+def test_a_run_without_an_epoch_was_refused_or_ended_early() -> None:
+    checks = [{"check": "labels", "status": "ok"}, {"check": "learning rate", "status": "failed"}]
+    run = replace(FINE, epochs=[], final={}, checks=checks, resumable=False)
+    ((refused, try_this),) = recommend(with_config(run, preflight="on"))
+    assert "(learning rate)" in refused
+    assert "preflight=warn" in try_this
+    ((ended, try_this),) = recommend(with_config(run, preflight="warn"))
+    assert "less than 1 epoch" in ended
+    assert "no checkpoint" in try_this

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import ceil
 
+# Sizes are those of page.css. With another font the columns end a line or two apart.
 PAGE = 1040  # px, width of a page's text
 GAP, MARGIN = 30, 38  # px, between columns; above and below a caption
 WIDE = 800  # px; wider figures do not share the page

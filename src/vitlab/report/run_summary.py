@@ -98,7 +98,9 @@ class RunSummary:
     @property
     def failed_checks(self) -> list[str]:
         """The preflight checks that refused the run."""
-        return [] if self.epochs else [check["check"] for check in self.checks if check["status"] == "failed"]
+        if self.epochs or self.setting("preflight") == "warn":
+            return []
+        return [check["check"] for check in self.checks if check["status"] == "failed"]
 
     @property
     def check_counts(self) -> str:

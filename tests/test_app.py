@@ -127,6 +127,7 @@ def test_a_browser_shows_classes_and_attention(served: Served, photos: dict[str,
         first = page.wait_for_function(ATTENTION).json_value()
         page.locator(".examples button").nth(1).click()
         page.wait_for_function(f"(() => {{ const now = {ATTENTION}; return now && now !== {json.dumps(first)} }})()")
+        assert page.get_by_text("Error", exact=True).count() == 0
         assert {url.split("/")[2] for url in fetched if url.startswith("http")} == {served.address.split("/")[2]}
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         browser.close()

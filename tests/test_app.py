@@ -119,7 +119,7 @@ def test_a_browser_shows_classes_and_attention(served: Served, photos: dict[str,
         fetched: list[str] = []
         page.on("request", lambda request: fetched.append(request.url))
         page.goto(served.address)
-        page.get_by_text("It knows these 10 classes").wait_for()
+        page.get_by_text("The model knows 10 classes").wait_for()
         page.locator(".examples img").nth(3).wait_for()
         assert page.locator(".examples img").count() == 4
         page.locator("input[type=file]").first.set_input_files(photos["turned"])

@@ -206,7 +206,7 @@ def build_page(trial: Trial, facts: tuple[str, list[tuple[str, str]]], examples:
 def class_note(classes: Sequence[str]) -> str:
     """A sentence on what the model can answer, for a page in HTML."""
     named = escape(list_some(classes, NAMED_CLASSES))
-    return f"It knows these {len(classes)} classes: {named}. Every image gets one of them, whatever it shows."
+    return f"The model knows {len(classes)} classes: {named}. It answers with one of them, whatever the image shows."
 
 
 def describe(model: LoadedModel) -> tuple[str, list[tuple[str, str]]]:

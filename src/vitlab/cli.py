@@ -57,7 +57,7 @@ def main() -> NoReturn:
     if name in ("-h", "--help", "help"):
         print("vitlab trains, compares and uses Vision Transformers.\n\nusage: vitlab <command> key=value ...\n")
         print(*(f"  {name:<14} {text}" for name, (_, text) in COMMANDS.items()), sep="\n")
-        print("\nvitlab <command> --help lists the keys of a command. Python: import vitlab; help(vitlab)")
+        print("\nvitlab <command> --help lists the keys of a command. Python: help(vitlab.load), help(vitlab.train)")
         sys.exit(0)
     if name == "--version":
         print(f"vitlab {version('vitlab')}")

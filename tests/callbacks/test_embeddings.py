@@ -1,6 +1,7 @@
 """The features of test images at the end of a run: k-NN accuracy, projection, Projector."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,9 @@ def final(run: Path) -> dict[str, Any]:
 
 def projector(run: Path) -> tuple[np.ndarray, list[list[str]], Image.Image]:
     """Features, rows of metadata, and sprite of the one embedding."""
-    folder = run / "tensorboard"
-    (one,) = text_format.Parse((folder / "projector_config.pbtxt").read_text(), ProjectorConfig()).embeddings
-    rows = [line.split("\t") for line in (folder / one.metadata_path).read_text().splitlines()]
-    return np.loadtxt(folder / one.tensor_path), rows, Image.open(folder / one.sprite.image_path)
+    (one,) = text_format.Parse((run / "projector_config.pbtxt").read_text(), ProjectorConfig()).embeddings
+    rows = [line.split("\t") for line in (run / one.metadata_path).read_text().splitlines()]
+    return np.loadtxt(run / one.tensor_path), rows, Image.open(run / one.sprite.image_path)
 
 
 def test_a_run_ends_with_knn_accuracy_projection_and_projector(small_run: Path) -> None:
@@ -83,8 +83,9 @@ def test_evaluate_measures_the_same(small_run: Path, in_process: Command, tmp_pa
     assert in_process("evaluate.py", f"run={run}", "knn=true").returncode == 0
     evaluated = json.loads((run / "evaluation_test.json").read_text())
     assert evaluated["test/knn_acc"] == final(run)["test/knn_acc"]
-    result = in_process("evaluate.py", f"run={run}", "knn=true", "split=val", "calibrate=true")
+    result = in_process("evaluate.py", f"run={run}", "knn=true", "split=val", "calibrate=true", "tta=flip")
     assert result.returncode == 0, result.stderr
+    assert not re.search(r"k-NN accuracy(?! \d)", result.stdout)  # of views it is not measured
     assert 0 < json.loads((run / "evaluation_val.json").read_text())["val/knn_acc"] <= 1
     assert "k-NN accuracy" in result.stdout
     for wrong in (["split=train"], ["knn=20"]):
@@ -97,7 +98,7 @@ def test_without_figures_only_the_accuracy_is_measured(in_process: Command, tmp_
     assert in_process("train.py", *RUN, "callbacks.features.knn_images=100").returncode == 0
     assert "test/knn_acc" in final(tmp_path / "run")
     assert not list((tmp_path / "run" / "figures").iterdir())
-    assert not (tmp_path / "run" / "tensorboard" / "projector_config.pbtxt").exists()
+    assert not (tmp_path / "run" / "projector_config.pbtxt").exists()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 from conftest import ROOT, Command
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import create_trial
+from pages import Page, check_page
 from scipy import stats
 from sweeps.runs import write_grid, write_record, write_run
 
@@ -317,6 +318,14 @@ def test_many_settings_follow_the_scores_and_fit(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib's, where a figure has no room
         as_page(ranking, "many")
+
+
+def test_the_page_has_contents_and_no_broken_link(grid: Path) -> None:
+    page = Page((grid / "leaderboard.html").read_text())
+    check_page(page, grid)
+    assert page.sections[:4] == ["Summary", "Table", "Scores", "Learning curves"]
+    assert page.sections[-1] == "Reproduce the best"
+    assert all("reproduce=" in command for command in page.commands)
 
 
 def test_the_page_escapes_messages_of_runs(grid: Path) -> None:

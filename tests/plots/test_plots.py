@@ -1,8 +1,11 @@
 """Statistics of predictions, and figures of unusual ones."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from vitlab.plots.classification import (
@@ -90,6 +93,60 @@ def test_of_many_classes_the_worst_are_named_with_their_percentages() -> None:
 def test_a_matrix_of_few_classes_has_room_for_counts() -> None:
     cells = {text.get_position(): text.get_text() for text in draw_confusion_matrix(FOUR).axes[0].texts}
     assert cells == {(0, 0): "100%\n1", (0, 1): "50%\n1", (1, 1): "50%\n1", (0, 2): "100%\n1"}
+
+
+def test_a_matrix_is_white_without_images_blue_if_correct_and_orange_if_not() -> None:
+    figure = draw_confusion_matrix(FOUR)
+    pixels = figure.axes[0].images[0].get_array()
+    assert pixels is not None
+    assert (pixels[FOUR.confusion_matrix.numpy() == 0] == 1).all()
+    (red, _, blue, _), (error_red, _, error_blue, _) = pixels[0, 0], pixels[2, 0]  # 100 % each
+    assert red < 0.2 < 0.6 < blue
+    assert error_blue < 0.2 < 0.6 < error_red
+    assert [axes.get_ylabel() for axes in figure.axes] == ["true class", "correct", "errors"]
+
+
+def test_numbers_in_a_matrix_have_contrast() -> None:
+    def luminance(color: Any) -> float:
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(color)]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    labels = torch.arange(1000) % 10
+    answers = torch.where(
+        torch.rand(1000, generator=torch.Generator().manual_seed(0)) < labels / 10, labels, labels // 2
+    )
+    axes = draw_confusion_matrix(predict(torch.nn.functional.one_hot(answers, 10).float(), labels.tolist())).axes[0]
+    pixels = axes.images[0].get_array()
+    assert pixels is not None
+    assert len(axes.texts) > 15
+    for text in axes.texts:
+        column, row = (int(place) for place in text.get_position())
+        low, high = sorted(luminance(color) for color in (text.get_color(), pixels[row, column, :3]))
+        assert (high + 0.05) / (low + 0.05) > 4.5
+
+
+def test_rare_errors_have_a_visible_colour() -> None:
+    labels = torch.arange(1000) % 2
+    answers = labels.clone()
+    answers[:20] = 0  # ten of 500 images
+    figure = draw_confusion_matrix(predict(torch.nn.functional.one_hot(answers, 2).float(), labels.tolist()))
+    pixels = figure.axes[0].images[0].get_array()
+    assert pixels is not None
+    assert pixels[1, 0].min() < 0.85
+
+
+def test_predictions_of_one_confidence_leave_room_for_the_reliability_diagram() -> None:
+    figure = draw_reliability(predict(torch.full((50, 10), 0.1), [0] * 50))
+    render(lambda: figure, "x")
+    assert figure.axes[0].get_position().height > 0.4
+
+
+def test_few_classes_are_rows_and_many_are_columns() -> None:
+    for classes, heads in ((3, ["hardest", "2nd"]), (7, ["class 0", "class 1"])):
+        labels = torch.arange(70) % classes
+        found = predict(torch.nn.functional.one_hot(labels, classes).float(), labels.tolist())
+        axes = draw_extremes(found, torch.zeros(70, 3, 8, 8, dtype=torch.uint8)).axes[0]
+        assert [text.get_text() for text in axes.texts if "%" not in text.get_text()][:2] == heads
 
 
 def test_bars_of_few_images_are_pale() -> None:

@@ -61,6 +61,17 @@ def test_repeated_augmentation_and_ema_are_named_if_they_are_used(small_run: Pat
     assert (settings["data.repeated_augmentation"], settings["callbacks.ema.decay"]) == (3, 0.99)
 
 
+def test_a_fine_tuned_run_says_from_what_and_how(small_run: Path) -> None:
+    plain = read_run_summary(RunDirectory(small_run))
+    config = OmegaConf.merge(plain.config, {"finetune": {"layer_decay": 0.75, "freeze_epochs": "all"}})
+    run = replace(plain, config=config, manifest={**plain.manifest, "weights": {"from": "vit.safetensors"}})
+    said = words_of(render_report(run, small_run))
+    assert "trained starting from vit.safetensors" in said
+    assert "layer-wise learning rate decay finetune.layer_decay 0.75" in said
+    assert "finetune.freeze_epochs all" in said
+    assert "finetune." not in words_of(render_report(plain, small_run)).split("Details")[0]
+
+
 def test_captions_name_the_numbers_of_this_run(small_run: Path) -> None:
     said = {figure.tag: figure.caption for figure in read_figures(small_run)}
     details = json.loads((small_run / "test_details.json").read_text())

@@ -77,6 +77,42 @@ def test_every_tab_shows_the_run(page: Page, dashboard: str, screenshots: Path) 
         take(page, screenshots / f"{tab.lower().replace(' ', '_')}.png")
 
 
+def test_it_opens_on_training_and_validation_of_runs_with_short_names(
+    page: Page, dashboard: str, small_run: Path, screenshots: Path
+) -> None:
+    page.goto("about:blank")
+    page.goto(dashboard)
+    page.locator("scalar-card").nth(4).wait_for(timeout=SECONDS * 1000)
+    cards = ["".join(text.split()) for text in page.locator("scalar-card .tag").all_inner_texts()]
+    assert {tag.partition("/")[0] for tag in cards} == {"train", "val"}
+    assert {"train/loss", "val/acc"} <= set(cards)
+    runs = page.locator("runs-data-table").inner_text().split()
+    assert [f"demo/{small_run.name}", f"demo/{small_run.name}/val"] == [run for run in runs if run.startswith("demo/")]
+    take(page, screenshots / "time_series.png")
+
+
+def test_train_and_val_have_two_colours_in_one_chart(page: Page, dashboard: str) -> None:
+    page.goto("about:blank")
+    page.goto(f"{dashboard.rstrip('/')}/#custom_scalars")
+    found = page.wait_for_function(COLOURS, timeout=SECONDS * 1000).json_value()
+    assert {name.partition("/")[0] for name in found} == {"train", "val"}
+    assert len(found) == len(set(found.values())) == 2
+
+
+# The curves of the first chart with several, by their names, and their colours.
+COLOURS = """() => {
+  const roots = [document];
+  for (const root of roots) for (const node of root.querySelectorAll("*")) {
+    if (node.shadowRoot) roots.push(node.shadowRoot);
+    if (node.tagName.toLowerCase() !== "tf-custom-scalar-multi-line-chart-card") continue;
+    const curves = [...node.shadowRoot.querySelectorAll(".match-list-entry")];
+    const names = curves.map(curve => curve.textContent.trim().split(/\\s+/).slice(1).join(" "));
+    if (curves.length > 1 && curves.every(curve => curve.style.color))
+      return Object.fromEntries(names.map((name, index) => [name, curves[index].style.color]));
+  }
+}"""
+
+
 # An image has arrived, wherever in the components of the page.
 LOADED = """() => {
   const roots = [document], images = [];

@@ -1,6 +1,8 @@
 """Measure and show the features of the test images, which the head reads."""
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -157,11 +159,12 @@ def _add_to_projector(
         for label, prediction, name in zip(images.labels.tolist(), predicted.tolist(), images.names, strict=True)
     ]
     for writer in writers(trainer):
+        shutil.rmtree(Path(writer.log_dir) / "projector", ignore_errors=True)  # of an earlier end of this run
         writer.add_embedding(
             features,
             rows,
             torch.cat(thumbnails),
-            trainer.global_step,
+            "projector",  # the folder; torch makes it from the step
             tag="test_features",
             metadata_header=["class", "prediction", "image"],
         )

@@ -6,13 +6,14 @@ from itertools import combinations
 from math import ceil
 
 PAGE = 1040  # px, width of a page's text
-GAP = 32  # px, between columns and below a figure
+GAP, MARGIN = 30, 38  # px, between columns; above and below a caption
 WIDE = 800  # px; wider figures do not share the page
 MOST = 10  # figures that are arranged together: there are 2^9 ways
 NARROWEST = 0.4  # fraction of the page
-CHARACTER, LINE = 6.7, 20  # px, of a caption
+CHARACTER, LINE = 7.2, 20  # px, of a caption
+LABEL = len("Figure 10. ")
 PRINTED = 1320  # px, height of a printed page (Letter; A4 is higher) that is as wide as PAGE
-PRINTED_TEXT = 1.12  # height of captions on that page / on the screen
+PRINTED_TEXT = 1.1  # height of captions on that page / on the screen
 SMALLEST = 0.7  # fraction to which images are reduced to fit on a printed page
 
 
@@ -57,8 +58,10 @@ def arrange(figures: Sequence[PageFigure]) -> Iterator[Block]:
     a column. Equal columns are preferred, because then all figures have text of the same size.
     """
     narrow = [figure for figure in figures if figure.width <= WIDE]
-    for start in range(0, len(narrow), MOST):
-        yield _balance(narrow[start : start + MOST])
+    parts = ceil(len(narrow) / MOST)
+    size = ceil(len(narrow) / max(parts, 1))
+    for part in range(parts):
+        yield _balance(narrow[part * size : (part + 1) * size])
     yield from (Block([[figure]]) for figure in figures if figure.width > WIDE)
 
 
@@ -85,5 +88,7 @@ def _left_fraction(left: Sequence[PageFigure], right: Sequence[PageFigure]) -> f
 
 def _height(column: Sequence[PageFigure], fraction: float) -> float:
     """The height (px) of a column with this fraction of the page, whose captions are as high as in half of the page."""
-    lines = sum(ceil(len(figure.caption) * CHARACTER / (PAGE / 2)) for figure in column)
-    return LINE * lines + GAP * len(column) + sum(fraction * PAGE * figure.height / figure.width for figure in column)
+    width = PAGE - GAP
+    lines = sum(ceil((LABEL + len(figure.caption)) * CHARACTER / (width / 2)) for figure in column)
+    images = sum(fraction * width * figure.height / figure.width for figure in column)
+    return LINE * lines + MARGIN * len(column) + images

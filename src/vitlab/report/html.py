@@ -49,7 +49,6 @@ FILES = {  # of the run directory, to which the page links
     "checkpoints/best.ckpt": "weights of the best epoch, with the config",
     "checkpoints/last.ckpt": "newest state, to resume from",
     "figures/": "all figures as PNG files",
-    "tensorboard/": "events for TensorBoard",
     "profile/": "the slowest operations, and a trace",
     "run.log": "terminal output, warnings and tracebacks",
 }
@@ -233,6 +232,8 @@ def _commands(run: RunSummary, path: Path, folder: Path) -> list[tuple[str, str]
     if IS_CLONE and (revision := (run.manifest.get("git") or {}).get("revision")):
         checkout = f"git -C {quote_for_shell(relative_to(ROOT, folder))} checkout {revision}"
         lines.append(("Check out its code", checkout))
+    if any(path.rglob("events.out.tfevents.*")):
+        lines.append(("Show its curves", f"tensorboard --logdir {quote_for_shell(place)}"))
     if not run.failed_checks:
         lines.append(("Train again in a new directory, and compare the metrics", f"{train} {reproduce}"))
     if run.resumable:

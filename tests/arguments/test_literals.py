@@ -7,15 +7,17 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import Command
 from omegaconf import OmegaConf
 from PIL import Image
 
-from vitlab.arguments.command import parse_overrides, read_command
+from vitlab.arguments.command import parse_overrides, read_command, training_arguments
 from vitlab.arguments.hints import _places
-from vitlab.arguments.literals import literal, quote
+from vitlab.arguments.literals import as_arguments, literal, quote
 from vitlab.config.compose import compose_training
+from vitlab.errors import UserError
 from vitlab.files import CONF
 from vitlab.predict import find_images
 from vitlab.system import quote_for_shell
@@ -246,3 +248,24 @@ def test_elsewhere_a_backslash_escapes() -> None:
 def test_a_pattern_on_a_drive_that_is_not_there_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "exists", lambda path: False)  # not even the root
     assert find_images(str(tmp_path / "*.png")) == ([], {str(tmp_path / "*.png"): "no such file"})
+
+
+def test_python_values_mean_themselves() -> None:
+    settings: dict[str, Any] = {
+        "model": "vit_tiny",
+        "optimizer": {"lr": np.float32(0.5), "betas": (0.9, 0.5)},
+        "trainer.max_epochs": 5,
+        "trainer": {"max_time": None, "benchmark": True},
+        "notes": "a, b: 'c' \\ [d] 1",
+        "tags": ["x y", "1e-3", "a'b"],
+        "data": "image_folder",
+        "data.root": Path("a b/c,d"),
+    }
+    config = compose_training(training_arguments([*as_arguments(settings)]))
+    assert config.model.depth == compose_training(["model=vit_tiny"]).model.depth
+    assert (config.optimizer.lr, list(config.optimizer.betas)) == (0.5, [0.9, 0.5])
+    assert (config.trainer.max_epochs, config.trainer.max_time, config.trainer.benchmark) == (5, None, True)
+    assert (config.notes, config.data.root) == (settings["notes"], "a b/c,d")
+    assert list(config.tags) == settings["tags"]
+    with pytest.raises(UserError, match=r"optimizer\.lr=<object"):
+        list(as_arguments({"optimizer": {"lr": object()}}))

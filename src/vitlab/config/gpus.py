@@ -42,15 +42,15 @@ def choose_devices(trainer: Any) -> Any:
     several = trainer.devices == "auto" and trainer.strategy == "auto" and torch.cuda.device_count() > 1
     if not (WINDOWS and several and trainer.accelerator in ("auto", "gpu")):
         return trainer.devices
-    log.warning("one GPU is used: on Windows several are slow; trainer=ddp takes all")
+    log.warning("one GPU is used, as Windows has no NCCL; trainer=ddp takes all, through gloo")
     return 1
 
 
 def chosen_gpus(devices: Any) -> list[int]:
     """The CUDA devices that a value of `trainer.devices` means."""
-    if isinstance(devices, list | ListConfig):
-        return [int(index) for index in devices]
     count = torch.cuda.device_count()
+    if isinstance(devices, list | ListConfig):
+        return [index for index in map(int, devices) if index < count]  # Lightning refuses the others
     return list(range(count if devices in ("auto", -1) else min(int(devices), count)))
 
 

@@ -19,8 +19,8 @@ def resolve_machine(config: DictConfig) -> None:
 
     resolve_processes(config)
     trainer = config.trainer
-    check_gpus(trainer.accelerator, trainer.devices)
     trainer.devices = choose_devices(trainer)
+    check_gpus(trainer.accelerator, trainer.devices)
     best = best_precision(trainer.accelerator)
     if trainer.sync_batchnorm == "auto":
         trainer.sync_batchnorm = has_cuda(trainer.accelerator)

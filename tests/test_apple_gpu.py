@@ -22,6 +22,7 @@ from vitlab.config.compose import compose_training
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import random_augment
 from vitlab.data.counter_rng import CounterRNG
+from vitlab.embed import embed
 from vitlab.errors import UserError
 from vitlab.evaluate import evaluate
 from vitlab.experiment import train
@@ -29,6 +30,7 @@ from vitlab.explain import explain
 from vitlab.metrics import METRICS
 from vitlab.predict import predict
 
+MEASURED = [name for name, kind in METRICS.items() if kind.target and name != "acc"]
 AUGMENTS = sorted(file.stem for file in (Path(__file__).parents[1] / "conf" / "augment").glob("*.yaml"))
 
 
@@ -85,7 +87,7 @@ def test_random_numbers_are_those_of_the_cpu_where_integers_are_not(monkeypatch:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with all metrics, preflight, EMA and a learning-rate monitor, on the fake GPU."""
     folder = tmp_path_factory.mktemp("apple") / "run"
-    metrics = f"metrics=[{','.join(name for name in METRICS if name not in ('loss', 'acc'))}]"
+    metrics = f"metrics=[{','.join(MEASURED)}]"
     monitor = "+callbacks.lr_monitor._target_=pytorch_lightning.callbacks.LearningRateMonitor"
     config = small_config(folder, "callbacks=ema", "augment=strong", metrics, monitor, "callbacks.figures.level=full")
     with pytest.MonkeyPatch.context() as monkeypatch, fake_device(monkeypatch, is_apple=True):
@@ -95,17 +97,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_measures_all_metrics(run: Path) -> None:
     found = json.loads((run / "metrics.json").read_text())
-    assert {f"test/{name}{suffix}" for name in METRICS for suffix in ("", "_ema")} <= set(found)
+    assert {f"test/{name}{suffix}" for name in MEASURED for suffix in ("", "_ema")} <= set(found)
     checks = json.loads((run / "preflight.json").read_text())
     assert checks["passed"]
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "predict", "explain"])
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "explain", "embed"])
 def test_a_command_works(verb: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = {
-        "evaluate": (evaluate, ["calibrate=true", "tta=multi"], "run/calibration.json"),
+        "evaluate": (evaluate, ["calibrate=true", "tta=multi", "knn=true"], "run/calibration.json"),
         "predict": (predict, ["images=image.png", "out=out"], "out/predictions.csv"),
         "explain": (explain, ["images=image.png", "out=out"], "out/image.png"),
+        "embed": (embed, ["split=test", "out=out.npz"], "out.npz"),
     }
     command, arguments, file = commands[verb]
     shutil.copytree(run, tmp_path / "run")

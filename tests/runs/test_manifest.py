@@ -1,6 +1,6 @@
 import json
-from importlib.metadata import Distribution
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +12,7 @@ def test_an_installed_copy_takes_its_revision_from_pip_and_not_from_a_clone_arou
 ) -> None:
     monkeypatch.setattr(manifest, "IS_CLONE", False)
     notes: dict[str, str | None] = {}
-    monkeypatch.setattr(Distribution, "read_text", lambda self, name: notes.get(name))
+    monkeypatch.setattr(manifest, "distribution", lambda name: SimpleNamespace(read_text=notes.get))
     assert manifest.describe_origin()["git"] == {"revision": None, "dirty": None}
     notes["direct_url.json"] = json.dumps({"url": "https://x.org/vitlab", "vcs_info": {"commit_id": "0123abc"}})
     assert manifest.describe_origin()["git"] == {"revision": "0123abc", "dirty": False}

@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import gc
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,11 @@ def test_an_unreadable_file_is_refused_or_in_a_folder_left_out(model: Model) -> 
         (np.full((4, 4, 3), np.nan), "values from nan"),
         (np.zeros((0, 4, 3), np.uint8), "shape"),
         ([[1]], "int is no image"),
+        ("", "empty text"),
+        (b"GIF89a", "bytes is no image"),
+        (BytesIO(b"GIF89a"), "BytesIO is no image"),
+        ({"a": PIXELS}, "dict is no image"),
+        (Image.new("RGB", (0, 4)), "0 x 4 pixels"),
     ],
 )
 def test_what_is_no_image_is_refused(images: Any, reason: str, model: Model) -> None:
@@ -276,6 +283,11 @@ def test_figures_of_a_run_are_images(small_run: Path) -> None:
 
     figures = TrainingResult(small_run, {}).figures
     assert figures["test/confusion_matrix"].width > 100
+    with warnings.catch_warnings(record=True) as caught:  # of a file that is still open
+        warnings.simplefilter("always", ResourceWarning)
+        del figures
+        gc.collect()
+    assert not caught
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -319,6 +331,23 @@ def test_a_sweep_is_refused(arguments: list[str], tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     with pytest.raises(vitlab.UserError, match="vitlab train -m"):
         vitlab.train(*arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "reason"),
+    [
+        ([["model=vit_tiny"]], {}, "not a list"),
+        ([{"model": "vit_tiny"}], {}, "not a dict"),
+        (["experiment=demo"], {"config_dir": "nothing"}, "config_dir=nothing: there is no such folder"),
+    ],
+)
+def test_what_is_no_override_or_folder_is_refused(
+    arguments: list[Any], settings: dict[str, Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(vitlab.UserError, match=reason):
+        vitlab.train(*arguments, **settings)
     assert not list(tmp_path.iterdir())
 
 

@@ -119,7 +119,7 @@ def test_a_browser_shows_classes_and_attention(served: Served, photos: dict[str,
         fetched: list[str] = []
         page.on("request", lambda request: fetched.append(request.url))
         page.goto(served.address)
-        page.get_by_text("It knows these 10 classes").wait_for()
+        page.get_by_text("The model knows 10 classes").wait_for()
         page.locator(".examples img").nth(3).wait_for()
         assert page.locator(".examples img").count() == 4
         page.locator("input[type=file]").first.set_input_files(photos["turned"])
@@ -127,6 +127,7 @@ def test_a_browser_shows_classes_and_attention(served: Served, photos: dict[str,
         first = page.wait_for_function(ATTENTION).json_value()
         page.locator(".examples button").nth(1).click()
         page.wait_for_function(f"(() => {{ const now = {ATTENTION}; return now && now !== {json.dumps(first)} }})()")
+        assert page.get_by_text("Error", exact=True).count() == 0
         assert {url.split("/")[2] for url in fetched if url.startswith("http")} == {served.address.split("/")[2]}
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         browser.close()

@@ -27,10 +27,9 @@ from vitlab.errors import UserError
 from vitlab.evaluate import evaluate
 from vitlab.experiment import train
 from vitlab.explain import explain
-from vitlab.metrics import METRICS
+from vitlab.metrics import CHOICES
 from vitlab.predict import predict
 
-MEASURED = [name for name, kind in METRICS.items() if kind.target and name != "acc"]
 AUGMENTS = sorted(file.stem for file in (Path(__file__).parents[1] / "conf" / "augment").glob("*.yaml"))
 
 
@@ -87,7 +86,7 @@ def test_random_numbers_are_those_of_the_cpu_where_integers_are_not(monkeypatch:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with all metrics, preflight, EMA and a learning-rate monitor, on the fake GPU."""
     folder = tmp_path_factory.mktemp("apple") / "run"
-    metrics = f"metrics=[{','.join(MEASURED)}]"
+    metrics = f"metrics=[{','.join(name for name in CHOICES if name not in ('loss', 'acc'))}]"
     monitor = "+callbacks.lr_monitor._target_=pytorch_lightning.callbacks.LearningRateMonitor"
     config = small_config(folder, "callbacks=ema", "augment=strong", metrics, monitor, "callbacks.figures.level=full")
     with pytest.MonkeyPatch.context() as monkeypatch, fake_device(monkeypatch, is_apple=True):
@@ -97,7 +96,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_measures_all_metrics(run: Path) -> None:
     found = json.loads((run / "metrics.json").read_text())
-    assert {f"test/{name}{suffix}" for name in MEASURED for suffix in ("", "_ema")} <= set(found)
+    assert {f"test/{name}{suffix}" for name in CHOICES for suffix in ("", "_ema")} <= set(found)
     checks = json.loads((run / "preflight.json").read_text())
     assert checks["passed"]
 

@@ -1,4 +1,4 @@
-"""`vitlab <verb>`, as it is installed from a wheel: without the clone, in any folder."""
+"""`vitlab <command>`, as it is installed from a wheel: without the clone, in any folder."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMALL_RUN, Command, Result, run_script
 
-from vitlab.cli import VERBS
+from vitlab.cli import COMMANDS
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +38,21 @@ def console(in_process: Command, *arguments: str) -> Result:
     return in_process("-m", "vitlab", *arguments)
 
 
-def test_every_verb_has_a_page_that_calls_it_by_this_name(in_process: Command) -> None:
+def test_every_command_has_a_page_that_calls_it_by_this_name(in_process: Command) -> None:
     page = console(in_process, "--help").stdout
-    for verb in VERBS:
-        assert f"\n  {verb} " in page
-        text = console(in_process, verb, "--help").stdout
-        assert f"vitlab {verb}" in text
+    for name in COMMANDS:
+        assert f"\n  {name} " in page
+        text = console(in_process, name, "--help").stdout
+        assert f"vitlab {name}" in text
         assert not re.search(r"(?<!timm's )(train|evaluate|predict)\.py|python -m", text)
-    assert console(in_process).stdout == page
+    assert console(in_process).stdout == console(in_process, "help").stdout == page
     assert re.fullmatch(r"vitlab \d+\.\d+.*\n", console(in_process, "--version").stdout)
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["trian"], "unknown verb 'trian'. Did you mean 'train'?"),
+        (["trian"], "unknown command 'trian'. Did you mean 'train'?"),
         (["model=vit_tiny"], "vitlab train model=vit_tiny"),
         (["train", "optimizer.lrr=1"], "unknown key 'optimizer.lrr'"),
         (["train", "ckpt_path=x"], "vitlab evaluate run=<run> evaluates one"),

@@ -69,7 +69,7 @@ def test_all_images_of_another_folder_are_evaluated(
         draw(tmp_path / place, classes, 9 if place == "flat/train" else 5, 2)
     result = in_process("evaluate.py", "run=run", "data.root=flat")
     assert result.returncode == 0, result.stderr
-    assert f"all {5 * len(classes)} images" in result.stdout
+    assert f"images: all {5 * len(classes)} of the class folders" in result.stdout
     found, rows = evaluated(run)
     assert {name: row["images"] for name, row in found["per_class"].items()} == {
         name: 5 if name in classes else 0 for name in CLASSES

@@ -65,7 +65,10 @@ def test_a_model_without_attention_is_refused(in_process: Command, tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["run=latest", "images=one.png", "target=rink"], "target=rink is none of the run's classes, which are disc, "),
+        (
+            ["run=latest", "images=one.png", "target=rink"],
+            "target=rink is none of the run's classes.",
+        ),
         (["run=latest", "images=one.png", "target=rink"], "Did you mean 'ring'?"),
         (["run=latest", "images=[one.png,nothing.png]"], "1 of 2 images could not be read:\n  nothing.png: no such"),
         (["run=latest"], "images must be given"),

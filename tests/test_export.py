@@ -311,7 +311,7 @@ def test_a_model_larger_than_a_file_of_onnx_is_refused(tmp_path: Path, monkeypat
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"needs the package onnxruntime: pip install -e '\.\[onnx\]'"):
+    with pytest.raises(UserError, match=r'needs the package onnxruntime: pip install -e "\.\[onnx\]"'):
         onnx_packages()
 
 

@@ -65,7 +65,7 @@ def test_the_notebook_trains_shows_and_explains(cells: list[Any]) -> None:
     assert said.count("run directory: outputs/demo/") == 2  # each line once
     assert said.count(" 2/2 ") == 1
     assert "test/acc" in outputs(cells, "import vitlab")[-1].data["text/plain"]
-    assert "application/vnd.jupyter.widget-view+json" in kinds(outputs(cells, "import vitlab"))  # the progress bar
+    assert "text/html" in kinds(outputs(cells, "import vitlab"))  # the progress bar
     assert "image/png" in kinds(outputs(cells, "result.figures"))
     assert "%" in outputs(cells, "model.predict(image)")[-1].data["text/plain"]
     assert "image/png" in kinds(outputs(cells, "model.explain"))

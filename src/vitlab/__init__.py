@@ -1,4 +1,7 @@
-"""Reproducible Vision Transformer experiments on CIFAR-10."""
+"""Reproducible Vision Transformer experiments on CIFAR-10.
+
+`vitlab.train` trains a model, `vitlab.load` opens a trained one. Mistakes are a `vitlab.UserError` of one sentence.
+"""
 
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any

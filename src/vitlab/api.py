@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from io import BytesIO, IOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -86,7 +87,7 @@ class Model:
     def __repr__(self) -> str:
         loaded = self._loaded
         name = f"{type(self.network).__name__} with {len(self.classes)} classes on {loaded.device}"
-        return f"<{name}: {loaded.weights} weights of {self.checkpoint}>"
+        return f"<{name}: {loaded.weights} weights of {shorten(self.checkpoint)}>"
 
     @overload
     def predict(self, images: Image.Image, *, calibrate: bool = ...) -> Prediction: ...
@@ -212,6 +213,8 @@ def _list_images(images: Any) -> tuple[list[_Source], bool]:
     from vitlab.predict import find_images
 
     if isinstance(images, str | os.PathLike):
+        if not os.fspath(images):
+            raise UserError("an empty text is no path of an image")  # Path("") is the working directory
         path = Path(expand_home(os.fspath(images)))
         if path.is_file():
             return [_Source(path)], True
@@ -221,7 +224,7 @@ def _list_images(images: Any) -> tuple[list[_Source], bool]:
         return [_Source(file, is_named=False) for file in files], False
     if found := split_images(images):
         return [_Source(None, value) for value in found], getattr(images, "ndim", 0) != 4
-    if isinstance(images, Iterable):
+    if isinstance(images, Iterable) and not isinstance(images, bytes | Mapping | IOBase):
         return [source for image in images for source in _list_images(image)[0]], False
     raise UserError(f"{type(images).__name__} is no image: expected paths, Pillow images, arrays or tensors")
 
@@ -296,7 +299,8 @@ class TrainingResult:
 
         from vitlab.plots.io import read_figures
 
-        return {figure.tag: Image.open(figure.file) for figure in read_figures(self.run)}
+        files = {figure.tag: figure.file for figure in read_figures(self.run)}
+        return {tag: Image.open(BytesIO(file.read_bytes())) for tag, file in files.items()}  # no file stays open
 
     @property
     def _directory(self) -> RunDirectory:
@@ -330,6 +334,10 @@ def train(*overrides: str, config_dir: str | os.PathLike[str] | None = None, **s
 
 
 def _train(arguments: list[str], config_dir: str | os.PathLike[str] | None) -> tuple[Path, dict[str, float]]:
+    for argument in arguments:
+        if not isinstance(argument, str):
+            kind = type(argument).__name__
+            raise UserError(f"an override is text, 'key=value', not a {kind}: train(*overrides), or train(**settings)")
     given = {argument.partition("=")[0] for argument in arguments}
     arguments = training_arguments(arguments)
     if "sweep" in given or any(map(_is_several, arguments)):
@@ -343,7 +351,10 @@ def _train(arguments: list[str], config_dir: str | os.PathLike[str] | None) -> t
                 from vitlab import resume
 
                 return getattr(resume, verb)(command, changes)
-    folder, config, hydra = begin_hydra_run(arguments, None if config_dir is None else Path(config_dir))
+    choices = None if config_dir is None else Path(expand_home(os.fspath(config_dir)))
+    if choices is not None and not choices.is_dir():
+        raise UserError(f"config_dir={config_dir}: there is no such folder")
+    folder, config, hydra = begin_hydra_run(arguments, choices)
     with restored_libraries():
         from vitlab import experiment
 

@@ -36,7 +36,8 @@ footer {display: none !important}
 .examples img {image-rendering: pixelated}
 .examples .grid-wrap {height: auto; min-height: 0}
 .examples .grid-container {grid-template-columns: repeat(auto-fill, minmax(88px, 1fr))}
-.facts td {border: 0; padding: 0.2em 1.5em 0.2em 0.5em; vertical-align: top; overflow-wrap: anywhere}
+.facts :is(table, tr, td) {border: 0 !important}
+.facts td {padding: 0.2em 1.5em 0.2em 0.5em; vertical-align: top; overflow-wrap: anywhere}
 .facts td:first-child {white-space: nowrap}
 """
 
@@ -170,6 +171,8 @@ def build_page(trial: Trial, facts: tuple[str, list[tuple[str, str]]], examples:
         file, name = examples[event.index]
         yield from answer(Path(file), f"a test image of the class {name}")
 
+    classify_example.__annotations__["event"] = gr.SelectData  # gradio can't resolve the text of a local name
+
     title, rows = facts
     with gr.Blocks(title=f"{title} - vitlab", analytics_enabled=False) as page:
         gr.HTML(f"<h1>{escape(title)}</h1><p>{class_note(trial.classes)}</p>")
@@ -203,7 +206,7 @@ def build_page(trial: Trial, facts: tuple[str, list[tuple[str, str]]], examples:
 def class_note(classes: Sequence[str]) -> str:
     """A sentence on what the model can answer, for a page in HTML."""
     named = escape(list_some(classes, NAMED_CLASSES))
-    return f"It knows these {len(classes)} classes: {named}. Every image gets one of them, whatever it shows."
+    return f"The model knows {len(classes)} classes: {named}. It answers with one of them, whatever the image shows."
 
 
 def describe(model: LoadedModel) -> tuple[str, list[tuple[str, str]]]:

@@ -1,4 +1,4 @@
-"""The command line: verbs, exit statuses, and one sentence for each mistake.
+"""The command line: commands, exit statuses, and one sentence for each mistake.
 
 Status 0: finished. 2: the user's input is wrong. 130, 143 and 129: interrupted by Ctrl-C, SIGTERM or SIGHUP (the
 terminal was closed). 1: anything else.
@@ -36,8 +36,8 @@ HYDRA_FLAGS = (
 )
 
 
-# The verbs of the console script `vitlab`: the module whose `main` it calls, and the line of `vitlab --help`.
-VERBS = {
+# The commands of the console script `vitlab`: the module whose `main` it calls, and the line of `vitlab --help`.
+COMMANDS = {
     "train": ("vitlab.cli", "train or fine-tune a model; also resume or repeat a run, or sweep over settings"),
     "evaluate": ("vitlab.evaluate", "test a run: loss, accuracy, and the accuracy of each class"),
     "predict": ("vitlab.predict", "classify images"),
@@ -52,28 +52,28 @@ VERBS = {
 
 
 def main() -> NoReturn:
-    """The console script: `vitlab <verb> key=value ...`."""
-    verb, *arguments = sys.argv[1:] or ["--help"]
-    if verb in ("-h", "--help"):
-        print("vitlab trains, compares and uses Vision Transformers.\n\nusage: vitlab <verb> key=value ...\n")
-        print(*(f"  {verb:<14} {text}" for verb, (_, text) in VERBS.items()), sep="\n")
-        print("\nvitlab <verb> --help lists the keys of a verb. Python: import vitlab; help(vitlab)")
+    """The console script: `vitlab <command> key=value ...`."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print("vitlab trains, compares and uses Vision Transformers.\n\nusage: vitlab <command> key=value ...\n")
+        print(*(f"  {name:<14} {text}" for name, (_, text) in COMMANDS.items()), sep="\n")
+        print("\nvitlab <command> --help lists the keys of a command. Python: help(vitlab.load), help(vitlab.train)")
         sys.exit(0)
-    if verb == "--version":
+    if name == "--version":
         print(f"vitlab {version('vitlab')}")
         sys.exit(0)
-    if verb == "-sc":
-        print(*VERBS) if arguments == ["query=bash"] else print_completion()
+    if name == "-sc":
+        print(*COMMANDS) if arguments == ["query=bash"] else print_completion()
         sys.exit(0)
-    if verb not in VERBS:
-        hint = f": vitlab train {verb}" if "=" in verb else did_you_mean(verb, VERBS)
-        refuse([f"unknown verb '{verb}'{hint}"])
-    pretend_script(verb, *arguments)
+    if name not in COMMANDS:
+        hint = f": vitlab train {name}" if "=" in name else did_you_mean(name, COMMANDS)
+        refuse([f"unknown command '{name}'{hint}"])
+    pretend_script(name, *arguments)
     if line := os.environ.get("COMP_LINE"):  # Hydra expects that of a script
         os.environ["COMP_LINE"] = line.removeprefix("vitlab ")
-    if verb == "train":
+    if name == "train":
         launch()
-    run(import_module(VERBS[verb][0]).main)
+    run(import_module(COMMANDS[name][0]).main)
 
 
 def run(main: Callable[[], Any], *, several: bool = False) -> NoReturn:

@@ -43,13 +43,13 @@ def embed(command: DictConfig, overrides: Sequence[Override]) -> Path:
     with no_gc_imports():  # torch is imported once the command is known to be right
         import numpy as np
         import torch
-        from rich.progress import track
 
         from vitlab.classifier import rank_classes
         from vitlab.loaded_model import open_model
         from vitlab.models.features import features_and_logits
         from vitlab.report.terminal import print_written
         from vitlab.runs.console import show
+        from vitlab.runs.progress import track
 
     model = open_model(command, overrides)
     folder = (model.run.path if model.run else Path()) / "embeddings"
@@ -71,7 +71,7 @@ def embed(command: DictConfig, overrides: Sequence[Override]) -> Path:
         batches = ((arrays.names[rows], arrays.pick(rows)) for rows in _slices(count, size))
     names: list[str] = []
     parts = []
-    for some, images in track(batches, "", -(-count // size), transient=True, disable=not sys.stdout.isatty()):
+    for some, images in track(batches, "", -(-count // size)):
         with torch.inference_mode():
             features, logits = features_and_logits(model.forward, model.preprocess(images))
         names += map(str, some)

@@ -64,4 +64,4 @@ def nearest(word: str, known: Iterable[Any]) -> str:
 def did_you_mean(word: str, known: Iterable[Any]) -> str:
     """As `nearest`, or a list of the known words if none is near."""
     known = sorted(map(str, known))
-    return nearest(word, known) or (f"; it has {', '.join(known)}" if known else "")
+    return nearest(word, known) or (f"; choose from {', '.join(known)}" if known else "")

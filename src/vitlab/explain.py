@@ -85,8 +85,7 @@ class Explainer:
 
         if target not in (None, *model.classes):
             hint = did_you_mean(str(target), set(model.classes))
-            classes = ", ".join(model.classes)
-            raise UserError(f"target={target} is none of the run's classes, which are {classes}{hint}")
+            raise UserError(f"target={target} is none of the run's classes{hint}")
         self.model, self.target, self.top_k = model, target, top_k
         self.side = model.config.data.stored_size
         self.network = copy.deepcopy(model.network).float().eval()

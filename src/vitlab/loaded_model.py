@@ -77,7 +77,7 @@ class LoadedModel:
 
 def open_model(command: DictConfig, overrides: Sequence[Override], *, quiet: bool = False) -> LoadedModel:
     """Opens the model that a command names by `run` or `checkpoint`, `weights`, `outputs` and `trusted_targets`, with
-    overrides of its run's config; every verb that uses a trained model starts here. Unless `quiet`, prints which
+    overrides of its run's config; every command that uses a trained model starts here. Unless `quiet`, prints which
     checkpoint and weights these are.
 
     Raises:

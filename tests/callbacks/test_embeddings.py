@@ -1,6 +1,7 @@
 """The features of test images at the end of a run: k-NN accuracy, projection, Projector."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,11 @@ def test_evaluate_measures_the_same(small_run: Path, in_process: Command, tmp_pa
     assert in_process("evaluate.py", f"run={run}", "knn=true").returncode == 0
     evaluated = json.loads((run / "evaluation_test.json").read_text())
     assert evaluated["test/knn_acc"] == final(run)["test/knn_acc"]
-    result = in_process("evaluate.py", f"run={run}", "knn=true", "split=val", "calibrate=true")
+    assert in_process("evaluate.py", f"run={run}", "knn=true", "tta=multi").returncode == 0
+    assert json.loads((run / "evaluation_test.json").read_text())["test/knn_acc"] == evaluated["test/knn_acc"]
+    result = in_process("evaluate.py", f"run={run}", "knn=true", "split=val", "calibrate=true", "tta=flip")
     assert result.returncode == 0, result.stderr
+    assert not re.search(r"k-NN accuracy(?! \d)", result.stdout)  # of views it is not measured
     assert 0 < json.loads((run / "evaluation_val.json").read_text())["val/knn_acc"] <= 1
     assert "k-NN accuracy" in result.stdout
     for wrong in (["split=train"], ["knn=20"]):

@@ -94,7 +94,7 @@ def test_figures_show_several_moments_of_training(light: tuple[Path, Any, Any]) 
         assert figure.width == widths[-1]
         assert "Abnar" in str(figure.info["Description"])
     said = {figure.tag: figure.caption for figure in read_figures(folder)}
-    assert "were learnt" in said["learnt/position_similarity"]
+    assert "were learned" in said["learnt/position_similarity"]
     assert "stem" not in said["learnt/patch_filters"]
 
 
@@ -104,7 +104,7 @@ def test_captions_describe_this_model(tmp_path: Path, monkeypatch: pytest.Monkey
     train(tmp_path, "light", network, max_epochs=1)
     said = {figure.tag: figure.caption for figure in read_figures(tmp_path)}
     assert "a fixed table (as with pos_embed=sincos2d)" in said["learnt/position_similarity"]
-    assert "and were not learnt" in said["learnt/position_similarity"]
+    assert "and were not learned" in said["learnt/position_similarity"]
     assert said["learnt/patch_filters"].endswith("These also see shifted patches, half a patch around their own.")
 
 

@@ -59,6 +59,8 @@ def test_every_file_belongs_to_a_group() -> None:
     others = {
         *(
             "train.yaml",
+            "app.yaml",
+            "embed.yaml",
             "evaluate.yaml",
             "predict.yaml",
             "explain.yaml",
@@ -79,7 +81,8 @@ def test_every_file_belongs_to_a_group() -> None:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_a_choice_composes_and_gives_objects(choice: str, tmp_path: Path) -> None:
+def test_a_choice_composes_and_gives_objects(choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitlab.config.gpus.check_gpus", lambda *_: None)  # the GPU of trainer=gpu is not there
     config = composed(tmp_path, choice, *NEEDED.get(choice, []))
     resolve_machine(config)
     config.data.num_classes = config.data.num_classes or 10

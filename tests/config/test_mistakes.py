@@ -20,7 +20,7 @@ MISTAKES = [
     ([*SMALL_RUN, "trainer=gpu"], "trainer"),
     pytest.param(
         [*SMALL_RUN, "logger=wandb"],
-        "logger.wandb in conf/logger/wandb.yaml needs the package wandb: pip install -e '.[wandb]'",
+        'logger.wandb in conf/logger/wandb.yaml needs the package wandb: pip install -e ".[wandb]"',
         marks=pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed"),
     ),
     (["data.fold=2"], "add data.folds=5"),

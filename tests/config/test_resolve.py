@@ -14,6 +14,7 @@ def resolved(
 ) -> tuple[object, object]:
     for name, answer in (("has_cuda", True), ("has_gpu", True), ("best_precision", best)):
         monkeypatch.setattr(f"vitlab.models.execution.{name}", lambda *_, answer=answer: answer)
+    monkeypatch.setattr("vitlab.config.gpus.check_gpus", lambda *_: None)
     config = composed(folder, *overrides)
     resolve_machine(config)
     return config.optimizer.get("fused"), config.trainer.precision

@@ -73,7 +73,7 @@ def test_our_attention_equals_timms_with_our_exported_weights(
     changes: dict[str, Any], fused_attention: bool, tmp_path: Path
 ) -> None:
     model = make(**changes, fused_attention=fused_attention)
-    facts = {**DATA, "num_classes": 10, "classes": [str(number) for number in range(10)]}
+    facts = {**DATA, "num_classes": 10, "classes": [str(number) for number in range(10)], "stored_size": 32}
     save_timm(model, {}, facts, tmp_path)
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     images = images_for(model)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vitlab.errors import UserError
-from vitlab.files import replacing, set_aside, write_text
+from vitlab.files import replacing, set_aside, write_json, write_text
 from vitlab.runs.directory import RunDirectory, write_epochs
 
 
@@ -77,6 +77,16 @@ def test_a_run_is_found_from_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "alone.ckpt").touch()
     with pytest.raises(UserError, match="init_from"):
         RunDirectory.open(str(tmp_path / "alone.ckpt"), "outputs")
+
+
+def test_latest_in_a_folder_is_its_newest_run_unless_a_run_has_that_name(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    for number, name in enumerate(("1", "latest", "2"), 1):
+        run = finished(outputs / "vit" / name)
+        expected = run if name == "1" else RunDirectory(outputs / "vit" / "latest")
+        write_json(run.manifest_file, {**run.manifest(), "finished": f"2026-01-0{number}"})
+        for path in ("vit/latest", str(outputs / "vit" / "latest")):
+            assert RunDirectory.open(path, str(outputs)).path == expected.path
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

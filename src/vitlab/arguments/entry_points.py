@@ -15,7 +15,7 @@ SCRIPT = re.compile(r"(?<![\w/.'-])(?<!timm's )(?:python )?(train|evaluate|predi
 
 def pretend_script(verb: str, *arguments: str) -> None:
     """Make this process's command that of a script, which Lightning and sweeps start other processes with; messages
-    call it `vitlab <verb>`."""
+    call it `vitlab <command>`."""
     os.environ[CONSOLE_SCRIPT] = "yes"
     sys.modules["__main__"].__spec__ = None  # that of `python -m` would be started instead
     sys.argv[:] = [str(ROOT / f"{verb}.py"), *arguments]

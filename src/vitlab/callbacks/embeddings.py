@@ -89,7 +89,7 @@ class Features(pl.Callback):
             return
         logits = self.ema.logits_for_batch(trainer, pl_module, batch, batch_idx, outputs) if self.ema else outputs
         try:
-            features = self.recorder.take(logits) if self.recorder else self._compute(trainer, batch.images)
+            features = self.recorder.take() if self.recorder else self._compute(trainer, batch.images)
         except UserError as error:
             self._leave_out(error)
             return

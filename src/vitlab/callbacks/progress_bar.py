@@ -12,7 +12,8 @@ from rich.text import Text
 from vitlab.callbacks.time_limit import TimeLimit
 from vitlab.data import Batch
 from vitlab.metrics import metric_kind
-from vitlab.runs.console import bar_options, show, terminal
+from vitlab.runs.console import show, terminal
+from vitlab.runs.progress import progress_bar
 
 # Heading, width, metric and format of the columns, the most important first: the last ones are left out if the terminal
 # is too narrow.
@@ -76,17 +77,7 @@ class RunProgressBar(ProgressBar):
 
     def _begin(self, what: str, total: float | None, done: float = 0) -> None:
         columns = "{task.description}", BarColumn(None), "{task.fields[metrics]}", TimeRemainingColumn(), "left"
-        options = bar_options(self.console)
-        in_terminal = options["console"] is self.console  # a widget stays, and is not in the way of printed lines
-        self._progress = Progress(
-            *columns,
-            expand=True,
-            transient=in_terminal,
-            refresh_per_second=4,
-            redirect_stdout=in_terminal,
-            redirect_stderr=in_terminal,
-            **options,
-        )
+        self._progress = progress_bar(*columns, console=self.console)
         self._task: TaskID = self._progress.add_task(what, total=total, completed=int(done), metrics="")
         self._progress.start()
 

@@ -83,7 +83,7 @@ class ViTFigures(pl.Callback):
         if self.draws:
             if not self.seen or self.seen[-1]["step"] < trainer.global_step:  # the run ended early
                 self._record(trainer, pl_module, float(trainer.current_epoch))
-            with never_failing("what the ViT has learnt"):
+            with never_failing("what the ViT has learned"):
                 self._draw_end(trainer, pl_module)
 
     def _elapsed(self) -> float:

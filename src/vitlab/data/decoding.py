@@ -24,12 +24,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from rich.filesize import decimal
-from rich.progress import track
 
 from vitlab.data.arrays import ImageArrays
 from vitlab.errors import UserError, first_line
 from vitlab.files import write_text
-from vitlab.runs.console import bar_options, show, terminal
+from vitlab.runs.console import show
+from vitlab.runs.progress import track
 from vitlab.system import replace
 
 with suppress(ImportError):  # the extra "heic"
@@ -229,8 +229,7 @@ class DecodedCache:
                 show(f"{what})")
                 saved = time.monotonic()
                 try:
-                    bar = {"total": left, "transient": True, **bar_options(terminal())}
-                    for pixels, remark in track(decode(state["images"]), "Decoding", **bar):
+                    for pixels, remark in track(decode(state["images"]), "decoding", left):
                         if pixels is None:
                             state["skipped"][names[state["images"]]] = remark
                         elif remark:

@@ -28,6 +28,8 @@ def as_rgb_image(value: Any) -> Image.Image:
     Takes a Pillow image of any mode; an array `[H, W]` or `[H, W, C]`, or a tensor `[H, W]` or `[C, H, W]`, uint8, or
     floating point in [0, 1], of 1, 3 or 4 channels (grey, RGB, RGBA). Raises UserError for others.
     """
+    if isinstance(value, Image.Image) and 0 in value.size:
+        raise UserError(f"an image of {value.width} x {value.height} pixels is empty")
     try:
         return to_rgb(value if isinstance(value, Image.Image) else Image.fromarray(_pixels(value)))
     except UserError:

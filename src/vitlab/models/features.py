@@ -12,7 +12,7 @@ from vitlab.models.timm_models import head_modules
 
 
 class FeatureRecorder:
-    """Keep what the head reads in each forward pass of a model, until `close`.
+    """Keep what the head reads in the forward passes of a model, until `close`.
 
     The head is what `get_classifier()` returns (timm's convention). If a model has no such method, or that head pools
     first, it is the last linear layer, provided that its output is the logits. A compiled model has to run eagerly
@@ -24,8 +24,10 @@ class FeatureRecorder:
         self.heads = [part for head in head_modules(network) for part in _parts(head)]
         linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
         self._hooks = [layer.register_forward_hook(self._keep) for layer in {*self.heads, *linear}]
-        self._seen: dict[nn.Module, Tensor] = {}  # inputs of the heads
+        self._hooks.append(network.register_forward_hook(self._end_pass))
+        self._read: dict[nn.Module, Tensor] = {}  # inputs of the heads, in the present pass
         self._last: tuple[Tensor, Tensor] | None = None  # input and output of the last linear layer
+        self._first_pass: tuple[list[Tensor], tuple[Tensor, Tensor] | None, Tensor] | None = None
 
     def close(self) -> None:
         for hook in self._hooks:
@@ -33,18 +35,24 @@ class FeatureRecorder:
 
     def _keep(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if module in self.heads:
-            self._seen[module] = inputs[0]
+            self._read[module] = inputs[0]
         if isinstance(module, nn.Linear):
             self._last = inputs[0], output
 
-    def take(self, logits: Tensor) -> Tensor:
-        """Features `[B, D]`, float32, of the forward pass that gave these logits, `[B, classes]`.
+    def _end_pass(self, module: nn.Module, inputs: tuple[Any, ...], logits: Any) -> None:
+        if self._first_pass is None:
+            self._first_pass = list(self._read.values()), self._last, logits
+        self._read, self._last = {}, None
+
+    def take(self) -> Tensor:
+        """Features `[B, D]`, float32, of the first forward pass since the last call.
 
         Two heads of the same width (distilled DeiT) have the mean of their inputs, others all of them, as in timm's
         `forward_head(pre_logits=True)`. UserError if the model has no layer that is its head.
         """
-        read, last = list(self._seen.values()), self._last
-        self._seen, self._last = {}, None
+        assert self._first_pass is not None, "no forward pass"
+        read, last, logits = self._first_pass
+        self._first_pass = None
         if not read or not all(_is_one_vector_each(inputs) for inputs in read):
             is_head = last is not None and torch.equal(last[1].float(), logits.float())
             read = [last[0]] if last is not None and is_head and _is_one_vector_each(last[0]) else []
@@ -77,7 +85,7 @@ def features_and_logits(network: nn.Module, inputs: Tensor) -> tuple[Tensor, Ten
     eagerly = torch.compiler.set_stance("force_eager") if compiled else nullcontext()  # imports seconds of compiler
     with torch.no_grad(), eagerly, closing(FeatureRecorder(network)) as recorder:
         logits = network(inputs).float()
-        return recorder.take(logits), logits
+        return recorder.take(), logits
 
 
 def _parts(head: nn.Module) -> list[nn.Module]:

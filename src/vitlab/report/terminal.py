@@ -156,7 +156,7 @@ def print_evaluation(metrics: dict[str, Any], split: str, available: int, files:
         if f"{split}/acc{suffix}" in metrics:
             loss, accuracy = (metrics[f"{split}/{name}{suffix}"] for name in ("loss", "acc"))
             interval = accuracy_interval(accuracy, metrics["images"])
-            names = further_metrics(metrics)
+            names = [name for name in further_metrics(metrics) if f"{split}/{name}{suffix}" in metrics]
             rest = "".join(f"  {metric_title(n)} {format_metric(f'{split}/{n}{suffix}', metrics)}" for n in names)
             show(f"{images}: loss {loss:.4f}  accuracy {accuracy:.2%} (95% interval {interval}){rest}")
     table = _table("", "class", "images", "accuracy", "precision", "F1")

@@ -8,7 +8,6 @@ import logging.config
 import os
 import sys
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,16 +66,6 @@ def terminal(**options: Any) -> Console:
     from rich.console import Console  # what the config check refuses does not wait for it
 
     return Console(soft_wrap=True, highlight=False, markup=False, emoji=False, force_jupyter=False, **options)
-
-
-def bar_options(console: Console) -> dict[str, Any]:
-    """Options for a progress bar of rich's: on the terminal of a console, in a notebook as a widget, elsewhere none."""
-    from rich.console import Console
-
-    notebook = Console()
-    if notebook.is_jupyter:
-        return {"console": notebook, "disable": find_spec("ipywidgets") is None}
-    return {"console": console, "disable": not console.is_terminal}
 
 
 def show(*lines: RenderableType, console: Console | None = None) -> None:

@@ -106,9 +106,9 @@ class RunDirectory:
         what = "finished run" if finished else "run to resume"
         if not path:
             raise UserError(f"{key}= is empty: name a run directory; {key}=latest takes the newest {what}")
-        if Path(path).name == "latest" != path:  # a folder of runs stands for its newest
-            path = str(Path(path).parent)
         places = [Path(outputs)] if path == "latest" else [Path(path), Path(outputs, path)]
+        if Path(path).name == "latest" != path and not any(map(Path.exists, places)):  # no run of this name
+            places = [place.parent for place in places]
         place = next((place for place in places if place.exists()), places[0])
         inside = path != "latest" and place.exists()
         around = [place, *place.parents[:2], *place.absolute().parents[:2]] if inside else []

@@ -22,6 +22,7 @@ from vitlab.config.compose import compose_training
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import random_augment
 from vitlab.data.counter_rng import CounterRNG
+from vitlab.embed import embed
 from vitlab.errors import UserError
 from vitlab.evaluate import evaluate
 from vitlab.experiment import train
@@ -100,12 +101,13 @@ def test_a_run_measures_all_metrics(run: Path) -> None:
     assert checks["passed"]
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "predict", "explain"])
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "explain", "embed"])
 def test_a_command_works(verb: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = {
-        "evaluate": (evaluate, ["calibrate=true", "tta=multi"], "run/calibration.json"),
+        "evaluate": (evaluate, ["calibrate=true", "tta=multi", "knn=true"], "run/calibration.json"),
         "predict": (predict, ["images=image.png", "out=out"], "out/predictions.csv"),
         "explain": (explain, ["images=image.png", "out=out"], "out/image.png"),
+        "embed": (embed, ["split=test", "out=out.npz"], "out.npz"),
     }
     command, arguments, file = commands[verb]
     shutil.copytree(run, tmp_path / "run")

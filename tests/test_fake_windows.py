@@ -99,6 +99,7 @@ def test_the_life_of_a_run(tmp_path: Path) -> None:
         "evaluate again": ([str(ROOT / "evaluate.py"), "run=run", "calibrate=true"], 0),
         "predict": ([str(ROOT / "predict.py"), "run=run", "images=image.png", "out=out"], 0),
         "explain": (["vitlab.explain", "run=run", "images=image.png", "out=maps"], 0),
+        "embed": (["vitlab.embed", "run=run", "split=test", "out=features.npz"], 0),
         "export": (["vitlab.export", "run=run", "out=exported"], 0),
         "augmentations": (["vitlab.augmentations", *SMALL_RUN, "out=augmented.png"], 0),
         "leaderboard": (["vitlab.leaderboard", "."], 0),

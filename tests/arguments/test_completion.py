@@ -8,7 +8,8 @@ from pathlib import Path
 from conftest import ROOT
 
 SCRIPT = """
-eval "$(python train.py -sc install=bash)"
+vitlab() { python -m vitlab "$@"; }
+eval "$(vitlab -sc install=bash)"
 while read -r COMP_LINE; do
   COMP_POINT=${#COMP_LINE}
   read -ra COMP_WORDS <<< "$COMP_LINE"
@@ -27,6 +28,9 @@ LINES = {
     "python -m vitlab.explain tar": "target=",
     "python -m vitlab.leaderboard to": "top=",
     "python elsewhere.py mod": "",
+    "vitlab exp": "explain export",
+    "vitlab train -m seed=0,1 optimizer.l": "optimizer.lr=",
+    "vitlab explain tar": "target=",
 }
 
 

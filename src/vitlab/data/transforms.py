@@ -85,12 +85,9 @@ class RandomCrop(nn.Module):
     def forward(self, images: Tensor, rng: CounterRNG, op_index: int) -> Tensor:
         height, width = images.shape[-2:]
         offsets = self.offsets(rng, op_index)
-        padded = F.pad(images, [self.padding] * 4)
-        rows = offsets[:, :1] + torch.arange(height, device=images.device)
-        columns = offsets[:, 1:] + torch.arange(width, device=images.device)
-        batch = torch.arange(len(images), device=images.device).view(-1, 1, 1)
-        # Indexing on both sides of the channel slice puts the channels last: [B, H, W, C].
-        return padded[batch, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2).contiguous()
+        # A view of all crops, [B, C, top, left, height, width]: choosing one for each image copies whole rows.
+        crops = F.pad(images, [self.padding] * 4).unfold(2, height, 1).unfold(3, width, 1)
+        return crops[torch.arange(len(images), device=images.device), :, offsets[:, 0], offsets[:, 1]]
 
 
 def draw_boxes(

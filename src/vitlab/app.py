@@ -68,7 +68,7 @@ def app(command: DictConfig, overrides: Sequence[Override]) -> None:
             try:
                 import gradio
             except ImportError as error:
-                raise UserError(f"app needs the package {error.name}: pip install -e '.[app]'") from None
+                raise UserError(f'app needs the package {error.name}: pip install -e ".[app]"') from None
 
             from vitlab.loaded_model import open_model
             from vitlab.runs.console import show

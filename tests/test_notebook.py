@@ -35,6 +35,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in path.items():
             patch.setenv(name, value)
+        patch.delenv("MPLBACKEND", raising=False)  # of a command that a test called in this process
         client.execute()
     return list(book.cells)
 

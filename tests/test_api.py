@@ -31,6 +31,7 @@ from PIL import Image
 
 import vitlab
 from vitlab.api import Model, Prediction
+from vitlab.classifier import ImageClassifier
 from vitlab.errors import TerminatedError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
@@ -223,6 +224,22 @@ def test_a_run_a_checkpoint_and_an_export_are_opened(folder: Path, model: Model,
     assert vitlab.load(run / "checkpoints" / "last.ckpt").checkpoint.name == "last.ckpt"
     assert vitlab.load("export").predict("photos/a.png").label == next(iter(expected))
     assert vitlab.load("latest", "trainer=cpu", "data.eval_batch_size=7").config.data.eval_batch_size == 7
+
+
+def test_lightnings_own_way_opens_a_checkpoint(model: Model) -> None:
+    classifier = ImageClassifier.load_from_checkpoint(str(model.checkpoint), map_location="cpu", seed=7).eval()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(classifier(images), model.network(images))
+    assert classifier.seed == 7
+    assert set(classifier.new_metrics().metrics) == {"acc", "top5", "f1"}
+    with pytest.raises(vitlab.UserError, match="there is no checkpoint"):
+        ImageClassifier.load_from_checkpoint("nothing.ckpt")
+    checkpoint = torch.load(model.checkpoint, weights_only=True)
+    checkpoint["vitlab_config"]["model"]["_target_"] = "os.system"
+    torch.save(checkpoint, "stranger.ckpt")
+    with pytest.raises(vitlab.UserError, match=r"would run os\.system"):
+        ImageClassifier.load_from_checkpoint("stranger.ckpt")
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def _draw(file: Path, features: Tensor, labels: Tensor, classes: Sequence[str]) 
 
     shown = epoch_order(len(features), 0, 0)[:MAX_POINTS]
     points, explained = project(features[shown])
-    text = PROJECTION.add(describe_projection(explained, len(shown), len(features)))
+    text = PROJECTION.add(describe_projection(explained, len(shown), len(features)), last=True)
     save(render(partial(draw_projection, points, labels[shown], classes), text.title), file, text)
 
 

@@ -121,7 +121,7 @@ class Features(pl.Callback):
         features, predicted, images = features[shown], predicted[shown], split.take(index[shown])
         with never_failing("the projection of the features"):
             points, explained = project(features)
-            text = PROJECTION.add(describe_projection(explained, len(points), len(split)))
+            text = PROJECTION.add(describe_projection(explained, len(points), len(split)), last=True)
             if any(writers(trainer)):
                 text = text.add(PROJECTOR, last=True)
             publish(trainer, "85_test_features", text, draw_projection, points, images.labels, classes)

@@ -33,6 +33,7 @@ NAMED_CLASSES = 100  # in the note about the classes
 FONT, MONOSPACE = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # gradio's own are on a server
 STYLE = """
 footer {display: none !important}
+.uploaded img {width: 100%; height: 100%; object-fit: contain}
 .examples img {image-rendering: pixelated}
 .examples .grid-wrap {height: auto; min-height: 0}
 .examples .grid-container {grid-template-columns: repeat(auto-fill, minmax(88px, 1fr))}
@@ -131,7 +132,7 @@ class Trial:
             image = read_image(file)
         except Exception as error:  # Pillow's decoders raise anything
             raise UserError(f"{name} can't be read: {describe_failure(error)}") from error
-        return image, self.predict(file).probabilities
+        return image, self.predict(image).probabilities
 
     def attention(self, image: Image.Image, name: str) -> Image.Image | None:
         """The figure of `vitlab explain`; None if the model has no attention to draw."""
@@ -177,7 +178,9 @@ def build_page(trial: Trial, facts: tuple[str, list[tuple[str, str]]], examples:
     with gr.Blocks(title=f"{title} - vitlab", analytics_enabled=False) as page:
         gr.HTML(f"<h1>{escape(title)}</h1><p>{class_note(trial.classes)}</p>")
         with gr.Row():
-            image = gr.Image(label="image", image_mode=None, height=320, min_width=280, buttons=[])
+            image = gr.Image(
+                label="image", image_mode=None, height=320, min_width=280, buttons=[], elem_classes="uploaded"
+            )
             label = gr.Label(label="classes", num_top_classes=trial.top_k, min_width=280)
         message = gr.HTML()
         if examples:

@@ -88,7 +88,7 @@ def embed(command: DictConfig, overrides: Sequence[Override]) -> Path:
             "model": str(model.checkpoint),
             "weights": model.weights,
         }
-        show(f"{len(names):,} images, {features.shape[1]:,} features each")
+        show(f"features: {len(names):,} x {features.shape[1]:,} (images x width)")
         if format == "csv":
             _write_csv(out, content)
         else:
@@ -104,8 +104,10 @@ def embed(command: DictConfig, overrides: Sequence[Override]) -> Path:
 
 def _check_options(command: DictConfig) -> str:
     """The format to write; UserError for an option that is wrong."""
-    if (command.images is None) == (command.split is None):
+    if command.images is None and command.split is None:
         raise UserError("which images? give images=<files or folder>, or split=train, val or test of the run's data")
+    if command.images is not None and command.split is not None:
+        raise UserError(f"split={command.split} and images= exclude each other: leave one out")
     if command.split not in (None, *SPLITS):
         raise UserError(f"split={command.split} is unknown; choose {', '.join(SPLITS)}")
     if not isinstance(command.projection, bool):

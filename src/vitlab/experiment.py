@@ -21,14 +21,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, read_write
 from pytorch_lightning.utilities import rank_zero_only
 
-from vitlab.callbacks import (
-    MetricsCSV,
-)
+from vitlab.callbacks import MetricsCSV
 from vitlab.classifier import ImageClassifier
-from vitlab.compat import (
-    silence_libraries,
-    translate_lightning_exits,
-)
+from vitlab.compat import silence_libraries, translate_lightning_exits
 from vitlab.components import as_plain_data, build_classifier, build_trainer, load_data, time_limit
 from vitlab.config.compose import typed_overrides
 from vitlab.config.instantiate import build_network, fill_collections, keep_accepted_keys

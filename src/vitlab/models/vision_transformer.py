@@ -178,7 +178,8 @@ class VisionTransformer(nn.Module):
         expected = (self.in_channels, *self.image_size)
         if images.shape[1:] != expected:
             raise ValueError(f"expected images of shape [B, {_format(expected)}], got {list(images.shape)}")
-        x = self.patch_embed(images)
+        # A convolution returns channels before tokens. Every LayerNorm would copy that.
+        x = self.patch_embed(images).contiguous()
         prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
         if prefix:
             x = torch.cat([*(token.expand(x.shape[0], -1, -1).to(x.dtype) for token in prefix), x], dim=1)

@@ -143,6 +143,18 @@ def test_options_keep_the_contracts(changes: dict[str, Any]) -> None:
     assert without == []
 
 
+@pytest.mark.parametrize("stem", ["patch", "shifted", "conv"])
+def test_blocks_get_tokens_that_no_layer_has_to_copy(stem: str) -> None:
+    model = make(stem=stem)
+    with torch.no_grad():
+        tokens = model.patch_embed(images_for(model))
+        assert tokens.is_contiguous() == (stem == "shifted")  # otherwise the test would show nothing
+        model.blocks[0].register_forward_pre_hook(lambda _, args: seen.extend(args))
+        seen: list[Tensor] = []
+        model(images_for(model))
+    assert seen[0].is_contiguous()
+
+
 def test_the_head_does_not_read_registers() -> None:
     model = make(registers=2, depth=1)
     model.blocks[0].attn.proj.weight.data.zero_()  # the patches do not see them

@@ -6,12 +6,10 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-Numbers = TypeVar("Numbers", Tensor, np.ndarray)  # int64
-Word = TypeVar("Word", int, Tensor, np.ndarray)  # 64 bits
+Word = TypeVar("Word", int, Tensor)  # 64 bits
 
 GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
@@ -49,34 +47,33 @@ class CounterRNG:
 
         Each `op_index` gives independent numbers. A larger `count` gives the same numbers and more.
         """
-        device, image = self.indices.device, self.indices
-        if self.repetitions is not None:
-            image = image + (self.repetitions << 40)  # no data set has 2**40 images
-        if self.streams is not None or device.type == "cuda" or _counts_as_the_cpu(device):
-            return self._bits(image, op_index, torch.arange(1, count + 1, device=device)).float() * 2.0**-24
-        # NumPy starts an operation on a few numbers in a fraction of torch's time.
-        bits = self._bits(image.cpu().numpy(), op_index, np.arange(1, count + 1))
-        return torch.from_numpy(bits.astype(np.float32) * np.float32(2.0**-24)).to(device)
+        device = self.indices.device
+        if device.type in ("cpu", "cuda") or _counts_as_the_cpu(device):
+            return self._uniform(op_index, count)
+        repetitions = None if self.repetitions is None else self.repetitions.cpu()
+        there = CounterRNG(self.seed, int(self.epoch), self.indices.cpu(), repetitions)
+        return there._uniform(op_index, count).to(device)
 
-    def _bits(self, image: Numbers, op_index: int, column: Numbers) -> Numbers:
-        """24 random bits for each image `[B]` and column `[count]`: int64 `[B, count]`."""
+    def _uniform(self, op_index: int, count: int) -> Tensor:
         golden = _signed(GOLDEN)
         if self.streams is None:
             state: int | Tensor = _signed(_mix_words(self.seed, int(self.epoch), op_index))
         else:
             state = self.streams[0, op_index]
+        # No data set has 2**40 images.
+        image = self.indices if self.repetitions is None else self.indices + (self.repetitions << 40)
         per_image = _mix((image + state) * golden + state)
-        return _shift_right(_mix(per_image[:, None] + column * golden), 40)
+        columns = torch.arange(1, count + 1, device=self.indices.device) * golden
+        return _shift_right(_mix(per_image.unsqueeze(1) + columns), 40).float() * 2.0**-24
 
 
 @cache
 def _counts_as_the_cpu(device: torch.device) -> bool:
     """Whether a device has 64-bit integers that overflow as a CPU's do: not all of Apple's GPUs and drivers have."""
-    if device.type == "cpu":
-        return False  # it is the reference, and counts in NumPy
-    image, column, rng = torch.arange(64) * 1_000_003, torch.arange(1, 5), CounterRNG(1, 2, torch.empty(0))
+    indices = torch.arange(64) * 1_000_003
+    expected = CounterRNG(1, 2, indices)._uniform(3, 4)
     try:
-        return torch.equal(rng._bits(image.to(device), 3, column.to(device)).cpu(), rng._bits(image, 3, column))
+        return torch.equal(CounterRNG(1, 2, indices.to(device))._uniform(3, 4).cpu(), expected)
     except (RuntimeError, TypeError):  # an operation is not there; NotImplementedError is a RuntimeError
         return False
 

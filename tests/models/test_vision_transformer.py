@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitlab.models import VisionTransformer
 from vitlab.models.timm_models import full_output
-from vitlab.models.vision_transformer import SequencePooling, sincos2d
+from vitlab.models.vision_transformer import SequencePooling
 
 SMALL: dict[str, Any] = {
     "image_size": 32,
@@ -117,6 +117,8 @@ OPTIONS: list[dict[str, Any]] = [  # that timm's ViT does not have, and a combin
     {"stem": "conv"},
     {"locality_attention": True},
     {"attention_init": "mimetic", "pos_embed": "sincos2d"},
+    {"rotary": True, "pos_embed": "none"},
+    {"rotary": True, "pool": "cls", "registers": 2, "locality_attention": True, "patch_dropout": 0.3},
     {
         **{"pool": "attention", "stem": "shifted", "locality_attention": True, "registers": 2, "layer_scale": 0.1},
         **{"patch_dropout": 0.3, "qk_norm": True, "pos_embed": "sincos2d", "drop_path": 0.1},
@@ -207,9 +209,17 @@ def shuffle_patches(images: Tensor, size: int = 8) -> Tensor:
     return grid.permute(2, 3, 0, 4, 1, 5).reshape(images.shape)
 
 
-@pytest.mark.parametrize(("pos_embed", "order_matters"), [("learned", True), ("sincos2d", True), ("none", False)])
-def test_patch_order_matters_only_with_positions(pos_embed: str, order_matters: bool) -> None:
-    model = make(pos_embed=pos_embed)
+@pytest.mark.parametrize(
+    ("changes", "order_matters"),
+    [
+        ({"pos_embed": "learned"}, True),
+        ({"pos_embed": "sincos2d"}, True),
+        ({"pos_embed": "none"}, False),
+        ({"pos_embed": "none", "rotary": True}, True),
+    ],
+)
+def test_patch_order_matters_only_with_positions(changes: dict[str, Any], order_matters: bool) -> None:
+    model = make(**changes)
     images = images_for(model)
     difference = (model(shuffle_patches(images)) - model(images)).abs().max()
     assert difference > 1e-3 if order_matters else difference < 1e-5
@@ -283,15 +293,6 @@ def test_every_parameter_gets_a_gradient() -> None:
     model(images_for(model)).square().sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
-
-
-def test_sincos_positions_are_distinct_and_separate_rows_from_columns() -> None:
-    table = sincos2d(32, (3, 5))[0].reshape(3, 5, 32)
-    assert len(torch.unique(table.reshape(15, 32), dim=0)) == 15
-    torch.testing.assert_close(table[:, 2, :16], table[:1, 2, :16].expand(3, -1))  # columns: the same in all rows
-    torch.testing.assert_close(table[1, :, 16:], table[1, :1, 16:].expand(5, -1))
-    torch.testing.assert_close(table[2, 3, 0], torch.tensor(3.0).sin())
-    torch.testing.assert_close(table[2, 3, 24], torch.tensor(2.0).cos())
 
 
 @pytest.mark.parametrize(

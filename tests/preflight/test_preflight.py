@@ -49,7 +49,7 @@ def subject_of(
         trainer,
         expected_input=weights.input if weights else {},
         head_is_loaded=False,
-        positions=config.model.get("pos_embed") != "none",
+        positions=config.model.get("pos_embed") != "none" or bool(config.model.get("rotary")),
         batch=data.first_batch(torch.device("cpu")),
     )
     change(subject)
@@ -248,6 +248,7 @@ SOUND = [
     TINY,
     [*TINY, "model.pool=cls", "model.pos_embed=learned", "model.drop_path=0.2", "model.dropout=0.1"],
     [*TINY, "model.pos_embed=none"],
+    [*TINY, "model.pos_embed=none", "model.rotary=true"],
     [*TINY, "model.head_hidden_dim=16", "model.qk_norm=true"],
     [*TINY, "model.pool=attention", "model.stem=conv", "model.layer_scale=1e-4", "model.patch_dropout=0.5"],
     [*TINY, "model.pool=cls", "model.stem=shifted", "model.registers=2", "model.locality_attention=true"],

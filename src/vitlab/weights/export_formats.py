@@ -95,6 +95,7 @@ def timm_arguments(network: VisionTransformer) -> dict[str, Any]:
         "other stem than patches (model.stem)": not isinstance(network.patch_embed, PatchEmbedding),
         "sequence pooling (model.pool=attention)": network.attn_pool is not None,
         "locality self-attention (model.locality_attention)": block.attn.scale is not None,
+        "rotary positions (model.rotary)": network.rotation is not None,
     }
     if used := [name for name, is_used in lacking.items() if is_used]:
         raise UserError(f"timm's ViT has no {', '.join(used)}: use formats=[onnx]")

@@ -228,6 +228,7 @@ def test_patch_order_matters_only_with_positions(changes: dict[str, Any], order_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"residual_init": "zero", "attention_init": "mimetic"}, "residual_init=zero would erase"),
         ({"patch_size": 5}, "image_size=32 is not a multiple of patch_size=5"),
         ({"image_size": (32, 30)}, "image_size=32, 30 is not a multiple of patch_size=8"),
         ({"num_heads": 5}, "embed_dim=48 is not a multiple of num_heads=5"),
@@ -286,6 +287,23 @@ def test_new_weights_start_as_documented() -> None:
     assert tokens.std().item() == pytest.approx(1.0, rel=0.1)
     loss = torch.nn.functional.cross_entropy(model(torch.randn(64, 3, 32, 32)), torch.arange(64) % 10)
     assert loss.item() == pytest.approx(2.3026, abs=0.1)
+
+
+@pytest.mark.parametrize("changes", [{}, {"layer_scale": 0.1, "qk_norm": True}], ids=str)
+def test_with_residual_init_zero_blocks_return_their_input_until_they_learn(changes: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(**{**SMALL, **changes, "residual_init": "zero"})
+    images, labels = images_for(model), torch.arange(4)
+    tokens = model.patch_embed(images) + model.pos_embed
+    torch.testing.assert_close(model.forward_features(images), model.norm(tokens))
+    reached: set[str] = set()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):  # the first step moves the zeros, and then the weights before them learn
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        reached |= {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert reached == {name for name, _ in model.named_parameters()}
 
 
 def test_every_parameter_gets_a_gradient() -> None:

@@ -250,6 +250,7 @@ SOUND = [
     [*TINY, "model.pos_embed=none"],
     [*TINY, "model.pos_embed=none", "model.rotary=true"],
     [*TINY, "model.head_hidden_dim=16", "model.qk_norm=true"],
+    [*TINY, "model.pool=cls", "model.residual_init=zero"],
     [*TINY, "model.pool=attention", "model.stem=conv", "model.layer_scale=1e-4", "model.patch_dropout=0.5"],
     [*TINY, "model.pool=cls", "model.stem=shifted", "model.registers=2", "model.locality_attention=true"],
     [*TINY, "optimizer=sgd"],

@@ -41,6 +41,8 @@ class VisionTransformer(nn.Module):
         activation: "gelu" or "relu".
         dropout: After the position embedding, after attention and in the feed-forward networks.
         layer_scale, drop_path: See `Block`; drop_path rises linearly from 0 in the first block to this in the last.
+        residual_init: "normal" (std 0.02), or "zero" for the last weights of each residual branch, so that at first
+            every block returns its input (Zhang et al. 2019, "Fixup Initialization", section 3).
         patch_dropout: Fraction of the patches dropped at random from each training image (Liu et al. 2022,
             "PatchDropout: Economizing Vision Transformers Using Patch Dropout", section 3).
         head_hidden_dim: Width of a hidden, tanh-activated layer in the head (the paper's pre-training head,
@@ -71,6 +73,7 @@ class VisionTransformer(nn.Module):
         qk_norm: bool = False,
         locality_attention: bool = False,
         attention_init: Literal["normal", "mimetic"] = "normal",
+        residual_init: Literal["normal", "zero"] = "normal",
         layer_scale: float | None = None,
         activation: Literal["gelu", "relu"] = "gelu",
         dropout: float = 0.0,
@@ -93,6 +96,9 @@ class VisionTransformer(nn.Module):
         _check_choice("pool", pool, ("cls", "mean", "attention"))
         _check_choice("pos_embed", pos_embed, ("learned", "sincos2d", "none"))
         _check_choice("attention_init", attention_init, ("normal", "mimetic"))
+        _check_choice("residual_init", residual_init, ("normal", "zero"))
+        if residual_init == "zero" and attention_init == "mimetic":
+            raise ValueError("residual_init=zero would erase a part of attention_init=mimetic: choose one of them")
         _check_choice("activation", activation, list(ACTIVATIONS))
         self.in_channels = in_channels
         self.grid_size = (self.image_size[0] // patch[0], self.image_size[1] // patch[1])
@@ -142,9 +148,9 @@ class VisionTransformer(nn.Module):
         if head_hidden_dim is not None:
             self.head = nn.Sequential(nn.Linear(embed_dim, head_hidden_dim), nn.Tanh(), self.head)
         self.grad_checkpointing = False
-        self._initialise(mimetic=attention_init == "mimetic")
+        self._initialise(mimetic=attention_init == "mimetic", zero_branches=residual_init == "zero")
 
-    def _initialise(self, *, mimetic: bool) -> None:
+    def _initialise(self, *, mimetic: bool, zero_branches: bool) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -153,6 +159,9 @@ class VisionTransformer(nn.Module):
         for layer in self.modules():
             if mimetic and isinstance(layer, SelfAttention):
                 layer.initialise_mimetically()
+            if zero_branches and isinstance(layer, Block):
+                nn.init.zeros_(layer.attn.proj.weight)
+                nn.init.zeros_(layer.mlp.fc2.weight)
         self.patch_embed.initialise()
         for embedding in (self.cls_token, self.pos_embed, self.reg_token):
             if isinstance(embedding, nn.Parameter):

@@ -13,7 +13,15 @@ from vitlab.models.attention import SelfAttention
 from vitlab.models.patch_embedding import STEMS
 from vitlab.models.positions import rotary2d, rotation_of_kept, sincos2d
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
+
+class SquaredReLU(nn.Module):
+    """The square of a ReLU (So et al. 2021, "Primer: Searching for Efficient Transformers")."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu().square()
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "relu2": SquaredReLU}
 
 
 class VisionTransformer(nn.Module):
@@ -38,7 +46,7 @@ class VisionTransformer(nn.Module):
             "Vision Transformers Need Registers", section 2.2).
         qk_norm, locality_attention, attention_dropout, fused_attention: See `SelfAttention`.
         attention_init: "normal" (std 0.02) or "mimetic" (`SelfAttention.initialise_mimetically`).
-        activation: "gelu" or "relu".
+        activation: "gelu", "relu" or "relu2" (`SquaredReLU`).
         dropout: After the position embedding, after attention and in the feed-forward networks.
         layer_scale, drop_path: See `Block`; drop_path rises linearly from 0 in the first block to this in the last.
         residual_init: "normal" (std 0.02), or "zero" for the last weights of each residual branch, so that at first
@@ -75,7 +83,7 @@ class VisionTransformer(nn.Module):
         attention_init: Literal["normal", "mimetic"] = "normal",
         residual_init: Literal["normal", "zero"] = "normal",
         layer_scale: float | None = None,
-        activation: Literal["gelu", "relu"] = "gelu",
+        activation: Literal["gelu", "relu", "relu2"] = "gelu",
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,

@@ -112,6 +112,7 @@ PARAMETERS: Mapping[str, Mapping[str, Kind]] = {
         "weight_decay": number(0),
         "momentum": BELOW_ONE,
         "betas": each(BELOW_ONE, 2),
+        "fallback_lr_scale": POSITIVE,
         "ns_steps": whole(1),
         "adjust_lr_fn": choice("match_rms_adamw", "original", "rms_to_rms"),
     },

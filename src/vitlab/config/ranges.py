@@ -118,7 +118,7 @@ PARAMETERS: Mapping[str, Mapping[str, Kind]] = {
     },
     "vitlab.optim.Finetuning": {
         "layer_decay": RATIO,
-        "head_lr_multiplier": POSITIVE,
+        "head_lr_multiplier bias_lr_multiplier": POSITIVE,
         "freeze_epochs": whole(0) | choice("all"),
     },
     "vitlab.optim.cosine_*": {"warmup": number(0), "min_lr_ratio": FRACTION},

@@ -6,6 +6,7 @@ from vitlab.callbacks.embeddings import Features
 from vitlab.callbacks.figures import CollectLogits, Figures
 from vitlab.callbacks.layer_statistics import LayerStatistics
 from vitlab.callbacks.metrics_csv import MetricsCSV
+from vitlab.callbacks.momentum_warmup import MomentumWarmup
 from vitlab.callbacks.nan_guard import NaNGuard
 from vitlab.callbacks.progress_bar import RunProgressBar
 from vitlab.callbacks.step_profiler import StepProfiler
@@ -24,6 +25,7 @@ __all__ = [
     "LastCheckpoint",
     "LayerStatistics",
     "MetricsCSV",
+    "MomentumWarmup",
     "NaNGuard",
     "RunProgressBar",
     "StepProfiler",

@@ -8,6 +8,7 @@ from vitlab.callbacks.layer_statistics import LayerStatistics
 from vitlab.callbacks.metrics_csv import MetricsCSV
 from vitlab.callbacks.momentum_warmup import MomentumWarmup
 from vitlab.callbacks.nan_guard import NaNGuard
+from vitlab.callbacks.patch_dropout_stages import PatchDropoutStages
 from vitlab.callbacks.progress_bar import RunProgressBar
 from vitlab.callbacks.step_profiler import StepProfiler
 from vitlab.callbacks.throughput import Throughput
@@ -27,6 +28,7 @@ __all__ = [
     "MetricsCSV",
     "MomentumWarmup",
     "NaNGuard",
+    "PatchDropoutStages",
     "RunProgressBar",
     "StepProfiler",
     "Throughput",

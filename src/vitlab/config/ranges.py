@@ -154,6 +154,7 @@ PARAMETERS: Mapping[str, Mapping[str, Kind]] = {
     "vitlab.callbacks.EMA": {"decay": BELOW_ONE, "warmup": POSITIVE},
     "vitlab.callbacks.MomentumWarmup": {"start end": BELOW_ONE, "steps": whole(1)},
     "vitlab.callbacks.RunProgressBar": {"refresh_seconds": number(0)},
+    "vitlab.callbacks.PatchDropoutStages": {"fractions": each(BELOW_ONE)},
     "pytorch_lightning.callbacks.EarlyStopping": {"patience": whole(0), "mode": MODE},
     "pytorch_lightning.callbacks.ModelCheckpoint": {"mode": MODE},
 }

@@ -193,6 +193,10 @@ ONE = [
     (["model=vit_hybrid", "model.patch_size=1"], "stem=conv halves the sides: patch_size must be 2, 4, 8 ...: take 2"),
     (["model.num_heads=5"], "embed_dim=192 is not a multiple of num_heads=5: take embed_dim=190 or num_heads=4"),
     (["model.embed_dim=90"], "pos_embed=sincos2d needs embed_dim to be a multiple of 4, not 90: take 88"),
+    (
+        ["model.rotary=true", "model.num_heads=32"],
+        "to be a multiple of 4, not 6: take embed_dim=256",
+    ),
     (["scheduler.schedule.warmup=100000"], "warmup=100000 takes 100000 of the run's 10530 steps"),
     (["trainer.max_steps=10", "scheduler.schedule.warmup=10"], "warmup=10 takes 10 of the run's 10 steps"),
     (

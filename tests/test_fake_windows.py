@@ -92,7 +92,10 @@ def test_the_life_of_a_run(tmp_path: Path) -> None:
     stop = [f"+callbacks.stop.{key}={value}" for key, value in keys.items()]
     train, light = str(ROOT / "train.py"), "callbacks.figures.level=light"
     commands = {
-        "train, stopped by Ctrl-Break": ([train, *SMALL_RUN, light, "hydra.run.dir=run", *stop], 143),
+        "train, stopped by Ctrl-Break": (
+            [train, *SMALL_RUN, light, "preflight=strict", "hydra.run.dir=run", *stop],
+            143,
+        ),
         "resume": ([train, "resume=run", "callbacks.stop=null"], 0),
         "resume, finished": ([train, "resume=run"], 2),
         "evaluate": ([str(ROOT / "evaluate.py"), "run=run", "calibrate=true"], 0),

@@ -401,7 +401,7 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 NOTEBOOK = [
-    *(a for a in SMALL_RUN if not a.startswith("model.")),
+    *(a for a in SMALL_RUN if not a.startswith(("model.", "preflight="))),
     "model._target_=preflight.networks.NotebookNet",
     "hydra.run.dir=run",
 ]

@@ -10,11 +10,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.errors import UserError
-from vitlab.system import WINDOWS, usable_cores
+from vitlab.system import LINUX, WINDOWS, usable_cores
 
 if TYPE_CHECKING:
     from vitlab.sweeps.executors import Executor
     from vitlab.sweeps.sweep import Sweep
+
+
+LIBRARIES = ("vitlab.experiment",)  # what a run imports
 
 
 class SweepLauncher(Launcher):
@@ -63,7 +66,8 @@ class ProcessLauncher(SweepLauncher):
 
         jobs = check_count("hydra.launcher.jobs", self.jobs, or_auto=True)
         gpus = [] if self.config.trainer.accelerator == "cpu" else visible_gpus()
-        return LocalExecutor(jobs, gpus, usable_cores())
+        # A fork of a process in which CUDA has begun cannot use it; elsewhere a fork is not safe after some imports.
+        return LocalExecutor(jobs, gpus, usable_cores(), preload=LIBRARIES if LINUX and not gpus else None)
 
 
 class SubmititLauncher(SweepLauncher):

@@ -34,11 +34,9 @@ class SweepLauncher(Launcher):
 
     def sweep(self) -> "Sweep":
         """Return the sweep that the command line describes."""
-        from vitlab.leaderboard.leaderboard import make_leaderboard
         from vitlab.sweeps.sweep import Sweep
 
-        folder = Path(self.config.hydra.sweep.dir).absolute()
-        return Sweep(folder, self.config.hydra, self._compose, lambda folder: make_leaderboard([folder]))
+        return Sweep(Path(self.config.hydra.sweep.dir).absolute(), self.config.hydra, self._compose, _compare)
 
     def executor(self) -> "Executor":
         """Return the executor that runs the jobs' processes."""
@@ -96,6 +94,12 @@ class SubmititLauncher(SweepLauncher):
             raise UserError(
                 f'hydra/launcher=submitit_{self.cluster} needs submitit: pip install -e ".[slurm]"'
             ) from error
+
+
+def _compare(folder: Path) -> None:
+    from vitlab.leaderboard.leaderboard import make_leaderboard  # takes seconds
+
+    make_leaderboard([folder])
 
 
 def check_count(key: str, value: Any, *, or_auto: bool = False) -> Any:

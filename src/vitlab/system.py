@@ -93,7 +93,7 @@ def ask_to_stop(process: Any) -> None:
         process.terminate()
 
 
-def kill_group(process: "subprocess.Popen[bytes]") -> None:
+def kill_group(process: Any) -> None:
     """Kill a process of `start_process` and what it has started; on Windows only while the process itself runs."""
     if not WINDOWS:
         with suppress(ProcessLookupError):

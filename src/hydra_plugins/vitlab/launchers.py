@@ -10,11 +10,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.errors import UserError
-from vitlab.system import WINDOWS, usable_cores
+from vitlab.system import LINUX, WINDOWS, usable_cores
 
 if TYPE_CHECKING:
     from vitlab.sweeps.executors import Executor
     from vitlab.sweeps.sweep import Sweep
+
+
+LIBRARIES = ("vitlab.experiment",)  # what a run imports
 
 
 class SweepLauncher(Launcher):
@@ -31,11 +34,9 @@ class SweepLauncher(Launcher):
 
     def sweep(self) -> "Sweep":
         """Return the sweep that the command line describes."""
-        from vitlab.leaderboard.leaderboard import make_leaderboard
         from vitlab.sweeps.sweep import Sweep
 
-        folder = Path(self.config.hydra.sweep.dir).absolute()
-        return Sweep(folder, self.config.hydra, self._compose, lambda folder: make_leaderboard([folder]))
+        return Sweep(Path(self.config.hydra.sweep.dir).absolute(), self.config.hydra, self._compose, _compare)
 
     def executor(self) -> "Executor":
         """Return the executor that runs the jobs' processes."""
@@ -63,7 +64,8 @@ class ProcessLauncher(SweepLauncher):
 
         jobs = check_count("hydra.launcher.jobs", self.jobs, or_auto=True)
         gpus = [] if self.config.trainer.accelerator == "cpu" else visible_gpus()
-        return LocalExecutor(jobs, gpus, usable_cores())
+        # A fork of a process in which CUDA has begun cannot use it; elsewhere a fork is not safe after some imports.
+        return LocalExecutor(jobs, gpus, usable_cores(), preload=LIBRARIES if LINUX and not gpus else None)
 
 
 class SubmititLauncher(SweepLauncher):
@@ -92,6 +94,12 @@ class SubmititLauncher(SweepLauncher):
             raise UserError(
                 f'hydra/launcher=submitit_{self.cluster} needs submitit: pip install -e ".[slurm]"'
             ) from error
+
+
+def _compare(folder: Path) -> None:
+    from vitlab.leaderboard.leaderboard import make_leaderboard  # takes seconds
+
+    make_leaderboard([folder])
 
 
 def check_count(key: str, value: Any, *, or_auto: bool = False) -> Any:

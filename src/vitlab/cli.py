@@ -16,6 +16,8 @@ from textwrap import fill
 from typing import Any, NoReturn
 
 import hydra
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.arguments.command import read_command, training_arguments
@@ -137,7 +139,7 @@ def _train() -> None:
     # Hydra would print errors in its own way and exit with 1; with this set it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(_train_by_hydra)()
+        _compose_and_train(arguments, is_sweep)
     except (OSError, ValueError) as error:
         if "can be specified" in str(error):
             raise UserError("-m, --run, --cfg and --info exclude each other: --cfg is for one run") from None
@@ -162,6 +164,26 @@ def _print_help(overrides: list[str]) -> None:
         choices = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
         print(fill(f"{group}: {choices}", 110, subsequent_indent="  "))
     print("\n== The config ==\n", config, text.footer, sep="\n")
+
+
+def _compose_and_train(arguments: list[str], is_sweep: bool) -> None:
+    """As `hydra.main`, which composes a config twice: first to see whether `hydra.mode` makes it a sweep."""
+    if not is_sweep and not any(argument.startswith("-") for argument in arguments):
+        begun = False
+
+        def begin(config: DictConfig) -> None:
+            nonlocal begun
+            begun = True
+            _train_by_hydra(config)
+
+        try:
+            with initialize_config_dir(str(CONF), job_name="train", version_base="1.3"):
+                GlobalHydra.instance().hydra.run(config_name="train", task_function=begin, overrides=arguments)
+            return
+        except AssertionError:  # a file says hydra.mode: MULTIRUN
+            if begun:
+                raise
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(_train_by_hydra)()
 
 
 def _train_by_hydra(config: DictConfig) -> None:

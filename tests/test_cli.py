@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from conftest import SMALL_RUN, Command
 
-from vitlab.cli import no_gc_imports
+from vitlab.cli import fast_imports
 from vitlab.errors import file_error
 
 BEGIN = """
 import gc
-from vitlab.cli import no_gc_imports
+from vitlab.cli import fast_imports
 from vitlab.errors import file_error
-with no_gc_imports():
+with fast_imports():
     import torch
     assert not gc.isenabled()
 print(gc.isenabled(), gc.get_freeze_count() > 50_000)
@@ -29,7 +29,7 @@ def test_garbage_is_collected_once_the_libraries_are_there() -> None:
 
 def test_a_process_that_has_them_keeps_collecting() -> None:
     frozen = gc.get_freeze_count()
-    with no_gc_imports():
+    with fast_imports():
         assert gc.isenabled()
     assert gc.get_freeze_count() == frozen
 

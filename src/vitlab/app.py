@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from vitlab.arguments.command import read_command
-from vitlab.cli import no_gc_imports, run
+from vitlab.cli import fast_imports, run
 from vitlab.errors import UserError, first_line, list_some
 from vitlab.explain import Explainer
 from vitlab.files import shorten
@@ -65,7 +65,7 @@ def app(command: DictConfig, overrides: Sequence[Override]) -> None:
     os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "localhost,127.0.0.1")))
     with TemporaryDirectory() as uploads:  # no image is kept
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        with no_gc_imports():
+        with fast_imports():
             try:
                 import gradio
             except ImportError as error:

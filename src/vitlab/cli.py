@@ -12,10 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec, module_from_spec
 from textwrap import fill
+from types import ModuleType
 from typing import Any, NoReturn
 
 import hydra
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.arguments.command import read_command, training_arguments
@@ -118,14 +122,14 @@ def _train() -> None:
     # A command that SLURM or torchrun repeats resumes the run that it began.
     is_new = "resume" not in given and not any(argument.startswith("-") for argument in given)
     if is_requeued() and is_new:
-        with no_gc_imports():
+        with fast_imports():
             from vitlab.resume import resume_requeued
         if resume_requeued(arguments):
             return
     for verb in ("resume", "reproduce"):
         if verb in given:
             command, overrides = read_command(verb, arguments)
-            with no_gc_imports():
+            with fast_imports():
                 from vitlab import resume
             getattr(resume, verb)(command, overrides)
             return
@@ -137,7 +141,7 @@ def _train() -> None:
     # Hydra would print errors in its own way and exit with 1; with this set it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(_train_by_hydra)()
+        _compose_and_train(arguments, is_sweep)
     except (OSError, ValueError) as error:
         if "can be specified" in str(error):
             raise UserError("-m, --run, --cfg and --info exclude each other: --cfg is for one run") from None
@@ -164,9 +168,29 @@ def _print_help(overrides: list[str]) -> None:
     print("\n== The config ==\n", config, text.footer, sep="\n")
 
 
+def _compose_and_train(arguments: list[str], is_sweep: bool) -> None:
+    """As `hydra.main`, which composes a config twice: first to see whether `hydra.mode` makes it a sweep."""
+    if not is_sweep and not any(argument.startswith("-") for argument in arguments):
+        begun = False
+
+        def begin(config: DictConfig) -> None:
+            nonlocal begun
+            begun = True
+            _train_by_hydra(config)
+
+        try:
+            with initialize_config_dir(str(CONF), job_name="train", version_base="1.3"):
+                GlobalHydra.instance().hydra.run(config_name="train", task_function=begin, overrides=arguments)
+            return
+        except AssertionError:  # a file says hydra.mode: MULTIRUN
+            if begun:
+                raise
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(_train_by_hydra)()
+
+
 def _train_by_hydra(config: DictConfig) -> None:
     with _statuses():  # the process ends inside Hydra's job, so that Hydra prints no errors
-        with no_gc_imports():
+        with fast_imports():
             from vitlab.experiment import train
         train(config)
 
@@ -191,7 +215,7 @@ def _statuses() -> Iterator[None]:
 
 
 @contextmanager
-def no_gc_imports() -> Iterator[None]:
+def fast_imports() -> Iterator[None]:
     """Import libraries without garbage collection, and keep it out of them later: they are a million live objects.
 
     Imports are most of the time before the first step.
@@ -199,9 +223,31 @@ def no_gc_imports() -> Iterator[None]:
     if "torch" in sys.modules:  # the process holds more than what is imported now
         yield
         return
+    _delay_scipy_signal()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
         gc.enable()
+
+
+class _LateModule(ModuleType):
+    """A module that is executed when something is read from it that it does not hold yet."""
+
+    def __getattr__(self, name: str) -> Any:
+        self.__class__ = ModuleType  # type: ignore[assignment]
+        self.__loader__.exec_module(self)  # type: ignore[union-attr]
+        return getattr(self, name)
+
+
+def _delay_scipy_signal() -> None:
+    """Let `import scipy.signal` take no time until it is used.
+
+    torchmetrics 1.9 imports it for its audio metrics, which takes as long as half of torch, and gives it the function
+    `hamming` that older versions had. The standard library's LazyLoader would execute it when that is looked up.
+    """
+    if find_spec("scipy") and "scipy.signal" not in sys.modules and (spec := find_spec("scipy.signal")):
+        module = sys.modules["scipy.signal"] = module_from_spec(spec)
+        module.hamming = lambda *args, **kwargs: module.windows.hamming(*args, **kwargs)  # type: ignore[attr-defined]
+        module.__class__ = _LateModule  # type: ignore[assignment]

@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from vitlab.arguments.command import read_command
-from vitlab.cli import no_gc_imports, run
+from vitlab.cli import fast_imports, run
 from vitlab.errors import UserError
 from vitlab.evaluate import load_images
 from vitlab.files import new_file, replacing, write_csv
@@ -40,7 +40,7 @@ def embed(command: DictConfig, overrides: Sequence[Override]) -> Path:
     them is wrong, if the model has no features or, after all others are done, for images that can't be read.
     """
     format = _check_options(command)
-    with no_gc_imports():  # torch is imported once the command is known to be right
+    with fast_imports():  # torch is imported once the command is known to be right
         import numpy as np
         import torch
 

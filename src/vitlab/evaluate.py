@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.arguments.command import read_command
-from vitlab.cli import no_gc_imports, run
+from vitlab.cli import fast_imports, run
 from vitlab.errors import UserError, list_some
 from vitlab.files import expand_home, make_folder, set_aside, shorten, write_csv, write_json
 from vitlab.metrics import VIEWS
@@ -49,7 +49,7 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
             raise UserError(f"{key}={command[key]} must be true or false")
     if command.knn and split == "train":
         raise UserError("knn=true needs split=test or split=val: a training image would be its own neighbour")
-    with no_gc_imports():  # torch is imported once the command is known to be right
+    with fast_imports():  # torch is imported once the command is known to be right
         import torch
 
         from vitlab.classifier import rank_classes

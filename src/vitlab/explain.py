@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from vitlab.arguments.command import read_command
-from vitlab.cli import no_gc_imports, run
+from vitlab.cli import fast_imports, run
 from vitlab.errors import UserError, did_you_mean
 from vitlab.files import folder_for, shorten
 from vitlab.predict import check_all_read, check_top_k, find_images
@@ -40,7 +40,7 @@ def explain(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
     them is wrong, if the model has no attention to draw or, after all others are done, for images that can't be read.
     """
     check_top_k(command.top_k)
-    with no_gc_imports():  # torch is imported once the command is known to be right
+    with fast_imports():  # torch is imported once the command is known to be right
         from vitlab.data.decoding import describe_failure, read_image
         from vitlab.loaded_model import open_model
         from vitlab.plots.grid import shorten_name

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vitlab.arguments.command import parse_overrides, read_command
-from vitlab.cli import no_gc_imports, run
+from vitlab.cli import fast_imports, run
 from vitlab.errors import UserError
 from vitlab.files import folder_for, shorten
 from vitlab.runs.overrides import FACTS
@@ -45,7 +45,7 @@ def export(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
         group, _, key = override.key_or_group.partition(".")
         if group == "model" or (group == "data" and key in FACTS):
             raise UserError(f"{override.input_line}: a model is exported as it was trained")
-    with no_gc_imports():  # torch is imported once the command is known to be right
+    with fast_imports():  # torch is imported once the command is known to be right
         from vitlab.loaded_model import open_model
         from vitlab.report.model_card import Export, write_model_card
         from vitlab.report.run_summary import read_run_summary

@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig
 
 from vitlab.arguments.command import read_command
-from vitlab.cli import no_gc_imports, run
+from vitlab.cli import fast_imports, run
 from vitlab.errors import UserError
 from vitlab.files import expand_home, folder_for, replacing, write_csv
 
@@ -34,7 +34,7 @@ def predict(command: DictConfig, overrides: Sequence[Override]) -> None:
     them is wrong or, after all others are done, for images that can't be read.
     """
     check_top_k(command.top_k)
-    with no_gc_imports():  # torch is imported once the command is known to be right
+    with fast_imports():  # torch is imported once the command is known to be right
         from vitlab.classifier import rank_classes
         from vitlab.loaded_model import open_model
         from vitlab.plots.image_grid import draw_predictions

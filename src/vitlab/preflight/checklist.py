@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 Check = Callable[[CheckContext], CheckResult | None]
 
-# Each check's name, its function, and the checks that must have passed before it runs. "model" and "recipe" train the
+# Each check's name, its function, and the checks that must have passed before it runs. "recipe" and "model" train the
 # copies that later checks look at; they report nothing, unless that fails.
 CHECKS: tuple[tuple[str, Check, set[str]], ...] = (
     ("trainable parameters", learning_checks.trainable_parameters, set()),
@@ -31,6 +31,7 @@ CHECKS: tuple[tuple[str, Check, set[str]], ...] = (
     ("mixing", data_checks.mixing, {"labels"}),
     ("logits", network_checks.logits, {"augmentation", "labels"}),
     ("initial loss", learning_checks.initial_loss, {"logits"}),
+    ("recipe", CheckContext.train_by_recipe, {"logits"}),
     ("model", CheckContext.train_on_one_batch, {"logits"}),
     ("overfits one batch", learning_checks.overfits_one_batch, {"model"}),
     ("gradients", learning_checks.gradients, {"model"}),
@@ -40,7 +41,6 @@ CHECKS: tuple[tuple[str, Check, set[str]], ...] = (
     ("uses positions", network_checks.uses_positions, {"depends on input"}),
     ("precision", network_checks.precision, {"depends on input"}),  # compares with differences between images
     ("compute", cost_checks.compute, {"trained model"}),
-    ("recipe", CheckContext.train_by_recipe, {"logits"}),
     ("optimizer", learning_checks.optimizer_groups, {"recipe"}),
     ("clipping", learning_checks.clipping, {"recipe"}),
     ("learning rate", learning_checks.learning_rate, {"recipe"}),

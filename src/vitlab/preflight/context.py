@@ -24,6 +24,9 @@ from vitlab.data import Batch, ImageDataModule, main_class
 IMAGES = 8  # of the batch to overfit
 STEPS = 6
 RAMP = 3  # steps to the full learning rate
+# With vitlab's optimizers and models, a step changes a weight matrix by up to 0.05 of its norm; AdamW at 100 times its
+# learning rate changes it by 2 to 5.
+LARGEST_UPDATE = 0.5
 # Learning rates of AdamW. At the first, sound models learn 8 images (vit_scratch, vit_base, ResNet-18 and small timm
 # models: the loss falls to 0.5 to 0.9 of the initial one); the others are for models with another scale.
 SAFE_RATES = (5e-4, 5e-3, 5e-5)
@@ -74,6 +77,12 @@ class Trial:
     def learned(self) -> bool:
         return bool(self.losses) and min(self.losses) <= LEARNED * self.losses[0]
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether it learned, and to the end, without gradients or steps that are too large."""
+        is_stable = not self.broken and self.update <= LARGEST_UPDATE
+        return is_stable and self.learned and self.losses[-1] <= LEARNED * self.losses[0]
+
     def train(self, context: "CheckContext", labels: Tensor, clip: Callable[[Optimizer], None]) -> None:
         """Train on the first images of the batch, with a linear ramp of the learning rates."""
         started = time.perf_counter()
@@ -113,9 +122,9 @@ class CheckContext:
     head_is_loaded: bool  # whether the pretrained weights include a head for these classes
     positions: bool  # whether the model is meant to depend on the order of the patches
     batch: Batch  # the run's first, ready for the model, on the device
-    trial: Trial = field(init=False)  # trained on a few images with a safe optimizer; the checks before it do without
+    recipe: Trial = field(init=False)  # trained on a few images with the run's optimizer
+    trial: Trial = field(init=False)  # the same, if it is sound; else trained with a safe optimizer
     network: nn.Module = field(init=False)  # of `trial`, in float32 and eval mode: a head of zeros would hide the rest
-    recipe: Trial = field(init=False)  # trained with the run's optimizer
     started: float = field(default_factory=time.perf_counter)  # when the run began
 
     @property
@@ -174,11 +183,23 @@ class CheckContext:
         transform = copy.deepcopy(self.data.transform).to(self.device)
         return transform(train.pick(indices).to(self.device)).float()
 
-    def train_on_one_batch(self) -> None:
-        """Train `trial` on a few images with an optimizer that is safe for any model, whatever the run's own.
+    def train_by_recipe(self) -> None:
+        """Train `recipe` on a few images, with the run's optimizer and clipping."""
+        classifier = self.copy()
+        recipe = Trial(classifier, classifier.make_optimizer())
+        recipe.train(self, self.batch.labels, self.clip)
+        self.recipe = recipe  # not before: the training may raise an error
 
-        A mixed image is trained on its main class: half of each of two classes is no better than chance.
+    def train_on_one_batch(self) -> None:
+        """Set `trial`: if the run's recipe does not learn a few images, train with an optimizer that is safe for any
+        model, to tell a faulty model from a faulty recipe.
+
+        A mixed image is then trained on its main class: half of each of two classes is no better than chance.
         """
+        recipe = getattr(self, "recipe", None)
+        if recipe and recipe.is_sound:
+            self.trial = recipe
+            return
         tried = []
         for rate in SAFE_RATES:
             torch.manual_seed(0)
@@ -197,12 +218,6 @@ class CheckContext:
             return skipped("not checked, because its gradients are NaN or infinite")
         self.network = copy.deepcopy(self.trial.classifier.network.eval()).float()
         return None
-
-    def train_by_recipe(self) -> None:
-        """Train `recipe` on a few images, with the run's optimizer and clipping."""
-        classifier = self.copy()
-        self.recipe = Trial(classifier, classifier.make_optimizer())
-        self.recipe.train(self, self.batch.labels, self.clip)
 
 
 def gradient_norm(network: nn.Module) -> float:

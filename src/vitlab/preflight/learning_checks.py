@@ -7,12 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.errors import list_some
-from vitlab.preflight.context import IMAGES, STEPS, CheckContext, CheckResult, failed, ok, warning
+from vitlab.preflight.context import IMAGES, LARGEST_UPDATE, STEPS, CheckContext, CheckResult, failed, ok, warning
 
 FAR_FROM_CHANCE = 2.5  # nats; untrained models with batch norm may start 2 above ln(classes)
-# With vitlab's optimizers and models, a step changes a weight matrix by up to 0.05 of its norm; AdamW at 100 times its
-# learning rate changes it by 2 to 5.
-LARGEST_UPDATE = 0.5
 LAYERS = (
     *(nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
@@ -84,10 +81,10 @@ def initial_loss(context: CheckContext) -> CheckResult:
 
 def overfits_one_batch(context: CheckContext) -> CheckResult:
     """The loss of a few images falls."""
-    losses = context.trial.losses
+    losses, optimizer = context.trial.losses, type(context.trial.optimizer).__name__
     if not losses:
         return failed("no parameter is trainable", "see 'trainable parameters'")
-    figure = f"loss {losses[0]:.3f} -> {min(losses):.3f} in {STEPS} steps on {IMAGES} images (AdamW on a copy)"
+    figure = f"loss {losses[0]:.3f} -> {min(losses):.3f} in {STEPS} steps on {IMAGES} images ({optimizer} on a copy)"
     return ok(figure) if context.trial.learned else failed(figure, ADVICE["not learned"])
 
 

@@ -281,7 +281,7 @@ def test_debug_fast_runs_every_stage(in_process: Command, tmp_path: Path) -> Non
 
 
 def test_debug_overfit_brings_the_loss_of_one_batch_near_zero(in_process: Command, tmp_path: Path) -> None:
-    choices = ["model.depth=2", "trainer.max_epochs=100", "checkpoint.last_every_n_epochs=50"]
+    choices = ["model.depth=2", "trainer.max_epochs=50", "checkpoint.last_every_n_epochs=25", "data.batch_size=32"]
     result = in_process("train.py", "experiment=demo", "debug=overfit", *choices)
     assert result.returncode == 0, result.stderr
     final = metrics_of(only_run(tmp_path, "debug_overfit"))

@@ -281,7 +281,7 @@ def test_debug_fast_runs_every_stage(in_process: Command, tmp_path: Path) -> Non
 
 
 def test_debug_overfit_brings_the_loss_of_one_batch_near_zero(in_process: Command, tmp_path: Path) -> None:
-    choices = ["model.depth=2", "trainer.max_epochs=100", "checkpoint.last_every_n_epochs=50"]
+    choices = ["model.depth=2", "trainer.max_epochs=50", "checkpoint.last_every_n_epochs=25", "data.batch_size=32"]
     result = in_process("train.py", "experiment=demo", "debug=overfit", *choices)
     assert result.returncode == 0, result.stderr
     final = metrics_of(only_run(tmp_path, "debug_overfit"))
@@ -305,7 +305,7 @@ def test_debug_profile_reports_the_time_of_each_stage(in_process: Command, tmp_p
     assert not [name for name in milliseconds if "Profiler" in name or "[pl]" in name]
     folder = only_run(tmp_path, "debug_profile") / "profile"
     listed = (folder / "fit-operations.txt").read_text()
-    assert all(name in listed for name in operations)
+    assert all(name.removesuffix("…") in listed for name in operations)  # a terminal cuts long names
     assert sorted(file.name for file in folder.iterdir()) == ["fit-operations.txt", "trace.json.gz"]
     assert "profile/trace.json.gz (at https://ui.perfetto.dev" in result.stdout.replace("\n", " ")
     trace = json.loads(gzip.decompress((folder / "trace.json.gz").read_bytes()))

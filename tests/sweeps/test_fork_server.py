@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="only Linux lets a process ado
 # Prints what a job can tell about its process, and what it was started with.
 PROBE = """
 import ctypes, json, os, signal, sys, threading, warnings
-from vitlab.cli import no_gc_imports
+from vitlab.runs.imports import fast_imports
 from vitlab.runs.console import protect_streams
 
 protect_streams()

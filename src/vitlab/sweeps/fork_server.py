@@ -1,4 +1,4 @@
-"""Start the jobs of a sweep as forks of one process that has imported the libraries, which takes seconds.
+"""Start the jobs of a sweep as forks of one process that has imported torch.
 
 The server is a fresh Python process that only imports. A fork of it is a job: it opens the job's log, takes the job's
 arguments, and runs train.py to its end, as a process of its own does. Another process, between server and job, ends at
@@ -114,11 +114,11 @@ def serve(modules: Sequence[str]) -> None:
     atexit.register(_end_quickly, exit_status)  # the first one registered is called last
     sweep = os.getppid()
 
-    from vitlab.cli import no_gc_imports
     from vitlab.runs.console import protect_streams
+    from vitlab.runs.imports import fast_imports
 
     protect_streams()
-    with no_gc_imports():
+    with fast_imports():
         for name in modules:
             import_module(name)
     torch = sys.modules.get("torch")

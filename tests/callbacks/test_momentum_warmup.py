@@ -20,7 +20,7 @@ class Momenta(pl.Callback):
 
 def fit(optimizer: Any, **options: Any) -> list[float]:
     momenta = Momenta()
-    run = trainer(callbacks=[momenta, MomentumWarmup(start=0.5, end=0.9, steps=4)], **options)
+    run = trainer(callbacks=[momenta, MomentumWarmup(start=0.5, end=0.9, ramp_steps=4)], **options)
     run.fit(make(Constant(), optimizer=optimizer), batches([0] * 6, [1] * 6), batches([0], [1]))
     return momenta.seen
 

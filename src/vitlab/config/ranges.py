@@ -152,7 +152,7 @@ PARAMETERS: Mapping[str, Mapping[str, Kind]] = {
     "vitlab.callbacks.*Figures": {"level": choice("off", "light", "full") | OFF},
     "vitlab.callbacks.Features": {"level": choice("off", "light", "full") | OFF, "knn_images": whole(0) | NULL},
     "vitlab.callbacks.EMA": {"decay": BELOW_ONE, "warmup": POSITIVE},
-    "vitlab.callbacks.MomentumWarmup": {"start end": BELOW_ONE, "steps": whole(1)},
+    "vitlab.callbacks.MomentumWarmup": {"start end": BELOW_ONE, "ramp_steps": whole(1)},
     "vitlab.callbacks.RunProgressBar": {"refresh_seconds": number(0)},
     "vitlab.callbacks.PatchDropoutStages": {"fractions": each(BELOW_ONE)},
     "pytorch_lightning.callbacks.EarlyStopping": {"patience": whole(0), "mode": MODE},

@@ -45,4 +45,4 @@ def _delay_scipy_signal() -> None:
     if find_spec("scipy") and "scipy.signal" not in sys.modules and (spec := find_spec("scipy.signal")):
         module = sys.modules["scipy.signal"] = module_from_spec(spec)
         module.hamming = lambda *args, **kwargs: module.windows.hamming(*args, **kwargs)  # type: ignore[attr-defined]
-        module.__class__ = _LateModule  # type: ignore[assignment]
+        module.__class__ = _LateModule

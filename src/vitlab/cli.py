@@ -180,7 +180,8 @@ def _compose_and_train(arguments: list[str], is_sweep: bool) -> None:
 
         try:
             with initialize_config_dir(str(CONF), job_name="train", version_base="1.3"):
-                GlobalHydra.instance().hydra.run(config_name="train", task_function=begin, overrides=arguments)
+                hydra_app: Any = GlobalHydra.instance().hydra
+                hydra_app.run(config_name="train", task_function=begin, overrides=arguments)
             return
         except AssertionError:  # a file says hydra.mode: MULTIRUN
             if begun:
@@ -236,7 +237,7 @@ class _LateModule(ModuleType):
     """A module that is executed when something is read from it that it does not hold yet."""
 
     def __getattr__(self, name: str) -> Any:
-        self.__class__ = ModuleType  # type: ignore[assignment]
+        self.__class__ = ModuleType
         self.__loader__.exec_module(self)  # type: ignore[union-attr]
         return getattr(self, name)
 

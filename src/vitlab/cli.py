@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec
 from textwrap import fill
 from types import ModuleType
@@ -22,6 +21,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+import vitlab
 from vitlab.arguments.command import read_command, training_arguments
 from vitlab.arguments.entry_points import as_typed, pretend_script
 from vitlab.arguments.hints import without_dashes
@@ -64,7 +64,7 @@ def main() -> NoReturn:
         print("\nvitlab <command> --help lists the keys of a command. Python: help(vitlab.load), help(vitlab.train)")
         sys.exit(0)
     if name == "--version":
-        print(f"vitlab {version('vitlab')}")
+        print(f"vitlab {vitlab.__version__}")
         sys.exit(0)
     if name == "-sc":
         print(*COMMANDS) if arguments == ["query=bash"] else print_completion()

@@ -3,7 +3,6 @@
 `vitlab.train` trains a model, `vitlab.load` opens a trained one. Mistakes are a `vitlab.UserError` of one sentence.
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from vitlab.errors import UserError
@@ -12,12 +11,17 @@ from vitlab.system import prepare_environment
 if TYPE_CHECKING:
     from vitlab.api import load, train
 
-__version__ = version("vitlab")
+    __version__: str
+
 __all__ = ["UserError", "__version__", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports the Python API when it is first used: commands start without it."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("vitlab")
     if name in __all__:
         prepare_environment()
         from vitlab import api

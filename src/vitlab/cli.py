@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import version
 from textwrap import fill
 from typing import Any, NoReturn
 
@@ -19,6 +18,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+import vitlab
 from vitlab.arguments.command import read_command, training_arguments
 from vitlab.arguments.entry_points import as_typed, pretend_script
 from vitlab.arguments.hints import without_dashes
@@ -62,7 +62,7 @@ def main() -> NoReturn:
         print("\nvitlab <command> --help lists the keys of a command. Python: help(vitlab.load), help(vitlab.train)")
         sys.exit(0)
     if name == "--version":
-        print(f"vitlab {version('vitlab')}")
+        print(f"vitlab {vitlab.__version__}")
         sys.exit(0)
     if name == "-sc":
         print(*COMMANDS) if arguments == ["query=bash"] else print_completion()
@@ -178,8 +178,8 @@ def _compose_and_train(arguments: list[str], is_sweep: bool) -> None:
 
         try:
             with initialize_config_dir(str(CONF), job_name="train", version_base="1.3"):
-                composer: Any = GlobalHydra.instance().hydra
-                composer.run(config_name="train", task_function=begin, overrides=arguments)
+                hydra_app: Any = GlobalHydra.instance().hydra
+                hydra_app.run(config_name="train", task_function=begin, overrides=arguments)
             return
         except AssertionError:  # a file says hydra.mode: MULTIRUN
             if begun:

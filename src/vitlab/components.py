@@ -28,11 +28,11 @@ from vitlab.runs.checkpoint import ConfigInCheckpoint, WholeCheckpointIO
 from vitlab.runs.directory import RunDirectory
 
 
-def load_data(config: DictConfig) -> ImageDataModule:
-    """The data module of a config, with its images in memory."""
+def load_data(config: DictConfig, stage: str | None = None) -> ImageDataModule:
+    """The data module of a config, with its images in memory; `stage` is "fit" for a training."""
     data = build_data(config)
     data.prepare_data()
-    data.setup()
+    data.setup(stage)
     return data
 
 

@@ -35,7 +35,7 @@ from vitlab.errors import PeerError, TerminatedError, UserError
 from vitlab.files import expand_home, write_json, write_text
 from vitlab.losses import balanced_weights
 from vitlab.models.execution import check_logits, choose_execution, has_cuda, pays_to_compile
-from vitlab.preflight import CheckContext, run_preflight
+from vitlab.preflight import CheckContext, TimeEstimate, run_preflight
 from vitlab.report.html import write_report
 from vitlab.report.tensorboard import finish_tensorboard, log_text, start_tensorboard
 from vitlab.report.terminal import print_header, print_interrupted, print_preflight, print_results, print_weights
@@ -171,7 +171,7 @@ def _editable_copy(config: DictConfig) -> DictConfig:
 def build(config: DictConfig, weights: Weights | None = None, step: int | None = None) -> Experiment:
     """Loads the data of a resolved config, then builds model, classifier and trainer; `step` is that of a resumed run.
     UserError if the data can't be loaded, or a class refuses its arguments."""
-    data = load_data(config)
+    data = load_data(config, "fit")
     loggers = build_loggers(config.logger, step)
     config = add_data_facts(config, data, logger_run_ids(loggers) if step is None else {})
     model = build_network(config.model)
@@ -245,6 +245,7 @@ def check_before_training(experiment: Experiment, started: float) -> None:
     mode = experiment.config.preflight or "off"  # YAML reads an unquoted off as false
     if mode == "off" or not trainer.is_global_zero:
         return
+    device = trainer.strategy.root_device
     context = CheckContext(
         experiment.classifier,
         experiment.data,
@@ -252,7 +253,8 @@ def check_before_training(experiment: Experiment, started: float) -> None:
         expected_input=weights.input if weights else {},
         head_is_loaded=report is not None and not report.new_head,
         positions=model.get("pos_embed") != "none" or bool(model.get("rotary")),
-        batch=experiment.data.first_batch(trainer.strategy.root_device),
+        batch=experiment.data.first_batch(device),
+        times_steps=mode == "only" or device.type != "cpu",
         started=started,
     )
     preflight = run_preflight(context)
@@ -262,6 +264,8 @@ def check_before_training(experiment: Experiment, started: float) -> None:
     if preflight.failures and mode != "warn":
         names = ", ".join(finding.check for finding in preflight.failures)
         raise UserError(f"preflight: {names} failed: see above; preflight=warn trains all the same")
+    if not context.times_steps:
+        trainer.callbacks.append(TimeEstimate(context))  # type: ignore[attr-defined]
 
 
 def fit_and_test(experiment: Experiment, started: float, checkpoint: Path | None = None) -> dict[str, float]:

@@ -99,7 +99,7 @@ def resume(command: DictConfig, overrides: Sequence[Override]) -> tuple[Path, di
         _record_resume(run, experiment.config, changed, epoch, step)
         print_resumed(experiment.config, run.path, epoch, step, changed)
         with record_final_status(experiment):
-            log_run_text(experiment.trainer, as_plain_data(experiment.config), run)
+            log_run_text(experiment.trainer, run)
             return run.path, fit_and_test(experiment, started, checkpoint=file)
 
 

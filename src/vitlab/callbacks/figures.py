@@ -99,7 +99,7 @@ class CollectLogits(pl.Callback):
 class Figures(pl.Callback):
     """Draws figures into `figures/` of the run and into its dashboard.
 
-    Before training: the planned learning rate and the first batch as the model sees it. After the test: confusion
+    After the first step: the planned learning rate and the first batch as the model sees it. After the test: confusion
     matrix, accuracy by class, reliability diagram, most confident errors, hardest and most typical images,
     precision-recall curves, and `test_details.json`; of the EMA weights if the run selects epochs by them.
     `level` is "off" (or False, as YAML reads it), "light", or "full": confusion matrix, accuracy by class and
@@ -111,24 +111,26 @@ class Figures(pl.Callback):
         self.collected: CollectLogits | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        draws = self.level != "off" and trainer.is_global_zero
-        self.batch_is_due = draws and trainer.global_step == 0
-        if draws:
-            with never_failing("the planned learning rate"):
-                _draw_lr_schedule(trainer, pl_module)
+        self.start_is_due = self.level != "off" and trainer.is_global_zero
+        self.batch_is_due = self.start_is_due and trainer.global_step == 0
+        self.first_batch: tuple[Tensor, Tensor] | None = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
-        if self.batch_is_due:
+        if self.batch_is_due:  # copies: a model may change its input in place
             self.batch_is_due = False
-            spec = trainer.datamodule.spec  # type: ignore[attr-defined]
-            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
-            images, labels = (part[:FIRST_BATCH_IMAGES].cpu() for part in (batch.images, batch.labels))
-            kinds = (PatchDropout, PatchDropoutWithIndices)
-            dropout = next((part.prob for part in pl_module.modules() if isinstance(part, kinds)), 0.0)
-            hidden = f"The model leaves out a random {dropout:.0%} of each image's patches, which is not shown."
-            text = image_grid.FIRST_BATCH.add(hidden if dropout else "")
-            shown = images.float() * std + mean, labels, spec.classes
-            publish(trainer, "12_first_batch", text, image_grid.draw_batch, *shown)
+            images, labels = (part[:FIRST_BATCH_IMAGES].to("cpu", copy=True) for part in (batch.images, batch.labels))
+            self.first_batch = images, labels
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        """Draw the figures of the start, so that the first step does not wait for them."""
+        if not self.start_is_due:
+            return
+        self.start_is_due = False
+        with never_failing("the planned learning rate"):
+            _draw_lr_schedule(trainer, pl_module)
+        if self.first_batch:
+            _draw_first_batch(trainer, pl_module, *self.first_batch)
+            self.first_batch = None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.collected = CollectLogits() if self.level == "full" and not trainer.sanity_checking else None
@@ -177,6 +179,17 @@ class Figures(pl.Callback):
                 write_csv(file.with_name("confusion_test.csv"), heads, rows)
 
     on_validation_end = on_test_end = _draw
+
+
+def _draw_first_batch(trainer: pl.Trainer, module: Any, images: Tensor, labels: Tensor) -> None:
+    spec = trainer.datamodule.spec  # type: ignore[attr-defined]
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
+    kinds = (PatchDropout, PatchDropoutWithIndices)
+    dropout = next((part.prob for part in module.modules() if isinstance(part, kinds)), 0.0)
+    hidden = f"The model leaves out a random {dropout:.0%} of each image's patches, which is not shown."
+    text = image_grid.FIRST_BATCH.add(hidden if dropout else "")
+    shown = images.float() * std + mean, labels, spec.classes
+    publish(trainer, "12_first_batch", text, image_grid.draw_batch, *shown)
 
 
 def _draw_lr_schedule(trainer: pl.Trainer, module: Any) -> None:

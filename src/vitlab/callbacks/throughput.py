@@ -68,12 +68,16 @@ class Throughput(SortedCallback):
 
 
 class _Resume(pl.Callback):
-    """Starts the clocks of Throughput again, after all other callbacks: their time is no time of waiting."""
+    """Starts the clocks of Throughput again, after all other callbacks: their time is no time of waiting.
+
+    The first step of a process counts only if the epoch has no other: it may compile the model, and figures follow it.
+    """
 
     callback_position = 5
 
     def __init__(self, clocks: Throughput) -> None:
         self.clocks = clocks
+        self.is_first_step = True
 
     def on_train_start(self, *_: Any, **__: Any) -> None:  # Lightning announces no start of an epoch that is resumed
         self.clocks.images, self.clocks.seconds, self.clocks.waited = 0, 0.0, 0.0
@@ -82,6 +86,10 @@ class _Resume(pl.Callback):
     on_train_epoch_start = on_train_start
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
+        is_first, self.is_first_step = self.is_first_step, False
+        if is_first and not trainer.is_last_batch:
+            self.on_train_start()
+            return
         self.clocks.images += len(batch.labels) * trainer.world_size
         self.clocks.stepped = perf_counter()
 

@@ -32,7 +32,7 @@ from vitlab.plots.io import never_failing
 
 MOMENTS = {"off": (), "light": (0, 1 / 2, 1), "full": (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)}  # parts of the run
 IMAGES = {"light": 6, "full": 10}
-# Images for the attention distance, with 64 tokens or more each; few at "light", because the first step waits for them.
+# Images for the attention distance, with 64 tokens or more each; few at "light", because training waits for them.
 DISTANCE_IMAGES = {"light": 32, "full": 128}
 TOKENS_AT_ONCE = 2048  # 0.25 GB of attention weights of a ViT-B at 224 px
 COMPONENTS = 28  # as in the ViT paper
@@ -72,17 +72,23 @@ class ViTFigures(pl.Callback):
         # Of a sharded model, `python -m vitlab.explain` draws the attention after training.
         sharded = isinstance(pl_module.network, FSDPModule)
         self.draws = self.level != "off" and trainer.is_global_zero and not sharded
-        if self.draws and self._is_due(trainer):
-            self._record(trainer, pl_module, float(trainer.current_epoch))
+        self.start: tuple[dict[str, Any], _Probe] | None = None
+        if self.draws and self._is_due(trainer):  # looked at later, so that the first step does not wait
+            self.start = self._moment(trainer, float(trainer.current_epoch)), _Probe(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.start is not None:
+            self._record(trainer, *self.start)
+            self.start = None
         if self.draws and self._is_due(trainer):
-            self._record(trainer, pl_module, trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches)
+            epoch = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
+            self._record(trainer, self._moment(trainer, epoch), _Probe(trainer, pl_module))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.draws:
             if not self.seen or self.seen[-1]["step"] < trainer.global_step:  # the run ended early
-                self._record(trainer, pl_module, float(trainer.current_epoch))
+                moment = self._moment(trainer, float(trainer.current_epoch))
+                self._record(trainer, moment, _Probe(trainer, pl_module))
             with never_failing("what the ViT has learned"):
                 self._draw_end(trainer, pl_module)
 
@@ -101,12 +107,13 @@ class ViTFigures(pl.Callback):
         before = max(last["step"] / self.steps, last["seconds"] / self.seconds)
         return any(done >= moment > before for moment in MOMENTS[self.level])
 
-    def _record(self, trainer: pl.Trainer, module: Any, epoch: float) -> None:
-        """Keep the attention maps of this moment, and draw those of all moments so far."""
-        moment: dict[str, Any] = {"step": trainer.global_step, "epoch": epoch, "seconds": self._elapsed()}
+    def _moment(self, trainer: pl.Trainer, epoch: float) -> dict[str, Any]:
+        return {"step": trainer.global_step, "epoch": epoch, "seconds": self._elapsed()}
+
+    def _record(self, trainer: pl.Trainer, moment: dict[str, Any], probe: "_Probe") -> None:
+        """Keep the attention maps of a moment, and draw those of all moments so far."""
         self.seen.append(moment)
         with never_failing("the attention of the model"):
-            probe = _Probe(trainer, module)
             indices = choose_examples(probe.split.labels, IMAGES[self.level])
             attention = probe.attention(indices)
             if attention is None:
@@ -115,8 +122,8 @@ class ViTFigures(pl.Callback):
             moment["heads"] = last_layer(attention).cpu()
             if len(self._drawable()) == 1:  # drawn next to those of the end
                 moment["distances"] = probe.distances(DISTANCE_IMAGES[self.level])
-            # At "light", the start is drawn later, next to the middle, so that the first step does not wait.
-            if trainer.global_step or self.level == "full":
+            # At "light", the start is drawn later, next to the middle.
+            if moment["step"] or self.level == "full":
                 # A run resumed at another level has moments with fewer images, which are the first of these.
                 fewest = min(len(moment["rollout"]) for moment in self._drawable())
                 self._draw_attention(trainer, probe.split.take(indices[:fewest]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from threading import Thread
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from vitlab.data.counter_rng import CounterRNG
 from vitlab.data.loader import ResidentLoader, StoredBatch, epoch_order
 from vitlab.data.per_image import as_batch_transform
 from vitlab.data.transforms import BatchTransform, Mixing
+from vitlab.distributed.process import this_process
 from vitlab.errors import UserError, list_some, nearest
 from vitlab.runs.console import show
 
@@ -119,6 +121,8 @@ class ImageDataModule(LightningDataModule):
         self.splits: dict[str, ImageArrays] = {}
         self.notes: list[str] = []  # of `load`: facts about the images that a person should know
         self.unreadable: dict[str, str] = {}  # of `load`: files that were left out, with the reasons
+        self._fingerprints: dict[str, dict[str, Any]] = {}
+        self._hashing: Thread | None = None
         self._train_loader: ResidentLoader | None = None
         self._resumed: dict[str, int] | None = None
 
@@ -158,6 +162,9 @@ class ImageDataModule(LightningDataModule):
                 f"data.batch_size={2 ** (len(train).bit_length() - 1)}"
             )
         self.splits = {"train": train, "val": val, "test": dataset.test}
+        if stage == "fit" and this_process().is_rank_zero:  # the manifest will need it; hashing keeps one core busy
+            self._hashing = Thread(target=self._hash, daemon=True)
+            self._hashing.start()
         for note in self.notes:
             rank_zero_only(show)(note)
         given = self.mean, self.std
@@ -194,7 +201,15 @@ class ImageDataModule(LightningDataModule):
 
     def fingerprints(self) -> dict[str, dict[str, Any]]:
         """Number and SHA-256 of each split's images and labels, after `setup`."""
-        return {name: {"images": len(split), "sha256": split.fingerprint()} for name, split in self.splits.items()}
+        if self._hashing is not None:
+            self._hashing.join()
+        if not self._fingerprints:
+            self._hash()
+        return self._fingerprints
+
+    def _hash(self) -> None:
+        found = {name: {"images": len(arrays), "sha256": arrays.fingerprint()} for name, arrays in self.splits.items()}
+        self._fingerprints = found
 
     def _training_loader(self, epoch: Callable[[], int], **placement: Any) -> ResidentLoader:
         balanced = self.sampling == "balanced"

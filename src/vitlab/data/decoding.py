@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from zlib import crc32
@@ -98,11 +99,12 @@ def _describe_unknown(path: Path) -> str:
     return "not an image that Pillow can read" if head else "an empty file"
 
 
-def image_suffixes() -> set[str]:
+@cache
+def image_suffixes() -> frozenset[str]:
     """Lower-case suffixes of the files that Pillow can read: `.jpg`, `.png` ..."""
     kinds = set(Image.registered_extensions().values()) & set(Image.OPEN) - NOT_DECODED
     readable = {suffix for suffix, kind in Image.EXTENSION.items() if kind in kinds}
-    return readable | {".mpo"}  # Pillow reads it as JPEG and registers it only for writing
+    return frozenset(readable | {".mpo"})  # Pillow reads it as JPEG and registers it only for writing
 
 
 def has_image(path: str) -> bool:

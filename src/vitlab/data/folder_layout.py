@@ -196,8 +196,10 @@ def _unwrap(folder: Path, is_wrapper: Callable[[str], bool]) -> Path:
     while True:
         inner = _list(folder)[0]
         deep = [name for name in inner if _list(folder / name)[0]]
+        if len(deep) != 1 or not all(map(is_wrapper, inner)):
+            return folder
         files = [name for place in {".", *inner} - set(deep) for name in _list(folder / place)[1]]
-        if len(deep) != 1 or _count_images(files) or not all(map(is_wrapper, inner)):
+        if _count_images(files):
             return folder
         folder /= deep[0]
 

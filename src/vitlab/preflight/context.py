@@ -122,6 +122,7 @@ class CheckContext:
     head_is_loaded: bool  # whether the pretrained weights include a head for these classes
     positions: bool  # whether the model is meant to depend on the order of the patches
     batch: Batch  # the run's first, ready for the model, on the device
+    times_steps: bool = True  # False leaves that to the training itself
     recipe: Trial = field(init=False)  # trained on a few images with the run's optimizer
     trial: Trial = field(init=False)  # the same, if it is sound; else trained with a safe optimizer
     network: nn.Module = field(init=False)  # of `trial`, in float32 and eval mode: a head of zeros would hide the rest

@@ -3,19 +3,24 @@
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Timer
+from torch import nn
+from torch.optim import Optimizer
 
 from vitlab.callbacks import EMA, BestCheckpoint, Features, Figures, LastCheckpoint
 from vitlab.callbacks.ema import AuxiliaryLogits
 from vitlab.compat import is_compiled, peak_memory, reset_peak_memory, synchronize
 from vitlab.models.execution import forward_flops, limited
 from vitlab.preflight.context import CheckContext, CheckResult, failed, ok
-from vitlab.runs.console import format_duration
+from vitlab.runs.console import format_duration, show
 
 TIMED_SECONDS = 0.5  # about the longest step to time on a CPU
+MEASURED_SECONDS = 2.0  # of the first steps of a training
 # Measured on a core of an AMD EPYC: callbacks, logging and Lightning per batch; figures and report of a run.
 BATCH_SECONDS, FIGURE_SECONDS, END_SECONDS = 0.004, 3.0, 0.3
 SAVED, SAVED_PER_SECOND = (BestCheckpoint, LastCheckpoint), 3e8  # bytes of a checkpoint, on a plain disk
@@ -29,9 +34,12 @@ def compute(context: CheckContext) -> CheckResult:
     return ok(f"{parameters / 1e6:,.1f} M parameters, {macs / 1e9:,.2f} G multiply-adds per image (forward)")
 
 
-def speed(context: CheckContext) -> CheckResult:
-    """Images per second of training steps, and the duration of the run."""
+def speed(context: CheckContext) -> CheckResult | None:
+    """Images per second of training steps, and the duration of the run; None if `TimeEstimate` tells it later."""
+    if not context.times_steps:
+        return None
     trial, batch = context.recipe, context.batch
+    trial.classifier.train()
     world_size, on_gpu = max(context.trainer.world_size, 1), context.device.type != "cpu"
     share = len(batch.labels) // world_size
     count = share if on_gpu else min(share, max(8, int(TIMED_SECONDS / trial.seconds_per_image)))
@@ -64,11 +72,34 @@ def speed(context: CheckContext) -> CheckResult:
         "evaluate": seconds_per_image(evaluate, 2, count),
         "fetch": seconds_per_image(lambda: context.data.first_batch(context.device), 2, len(batch.labels)),
     }
-    return ok(describe_duration(context, **times))
+    return ok(describe_duration(context, _checkpoint_bytes(context), **times))
 
 
-def describe_duration(context: CheckContext, train: float, evaluate: float, fetch: float) -> str:
-    """The speed in images per second, and the time that the run will take; the arguments are seconds per image."""
+class TimeEstimate(pl.Callback):
+    """Says how long the run takes, after its first steps: on a CPU, timing copies of them would delay the start."""
+
+    def __init__(self, context: CheckContext) -> None:
+        self.context: CheckContext | None = replace(context)  # without the trained copies
+        self.starts: list[float] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        if self.context is None:
+            return
+        self.starts.append(time.perf_counter())
+        seconds = self.starts[-1] - self.starts[1] if len(self.starts) > 2 else 0.0  # the first step is slower
+        if seconds > MEASURED_SECONDS:
+            train = (seconds / (len(self.starts) - 2) - BATCH_SECONDS) / self.context.data.batch_size
+            saved = _size(trainer, pl_module.network, trainer.optimizers[0])
+            # A training step costs three forward passes.
+            show(describe_duration(self.context, saved, train=train, evaluate=train / 3, fetch=0.0))
+            self.context = None
+
+    def on_validation_start(self, *_: Any) -> None:
+        self.starts.clear()
+
+
+def describe_duration(context: CheckContext, checkpoint_bytes: int, train: float, evaluate: float, fetch: float) -> str:
+    """The speed in images per second, and the time that the run will take; from the seconds per image."""
     trainer, data = context.trainer, context.data
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     # An epoch: steps, validations, checkpoints.
@@ -84,7 +115,7 @@ def describe_duration(context: CheckContext, train: float, evaluate: float, fetc
     )
     saved = sum(1 / c.every_n_epochs if isinstance(c, LastCheckpoint) else 1 for c in callbacks if isinstance(c, SAVED))
     per_batch = data.batch_size * (train + fetch) + BATCH_SECONDS
-    epoch = batches * per_batch + validations * val + saved * _checkpoint_bytes(context) / SAVED_PER_SECOND
+    epoch = batches * per_batch + validations * val + saved * checkpoint_bytes / SAVED_PER_SECOND
     # Before and after training.
     draws = any(isinstance(c, Figures) and c.level != "off" for c in callbacks)
     around = (
@@ -133,8 +164,11 @@ def disk(context: CheckContext) -> CheckResult:
 
 
 def _checkpoint_bytes(context: CheckContext) -> int:
-    trial = context.recipe
-    averaged = any(isinstance(callback, EMA) for callback in context.trainer.callbacks)  # type: ignore[attr-defined]
-    tensors = [*trial.classifier.network.state_dict().values()] * (2 if averaged else 1)
-    tensors += [v for state in trial.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
+    return _size(context.trainer, context.recipe.classifier.network, context.recipe.optimizer)
+
+
+def _size(trainer: pl.Trainer, network: nn.Module, optimizer: Optimizer) -> int:
+    averaged = any(isinstance(callback, EMA) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    tensors = [*network.state_dict().values()] * (2 if averaged else 1)
+    tensors += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     return sum(tensor.nbytes for tensor in tensors)

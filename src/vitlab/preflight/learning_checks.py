@@ -66,11 +66,10 @@ def trainable_parameters(context: CheckContext) -> CheckResult:
 
 def initial_loss(context: CheckContext) -> CheckResult:
     """The loss starts near that of chance, equal logits: for cross-entropy ln(classes)."""
-    images, labels = context.batch.images[: 2 * IMAGES], context.batch.labels[: 2 * IMAGES]
-    equal = torch.zeros(len(labels), context.num_classes, device=images.device)
+    labels, loss = context.batch.labels[:IMAGES], context.recipe.losses[0]
+    equal = torch.zeros(len(labels), context.num_classes, device=labels.device)
     with torch.no_grad():
         chance = context.classifier.training_loss(equal, labels).item()
-        loss = context.loss(context.copy(), images, labels).item()
     figure = f"{loss:.3f}; chance among {context.num_classes} classes is {chance:.3f}"
     if not loss < chance + 0.7:  # also if it is NaN
         find = warning if loss < chance + FAR_FROM_CHANCE else failed

@@ -79,19 +79,16 @@ def full_float32_precision() -> Iterator[None]:
 @full_float32_precision()
 def depends_on_input(context: CheckContext) -> CheckResult:
     """Logits differ between images, and the gradient reaches every patch."""
-    network, images = context.network, context.plain_images(GROUP)
-    with torch.no_grad():
-        output = network(images)
+    network, images = context.network, context.plain_images(GROUP).requires_grad_()
+    output = network(images.clone())  # for networks that change their input in place
     spread = _spread(output)
     if spread <= ROUNDING * _scale(output):
-        module = find_mixing_module(network, images, context.plain_images(2 * GROUP)[GROUP:])
+        module = find_mixing_module(network, images.detach(), context.plain_images(2 * GROUP)[GROUP:])
         advice = ADVICE["mixed images"].format(module=module) if module else ADVICE["equal"]
         figure = f"the logits of {GROUP} images differ by {spread:.1g}"
         return failed(figure, f"the logits are the same for every image. {advice}")
-    images.requires_grad_()
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
-    # A clone, for networks that change their input in place.
-    (gradient,) = torch.autograd.grad((network(images.clone()) * weights).sum(), images, materialize_grads=True)
+    (gradient,) = torch.autograd.grad((output * weights).sum(), images, materialize_grads=True)
     size = gradient.abs().sum(dim=0)
     reached = F.max_pool2d(size.sum(dim=0)[None], _patch_size(network, images)) > 0
     figure = (

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from omegaconf import OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
@@ -56,8 +55,9 @@ def chart_layout(metrics: Sequence[Any]) -> dict[str, dict[str, Any]]:
 def start_tensorboard(trainer: pl.Trainer, config: Mapping[str, Any], run: RunDirectory) -> None:
     """Write what is known before training."""
     with never_failing("the first page of the dashboard"):
-        log_run_text(trainer, config, run)
-        rows = sorted({f"| {package.name} | {package.version} |" for package in distributions()}, key=str.lower)
+        log_run_text(trainer, run)
+        packages = (package.metadata for package in distributions())  # read once: `name` and `version` read it anew
+        rows = sorted({f"| {found['Name']} | {found['Version']} |" for found in packages}, key=str.lower)
         heading = f"Python {platform.python_version()}, {platform.platform()}\n"
         log_text(trainer, "environment", "\n".join([heading, "| package | version |", "|---|---|", *rows]))
         resume = command_for("train", f"resume={shorten(run.path)}", config)
@@ -68,9 +68,9 @@ def start_tensorboard(trainer: pl.Trainer, config: Mapping[str, Any], run: RunDi
 
 
 @rank_zero_only
-def log_run_text(trainer: pl.Trainer, config: Mapping[str, Any], run: RunDirectory) -> None:
+def log_run_text(trainer: pl.Trainer, run: RunDirectory) -> None:
     """Write the config and the manifest as they are now."""
-    log_text(trainer, "config", _block(OmegaConf.to_yaml(OmegaConf.create(dict(config))), "yaml"))
+    log_text(trainer, "config", _block((run.path / "config.yaml").read_text(encoding="utf-8"), "yaml"))
     log_text(trainer, "manifest", _block(json.dumps(run.manifest(), indent=2), "json"))
 
 

@@ -131,7 +131,7 @@ def test_a_stopped_sweep_resumes(tmp_path: Path) -> None:
     assert process.returncode == 143
     assert {status for _, status in states(folder)} == {"interrupted"}  # they have saved
     assert {json.loads(file.read_text())["status"] for file in folder.glob("*/manifest.json")} == {"interrupted"}
-    again = subprocess.run(script(folder, grid("+pace=0.8", seeds=[0]), preload=None), env=ENVIRONMENT, timeout=120)
+    again = subprocess.run(command, env=ENVIRONMENT, timeout=120)
     assert again.returncode == 0
     assert len(results(folder)) == 2
     assert all(json.loads(file.read_text())["resumed"] for file in folder.glob("*/manifest.json"))

@@ -16,9 +16,8 @@ from conftest import ROOT, SMALL_RUN
 from sweeps.test_sweep import FAKE, grid, make_sweep, results, states, wait_for
 from test_resume import assert_same_run
 
-from hydra_plugins.vitlab.launchers import LIBRARIES
 from vitlab.sweeps.executors import LocalExecutor
-from vitlab.sweeps.fork_server import ForkedProcess, ForkServer
+from vitlab.sweeps.fork_server import RUN_MODULES, ForkedProcess, ForkServer
 from vitlab.sweeps.runner import run_grid
 from vitlab.system import LINUX, start_process
 
@@ -27,7 +26,6 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="only Linux lets a process ado
 # Prints what a job can tell about its process, and what it was started with.
 PROBE = """
 import ctypes, json, os, signal, sys, threading, warnings
-from vitlab.runs.imports import fast_imports
 from vitlab.runs.console import protect_streams
 
 protect_streams()
@@ -111,14 +109,18 @@ def test_a_forked_job_finds_the_same_process(server: Callable[..., ForkServer], 
         ("raise KeyboardInterrupt", -signal.SIGINT),
         ("threading.Thread(target=lambda: (time.sleep(0.2), print('later'))).start(); sys.exit(3)", 3),
         ("atexit.register(print, 'later'); sys.exit(3)", 3),
-        ("logging.basicConfig(); logging.warning('later'); sys.exit(2)", 2),
+        (
+            "logging.root.addHandler(logging.handlers.MemoryHandler(9, target=logging.StreamHandler()))\n"
+            "logging.warning('later'); sys.exit(2)",
+            2,
+        ),
     ],
 )
 def test_a_forked_job_ends_as_its_own_process_would(
     code: str, status: int, server: Callable[..., ForkServer], tmp_path: Path
 ) -> None:
     script, forked, own = tmp_path / "job.py", tmp_path / "forked.log", tmp_path / "own.log"
-    script.write_text(f"import atexit, logging, os, signal, sys, threading, time\nprint('begin')\n{code}\n")
+    script.write_text(f"import atexit, logging.handlers, os, signal, sys, threading, time\nprint('begin')\n{code}\n")
     assert status_of(run(server(), forked, str(script))) == own_process(own, str(script)) == status
     assert forked.read_text().startswith("begin\n")
     assert forked.read_text().splitlines()[-1] == own.read_text().splitlines()[-1]
@@ -130,8 +132,8 @@ import atexit, sys
 known = set(sys.modules)
 
 def print_late():
-    late = {name.partition(".")[0] for name in set(sys.modules) - known} - sys.stdlib_module_names - {"vitlab", "hydra_plugins"}
-    print("imported late:", *sorted(late - {name.partition(".")[0] for name in known}))
+    before, now = ({name.partition(".")[0] for name in modules} for modules in (known, set(sys.modules)))
+    print("imported late:", *sorted(now - before - sys.stdlib_module_names - {"hydra_plugins"}))
 
 atexit.register(print_late)
 """
@@ -145,7 +147,10 @@ def test_a_forked_run_writes_the_same_files(server: Callable[..., ForkServer], t
     for folder in (forked, own):
         folder.parent.mkdir()
     job = run(
-        server(*LIBRARIES, "late", environment=environment), forked.parent / "log", *command, f"hydra.run.dir={forked}"
+        server(*RUN_MODULES, "late", environment=environment),
+        forked.parent / "log",
+        *command,
+        f"hydra.run.dir={forked}",
     )
     assert status_of(job) == 0, (forked.parent / "log").read_text()
     assert own_process(own.parent / "log", *command, f"hydra.run.dir={own}", environment=environment) == 0

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from vitlab.sweeps.sweep import Sweep
 
 
-LIBRARIES = ("vitlab.experiment",)  # what a run imports
-
-
 class SweepLauncher(Launcher):
     """Hands a sweep over to `vitlab.sweeps`, which runs each job in its own process."""
 
@@ -61,11 +58,12 @@ class ProcessLauncher(SweepLauncher):
 
     def executor(self) -> "Executor":
         from vitlab.sweeps.executors import LocalExecutor, visible_gpus
+        from vitlab.sweeps.fork_server import RUN_MODULES
 
         jobs = check_count("hydra.launcher.jobs", self.jobs, or_auto=True)
         gpus = [] if self.config.trainer.accelerator == "cpu" else visible_gpus()
-        # A fork of a process in which CUDA has begun cannot use it; elsewhere a fork is not safe after some imports.
-        return LocalExecutor(jobs, gpus, usable_cores(), preload=LIBRARIES if LINUX and not gpus else None)
+        # Not with GPUs: a fork cannot use one that something it imports has touched, and would save little there.
+        return LocalExecutor(jobs, gpus, usable_cores(), preload=RUN_MODULES if LINUX and not gpus else None)
 
 
 class SubmititLauncher(SweepLauncher):

@@ -1,13 +1,15 @@
 """Start the jobs of a sweep as forks of one process that has imported torch.
 
-The server is a fresh Python process that only imports. A fork of it is a job: it opens the job's log, takes the job's
-arguments, and runs train.py to its end, as a process of its own does. Another process, between server and job, ends at
-once, so that Linux makes the job a child of the sweep: its exit status, its signals, and its end with the sweep are
-those of a process that the sweep started itself. If the server is killed, its jobs continue.
+Importing takes seconds, in each process anew. The server is a fresh Python process that only imports. A fork of it is a
+job: it opens the job's log, takes the job's arguments, and runs train.py to its end, as a process of its own does.
+Another process, between server and job, ends at once, so that Linux makes the job a child of the sweep: its exit
+status, its signals, and its end with the sweep are those of a process that the sweep started itself. If the server is
+killed, its jobs continue.
 """
 
 import atexit
 import ctypes
+import gc
 import json
 import os
 import runpy
@@ -25,6 +27,7 @@ from pathlib import Path
 
 from vitlab.system import SIGKILL, adopt_orphans, die_with_parent, show_command
 
+RUN_MODULES = ("vitlab.cli", "vitlab.experiment")  # what a run imports, also late
 MAX_OUTPUT = 100_000  # bytes of what importing prints, which each job's log repeats
 SERVER = "import sys; del sys.path[0]; from vitlab.sweeps.fork_server import serve; serve({modules})"
 ROOM = " " * 2000  # an argument of the server, in whose place `ps` shows the command of a job
@@ -41,7 +44,10 @@ class ForkedProcess:
     def poll(self) -> int | None:
         """Return the exit status, as Popen does; None while it runs."""
         if self.returncode is None:
-            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            try:
+                ended, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # who started the sweep made it ignore SIGCHLD: the status is lost
+                ended, status = self.pid, 0
             if ended:
                 self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
@@ -114,13 +120,14 @@ def serve(modules: Sequence[str]) -> None:
     atexit.register(_end_quickly, exit_status)  # the first one registered is called last
     sweep = os.getppid()
 
-    from vitlab.runs.console import protect_streams
-    from vitlab.runs.imports import fast_imports
+    from vitlab.runs.console import protect_streams  # not before: logging registers its own end
 
     protect_streams()
-    with fast_imports():
-        for name in modules:
-            import_module(name)
+    gc.disable()
+    for name in modules:
+        import_module(name)
+    gc.freeze()  # what the collector touched, each fork would have to copy
+    gc.enable()
     torch = sys.modules.get("torch")
     if threading.active_count() > 1 or (torch and torch.cuda.is_initialized()):
         return  # neither survives a fork: each job gets a process of its own

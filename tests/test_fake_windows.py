@@ -122,9 +122,8 @@ def test_the_life_of_a_run(tmp_path: Path) -> None:
 
 def test_a_stopped_sweep_resumes(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    process = subprocess.Popen(
-        script(folder, grid("+pace=0.8", seeds=[0]), preload=None), stdout=subprocess.PIPE, env=ENVIRONMENT
-    )
+    command = script(folder, grid("+pace=0.8", seeds=[0]), preload=None)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT)
     wait_for(lambda: all((folder / job / "checkpoints" / "last.ckpt").exists() for job in "01"))
     process.send_signal(BREAK)
     process.communicate(timeout=60)

@@ -1,3 +1,4 @@
+import copy
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from vitlab.data import ImageDataModule
 from vitlab.data.arrays import Dataset, ImageArrays
 from vitlab.losses import CrossEntropy
 from vitlab.models import VisionTransformer
+from vitlab.models.interpretation import last_layer
 from vitlab.plots.io import read_figures
 
 STEPS = 12  # of 2 epochs
@@ -106,6 +108,29 @@ def test_captions_describe_this_model(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "a fixed table (as with pos_embed=sincos2d)" in said["learnt/position_similarity"]
     assert "and were not learned" in said["learnt/position_similarity"]
     assert said["learnt/patch_filters"].endswith("These also see shifted patches, half a patch around their own.")
+
+
+class Untrained(pl.Callback):
+    """Keeps a copy of the module as training starts."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.module = copy.deepcopy(pl_module)
+
+
+def test_the_start_shows_the_weights_before_the_first_step(tmp_path: Path) -> None:
+    untrained = Untrained()
+    trainer, classifier = train(tmp_path, "light", beside=[untrained], max_epochs=1)
+    (figures,) = (each for each in trainer.callbacks if isinstance(each, ViTFigures))  # type: ignore[attr-defined]
+    first = figures.seen[0]
+    assert first["step"] == first["epoch"] == 0
+    heads = []
+    for module in (untrained.module, classifier):
+        probe = vit_figures._Probe(trainer, module)
+        attention = probe.attention(vit_figures.choose_examples(probe.split.labels, vit_figures.IMAGES["light"]))
+        assert attention is not None
+        heads.append(last_layer(attention))
+    assert torch.equal(first["heads"], heads[0])
+    assert not torch.allclose(first["heads"], heads[1])
 
 
 class Clock(pl.Callback):

@@ -1,13 +1,15 @@
 """The promised time includes all that a run does: here by hand, with times so long that all others vanish."""
 
 import re
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from preflight.test_preflight import TINY, subject_of
 
 from vitlab.callbacks import EMA, BestCheckpoint, LastCheckpoint
-from vitlab.preflight import CheckContext
+from vitlab.preflight import CheckContext, TimeEstimate, run_preflight
 from vitlab.preflight.cost_checks import SAVED_PER_SECOND, describe_duration
 
 TRAIN, EVALUATE, FETCH = 3.0, 1.0, 0.5  # seconds per image
@@ -53,3 +55,24 @@ def test_a_run_s_time_is_that_of_its_parts(
     days, *clock = (int(part or 0) for part in match.groups())
     promised = days * 86400 + clock[0] * 3600 + clock[1] * 60 + clock[2]
     assert promised == pytest.approx(seconds, rel=5e-3)
+
+
+def test_on_a_cpu_the_steps_of_the_training_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = subject_of(tmp_path, *TINY, "trainer.max_epochs=10", "trainer.limit_val_batches=0")
+    subject.times_steps, subject.started = False, 0.0
+    assert "time" not in {finding.check for finding in run_preflight(subject).findings}
+    estimate, now = (
+        TimeEstimate(subject),
+        iter([0.0, *range(60, 200)]),
+    )  # the first step takes a minute, others a second
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    assert not hasattr(estimate.context, "network")  # the copies are not kept
+    subject.trainer.callbacks.append(estimate)  # type: ignore[attr-defined]
+    for _ in range(5):
+        estimate.on_train_batch_start(
+            SimpleNamespace(optimizers=[subject.recipe.optimizer], callbacks=[]), subject.classifier
+        )  # type: ignore[arg-type]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("32 training images per second: about 0:08:")  # 450 steps and what came before

@@ -358,6 +358,23 @@ def test_normalisation_is_compared_with_the_pretrained_weights(tmp_path: Path) -
     assert "expect mean=[0.5, 0.5, 0.5] std=[0.5, 0.5, 0.5], not [0.4, 0.4, 0.4]" in found[1].meaning
 
 
+@pytest.mark.parametrize(("rate", "status"), [(5e-3, Status.OK), (1e-9, Status.WARNING), (50.0, Status.FAILED)])
+def test_a_safe_copy_is_trained_only_if_the_recipe_does_not_learn(rate: float, status: Status, tmp_path: Path) -> None:
+    subject = subject_of(tmp_path, *TINY, f"optimizer.lr={rate}")
+    found = {finding.check: finding.status for finding in run_preflight(subject).findings}
+    assert (subject.trial is subject.recipe) == (status is Status.OK)
+    assert found["overfits one batch"] == found["gradients"] == found["uses positions"] == Status.OK
+    assert found["learning rate"] is status
+
+
+def test_a_recipe_that_can_t_be_tried_does_not_keep_the_model_from_being_checked(tmp_path: Path) -> None:
+    subject = subject_of(tmp_path, *TINY)
+    subject.classifier.make_optimizer = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    findings = run_preflight(subject).findings
+    assert [f.check for f in findings if f.status is Status.SKIPPED] == ["recipe"]
+    assert "depends on input" in {f.check for f in findings if f.status is Status.OK}
+
+
 def test_the_checks_change_neither_the_model_nor_the_random_numbers(tmp_path: Path) -> None:
     subject = subject_of(tmp_path, *TINY, "model.dropout=0.1", "augment=basic")
     network = subject.classifier.network

@@ -35,6 +35,7 @@ IMAGES = {"light": 6, "full": 10}
 # Images for the attention distance, with 64 tokens or more each; few at "light", because training waits for them.
 DISTANCE_IMAGES = {"light": 32, "full": 128}
 TOKENS_AT_ONCE = 2048  # 0.25 GB of attention weights of a ViT-B at 224 px
+ATTENTION = "the attention of the model"
 COMPONENTS = 28  # as in the ViT paper
 STEM_FILTERS: dict[type, str] = {
     ConvolutionalTokenizer: "These are the filters of the convolutional stem's first layer.",
@@ -74,21 +75,22 @@ class ViTFigures(pl.Callback):
         self.draws = self.level != "off" and trainer.is_global_zero and not sharded
         self.start: tuple[dict[str, Any], _Probe] | None = None
         if self.draws and self._is_due(trainer):  # looked at later, so that the first step does not wait
-            self.start = self._moment(trainer, float(trainer.current_epoch)), _Probe(trainer, pl_module)
+            with never_failing(ATTENTION):
+                self.start = self._moment(trainer, float(trainer.current_epoch)), _Probe(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.start is not None:
-            self._record(trainer, *self.start)
-            self.start = None
+            (moment, probe), self.start = self.start, None
+            self.seen.append(moment)
+            with never_failing(ATTENTION):
+                self._look(trainer, moment, probe)
         if self.draws and self._is_due(trainer):
-            epoch = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
-            self._record(trainer, self._moment(trainer, epoch), _Probe(trainer, pl_module))
+            self._record(trainer, pl_module, trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.draws:
             if not self.seen or self.seen[-1]["step"] < trainer.global_step:  # the run ended early
-                moment = self._moment(trainer, float(trainer.current_epoch))
-                self._record(trainer, moment, _Probe(trainer, pl_module))
+                self._record(trainer, pl_module, float(trainer.current_epoch))
             with never_failing("what the ViT has learned"):
                 self._draw_end(trainer, pl_module)
 
@@ -110,23 +112,26 @@ class ViTFigures(pl.Callback):
     def _moment(self, trainer: pl.Trainer, epoch: float) -> dict[str, Any]:
         return {"step": trainer.global_step, "epoch": epoch, "seconds": self._elapsed()}
 
-    def _record(self, trainer: pl.Trainer, moment: dict[str, Any], probe: "_Probe") -> None:
-        """Keep the attention maps of a moment, and draw those of all moments so far."""
+    def _record(self, trainer: pl.Trainer, module: Any, epoch: float) -> None:
+        moment = self._moment(trainer, epoch)
         self.seen.append(moment)
-        with never_failing("the attention of the model"):
-            indices = choose_examples(probe.split.labels, IMAGES[self.level])
-            attention = probe.attention(indices)
-            if attention is None:
-                return
-            moment["rollout"] = seen_by_head(rollout(attention.weights), attention).cpu()
-            moment["heads"] = last_layer(attention).cpu()
-            if len(self._drawable()) == 1:  # drawn next to those of the end
-                moment["distances"] = probe.distances(DISTANCE_IMAGES[self.level])
-            # At "light", the start is drawn later, next to the middle.
-            if moment["step"] or self.level == "full":
-                # A run resumed at another level has moments with fewer images, which are the first of these.
-                fewest = min(len(moment["rollout"]) for moment in self._drawable())
-                self._draw_attention(trainer, probe.split.take(indices[:fewest]))
+        with never_failing(ATTENTION):
+            self._look(trainer, moment, _Probe(trainer, module))
+
+    def _look(self, trainer: pl.Trainer, moment: dict[str, Any], probe: "_Probe") -> None:
+        """Keep the attention maps of a moment, and draw those of all moments so far."""
+        indices = choose_examples(probe.split.labels, IMAGES[self.level])
+        attention = probe.attention(indices)
+        if attention is None:
+            return
+        moment["rollout"] = seen_by_head(rollout(attention.weights), attention).cpu()
+        moment["heads"] = last_layer(attention).cpu()
+        if len(self._drawable()) == 1:  # drawn next to those of the end
+            moment["distances"] = probe.distances(DISTANCE_IMAGES[self.level])
+        if moment["step"] or self.level == "full":  # at "light", the start is drawn later, next to the middle
+            # A run resumed at another level has moments with fewer images, which are the first of these.
+            fewest = min(len(moment["rollout"]) for moment in self._drawable())
+            self._draw_attention(trainer, probe.split.take(indices[:fewest]))
 
     def _draw_attention(self, trainer: pl.Trainer, examples: ImageArrays) -> None:
         classes = trainer.datamodule.spec.classes  # type: ignore[attr-defined]
@@ -180,13 +185,13 @@ class _Probe:
     def __init__(self, trainer: pl.Trainer, module: Any) -> None:
         self.data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self.split: ImageArrays = next(s for s in map(self.data.splits.get, ("val", "test", "train")) if len(s))
-        self.network = copy.deepcopy(module.network).float().eval()
+        self.network = copy.deepcopy(module.network).float().eval().cpu()  # the step may need all of a GPU's memory
         self.device = module.device
 
     def attention(self, indices: Tensor) -> Attention | None:
         images, labels, device = self.split.pick(indices), self.split.labels[indices], self.device
         batch = StoredBatch(images.to(device), labels.to(device), indices.to(device))
-        return record_attention(self.network, self.data.prepare_batch(batch, None).images)
+        return record_attention(self.network.to(device), self.data.prepare_batch(batch, None).images)
 
     def distances(self, count: int) -> Tensor:
         """Mean attention distance in pixels, float32 `[depth, heads]`, over `count` images."""

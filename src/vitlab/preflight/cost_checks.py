@@ -72,7 +72,8 @@ def speed(context: CheckContext) -> CheckResult | None:
         "evaluate": seconds_per_image(evaluate, 2, count),
         "fetch": seconds_per_image(lambda: context.data.first_batch(context.device), 2, len(batch.labels)),
     }
-    return ok(describe_duration(context, _checkpoint_bytes(context), **times))
+    note = ", before torch.compile" if any(map(is_compiled, context.classifier.modules())) else ""
+    return ok(describe_duration(context, _checkpoint_bytes(context), note=note, **times))
 
 
 class TimeEstimate(pl.Callback):
@@ -88,7 +89,7 @@ class TimeEstimate(pl.Callback):
         self.starts.append(time.perf_counter())
         seconds = self.starts[-1] - self.starts[1] if len(self.starts) > 2 else 0.0  # the first step is slower
         if seconds > MEASURED_SECONDS:
-            train = (seconds / (len(self.starts) - 2) - BATCH_SECONDS) / self.context.data.batch_size
+            train = max(seconds / (len(self.starts) - 2) - BATCH_SECONDS, 0.0) / self.context.data.batch_size
             saved = _size(trainer, pl_module.network, trainer.optimizers[0])
             # A training step costs three forward passes.
             show(describe_duration(self.context, saved, train=train, evaluate=train / 3, fetch=0.0))
@@ -98,8 +99,10 @@ class TimeEstimate(pl.Callback):
         self.starts.clear()
 
 
-def describe_duration(context: CheckContext, checkpoint_bytes: int, train: float, evaluate: float, fetch: float) -> str:
-    """The speed in images per second, and the time that the run will take; from the seconds per image."""
+def describe_duration(
+    context: CheckContext, checkpoint_bytes: int, train: float, evaluate: float, fetch: float, note: str = ""
+) -> str:
+    """The speed in images per second, with a note, and the time that the run will take; from the seconds per image."""
     trainer, data = context.trainer, context.data
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     # An epoch: steps, validations, checkpoints.
@@ -129,8 +132,7 @@ def describe_duration(context: CheckContext, checkpoint_bytes: int, train: float
         totals.append(context.classifier.max_steps * trainer.accumulate_grad_batches)
     timers = [callback.time_remaining() for callback in callbacks if isinstance(callback, Timer)]
     limit = min((seconds for seconds in timers if seconds is not None), default=None)
-    compiled = ", before torch.compile" if any(map(is_compiled, context.classifier.modules())) else ""
-    figure = f"{data.batch_size / per_batch:,.0f} training images per second{compiled}"
+    figure = f"{data.batch_size / per_batch:,.0f} training images per second{note}"
     if not totals:
         return figure if limit is None else f"{figure}: about {limit / epoch:.2g} epochs in {format_duration(limit)}"
     total = min(totals)

@@ -237,7 +237,7 @@ class _LateModule(ModuleType):
     """A module that is executed when something is read from it that it does not hold yet."""
 
     def __getattr__(self, name: str) -> Any:
-        self.__class__ = ModuleType
+        self.__class__ = ModuleType  # type: ignore[assignment]
         self.__loader__.exec_module(self)  # type: ignore[union-attr]
         return getattr(self, name)
 
@@ -251,4 +251,4 @@ def _delay_scipy_signal() -> None:
     if find_spec("scipy") and "scipy.signal" not in sys.modules and (spec := find_spec("scipy.signal")):
         module = sys.modules["scipy.signal"] = module_from_spec(spec)
         module.hamming = lambda *args, **kwargs: module.windows.hamming(*args, **kwargs)  # type: ignore[attr-defined]
-        module.__class__ = _LateModule  # type: ignore[assignment]
+        module.__class__ = _LateModule

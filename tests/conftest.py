@@ -6,14 +6,18 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; before torch counts them
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
+import io
 import pickle
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +25,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from fake_hub import Hub, HubServer
+from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -34,6 +40,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if nohup started the tests: runs would ignore it as well
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector out of what was imported, as a command does: these are a million live objects."""
+    gc.collect()
+    gc.freeze()
 
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +61,7 @@ SMALL_RUN = [
     "trainer.max_epochs=2",
     "trainer.log_every_n_steps=2",
     "callbacks.figures.level=off",  # each run's would take a second
+    "preflight=off",  # as do the checks; `small_run` has both
     *SMALL_MODEL,
 ]
 
@@ -63,7 +76,7 @@ def run_script(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None,
     """`python <arguments>` in `cwd`; an entry point is named by its file name, or as `-m <module>`."""
     script, *rest = arguments
     return subprocess.run(
-        [sys.executable, script if script == "-m" else str(ROOT / script), *rest],
+        [sys.executable, script if script in ("-m", "-c") else str(ROOT / script), *rest],
         cwd=cwd,
         env={**os.environ, **(env or {})},
         capture_output=True,
@@ -78,41 +91,60 @@ def command(tmp_path: Path) -> Command:
     return lambda *arguments, **options: run_script(*arguments, **{"cwd": tmp_path, **options})
 
 
-@pytest.fixture
-def in_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Command]:
-    """As `command`, without a process of its own: saves the seconds of importing torch."""
+def run_here(script: str, *arguments: str, cwd: Path, patch: pytest.MonkeyPatch | None = None) -> Result:
+    """As `run_script`, without a process of its own: saves the seconds of importing torch.
 
+    The caller's `patch` undoes the change of folder, arguments and environment; without one, they are undone here.
+    """
+    if patch is None:
+        with pytest.MonkeyPatch.context() as patch:
+            return run_here(script, *arguments, cwd=cwd, patch=patch)
+    patch.chdir(cwd)
+    for variable, value in (("HYDRA_FULL_ERROR", "1"), (CONSOLE_SCRIPT, "")):
+        patch.setenv(variable, value)  # the entry point sets it
+    patch.setattr(sys, "argv", [script, *arguments])
+    go = partial(runpy.run_path, str(ROOT / script))
+    if script == "-m":
+        patch.setattr(sys, "argv", list(arguments))
+        go = partial(runpy.run_module, arguments[0], alter_sys=True)
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="", write_through=True) for _ in range(2))
     handlers = list(logging.root.handlers)
-
-    def run_here(script: str, *arguments: str, cwd: Path = tmp_path) -> Result:
-        logging.root.handlers[:] = handlers  # not those of an earlier run, which write to its run.log
-        monkeypatch.chdir(cwd)
-        for variable, value in (("HYDRA_FULL_ERROR", "1"), (CONSOLE_SCRIPT, "")):
-            monkeypatch.setenv(variable, value)  # the entry point sets it: undone with the test
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
-        capsys.readouterr()
-        go = partial(runpy.run_path, str(ROOT / script))
-        if script == "-m":
-            monkeypatch.setattr(sys, "argv", list(arguments))
-            go = partial(runpy.run_module, arguments[0], alter_sys=True)
-        with pytest.raises(SystemExit) as end:
+    try:
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
             go(run_name="__main__")
-        return Result(sys.argv, int(end.value.code or 0), *capsys.readouterr())
+    finally:
+        logging.captureWarnings(False)
+        logging.root.handlers[:] = handlers  # the run's write to `err` and to its run.log
+    texts = (stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
+    return Result(sys.argv, int(end.value.code or 0), *texts)
 
-    yield run_here
-    logging.captureWarnings(False)
-    # Hydra's write to this test's terminal, which is closed with it.
-    logging.root.handlers[:] = handlers
+
+@pytest.fixture
+def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """As `command`, in this process."""
+    return lambda *arguments, cwd=tmp_path: run_here(*arguments, cwd=cwd, patch=monkeypatch)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _c_parses_yaml() -> Iterator[None]:
+    """Composing a config takes a fifth less; thousands are composed. Processes of their own parse it in Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "SafeLoader", yaml.CSafeLoader)  # which OmegaConf's loader inherits from
+        yield
 
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a finished run on synthetic data, with its figures, outputs/demo/<time> of its folder."""
-    folder = tmp_path_factory.mktemp("small_run")
-    result = run_script("train.py", *SMALL_RUN, "callbacks.figures.level=light", cwd=folder)
-    assert result.returncode == 0, result.stderr
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    with FileLock(f"{shared}.lock"):  # one worker trains, each has a copy
+        if not shared.exists():
+            shared.mkdir()
+            choices = ["callbacks.figures.level=light", "preflight=strict"]
+            result = run_script("train.py", *SMALL_RUN, *choices, cwd=shared)
+            assert result.returncode == 0, result.stderr
+    folder = shutil.copytree(shared, tmp_path_factory.mktemp("small_run") / "here", symlinks=True)
     return next((folder / "outputs" / "demo").iterdir())
 
 

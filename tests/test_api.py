@@ -48,7 +48,7 @@ KINDS = {
     "float tensor": lambda folder: torch.from_numpy(CHANNELS_FIRST) / 255,
 }
 STOP = ["+callbacks.stop._target_=stoppers.SendSignal", "+callbacks.stop.epoch=1", "+callbacks.stop.batch=1"]
-SHORT_RUN = [*SMALL_RUN, "trainer.max_epochs=1", "preflight=off"]
+SHORT_RUN = [*SMALL_RUN, "trainer.max_epochs=1"]
 MEASURED = {"seconds", "images_per_second", "data_wait", "memory_gib"}
 
 
@@ -274,7 +274,8 @@ def test_training_equals_the_command_and_leaves_the_process_as_it_was(
 ) -> None:
     expected = json.loads((small_run / "metrics.json").read_text())
     for number in range(2):
-        result = vitlab.train(*SMALL_RUN, notes=f"number {number}, 'quoted'", tags=["a b", "c"])
+        notes, preflight = f"number {number}, 'quoted'", ("strict", "off")[number]
+        result = vitlab.train(*SMALL_RUN, notes=notes, tags=["a b", "c"], preflight=preflight)
         assert {name: value for name, value in result.metrics.items() if name not in MEASURED} == {
             name: value for name, value in expected.items() if name not in MEASURED
         }
@@ -313,7 +314,7 @@ def test_an_interrupted_training_resumes(number: int, small_run: Path, unchanged
     before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     stop = [f"+callbacks.stop.number={int(number)}", "+callbacks.stop.hook=on_train_batch_end"]
     with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else TerminatedError):
-        vitlab.train(*SMALL_RUN, "preflight=off", *STOP, *stop)
+        vitlab.train(*SMALL_RUN, *STOP, *stop)
     assert received == [number] * (number == signal.SIGTERM)  # this program's own handler gets it afterwards
     signal.signal(signal.SIGTERM, before)
     result = vitlab.train("resume=latest", trusted_targets=["stoppers."], callbacks={"stop": None})

@@ -88,7 +88,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("apple") / "run"
     metrics = f"metrics=[{','.join(name for name in CHOICES if name not in ('loss', 'acc'))}]"
     monitor = "+callbacks.lr_monitor._target_=pytorch_lightning.callbacks.LearningRateMonitor"
-    config = small_config(folder, "callbacks=ema", "augment=strong", metrics, monitor, "callbacks.figures.level=full")
+    config = small_config(
+        folder, "callbacks=ema", "augment=strong", metrics, monitor, "callbacks.figures.level=full", "preflight=strict"
+    )
     with pytest.MonkeyPatch.context() as monkeypatch, fake_device(monkeypatch, is_apple=True):
         train(config, [])
     return folder

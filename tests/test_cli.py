@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from conftest import SMALL_RUN, Command
 
-from vitlab.cli import fast_imports
 from vitlab.errors import file_error
+from vitlab.runs.imports import fast_imports
 
 BEGIN = """
 import gc
-from vitlab.cli import fast_imports
+from vitlab.runs.imports import fast_imports
 from vitlab.errors import file_error
 with fast_imports():
     import torch

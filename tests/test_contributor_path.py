@@ -1,12 +1,14 @@
 """What a contributor adds works everywhere: a schedule with its YAML file, a metric of a callback."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SMALL_RUN, Command, Result, run_script
+from conftest import ROOT, SMALL_RUN, Command, run_script
+from test_fake_windows import COMMANDS
 
 SCHEDULE = '''
 
@@ -42,26 +44,26 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_a_new_schedule_and_its_yaml_file_are_all_it_takes(checkout: Path, tmp_path: Path) -> None:
-    def run(*arguments: str) -> Result:
-        result = run_script(*arguments, cwd=tmp_path, env={"PYTHONPATH": str(checkout / "src")})
-        assert result.returncode == 0, result.stderr
-        return result
-
     train, evaluate = str(checkout / "train.py"), str(checkout / "evaluate.py")
-    small = [*SMALL_RUN, "trainer.max_epochs=1", "preflight=off", "logger=none", "hydra.run.dir=run"]
-    trained = run(train, *small, "scheduler=square_root")
-    assert "trusted_targets" not in trained.stdout
+    small = [*SMALL_RUN, "trainer.max_epochs=1", "logger=none", "hydra.run.dir=run"]
+    commands = [
+        [train, *small, "scheduler=square_root"],
+        [evaluate, "run=run"],
+        [train, "resume=run", "trainer.max_epochs=2"],
+        [train, "reproduce=run"],
+        ["vitlab.export", "run=run"],
+    ]
+    own = {"PYTHONPATH": str(checkout / "src")}
+    result = run_script("-c", COMMANDS, json.dumps(commands), cwd=tmp_path, env=own)
+    assert result.stdout.endswith("statuses [0, 0, 0, 0, 0]\n"), result.stderr
+    assert "trusted_targets" not in result.stdout
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["scheduler"]["schedule"]["_target_"] == "vitlab.optim.square_root_decay"
-    run(evaluate, "run=run")
-    run(train, "resume=run", "trainer.max_epochs=2")
-    run(train, "reproduce=run")
-    run("-m", "vitlab.export", "run=run")
     assert (tmp_path / "run" / "export" / "model.safetensors").exists()
 
     # Without the YAML file, a run that names the function comes from somebody else: it must be trusted.
     (checkout / "conf" / "scheduler" / "square_root.yaml").unlink()
-    refused = run_script(evaluate, "run=run", cwd=tmp_path, env={"PYTHONPATH": str(checkout / "src")})
+    refused = run_script(evaluate, "run=run", cwd=tmp_path, env=own)
     assert refused.returncode == 2
     assert "vitlab.optim.square_root_decay" in refused.stderr
 
@@ -81,7 +83,7 @@ def test_a_metric_of_one_s_own_selects_the_checkpoint(
     (tmp_path / "my_metric.py").write_text(METRIC)
     monkeypatch.syspath_prepend(tmp_path)
     own = ["callbacks=early_stopping", "+callbacks.mine._target_=my_metric.Mine", "checkpoint.monitor=val/mine"]
-    run = ["preflight=off", "logger=none", "hydra.run.dir=run"]
+    run = ["logger=none", "hydra.run.dir=run"]
     refused = in_process("train.py", *SMALL_RUN, *own, *run)
     assert refused.returncode == 2
     assert "add +checkpoint.mode=max or min" in refused.stderr

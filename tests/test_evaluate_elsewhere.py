@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_MODEL, Command, run_script
+from conftest import SMALL_MODEL, Command, run_here
 from PIL import Image
 
 CLASSES = ["ant", "bee", "cow"]
@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     draw(folder / "images" / "train", CLASSES, 24, 0)
     draw(folder / "images" / "test", CLASSES, 6, 1)
-    result = run_script("train.py", *QUICK, "data.root=images", "hydra.run.dir=run", cwd=folder)
+    result = run_here("train.py", *QUICK, "data.root=images", "hydra.run.dir=run", cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder
 

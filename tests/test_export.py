@@ -168,7 +168,7 @@ def test_preprocessing_in_the_graph_is_pillow_s_and_torchvision_s(stored: int, s
 
 
 VIT_OPTIONS = [
-    {"pool": "cls", "registers": 2, "stem": "shifted", "locality_attention": True},
+    {"pool": "cls", "registers": 2, "stem": "shifted", "locality_attention": True, "rotary": True},
     pytest.param(
         {"pool": "attention", "stem": "conv", "layer_scale": 0.1, "patch_dropout": 0.5},
         marks=pytest.mark.slow,  # an export takes some seconds
@@ -256,11 +256,13 @@ def test_image_and_patch_size_are_restored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
+        ({"activation": "relu2"}, "squared ReLU (model.activation=relu2)"),
         ({"head_hidden_dim": 8}, "hidden layer in its head (model.head_hidden_dim)"),
         ({"stem": "shifted"}, "other stem than patches (model.stem)"),
         ({"stem": "conv"}, "other stem than patches (model.stem)"),
         ({"pool": "attention"}, "sequence pooling (model.pool=attention)"),
         ({"locality_attention": True}, "locality self-attention (model.locality_attention)"),
+        ({"rotary": True}, "rotary positions (model.rotary)"),
     ],
     ids=str,
 )

@@ -56,8 +56,8 @@ def run_on_fake_device(
     folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str, holds_images: bool = True
 ) -> Record:
     short = ["trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
-    if folder.name != "basic":  # preflight checks the same steps
-        short.append("preflight=off")
+    if folder.name == "basic":  # preflight checks the same steps for the others
+        short.append("preflight=strict")
     with fake_device(monkeypatch, holds_images=holds_images) as record:
         train(small_config(folder, *short, *overrides), [])
     return record
@@ -92,7 +92,7 @@ def test_a_module_that_was_forgotten_on_the_cpu_is_noticed(tmp_path: Path, monke
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same two epochs on the CPU and on the fake device, where the second one is a resumed run's."""
-    options = ["callbacks=ema", "scheduler=constant", "data.train_images=164", "preflight=off"]
+    options = ["callbacks=ema", "scheduler=constant", "data.train_images=164"]
     folders = {name: tmp_path_factory.mktemp(name) / "run" for name in ("cpu", "device")}
     train(small_config(folders["cpu"], *options, "trainer.max_epochs=2"), [])
     with pytest.MonkeyPatch.context() as monkeypatch, fake_device(monkeypatch):

@@ -92,7 +92,10 @@ def test_the_life_of_a_run(tmp_path: Path) -> None:
     stop = [f"+callbacks.stop.{key}={value}" for key, value in keys.items()]
     train, light = str(ROOT / "train.py"), "callbacks.figures.level=light"
     commands = {
-        "train, stopped by Ctrl-Break": ([train, *SMALL_RUN, light, "hydra.run.dir=run", *stop], 143),
+        "train, stopped by Ctrl-Break": (
+            [train, *SMALL_RUN, light, "preflight=strict", "hydra.run.dir=run", *stop],
+            143,
+        ),
         "resume": ([train, "resume=run", "callbacks.stop=null"], 0),
         "resume, finished": ([train, "resume=run"], 2),
         "evaluate": ([str(ROOT / "evaluate.py"), "run=run", "calibrate=true"], 0),
@@ -119,14 +122,15 @@ def test_the_life_of_a_run(tmp_path: Path) -> None:
 
 def test_a_stopped_sweep_resumes(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    process = subprocess.Popen(script(folder, grid("+pace=0.8", seeds=[0])), stdout=subprocess.PIPE, env=ENVIRONMENT)
+    command = script(folder, grid("+pace=0.8", seeds=[0]), preload=None)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT)
     wait_for(lambda: all((folder / job / "checkpoints" / "last.ckpt").exists() for job in "01"))
     process.send_signal(BREAK)
     process.communicate(timeout=60)
     assert process.returncode == 143
     assert {status for _, status in states(folder)} == {"interrupted"}  # they have saved
     assert {json.loads(file.read_text())["status"] for file in folder.glob("*/manifest.json")} == {"interrupted"}
-    again = subprocess.run(script(folder, grid("+pace=0.8", seeds=[0])), env=ENVIRONMENT, timeout=120)
+    again = subprocess.run(command, env=ENVIRONMENT, timeout=120)
     assert again.returncode == 0
     assert len(results(folder)) == 2
     assert all(json.loads(file.read_text())["resumed"] for file in folder.glob("*/manifest.json"))

@@ -12,7 +12,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("compiled", ["true", "blocks"])
 def test_a_compiled_run_with_stochastic_depth(compiled: str, in_process: Command) -> None:
-    options = ["trainer=gpu", "callbacks=ema", f"compile={compiled}", "model.drop_path=0.1"]
+    options = ["trainer=gpu", "callbacks=ema", f"compile={compiled}", "model.drop_path=0.1", "preflight=strict"]
     result = in_process("train.py", *SMALL_RUN, *options)
     assert result.returncode == 0, result.stderr
 

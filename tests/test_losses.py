@@ -80,7 +80,8 @@ def test_a_function_that_needs_other_arguments_is_refused(in_process: Command) -
 )
 def test_a_run_trains_and_evaluates_with_each_loss(choice: str, in_process: Command, tmp_path: Path) -> None:
     given = [f"loss._target_={choice}"] if "." in choice else [f"loss={choice}", "loss.class_weights=balanced"]
-    result = in_process("train.py", *SMALL_RUN, "trainer.max_epochs=1", *given, "hydra.run.dir=run", "callbacks=ema")
+    short = [*SMALL_RUN, "trainer.max_epochs=1", "preflight=strict", "callbacks=ema", "hydra.run.dir=run"]
+    result = in_process("train.py", *short, *given)
     assert result.returncode == 0, result.stderr
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     if "." not in choice:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command, run_script
+from conftest import Command
 from PIL import Image
 
 TINY_MODEL = ["model.embed_dim=32", "model.depth=1", "model.num_heads=2", "model.patch_size=8"]
@@ -85,7 +85,7 @@ def test_patterns_and_lists_take_each_image_once(run: Path, in_process: Command,
 
 def test_predict_and_evaluate_agree(in_process: Command, tmp_path: Path, image_root: Path) -> None:
     choices = ["data=image_folder", f"data.root={image_root}", "data.batch_size=8", "trainer.max_epochs=3", *TINY_MODEL]
-    assert run_script("train.py", *choices, cwd=tmp_path).returncode == 0
+    assert in_process("train.py", *choices, "preflight=off", "callbacks.figures.level=off").returncode == 0
     assert in_process("evaluate.py", "run=latest").returncode == 0
     assert in_process("predict.py", "run=latest", f"images={image_root}/test", "out=out").returncode == 0
     (file,) = tmp_path.rglob("predictions_test.csv")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import SMALL_MODEL, Command, run_script
+from conftest import SMALL_MODEL, Command, run_here
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
@@ -17,8 +17,14 @@ from vitlab.models.execution import choose_execution
 
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
 DATA = ["data=synthetic", "data.train_images=200", "data.test_images=50", "data.val_size=50", "data.batch_size=10"]
-SHORT = ["trainer.max_epochs=1", "trainer=cpu", "callbacks.figures.level=off", *DATA]
+SHORT = ["trainer.max_epochs=1", "trainer=cpu", "callbacks.figures.level=off", "preflight=off", *DATA]
 PRETRAINED = ["model=vit_pretrained", "model.name=test_vit", *SHORT]
+
+
+def hide_hub(patch: pytest.MonkeyPatch) -> None:
+    """Make the hub unreachable, and its cache empty."""
+    patch.setattr("huggingface_hub.constants.ENDPOINT", NO_HUB["HF_ENDPOINT"])
+    patch.setattr("vitlab.weights.loading.try_to_load_from_cache", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +41,10 @@ def run(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run from these weights, which are gone afterwards, as is the hub."""
     folder = tmp_path_factory.mktemp("pretrained")
     shutil.copy(weights, folder / "here.safetensors")
-    arguments = [*PRETRAINED, "model.weights=here.safetensors", "finetune=layer_decay"]
-    result = run_script("train.py", *arguments, cwd=folder, env=NO_HUB)
+    arguments = [*PRETRAINED, "model.weights=here.safetensors", "finetune=layer_decay", "preflight=strict"]
+    with pytest.MonkeyPatch.context() as patch:
+        hide_hub(patch)
+        result = run_here("train.py", *arguments, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert "weights: 78 of 80 tensors (99.8% of the values) from here.safetensors" in result.stdout
@@ -62,15 +70,18 @@ def test_the_manifest_records_the_weights_and_the_load_report(run: Path, weights
     assert told["missing"] == told["unexpected"] == []
 
 
-def test_evaluation_and_prediction_need_neither_hub_nor_file(run: Path, tmp_path: Path) -> None:
-    result = run_script("evaluate.py", f"run={run}", cwd=tmp_path, env=NO_HUB)
+def test_evaluation_and_prediction_need_neither_hub_nor_file(
+    run: Path, in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_hub(monkeypatch)
+    result = in_process("evaluate.py", f"run={run}")
     assert result.returncode == 0, result.stderr
     metrics = json.loads((run / "metrics.json").read_text())
     evaluated = json.loads((run / "evaluation_test.json").read_text())
     assert evaluated["test/loss"] == metrics["test/loss"]
     Image.new("RGB", (50, 40), "red").save(tmp_path / "red.png")
     checkpoint = run / "checkpoints" / "best.ckpt"
-    result = run_script("predict.py", f"checkpoint={checkpoint}", "images=red.png", cwd=tmp_path, env=NO_HUB)
+    result = in_process("predict.py", f"checkpoint={checkpoint}", "images=red.png")
     assert result.returncode == 0, result.stderr
     assert "red.png" in result.stdout
 
@@ -122,8 +133,7 @@ def test_data_settings_that_differ_from_the_weights_are_warned_about(weights: Pa
 def test_mistakes_end_in_one_sentence(
     arguments: list[str], message: str, in_process: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NO_HUB["HF_ENDPOINT"])
-    monkeypatch.setattr("vitlab.weights.loading.try_to_load_from_cache", lambda *_: None)
+    hide_hub(monkeypatch)
     result = in_process("train.py", *PRETRAINED, *arguments)
     assert result.returncode == 2
     *warnings, line = result.stderr.strip().splitlines()

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, SMALL_RUN, Command, run_script
+from conftest import ROOT, SMALL_RUN, Command, run_here
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitlab.runs.directory import RunDirectory
 
 RUN = [
     *SMALL_RUN,
-    *("trainer.max_epochs=4", "trainer.log_every_n_steps=1", "preflight=off", "augment=randaugment"),
+    *("trainer.max_epochs=4", "trainer.log_every_n_steps=1", "augment=randaugment"),
     *("model.dropout=0.1", "model.drop_path=0.1", "scheduler=cosine"),
 ]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])}
@@ -89,7 +89,7 @@ def assert_same_run(run: Path, whole: Path) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that is not interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    result = run_script("train.py", *RUN, "hydra.run.dir=run", cwd=folder)
+    result = run_here("train.py", *RUN, "hydra.run.dir=run", cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder / "run"
 
@@ -148,7 +148,7 @@ def test_a_closed_terminal_stops_a_run_unless_nohup_started_it(in_process: Comma
     assert (tmp_path / "stopped" / "checkpoints" / "last.ckpt").exists()
 
 
-def test_a_run_killed_twice_is_resumed_bit_for_bit(whole: Path, tmp_path: Path) -> None:
+def test_a_run_killed_twice_is_resumed_bit_for_bit(whole: Path, in_process: Command, tmp_path: Path) -> None:
     kills = [("on_validation_end", 1, None), ("on_train_batch_end", 2, 1)]
     arguments = [*RUN, "hydra.run.dir=run", "checkpoint.every_minutes=0"]
     for number, (hook, epoch, batch) in enumerate(kills):
@@ -159,17 +159,27 @@ def test_a_run_killed_twice_is_resumed_bit_for_bit(whole: Path, tmp_path: Path) 
         command = [sys.executable, str(ROOT / "train.py"), *arguments, *place]
         killed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-    resumed = run_script("train.py", "resume=latest", "outputs=.", "callbacks.stop=null", cwd=tmp_path)
+    resumed = in_process("train.py", "resume=latest", "outputs=.", "callbacks.stop=null")
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(tmp_path / "run", whole)
 
 
-@pytest.fixture
-def interrupted(in_process: Command, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped in the second of its four epochs."""
-    result = in_process("train.py", *RUN, "hydra.run.dir=run", *stop("on_train_batch_start", 1, 2))
+    folder = tmp_path_factory.mktemp("stopped")
+    result = run_here("train.py", *RUN, "hydra.run.dir=run", *stop("on_train_batch_start", 1, 2), cwd=folder)
     assert result.returncode == 143, result.stderr
-    return tmp_path / "run"
+    return folder / "run"
+
+
+@pytest.fixture
+def interrupted(stopped_run: Path, tmp_path: Path) -> Path:
+    """Such a run of this test's own; its config names its directory, as if it had not been copied."""
+    run = Path(shutil.copytree(stopped_run, tmp_path / "run"))
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(stopped_run.parent), str(tmp_path)))
+    return run
 
 
 def contents(run: Path) -> dict[Path, bytes]:

@@ -16,11 +16,12 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from vitlab.arguments.command import read_command
-from vitlab.cli import fast_imports, run
+from vitlab.cli import run
 from vitlab.errors import UserError, first_line, list_some
 from vitlab.explain import Explainer
 from vitlab.files import shorten
 from vitlab.predict import check_top_k
+from vitlab.runs.imports import fast_imports
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -4,16 +4,13 @@ Status 0: finished. 2: the user's input is wrong. 130, 143 and 129: interrupted 
 terminal was closed). 1: anything else.
 """
 
-import gc
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec, module_from_spec
 from textwrap import fill
-from types import ModuleType
 from typing import Any, NoReturn
 
 import hydra
@@ -31,6 +28,7 @@ from vitlab.distributed.process import check_start, is_requeued, this_process
 from vitlab.errors import INTERRUPTED, PeerError, TerminatedError, UserError, did_you_mean, file_error
 from vitlab.files import CONF
 from vitlab.runs.console import protect_streams
+from vitlab.runs.imports import fast_imports
 from vitlab.system import SIGKILL, die_with_parent, prepare_environment
 
 HYDRA_FLAGS = (
@@ -170,7 +168,7 @@ def _print_help(overrides: list[str]) -> None:
 
 def _compose_and_train(arguments: list[str], is_sweep: bool) -> None:
     """As `hydra.main`, which composes a config twice: first to see whether `hydra.mode` makes it a sweep."""
-    if not is_sweep and not any(argument.startswith("-") for argument in arguments):
+    if not is_sweep and not any(argument.startswith(("-", "hydra.mode")) for argument in arguments):
         begun = False
 
         def begin(config: DictConfig) -> None:
@@ -213,42 +211,3 @@ def _statuses() -> Iterator[None]:
             refuse([explain(error)])
         refuse([reason] if (reason := file_error(error)) else [])
         raise
-
-
-@contextmanager
-def fast_imports() -> Iterator[None]:
-    """Import libraries without garbage collection, and keep it out of them later: they are a million live objects.
-
-    Imports are most of the time before the first step.
-    """
-    if "torch" in sys.modules:  # the process holds more than what is imported now
-        yield
-        return
-    _delay_scipy_signal()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
-class _LateModule(ModuleType):
-    """A module that is executed when something is read from it that it does not hold yet."""
-
-    def __getattr__(self, name: str) -> Any:
-        self.__class__ = ModuleType  # type: ignore[assignment]
-        self.__loader__.exec_module(self)  # type: ignore[union-attr]
-        return getattr(self, name)
-
-
-def _delay_scipy_signal() -> None:
-    """Let `import scipy.signal` take no time until it is used.
-
-    torchmetrics 1.9 imports it for its audio metrics, which takes as long as half of torch, and gives it the function
-    `hamming` that older versions had. The standard library's LazyLoader would execute it when that is looked up.
-    """
-    if find_spec("scipy") and "scipy.signal" not in sys.modules and (spec := find_spec("scipy.signal")):
-        module = sys.modules["scipy.signal"] = module_from_spec(spec)
-        module.hamming = lambda *args, **kwargs: module.windows.hamming(*args, **kwargs)  # type: ignore[attr-defined]
-        module.__class__ = _LateModule

@@ -13,11 +13,12 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from vitlab.arguments.command import read_command
-from vitlab.cli import fast_imports, run
+from vitlab.cli import run
 from vitlab.errors import UserError
 from vitlab.evaluate import load_images
 from vitlab.files import new_file, replacing, write_csv
 from vitlab.predict import check_all_read, find_images, read_batches
+from vitlab.runs.imports import fast_imports
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,10 +12,11 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.arguments.command import read_command
-from vitlab.cli import fast_imports, run
+from vitlab.cli import run
 from vitlab.errors import UserError, list_some
 from vitlab.files import expand_home, make_folder, set_aside, shorten, write_csv, write_json
 from vitlab.metrics import VIEWS
+from vitlab.runs.imports import fast_imports
 
 if TYPE_CHECKING:
     from torch import Tensor

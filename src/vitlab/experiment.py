@@ -241,6 +241,7 @@ def check_before_training(experiment: Experiment, started: float) -> None:
     """Runs the preflight checks on rank 0, prints them, and writes `preflight.json`; UserError if one failed. The run
     began at the `time.perf_counter()` of `started`."""
     trainer, weights, report = experiment.trainer, experiment.weights, experiment.load_report
+    model = experiment.config.model
     mode = experiment.config.preflight or "off"  # YAML reads an unquoted off as false
     if mode == "off" or not trainer.is_global_zero:
         return
@@ -251,7 +252,7 @@ def check_before_training(experiment: Experiment, started: float) -> None:
         trainer,
         expected_input=weights.input if weights else {},
         head_is_loaded=report is not None and not report.new_head,
-        positions=experiment.config.model.get("pos_embed") != "none",
+        positions=model.get("pos_embed") != "none" or bool(model.get("rotary")),
         batch=experiment.data.first_batch(device),
         times_steps=mode == "only" or device.type != "cpu",
         started=started,

@@ -15,10 +15,11 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from vitlab.arguments.command import read_command
-from vitlab.cli import fast_imports, run
+from vitlab.cli import run
 from vitlab.errors import UserError, did_you_mean
 from vitlab.files import folder_for, shorten
 from vitlab.predict import check_all_read, check_top_k, find_images
+from vitlab.runs.imports import fast_imports
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -11,9 +11,10 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vitlab.arguments.command import parse_overrides, read_command
-from vitlab.cli import fast_imports, run
+from vitlab.cli import run
 from vitlab.errors import UserError
 from vitlab.files import folder_for, shorten
+from vitlab.runs.imports import fast_imports
 from vitlab.runs.overrides import FACTS
 from vitlab.system import quote_for_shell
 

@@ -15,9 +15,10 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig
 
 from vitlab.arguments.command import read_command
-from vitlab.cli import fast_imports, run
+from vitlab.cli import run
 from vitlab.errors import UserError
 from vitlab.files import expand_home, folder_for, replacing, write_csv
+from vitlab.runs.imports import fast_imports
 
 if TYPE_CHECKING:
     from torch import Tensor

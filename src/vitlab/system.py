@@ -24,7 +24,7 @@ SIGHUP, SIGUSR1, SIGKILL = (getattr(signal, name, None) for name in ("SIGHUP", "
 BREAK: Any = getattr(signal, "CTRL_BREAK_EVENT", None)  # of Windows: reaches a process as SIGBREAK
 NEW_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
 
-PR_SET_PDEATHSIG = 1  # man prctl
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # man prctl
 REPLACE_SECONDS = 10.0  # to wait for another program that reads a file
 # What no file or folder of Windows can be called (Microsoft, "Naming Files, Paths, and Namespaces").
 BAD_NAME = re.compile(r'.*[<>:"|?*\x00-\x1f].*|.*[. ]|(con|prn|aux|nul|com[\d¹²³]|lpt[\d¹²³])(\..*)?', re.IGNORECASE)
@@ -56,6 +56,20 @@ def die_with_parent(number: int | None) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
+def adopt_orphans() -> None:
+    """Make Linux give this process the children of its children whose own parent has ended."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def show_command(command: Sequence[str]) -> None:
+    """Make Linux list this process under another command, cut to the length of the one that it was started with."""
+    fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # of the arguments in memory: arg_start and arg_end of man proc
+    if start:  # hidden in some containers
+        text = b"\0".join(map(os.fsencode, command))
+        ctypes.memmove(start, text[: end - start - 1].ljust(end - start, b"\0"), end - start)
+
+
 def start_process(command: Sequence[str], log: IO[bytes], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
     """Start a command in a process group of its own, without input; its output, in UTF-8, goes to `log`.
 
@@ -68,7 +82,7 @@ def start_process(command: Sequence[str], log: IO[bytes], environment: dict[str,
     return subprocess.Popen(command, env={**environment, "PYTHONIOENCODING": "utf-8"}, **streams, **group)
 
 
-def ask_to_stop(process: "subprocess.Popen[bytes]") -> None:
+def ask_to_stop(process: Any) -> None:
     """Ask a process of `start_process` to save and end."""
     if not WINDOWS:
         process.terminate()
@@ -79,7 +93,7 @@ def ask_to_stop(process: "subprocess.Popen[bytes]") -> None:
         process.terminate()
 
 
-def kill_group(process: "subprocess.Popen[bytes]") -> None:
+def kill_group(process: Any) -> None:
     """Kill a process of `start_process` and what it has started; on Windows only while the process itself runs."""
     if not WINDOWS:
         with suppress(ProcessLookupError):
@@ -247,6 +261,12 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_max = -1, -4  # mallopt(3); not M_MMAP_THRESHOLD, which older versions limit to 32 MiB
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
+
+
+def may_have_gpu() -> bool:
+    """Whether torch.cuda may find a GPU: false on Linux if there is no device file of any, without importing torch."""
+    names = ("nvidia*", "nvhost*", "nvmap", "kfd", "dxg")  # the last three: Jetson, AMD, Windows' Linux
+    return not LINUX or any(any(Path("/dev").glob(name)) for name in names)
 
 
 def has_nvidia_gpu() -> bool:

@@ -164,7 +164,7 @@ ONE = [
     (["data.repeated_augmentation=0"], "data.repeated_augmentation=0 must be a whole number of at least 1"),
     (["finetune.layer_decay=1.5"], "finetune.layer_decay=1.5 must be a number above 0 and at most 1"),
     (["model.pool=max"], "model.pool=max must be one of cls, mean, attention"),
-    (["model.stem=resnet"], "model.stem=resnet must be one of patch, shifted, conv"),
+    (["model.stem=resnet"], "model.stem=resnet must be one of patch, whitened, shifted, conv"),
     (["model.layer_scale=0"], "model.layer_scale=0 must be a number above 0, or null"),
     (["model.patch_dropout=1"], "model.patch_dropout=1 must be a number of at least 0 and below 1"),
     (["model.locality_attention=yes"], "model.locality_attention=yes must be true or false"),
@@ -193,6 +193,10 @@ ONE = [
     (["model=vit_hybrid", "model.patch_size=1"], "stem=conv halves the sides: patch_size must be 2, 4, 8 ...: take 2"),
     (["model.num_heads=5"], "embed_dim=192 is not a multiple of num_heads=5: take embed_dim=190 or num_heads=4"),
     (["model.embed_dim=90"], "pos_embed=sincos2d needs embed_dim to be a multiple of 4, not 90: take 88"),
+    (
+        ["model.rotary=true", "model.num_heads=32"],
+        "to be a multiple of 4, not 6: take embed_dim=256",
+    ),
     (["scheduler.schedule.warmup=100000"], "warmup=100000 takes 100000 of the run's 10530 steps"),
     (["trainer.max_steps=10", "scheduler.schedule.warmup=10"], "warmup=10 takes 10 of the run's 10 steps"),
     (

@@ -127,12 +127,13 @@ def test_the_notebook_s_fine_tuning_has_its_numbers(tmp_path: Path) -> None:
 def test_both_routes_of_cifar10_finetune(tmp_path: Path) -> None:
     config = composed(tmp_path, "experiment=cifar10_finetune")
     assert config.optimizer._target_ == "torch.optim.SGD"
-    assert (config.optimizer.momentum, config.optimizer.lr, config.trainer.gradient_clip_val) == (0.9, 0.03, 1.0)
-    assert (config.data.batch_size, config.trainer.max_steps) == (512, 500)
-    other = ["optimizer=adamw", "optimizer.lr=5e-5", "finetune=layer_decay"]
+    assert (config.optimizer.momentum, config.optimizer.lr, config.trainer.gradient_clip_val) == (0.9, 0.01, 1.0)
+    assert config.data.batch_size * config.trainer.accumulate_grad_batches == 128
+    assert config.trainer.max_steps == 5000
+    other = ["optimizer=adamw", "optimizer.lr=1e-4", "finetune=layer_decay", "finetune.layer_decay=0.7"]
     config = composed(tmp_path, "experiment=cifar10_finetune", *other)
     assert config.optimizer._target_ == "torch.optim.AdamW"
-    assert (config.optimizer.lr, config.finetune.layer_decay) == (5e-5, 0.75)
+    assert (config.optimizer.lr, config.finetune.layer_decay) == (1e-4, 0.7)
 
 
 def test_strong_augmentation_is_that_of_the_published_recipe(tmp_path: Path) -> None:
@@ -142,8 +143,9 @@ def test_strong_augmentation_is_that_of_the_published_recipe(tmp_path: Path) -> 
     assert [type(module).__name__ for module in data.augmentations] == kinds
     assert (config.augment.erasing.p, list(config.augment.erasing.area)) == (0.25, [0.02, 0.4])
     assert data.mixing is not None
-    assert (data.mixing.p, data.mixing.cutmix_share, data.repeated_augmentation) == (0.5, 0.5, 3)
-    assert composed(tmp_path, "augment=strong", "data.repeated_augmentation=1").data.repeated_augmentation == 1
+    assert (data.mixing.p, data.mixing.cutmix_share) == (0.5, 0.5)
+    assert (config.augment.mixing.mixup_alpha, config.augment.mixing.cutmix_alpha) == (1.0, 1.0)
+    assert data.repeated_augmentation == 1  # the source's sampler repeats no image either
 
 
 @pytest.mark.parametrize("augment", ["basic", "randaugment", "trivialaugment", "autoaugment"])

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from vitlab.data import folder_layout
+from vitlab.data.decoding import image_suffixes
 from vitlab.data.folder_layout import FolderLayout, list_images, read_layout
 from vitlab.errors import UserError
 
@@ -143,6 +145,7 @@ def test_an_empty_class_folder_is_refused_with_what_it_holds(
     Image.init()
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)  # as without the extra
     monkeypatch.setattr(Image, "ID", [kind for kind in Image.ID if kind != "HEIF"])
+    monkeypatch.setattr(folder_layout, "image_suffixes", image_suffixes.__wrapped__)
     root = fill(tmp_path, f"{split}ant", f"{split}bee")
     (root / split / "cow").mkdir()
     (root / split / "cow" / "photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))

@@ -113,10 +113,10 @@ def test_a_run_with_torchvision_s_transforms_is_resumed(in_process: Command, tmp
     own = ["+augment.rotate._target_=torchvision.transforms.v2.RandomRotation", "+augment.rotate.degrees=20"]
     choices = ["augment=[basic,resized_crop,vertical_flip,color_jitter,grayscale,blur]", *own, "augment.mixing.p=0.5"]
     quick = [*SMALL_RUN, "data.train_images=100", "data.batch_size=16", "callbacks.vit_figures=null", *choices]
-    whole = in_process("train.py", *quick, "hydra.run.dir=whole")
+    whole = in_process("train.py", *quick, "preflight=strict", "hydra.run.dir=whole")
     assert whole.returncode == 0, whole.stderr
     place = stop("on_train_batch_start", 1, 2)
-    assert in_process("train.py", *quick, "preflight=off", "hydra.run.dir=run", *place).returncode == 143
+    assert in_process("train.py", *quick, "hydra.run.dir=run", *place).returncode == 143
     resumed = in_process("train.py", "resume=run", "callbacks.stop=null")
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(tmp_path / "run", tmp_path / "whole")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from vitlab.models.attention import SelfAttention
-from vitlab.models.vision_transformer import sincos2d
+from vitlab.models.positions import sincos2d
 
 
 def tokens(count: int = 17) -> torch.Tensor:

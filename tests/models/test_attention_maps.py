@@ -87,7 +87,10 @@ def test_our_attention_equals_timms_with_our_exported_weights(
 @pytest.mark.parametrize("fused_attention", [True, False])
 @pytest.mark.parametrize(
     "changes",
-    [{"locality_attention": True, "qk_norm": True}, {"locality_attention": True, "registers": 2, "stem": "conv"}],
+    [
+        {"locality_attention": True, "qk_norm": True, "rotary": True},
+        {"locality_attention": True, "registers": 2, "stem": "conv"},
+    ],
     ids=str,
 )
 def test_with_locality_no_token_attends_to_itself(changes: dict[str, Any], fused_attention: bool) -> None:

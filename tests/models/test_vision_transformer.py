@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitlab.models import VisionTransformer
 from vitlab.models.timm_models import full_output
-from vitlab.models.vision_transformer import SequencePooling, sincos2d
+from vitlab.models.vision_transformer import SequencePooling
 
 SMALL: dict[str, Any] = {
     "image_size": 32,
@@ -113,10 +113,14 @@ def test_patches_are_dropped_only_in_training_and_like_timms(changes: dict[str, 
 
 OPTIONS: list[dict[str, Any]] = [  # that timm's ViT does not have, and a combination
     {"pool": "attention"},
+    {"activation": "relu2"},
     {"stem": "shifted"},
+    {"stem": "whitened"},
     {"stem": "conv"},
     {"locality_attention": True},
     {"attention_init": "mimetic", "pos_embed": "sincos2d"},
+    {"rotary": True, "pos_embed": "none"},
+    {"rotary": True, "pool": "cls", "registers": 2, "locality_attention": True, "patch_dropout": 0.3},
     {
         **{"pool": "attention", "stem": "shifted", "locality_attention": True, "registers": 2, "layer_scale": 0.1},
         **{"patch_dropout": 0.3, "qk_norm": True, "pos_embed": "sincos2d", "drop_path": 0.1},
@@ -141,6 +145,18 @@ def test_options_keep_the_contracts(changes: dict[str, Any]) -> None:
     model(images).square().sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
+
+
+@pytest.mark.parametrize("stem", ["patch", "shifted", "conv"])
+def test_blocks_get_tokens_that_no_layer_has_to_copy(stem: str) -> None:
+    model = make(stem=stem)
+    with torch.no_grad():
+        tokens = model.patch_embed(images_for(model))
+        assert tokens.is_contiguous() == (stem == "shifted")  # otherwise the test would show nothing
+        model.blocks[0].register_forward_pre_hook(lambda _, args: seen.extend(args))
+        seen: list[Tensor] = []
+        model(images_for(model))
+    assert seen[0].is_contiguous()
 
 
 def test_the_head_does_not_read_registers() -> None:
@@ -207,9 +223,17 @@ def shuffle_patches(images: Tensor, size: int = 8) -> Tensor:
     return grid.permute(2, 3, 0, 4, 1, 5).reshape(images.shape)
 
 
-@pytest.mark.parametrize(("pos_embed", "order_matters"), [("learned", True), ("sincos2d", True), ("none", False)])
-def test_patch_order_matters_only_with_positions(pos_embed: str, order_matters: bool) -> None:
-    model = make(pos_embed=pos_embed)
+@pytest.mark.parametrize(
+    ("changes", "order_matters"),
+    [
+        ({"pos_embed": "learned"}, True),
+        ({"pos_embed": "sincos2d"}, True),
+        ({"pos_embed": "none"}, False),
+        ({"pos_embed": "none", "rotary": True}, True),
+    ],
+)
+def test_patch_order_matters_only_with_positions(changes: dict[str, Any], order_matters: bool) -> None:
+    model = make(**changes)
     images = images_for(model)
     difference = (model(shuffle_patches(images)) - model(images)).abs().max()
     assert difference > 1e-3 if order_matters else difference < 1e-5
@@ -218,15 +242,16 @@ def test_patch_order_matters_only_with_positions(pos_embed: str, order_matters: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"residual_init": "zero", "attention_init": "mimetic"}, "residual_init=zero would erase"),
         ({"patch_size": 5}, "image_size=32 is not a multiple of patch_size=5"),
         ({"image_size": (32, 30)}, "image_size=32, 30 is not a multiple of patch_size=8"),
         ({"num_heads": 5}, "embed_dim=48 is not a multiple of num_heads=5"),
         ({"pos_embed": "sincos2d", "embed_dim": 6, "num_heads": 1}, "needs embed_dim to be a multiple of 4, not 6"),
         ({"pool": "max"}, "pool=max is unknown; choose one of cls, mean, attention"),
-        ({"stem": "resnet"}, "stem=resnet is unknown; choose one of patch, shifted, conv"),
+        ({"stem": "resnet"}, "stem=resnet is unknown; choose one of patch, whitened, shifted, conv"),
         ({"stem": "conv", "image_size": 36, "patch_size": 6}, "stem=conv halves the sides"),
         ({"pos_embed": "rope"}, "pos_embed=rope is unknown; choose one of learned, sincos2d, none"),
-        ({"activation": "swish"}, "activation=swish is unknown; choose one of gelu, relu"),
+        ({"activation": "swish"}, "activation=swish is unknown; choose one of gelu, relu, relu2"),
     ],
     ids=str,
 )
@@ -247,6 +272,14 @@ def test_a_head_of_two_layers_has_a_tanh_between_them() -> None:
     hidden = torch.tanh(pooled @ weights["head.0.weight"].T + weights["head.0.bias"])
     expected = hidden @ weights["head.2.weight"].T + weights["head.2.bias"]
     torch.testing.assert_close(model(images_for(model)), expected)
+
+
+def test_squared_relu_is_the_square_of_torchs_relu() -> None:
+    model = make(activation="relu2", depth=1)
+    tokens = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(1))
+    mlp = model.blocks[0].mlp
+    hidden = torch.nn.functional.relu(mlp.fc1(tokens)) ** 2
+    torch.testing.assert_close(mlp(tokens), mlp.fc2(hidden))
 
 
 def test_drop_path_rises_linearly_and_acts_only_in_training() -> None:
@@ -278,20 +311,28 @@ def test_new_weights_start_as_documented() -> None:
     assert loss.item() == pytest.approx(2.3026, abs=0.1)
 
 
+@pytest.mark.parametrize("changes", [{}, {"layer_scale": 0.1, "qk_norm": True}], ids=str)
+def test_with_residual_init_zero_blocks_return_their_input_until_they_learn(changes: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(**{**SMALL, **changes, "residual_init": "zero"})
+    images, labels = images_for(model), torch.arange(4)
+    tokens = model.patch_embed(images) + model.pos_embed
+    torch.testing.assert_close(model.forward_features(images), model.norm(tokens))
+    reached: set[str] = set()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):  # the first step moves the zeros, and then the weights before them learn
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        reached |= {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert reached == {name for name, _ in model.named_parameters()}
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     model = make(pool="cls", qk_norm=True, head_hidden_dim=8).train()
     model(images_for(model)).square().sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
-
-
-def test_sincos_positions_are_distinct_and_separate_rows_from_columns() -> None:
-    table = sincos2d(32, (3, 5))[0].reshape(3, 5, 32)
-    assert len(torch.unique(table.reshape(15, 32), dim=0)) == 15
-    torch.testing.assert_close(table[:, 2, :16], table[:1, 2, :16].expand(3, -1))  # columns: the same in all rows
-    torch.testing.assert_close(table[1, :, 16:], table[1, :1, 16:].expand(5, -1))
-    torch.testing.assert_close(table[2, 3, 0], torch.tensor(3.0).sin())
-    torch.testing.assert_close(table[2, 3, 24], torch.tensor(2.0).cos())
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,15 @@ def test_layer_decay_with_a_head_multiplier(network: Any) -> None:
 
 
 @pytest.mark.parametrize("network", networks(), ids=["ours", "ours, pooled", "timm's"])
+def test_biases_and_norms_with_their_own_rate(network: nn.Module) -> None:
+    expected = {
+        name: (LR * (10 if name.startswith("head") else 1) * (4 if p.ndim < 2 else 1), decays(name, p))
+        for name, p in network.named_parameters()
+    }
+    assert listed(network, head_lr_multiplier=10.0, bias_lr_multiplier=4.0) == expected
+
+
+@pytest.mark.parametrize("network", networks(), ids=["ours", "ours, pooled", "timm's"])
 def test_head_only(network: nn.Module) -> None:
     assert listed(network, freeze_epochs="all") == {"head.weight": (LR, DECAY), "head.bias": (LR, 0.0)}
     assert {name for name, p in network.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
@@ -187,6 +196,7 @@ def test_ddp_must_find_frozen_parameters(freeze_epochs: int | str, options: dict
         ({"layer_decay": 0.0}, "layer_decay=0.0 must be above 0"),
         ({"layer_decay": 1.1}, "at most 1"),
         ({"head_lr_multiplier": 0}, "head_lr_multiplier=0 must be above 0"),
+        ({"bias_lr_multiplier": -1.0}, "bias_lr_multiplier=-1.0 must be above 0"),
         ({"freeze_epochs": -1}, "freeze_epochs=-1 must be a whole number of epochs, 0 or more, or all"),
         ({"freeze_epochs": "some"}, "freeze_epochs=some"),
     ],

@@ -100,6 +100,19 @@ def test_a_step_orthogonalises_the_gradient_and_equals_adamw_elsewhere() -> None
         assert torch.allclose(parameter, other, atol=1e-6) != muon[name][0], name
 
 
+def test_adamw_s_learning_rate_is_a_multiple_of_muon_s() -> None:
+    moved = []
+    for scale in (1.0, 3.0):
+        torch.manual_seed(0)
+        network = make()
+        before = {name: p.detach().clone() for name, p in network.named_parameters()}
+        optimizer = partial(Muon, **{**SETTINGS, "weight_decay": 0.0}, fallback_lr_scale=scale)
+        muon = stepped(network, make_classifier(network, num_classes=10, optimizer=optimizer).configure_optimizers())
+        moved.append({name: p.detach() - before[name] for name, p in network.named_parameters()})
+    for name, (by_muon, _, _) in muon.items():
+        torch.testing.assert_close(moved[1][name], moved[0][name] * (1 if by_muon else 3), atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("has_bfloat16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_the_iteration_runs_in_float32_on_a_cpu_without_bfloat16(
     has_bfloat16: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch

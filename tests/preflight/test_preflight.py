@@ -49,7 +49,7 @@ def subject_of(
         trainer,
         expected_input=weights.input if weights else {},
         head_is_loaded=False,
-        positions=config.model.get("pos_embed") != "none",
+        positions=config.model.get("pos_embed") != "none" or bool(config.model.get("rotary")),
         batch=data.first_batch(torch.device("cpu")),
     )
     change(subject)
@@ -214,6 +214,7 @@ def test_the_default_network_passes_every_check(tmp_path: Path) -> None:
         *(f"model={name}" for name in ("vit_tiny", "vit_small", "vit_base", "vit_hybrid")),
         *(f"experiment={name}" for name in ("demo", "notebook_scratch", "cifar10_finetune", "notebook_pretrained")),
         *(f"experiment=cifar10_{name}" for name in ("cpu_30min", "gpu_10min", "hybrid_10min", "scratch")),
+        "experiment=cifar10_speedrun_94",
     ],
 )
 def test_every_shipped_model_and_experiment_passes(choice: str, in_process: Command) -> None:
@@ -248,7 +249,9 @@ SOUND = [
     TINY,
     [*TINY, "model.pool=cls", "model.pos_embed=learned", "model.drop_path=0.2", "model.dropout=0.1"],
     [*TINY, "model.pos_embed=none"],
+    [*TINY, "model.pos_embed=none", "model.rotary=true"],
     [*TINY, "model.head_hidden_dim=16", "model.qk_norm=true"],
+    [*TINY, "model.pool=cls", "model.residual_init=zero"],
     [*TINY, "model.pool=attention", "model.stem=conv", "model.layer_scale=1e-4", "model.patch_dropout=0.5"],
     [*TINY, "model.pool=cls", "model.stem=shifted", "model.registers=2", "model.locality_attention=true"],
     [*TINY, "optimizer=sgd"],
@@ -415,7 +418,7 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 NOTEBOOK = [
-    *(a for a in SMALL_RUN if not a.startswith("model.")),
+    *(a for a in SMALL_RUN if not a.startswith(("model.", "preflight="))),
     "model._target_=preflight.networks.NotebookNet",
     "hydra.run.dir=run",
 ]

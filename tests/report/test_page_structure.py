@@ -54,7 +54,7 @@ def test_links_work_in_a_moved_folder_and_name_only_what_is_there(small_run: Pat
 
 
 def test_a_run_refused_by_preflight_says_which_check_failed(in_process: Command, tmp_path: Path) -> None:
-    result = in_process("train.py", *SMALL_RUN, "optimizer.lr=1000", "hydra.run.dir=run")
+    result = in_process("train.py", *SMALL_RUN, "preflight=strict", "optimizer.lr=1000", "hydra.run.dir=run")
     assert result.returncode == 2
     page = open_report(tmp_path / "run")
     assert page.sections[:2] == ["Setup", "Preflight checks"]
@@ -70,7 +70,7 @@ def test_a_run_refused_by_preflight_says_which_check_failed(in_process: Command,
 
 def test_a_run_that_failed_in_its_first_epoch_has_a_report(in_process: Command, tmp_path: Path) -> None:
     poison = [f"+callbacks.poison.{key}" for key in ("_target_=stoppers.PoisonBatch", "epoch=0", "batch=2")]
-    result = in_process("train.py", *SMALL_RUN, *poison, "preflight=off", "hydra.run.dir=run")
+    result = in_process("train.py", *SMALL_RUN, *poison, "hydra.run.dir=run")
     assert result.returncode == 2
     page = open_report(tmp_path / "run")
     assert "no finished epoch" in page.all("h1")[0][2]

@@ -75,6 +75,19 @@ def test_a_sweep_from_end_to_end(command: Command, tmp_path: Path) -> None:
     assert "2 jobs, 2 of them already finished" in again.stdout
 
 
+def test_the_jobs_of_a_file_in_conf_sweep_are_runs_not_sweeps(command: Command, tmp_path: Path) -> None:
+    arguments = [
+        *SMALL_RUN,
+        "trainer.max_epochs=1",
+        "preflight=off",
+        "hydra.sweep.dir=sweep",
+        "hydra.sweeper.n_trials=1",
+    ]
+    result = command("train.py", "sweep=lr_wd", *arguments, "model.depth=1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "sweep" / "0" / "metrics.json").exists()
+
+
 NETWORKS = """
 import sys
 import torch

@@ -1,11 +1,13 @@
 """Test searches with a fake train.py whose best learning rate is 1e-3."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -14,10 +16,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 from sweeps.test_sweep import FAKE, fake_processes, make_sweep, wait_for
 
+from hydra_plugins.vitlab.sweepers import check_duration
 from vitlab.errors import UserError
 from vitlab.sweeps.executors import LocalExecutor
 from vitlab.sweeps.runner import run_grid
-from vitlab.sweeps.search import Parameter, parameter_importance, read_space, run_search
+from vitlab.sweeps.search import Parameter, Search, open_storage, parameter_importance, read_space, run_search
 from vitlab.sweeps.sweep import read_record
 from vitlab.sweeps.sweep_guard import covering_jobs
 
@@ -125,6 +128,29 @@ def test_a_search_finds_the_optimum_and_continues_with_more_trials(tmp_path: Pat
     assert [job["number"] for job in jobs] == list(range(12))
     assert jobs[3]["overrides"] == ["seed=0", f"optimizer.lr={rates[3]!r}"]  # with all its digits
     assert parameter_importance(tmp_path) == {"optimizer.lr": 1.0}
+
+
+def test_no_trial_starts_that_would_end_after_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=50.0)
+    monkeypatch.setattr("vitlab.sweeps.search.time", SimpleNamespace(time=lambda: clock.now))
+    study = optuna.create_study(storage=open_storage(tmp_path), study_name="search")
+    source = Search(make_sweep(tmp_path), study, read_space(LR, ["seed=0"], {}), 100, seconds=300)
+    for seconds in (60, 100, 40):  # 200 of 300 are over, and the longest took 100
+        job = source.next()
+        assert job is not None
+        job.started, job.status = clock.now, "failed"
+        clock.now += seconds
+        source.record_end(job)
+    assert source.next() is None
+    source.longest = 99
+    assert source.next() is not None
+
+
+def test_a_duration_is_days_hours_minutes_seconds() -> None:
+    assert check_duration("key", "1:02:03:04") == 93784.0
+    assert check_duration("key", None) == math.inf
+    with pytest.raises(UserError, match="key=8h must be DD:HH:MM:SS or null"):
+        check_duration("key", "8h")
 
 
 def test_bad_trials_are_pruned_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,9 @@ from vitlab.errors import UserError
 from vitlab.sweeps.executors import LocalExecutor, visible_gpus
 from vitlab.sweeps.runner import run_grid
 from vitlab.sweeps.sweep import Job, Sweep, plan_jobs, read_record, sweep_lock
+from vitlab.system import LINUX
 
+FORKED = [] if LINUX else None  # modules to preload for a job's process; None: each job imports on its own
 FAKE = Path(__file__).parent / "fake_train.py"
 
 
@@ -57,12 +59,12 @@ def grid(*more: str, lrs: Sequence[str] = ("0.001", "0.01"), seeds: Sequence[int
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Runs the jobs of a sweep in a folder; its exit status."""
+    """Runs the jobs of a sweep in a folder, two at a time; its exit status."""
 
-    def go(folder: Path, jobs: list[list[str]], at_a_time: int = 2) -> int:
+    def go(folder: Path, jobs: list[list[str]], preload: Sequence[str] | None = FORKED) -> int:
         monkeypatch.setattr(sys, "argv", [str(FAKE), "-m"])
         try:
-            run_grid(make_sweep(folder), LocalExecutor(at_a_time, [], 4), jobs)
+            run_grid(make_sweep(folder), LocalExecutor(2, [], 4, preload), jobs)
         except SystemExit as end:
             return int(end.code or 0)
         return 0
@@ -78,11 +80,12 @@ def states(folder: Path) -> list[tuple[int, str]]:
     return [(job["number"], job["status"]) for job in read_record(folder)["jobs"]]
 
 
+@pytest.mark.parametrize("preload", [None, FORKED], ids=["own process", "forked"])
 def test_failed_jobs_are_reported_and_the_others_finish(
-    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    preload: Sequence[str] | None, run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     jobs = [["optimizer.lr=0.001", "seed=0", f"+act={act}"] for act in ("ok", "raise", "exit", "kill", "error")]
-    assert run(tmp_path, jobs) == 1
+    assert run(tmp_path, jobs, preload) == 1
     assert states(tmp_path) == [(0, "done"), (1, "failed"), (2, "failed"), (3, "failed"), (4, "failed")]
     reasons = [job["reason"] for job in read_record(tmp_path)["jobs"]]
     assert reasons == [
@@ -120,13 +123,13 @@ def test_jobs_that_are_added_later_get_new_numbers(run: Callable[..., int], tmp_
     assert len(read_record(tmp_path)["jobs"]) == 4
 
 
-def script(folder: Path, jobs: list[list[str]]) -> list[str]:
+def script(folder: Path, jobs: list[list[str]], preload: Sequence[str] | None) -> list[str]:
     code = (
         f"import sys; sys.path.insert(0, {str(FAKE.parent.parent)!r}); sys.argv[0] = {str(FAKE)!r}\n"
         "from pathlib import Path; from sweeps.test_sweep import *\n"
         "from vitlab.errors import TerminatedError\n"
         "try:\n"
-        f"    run_grid(make_sweep(Path({str(folder)!r})), LocalExecutor(2, [], 4), {jobs!r})\n"
+        f"    run_grid(make_sweep(Path({str(folder)!r})), LocalExecutor(2, [], 4, {preload}), {jobs!r})\n"
         "except TerminatedError as error: sys.exit(error.status)\n"
         "except KeyboardInterrupt: sys.exit(130)\n"
     )
@@ -154,18 +157,21 @@ def fake_processes(folder: Path) -> list[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
-    "how",
+    ("how", "preload"),
     [
-        signal.SIGTERM,
-        "all",
-        *(pytest.param(signal.Signals(number), marks=pytest.mark.slow) for number in (1, 2, 9)),  # 5 s each
+        (signal.SIGTERM, FORKED),
+        ("all", FORKED),
+        *(pytest.param(signal.Signals(number), FORKED, marks=pytest.mark.slow) for number in (1, 2, 9)),  # 5 s each
+        *(pytest.param(signal.Signals(number), None, marks=pytest.mark.slow) for number in (9, 15)),
     ],
 )
-def test_a_stopped_sweep_resumes_to_the_same_results(how: Any, run: Callable[..., int], tmp_path: Path) -> None:
+def test_a_stopped_sweep_resumes_to_the_same_results(
+    how: Any, preload: Sequence[str] | None, run: Callable[..., int], tmp_path: Path
+) -> None:
     jobs = grid("+pace=0.8", seeds=[0])
     assert run(tmp_path / "whole", grid(seeds=[0])) == 0
     folder = tmp_path / "broken"
-    process = subprocess.Popen(script(folder, jobs), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(script(folder, jobs, preload), stdout=subprocess.PIPE, text=True)
     wait_for(lambda: all((folder / job / "checkpoints" / "last.ckpt").exists() for job in "01"))
     children = fake_processes(folder)
     assert children

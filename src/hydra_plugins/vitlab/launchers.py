@@ -10,7 +10,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.errors import UserError
-from vitlab.system import WINDOWS, usable_cores
+from vitlab.system import LINUX, WINDOWS, usable_cores
 
 if TYPE_CHECKING:
     from vitlab.sweeps.executors import Executor
@@ -31,11 +31,9 @@ class SweepLauncher(Launcher):
 
     def sweep(self) -> "Sweep":
         """Return the sweep that the command line describes."""
-        from vitlab.leaderboard.leaderboard import make_leaderboard
         from vitlab.sweeps.sweep import Sweep
 
-        folder = Path(self.config.hydra.sweep.dir).absolute()
-        return Sweep(folder, self.config.hydra, self._compose, lambda folder: make_leaderboard([folder]))
+        return Sweep(Path(self.config.hydra.sweep.dir).absolute(), self.config.hydra, self._compose, _compare)
 
     def executor(self) -> "Executor":
         """Return the executor that runs the jobs' processes."""
@@ -60,10 +58,12 @@ class ProcessLauncher(SweepLauncher):
 
     def executor(self) -> "Executor":
         from vitlab.sweeps.executors import LocalExecutor, visible_gpus
+        from vitlab.sweeps.fork_server import RUN_MODULES
 
         jobs = check_count("hydra.launcher.jobs", self.jobs, or_auto=True)
         gpus = [] if self.config.trainer.accelerator == "cpu" else visible_gpus()
-        return LocalExecutor(jobs, gpus, usable_cores())
+        # Not with GPUs: a fork cannot use one that something it imports has touched, and would save little there.
+        return LocalExecutor(jobs, gpus, usable_cores(), preload=RUN_MODULES if LINUX and not gpus else None)
 
 
 class SubmititLauncher(SweepLauncher):
@@ -92,6 +92,12 @@ class SubmititLauncher(SweepLauncher):
             raise UserError(
                 f'hydra/launcher=submitit_{self.cluster} needs submitit: pip install -e ".[slurm]"'
             ) from error
+
+
+def _compare(folder: Path) -> None:
+    from vitlab.leaderboard.leaderboard import make_leaderboard  # takes seconds
+
+    make_leaderboard([folder])
 
 
 def check_count(key: str, value: Any, *, or_auto: bool = False) -> Any:

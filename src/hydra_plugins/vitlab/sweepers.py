@@ -1,5 +1,7 @@
 """The Optuna sweeper for Hydra; see `launchers`."""
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +19,7 @@ class OptunaSweeper(Sweeper):
 
     Args:
         n_trials: Number of jobs.
+        max_time: None, or DD:HH:MM:SS, the time of the search: no job starts that would end later.
         sampler: Chooses the next trial.
         pruner: Decides which trials end early.
         params: Key -> values to choose from.
@@ -26,12 +29,13 @@ class OptunaSweeper(Sweeper):
     def __init__(
         self,
         n_trials: int,
+        max_time: str | None,
         sampler: Any,
         pruner: Any,
         params: Mapping[str, Any] | None,
         when: Mapping[str, Mapping[str, Any]] | None,
     ) -> None:
-        self.n_trials, self.sampler, self.pruner = n_trials, sampler, pruner
+        self.n_trials, self.max_time, self.sampler, self.pruner = n_trials, max_time, sampler, pruner
         self.params, self.when = params or {}, when or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -45,5 +49,21 @@ class OptunaSweeper(Sweeper):
         if not isinstance(self.launcher, SweepLauncher):
             raise UserError("a search needs one of vitlab's launchers: hydra/launcher=processes or submitit_slurm")
         n_trials = check_count("hydra.sweeper.n_trials", self.n_trials)
+        seconds = check_duration("hydra.sweeper.max_time", self.max_time)
         space = read_space(self.params, arguments, self.when)
-        run_search(self.launcher.sweep(), self.launcher.executor(), space, n_trials, self.sampler, self.pruner)
+        sweep, executor = self.launcher.sweep(), self.launcher.executor()
+        run_search(sweep, executor, space, n_trials, self.sampler, self.pruner, seconds)
+
+
+def check_duration(key: str, value: Any) -> float:
+    """Return the seconds of a duration DD:HH:MM:SS; infinity for None.
+
+    Raises:
+        UserError: It is written in another way.
+    """
+    if value is None:
+        return math.inf
+    if not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(value)):
+        raise UserError(f"{key}={value} must be DD:HH:MM:SS or null")
+    days, hours, minutes, seconds = map(int, str(value).split(":"))
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)

@@ -6,7 +6,9 @@ from vitlab.callbacks.embeddings import Features
 from vitlab.callbacks.figures import CollectLogits, Figures
 from vitlab.callbacks.layer_statistics import LayerStatistics
 from vitlab.callbacks.metrics_csv import MetricsCSV
+from vitlab.callbacks.momentum_warmup import MomentumWarmup
 from vitlab.callbacks.nan_guard import NaNGuard
+from vitlab.callbacks.patch_dropout_stages import PatchDropoutStages
 from vitlab.callbacks.progress_bar import RunProgressBar
 from vitlab.callbacks.step_profiler import StepProfiler
 from vitlab.callbacks.throughput import Throughput
@@ -24,7 +26,9 @@ __all__ = [
     "LastCheckpoint",
     "LayerStatistics",
     "MetricsCSV",
+    "MomentumWarmup",
     "NaNGuard",
+    "PatchDropoutStages",
     "RunProgressBar",
     "StepProfiler",
     "Throughput",

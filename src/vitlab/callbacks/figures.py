@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
 from tensorboard.compat.proto.summary_pb2 import Summary
-from timm.layers import PatchDropout
+from timm.layers import PatchDropout, PatchDropoutWithIndices
 from torch import Tensor
 from torch.utils.tensorboard.summary import compute_curve
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -184,7 +184,8 @@ class Figures(pl.Callback):
 def _draw_first_batch(trainer: pl.Trainer, module: Any, images: Tensor, labels: Tensor) -> None:
     spec = trainer.datamodule.spec  # type: ignore[attr-defined]
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
-    dropout = next((part.prob for part in module.modules() if isinstance(part, PatchDropout)), 0.0)
+    kinds = (PatchDropout, PatchDropoutWithIndices)
+    dropout = next((part.prob for part in module.modules() if isinstance(part, kinds)), 0.0)
     hidden = f"The model leaves out a random {dropout:.0%} of each image's patches, which is not shown."
     text = image_grid.FIRST_BATCH.add(hidden if dropout else "")
     shown = images.float() * std + mean, labels, spec.classes

@@ -40,6 +40,10 @@ def _widths(config: Config) -> Found:
     if width % 4 and model["pos_embed"] == "sincos2d":
         near = max(round(width / 4), 1) * 4
         yield "model.embed_dim", f"pos_embed=sincos2d needs embed_dim to be a multiple of 4, not {width}: take {near}"
+    if model["rotary"] and width % (4 * heads) and not width % heads:
+        near = max(round(width / (4 * heads)), 1) * 4 * heads
+        sentence = f"rotary=true needs embed_dim / num_heads to be a multiple of 4, not {width // heads}"
+        yield "model.embed_dim", f"{sentence}: take embed_dim={near}"
 
 
 def _patches(config: Config) -> Found:

@@ -56,7 +56,7 @@ class RandomHorizontalFlip(nn.Module):
             chosen = chosen ^ (times % 2 == 1)
         else:
             chosen = rng.uniform(op_index, 1)[:, 0] < self.p
-        return torch.where(chosen.view(-1, 1, 1, 1), images.flip(-1), images)
+        return apply_where(chosen, lambda some, _: some.flip(-1), images, rng)
 
 
 class RandomVerticalFlip(nn.Module):
@@ -68,7 +68,7 @@ class RandomVerticalFlip(nn.Module):
 
     def forward(self, images: Tensor, rng: CounterRNG, op_index: int) -> Tensor:
         chosen = rng.uniform(op_index, 1)[:, 0] < self.p
-        return torch.where(chosen.view(-1, 1, 1, 1), images.flip(-2), images)
+        return apply_where(chosen, lambda some, _: some.flip(-2), images, rng)
 
 
 class RandomCrop(nn.Module):

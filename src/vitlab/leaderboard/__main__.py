@@ -19,7 +19,7 @@ def main() -> None:
         raise UserError(f"top={command.top} must be {whole(1).words}")
     if not folders:
         raise UserError("name one or more directories with runs: python -m vitlab.leaderboard outputs/sweeps/<time>")
-    from vitlab.leaderboard.leaderboard import make_leaderboard  # imports torch
+    from vitlab.leaderboard.leaderboard import make_leaderboard  # takes seconds
 
     out = command.out and Path(command.out)
     make_leaderboard(

@@ -28,7 +28,7 @@ from vitlab.leaderboard.table import (
     text_of,
 )
 from vitlab.report.figure_layout import PageFigure, arrange
-from vitlab.report.html import page_figure, render_page
+from vitlab.report.page import page_figure, render_page
 from vitlab.sweeps.sweep import STUDY_FILE
 from vitlab.system import join_command, quote_for_shell
 

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vitlab.models.positions import rotate
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2): tokens `[B, N, D]` -> `[B, N, D]`.
@@ -62,10 +64,15 @@ class SelfAttention(nn.Module):
         value.copy_(left)
         self.proj.weight.copy_(right.T)
 
-    def forward(self, x: Tensor, num_output_tokens: int | None = None) -> Tensor:
-        """Attend from the first `num_output_tokens` tokens (None: all) to all: `[B, N, D]` -> `[B, that many, D]`."""
+    def forward(self, x: Tensor, num_output_tokens: int | None = None, rotation: Tensor | None = None) -> Tensor:
+        """Attend from the first `num_output_tokens` tokens (None: all) to all: `[B, N, D]` -> `[B, that many, D]`.
+
+        Queries and keys turn by `rotation`, a table of `rotary2d`.
+        """
         query, key, value = project_qkv(self.qkv, x, self.num_heads, num_output_tokens)
         query, key = self.q_norm(query), self.k_norm(key)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
         scale, mask = self.head_dim**-0.5, None
         if self.scale is not None:
             query, scale = query * self.scale.view(-1, 1, 1), 1.0

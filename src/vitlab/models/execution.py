@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, open_dict
-from timm.layers import PatchDropout
+from timm.layers import PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -159,7 +159,7 @@ def forward_flops(network: nn.Module, images: Tensor, *, training: bool = False)
     """
     network = copy.deepcopy(network).float().eval()
     for module in network.modules():
-        if isinstance(module, PatchDropout):
+        if isinstance(module, PatchDropout | PatchDropoutWithIndices):
             module.train(training)
     patch_choice = torch.random.fork_rng(devices=[images.device] if images.is_cuda else [])
     # The counter knows the fused attention of GPUs only, and not nn.TransformerEncoderLayer's fast path, which runs

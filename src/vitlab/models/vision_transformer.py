@@ -1,27 +1,36 @@
-"""The Vision Transformer: blocks, pooling and fixed positions."""
+"""The Vision Transformer: blocks and pooling."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from timm.layers import LayerScale, Mlp, PatchDropout, to_2tuple
-from timm.models import checkpoint_seq
+from timm.layers import LayerScale, Mlp, PatchDropoutWithIndices, to_2tuple
+from timm.models import checkpoint
 from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
 from vitlab.models.attention import SelfAttention
 from vitlab.models.patch_embedding import STEMS
+from vitlab.models.positions import rotary2d, rotation_of_kept, sincos2d
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
+
+class SquaredReLU(nn.Module):
+    """The square of a ReLU (So et al. 2021, "Primer: Searching for Efficient Transformers")."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu().square()
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "relu2": SquaredReLU}
 
 
 class VisionTransformer(nn.Module):
     """A Vision Transformer: float images `[B, in_channels, H, W]` -> logits `[B, num_classes]`.
 
     Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words". Parameter names and shapes are those of timm's
-    VisionTransformer with `fc_norm=False`, so weights can be exchanged. timm's has only the stem "patch", no
-    `pool="attention"` and no `locality_attention`. A ValueError names the values of a size that does not divide, or of
-    an unknown choice.
+    VisionTransformer with `fc_norm=False`, so weights can be exchanged. timm's has only the stems of patches, no
+    `pool="attention"`, no `locality_attention` and no `rotary`. A ValueError names the values of a size that does not
+    divide, or of an unknown choice.
 
     Args:
         image_size, patch_size: Sides in pixels, or (height, width); the patches divide the image.
@@ -31,14 +40,18 @@ class VisionTransformer(nn.Module):
             "attention" their mean with learned weights (`SequencePooling`).
         pos_embed: "learned" (drawn with std 0.02), "sincos2d" (fixed), or "none". Learned positions include the class
             token and the registers; fixed ones do not.
-        stem: "patch" (`PatchEmbedding`), "shifted" (`ShiftedPatchTokenization`) or "conv" (`ConvolutionalTokenizer`).
+        rotary: Turn queries and keys by the row and column of their patch (`rotary2d`), with or without `pos_embed`.
+        stem: "patch" (`PatchEmbedding`), "whitened" (`WhitenedPatchEmbedding`), "shifted"
+            (`ShiftedPatchTokenization`) or "conv" (`ConvolutionalTokenizer`).
         registers: Learned tokens that take part in attention and that the head does not read (Darcet et al. 2024,
             "Vision Transformers Need Registers", section 2.2).
         qk_norm, locality_attention, attention_dropout, fused_attention: See `SelfAttention`.
         attention_init: "normal" (std 0.02) or "mimetic" (`SelfAttention.initialise_mimetically`).
-        activation: "gelu" or "relu".
+        activation: "gelu", "relu" or "relu2" (`SquaredReLU`).
         dropout: After the position embedding, after attention and in the feed-forward networks.
         layer_scale, drop_path: See `Block`; drop_path rises linearly from 0 in the first block to this in the last.
+        residual_init: "normal" (std 0.02), or "zero" for the last weights of each residual branch, so that at first
+            every block returns its input (Zhang et al. 2019, "Fixup Initialization", section 3).
         patch_dropout: Fraction of the patches dropped at random from each training image (Liu et al. 2022,
             "PatchDropout: Economizing Vision Transformers Using Patch Dropout", section 3).
         head_hidden_dim: Width of a hidden, tanh-activated layer in the head (the paper's pre-training head,
@@ -48,6 +61,7 @@ class VisionTransformer(nn.Module):
     """
 
     pos_embed: Tensor | None
+    rotation: Tensor | None
 
     def __init__(
         self,
@@ -61,14 +75,16 @@ class VisionTransformer(nn.Module):
         mlp_ratio: float,
         pool: Literal["cls", "mean", "attention"],
         pos_embed: Literal["learned", "sincos2d", "none"],
+        rotary: bool = False,
         in_channels: int = 3,
-        stem: Literal["patch", "shifted", "conv"] = "patch",
+        stem: Literal["patch", "whitened", "shifted", "conv"] = "patch",
         registers: int = 0,
         qk_norm: bool = False,
         locality_attention: bool = False,
         attention_init: Literal["normal", "mimetic"] = "normal",
+        residual_init: Literal["normal", "zero"] = "normal",
         layer_scale: float | None = None,
-        activation: Literal["gelu", "relu"] = "gelu",
+        activation: Literal["gelu", "relu", "relu2"] = "gelu",
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
@@ -89,6 +105,9 @@ class VisionTransformer(nn.Module):
         _check_choice("pool", pool, ("cls", "mean", "attention"))
         _check_choice("pos_embed", pos_embed, ("learned", "sincos2d", "none"))
         _check_choice("attention_init", attention_init, ("normal", "mimetic"))
+        _check_choice("residual_init", residual_init, ("normal", "zero"))
+        if residual_init == "zero" and attention_init == "mimetic":
+            raise ValueError("residual_init=zero would erase a part of attention_init=mimetic: choose one of them")
         _check_choice("activation", activation, list(ACTIVATIONS))
         self.in_channels = in_channels
         self.grid_size = (self.image_size[0] // patch[0], self.image_size[1] // patch[1])
@@ -105,9 +124,11 @@ class VisionTransformer(nn.Module):
             self.register_buffer("pos_embed", table, persistent=False)
         else:
             self.pos_embed = None
+        rotation = rotary2d(embed_dim // num_heads, self.grid_size, self.num_prefix_tokens) if rotary else None
+        self.register_buffer("rotation", rotation, persistent=False)
         self.bf16_residual = bf16_residual
         self.pos_drop = nn.Dropout(dropout)
-        self.patch_drop = PatchDropout(patch_dropout, self.num_prefix_tokens) if patch_dropout else nn.Identity()
+        self.patch_drop = PatchDropoutWithIndices(patch_dropout, self.num_prefix_tokens) if patch_dropout else None
         self.blocks = nn.ModuleList(
             Block(
                 SelfAttention(
@@ -136,9 +157,9 @@ class VisionTransformer(nn.Module):
         if head_hidden_dim is not None:
             self.head = nn.Sequential(nn.Linear(embed_dim, head_hidden_dim), nn.Tanh(), self.head)
         self.grad_checkpointing = False
-        self._initialise(mimetic=attention_init == "mimetic")
+        self._initialise(mimetic=attention_init == "mimetic", zero_branches=residual_init == "zero")
 
-    def _initialise(self, *, mimetic: bool) -> None:
+    def _initialise(self, *, mimetic: bool, zero_branches: bool) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -147,6 +168,9 @@ class VisionTransformer(nn.Module):
         for layer in self.modules():
             if mimetic and isinstance(layer, SelfAttention):
                 layer.initialise_mimetically()
+            if zero_branches and isinstance(layer, Block):
+                nn.init.zeros_(layer.attn.proj.weight)
+                nn.init.zeros_(layer.mlp.fc2.weight)
         self.patch_embed.initialise()
         for embedding in (self.cls_token, self.pos_embed, self.reg_token):
             if isinstance(embedding, nn.Parameter):
@@ -178,18 +202,22 @@ class VisionTransformer(nn.Module):
         expected = (self.in_channels, *self.image_size)
         if images.shape[1:] != expected:
             raise ValueError(f"expected images of shape [B, {_format(expected)}], got {list(images.shape)}")
-        x = self.patch_embed(images)
+        # A convolution returns channels before tokens. Every LayerNorm would copy that.
+        x = self.patch_embed(images).contiguous()
         prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
         if prefix:
             x = torch.cat([*(token.expand(x.shape[0], -1, -1).to(x.dtype) for token in prefix), x], dim=1)
         if self.pos_embed is not None:
             keeps_dtype = self.bf16_residual and x.dtype == torch.bfloat16
             x = x + (self.pos_embed.to(x.dtype) if keeps_dtype else self.pos_embed)
-        x = self.patch_drop(self.pos_drop(x))
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return self.norm(checkpoint_seq(self.blocks, x))
+        x, rotation = self.pos_drop(x), self.rotation
+        if self.patch_drop is not None:
+            x, kept = self.patch_drop(x)
+            if rotation is not None and kept is not None:
+                rotation = rotation_of_kept(rotation, kept, self.num_prefix_tokens)
+        recomputes = self.grad_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, rotation) if recomputes else block(x, rotation)
         return self.norm(x)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -236,9 +264,9 @@ class Block(nn.Module):
         self.num_output_tokens = num_output_tokens
         self.bf16_residual = bf16_residual
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
         count = self.num_output_tokens
-        x = self._add(x[:, :count], self.ls1(self.attn(self.norm1(x), count)))
+        x = self._add(x[:, :count], self.ls1(self.attn(self.norm1(x), count, rotation)))
         return self._add(x, self.ls2(self.mlp(self.norm2(x))))
 
     def _add(self, x: Tensor, branch: Tensor) -> Tensor:
@@ -281,22 +309,6 @@ class SequencePooling(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return (self.weights(tokens).to(tokens.dtype).unsqueeze(1) @ tokens).squeeze(1)
-
-
-def sincos2d(embed_dim: int, grid_size: tuple[int, int], temperature: float = 10_000.0) -> Tensor:
-    """Compute fixed position embeddings from each patch's row and column: float32 `[1, rows * columns, embed_dim]`.
-
-    A quarter of the channels each: sin and cos of the column, sin and cos of the row, at geometrically spaced
-    frequencies (Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k").
-    """
-    if embed_dim % 4:
-        raise ValueError(f"pos_embed=sincos2d needs embed_dim to be a multiple of 4, not {embed_dim}")
-    rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in grid_size), indexing="ij")
-    quarter = embed_dim // 4
-    frequencies = temperature ** (-torch.arange(quarter, dtype=torch.float32) / max(quarter - 1, 1))
-    x = columns.reshape(-1, 1) * frequencies
-    y = rows.reshape(-1, 1) * frequencies
-    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).unsqueeze(0)
 
 
 def _format(sides: Sequence[int]) -> str:

@@ -1,5 +1,6 @@
 """Fine-tuning strategies: layer-wise learning rates and freezing."""
 
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -17,19 +18,23 @@ class Finetuning:
             al. 2022, "BEiT", appendix; Clark et al. 2020, "ELECTRA", section 3.1). The model's `group_matcher()`
             defines the layers (timm's convention).
         head_lr_multiplier: Ratio of the head's learning rate to the optimizer's.
+        bias_lr_multiplier: Ratio of the learning rate of biases and norms (all vectors) to that of the matrices in
+            their layer.
         freeze_epochs: Number of first epochs in which only the head learns and the rest is in eval mode; "all" is a
             linear probe.
     """
 
     layer_decay: float = 1.0
     head_lr_multiplier: float = 1.0
+    bias_lr_multiplier: float = 1.0
     freeze_epochs: int | str = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer_decay, int | float) or not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1 (1: no decay)")
-        if not isinstance(self.head_lr_multiplier, int | float) or self.head_lr_multiplier <= 0:
-            raise ValueError(f"head_lr_multiplier={self.head_lr_multiplier} must be above 0")
+        for name in ("head_lr_multiplier", "bias_lr_multiplier"):
+            if not isinstance(value := getattr(self, name), int | float) or value <= 0:
+                raise ValueError(f"{name}={value} must be above 0")
         if self.freeze_epochs != "all" and (not isinstance(self.freeze_epochs, int) or self.freeze_epochs < 0):
             raise ValueError(f"freeze_epochs={self.freeze_epochs} must be a whole number of epochs, 0 or more, or all")
 
@@ -66,9 +71,13 @@ class Finetuning:
         head_ids = {id(parameter) for name, parameter in network.named_parameters() if name in head}
         split = []
         for group in groups:
-            for in_head in (False, True):
-                parameters = [parameter for parameter in group["params"] if (id(parameter) in head_ids) == in_head]
-                if parameters and (in_head or self.freeze_epochs != "all"):
-                    scale = group.get("lr_scale", 1.0) * (self.head_lr_multiplier if in_head else 1.0)
-                    split.append({**group, "params": parameters, "lr_scale": scale})
+            members: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
+            for parameter in group["params"]:
+                in_head = id(parameter) in head_ids
+                scale = self.head_lr_multiplier if in_head else 1.0
+                scale *= self.bias_lr_multiplier if parameter.ndim < 2 else 1.0
+                if in_head or self.freeze_epochs != "all":
+                    members[in_head, scale].append(parameter)
+            for (_, scale), parameters in sorted(members.items(), key=lambda item: item[0]):
+                split.append({**group, "params": parameters, "lr_scale": group.get("lr_scale", 1.0) * scale})
         return split

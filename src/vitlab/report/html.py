@@ -1,18 +1,12 @@
-"""Write report.html, a run on one page, from templates that other pages use too."""
+"""Write report.html, a run on one page."""
 
-import re
-from base64 import b64encode
 from collections.abc import Iterator
-from io import BytesIO
 from math import log
 from pathlib import Path
 from statistics import median_high
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.arguments.entry_points import entry_point
@@ -21,6 +15,7 @@ from vitlab.metrics import format_metric, further_metrics, metric_title
 from vitlab.plots.curves import CURVES, draw_curves
 from vitlab.plots.io import never_failing, read_figures, render, save
 from vitlab.report.figure_layout import Block, PageFigure, arrange
+from vitlab.report.page import data_uri, render_page
 from vitlab.report.recommendations import recommend
 from vitlab.report.run_summary import RunSummary, accuracy_interval, read_run_summary
 from vitlab.runs.console import format_duration
@@ -54,38 +49,6 @@ FILES = {  # of the run directory, to which the page links
 }
 SHARPNESS = 1.5  # pixels of a figure per pixel of the page
 MAX_ROWS = 20  # of a table of classes that is shown without a click
-
-# page.html is the layout of all pages, parts.html has their parts.
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parents[1]),
-    autoescape=True,
-    undefined=StrictUndefined,
-    extensions=["jinja2.ext.do"],
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-TEMPLATES.filters |= {
-    "number": format,
-    "yaml": OmegaConf.to_yaml,
-    "anchor": lambda heading: re.sub(r"\W+", "-", heading.lower()).strip("-"),
-}
-
-
-def render_page(template: str, **values: Any) -> str:
-    """Fill a template, by its path in this package, that extends page.html; its sections are the contents list."""
-    return TEMPLATES.get_template(template).render(contents=[], **values)
-
-
-def page_figure(title: str, figure: Figure, caption: str) -> PageFigure:
-    """A figure that is only on the page, in no file."""
-    file = BytesIO()
-    figure.savefig(file, format="png")
-    width, height = (round(100 * inches) for inches in figure.get_size_inches())
-    return PageFigure(title, caption, _data_uri(file.getvalue()), width, height)
-
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{b64encode(png).decode('ascii')}"
 
 
 @rank_zero_only
@@ -205,7 +168,7 @@ def _figures(run: RunSummary, path: Path) -> dict[str, list[Block]]:
         group = figure.tag.partition("/")[0]
         if group != "test" or run.final:  # else they are those of an earlier end, before the run was resumed
             size = round(figure.width / SHARPNESS), round(figure.height / SHARPNESS)
-            image, link = _data_uri(figure.file.read_bytes()), quote(figure.file.relative_to(path).as_posix())
+            image, link = data_uri(figure.file.read_bytes()), quote(figure.file.relative_to(path).as_posix())
             shown = PageFigure(figure.title, figure.caption, image, *size, link)
             sections.setdefault(SECTIONS.get(group, group), []).append(shown)
     return {title: list(arrange(found)) for title, found in sections.items() if found}

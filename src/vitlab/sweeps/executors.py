@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.distributed.process import ANSWER
+from vitlab.sweeps.fork_server import ForkServer
 from vitlab.sweeps.sweep import Job
-from vitlab.system import ask_to_stop, die_with_parent, kill_group, start_process
+from vitlab.system import ask_to_stop, die_with_parent, kill_group, may_have_gpu, start_process
 
 # Beginnings of variables that a launcher around the sweep (torchrun, srun, Lightning) sets. A job is its own run.
 LAUNCHER_VARIABLES = (
@@ -34,29 +35,50 @@ class Executor:
         """Start a job's command, whose output goes to the job's log."""
         raise NotImplementedError
 
+    def close(self) -> None:
+        """End what the executor itself runs."""
+
 
 class LocalExecutor(Executor):
-    """Runs `jobs` at a time on this machine, on their own GPUs or sharing the CPU cores; "auto": one per GPU."""
+    """Runs `jobs` at a time on this machine, on their own GPUs or sharing the CPU cores; "auto": one per GPU.
 
-    def __init__(self, jobs: int | str, gpus: Sequence[str], cores: int) -> None:
+    Jobs with one device are forks of one process that has imported the modules to `preload`; None: they are not.
+    """
+
+    def __init__(self, jobs: int | str, gpus: Sequence[str], cores: int, preload: Sequence[str] | None = None) -> None:
         self.jobs_at_a_time = (len(gpus) or 1) if jobs == "auto" else int(jobs)
         super().__init__(self.jobs_at_a_time)
         self.gpus, self.shares_gpus, self.cores = gpus, jobs != "auto", cores
+        self.preload = preload
+        self.server: ForkServer | None = None
 
     def has_room(self, job: Job | None) -> bool:
-        return super().has_room(job) and (job is None or self._free_gpus(job) is not None)
+        if not super().has_room(job) or (job and self._free_gpus(job) is None):
+            return False
+        if job and job.devices == 1 and self.preload is not None:
+            self.server = self.server or ForkServer(self.preload, self._environment(job, []))
+            return not self.server.is_importing()
+        return True
 
     def start(self, job: Job, command: Sequence[str]) -> "LocalJobProcess":
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
         gpus = self._free_gpus(job) or []
+        process = LocalJobProcess(job, command, gpus, self._environment(job, gpus), self.server)
+        self.running.append(process)
+        return process
+
+    def close(self) -> None:
+        if self.server:
+            self.server.close()
+
+    def _environment(self, job: Job, gpus: Sequence[str]) -> dict[str, str]:
+        """Return a job's environment variables: this process's, without those that make it part of a larger run."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         elif self.jobs_at_a_time > 1:
             threads = self.cores // self.jobs_at_a_time // max(1, job.devices)
             environment.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
-        process = LocalJobProcess(job, command, gpus, environment)
-        self.running.append(process)
-        return process
+        return environment
 
     def _free_gpus(self, job: Job) -> list[str] | None:
         """Return the GPUs with the fewest jobs; jobs share a GPU only if `jobs` asks for more than fit otherwise."""
@@ -72,10 +94,18 @@ class LocalExecutor(Executor):
 class LocalJobProcess:
     """A process on this machine and its child processes, in one group; `stop` lets it save, `kill` does not."""
 
-    def __init__(self, job: Job, command: Sequence[str], gpus: Sequence[str], environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        command: Sequence[str],
+        gpus: Sequence[str],
+        environment: dict[str, str],
+        server: ForkServer | None,
+    ) -> None:
         self.gpus = gpus
-        with job.log.open("ab") as log:
-            self.process = start_process(command, log, environment)  # Ctrl-C reaches only the sweep, which passes it on
+        with job.log.open("ab") as log:  # Ctrl-C reaches only the sweep, which passes it on
+            forked = server.start(command, environment, job.log) if server else None
+            self.process = forked or start_process(command, log, environment)
 
     def exit_status(self) -> int | None:
         status = self.process.poll()
@@ -183,6 +213,8 @@ def visible_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [gpu for gpu in named.split(",") if gpu and not gpu.startswith("-")]
+    if not may_have_gpu():
+        return []
     import torch  # takes seconds
 
     return [str(number) for number in range(torch.cuda.device_count())]

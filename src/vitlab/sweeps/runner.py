@@ -104,7 +104,7 @@ class Runner:
         announced = False
         try:
             self._start_jobs()
-            while self.running:
+            while self.running or (self.waiting and self.signal is None):
                 time.sleep(POLL_SECONDS)
                 if self.signal is not None and not announced:
                     announced = True
@@ -113,6 +113,7 @@ class Runner:
                 self._prune()
                 self._start_jobs()
         finally:
+            self.executor.close()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         if self.signal == SIGUSR1 is not None:
@@ -137,10 +138,10 @@ class Runner:
             job = self.waiting or self.source.next()
             if job is None:
                 return
-            self._record()  # before the job writes anything
             if not self.executor.has_room(job):
                 self.waiting = job
                 return
+            self._record()  # before the job writes anything
             process = self.executor.start(job, self.sweep.command(job))
             self.waiting = None
             job.status, job.reason, job.started = "running", "", time.time()

@@ -1,6 +1,7 @@
 """Search hyperparameters with Optuna: each trial is a job of the sweep."""
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from vitlab.arguments.command import parse_overrides
 from vitlab.errors import UserError
 from vitlab.files import shorten
 from vitlab.metrics import mode_of
+from vitlab.runs.console import format_duration
 from vitlab.sweeps.executors import Executor
 from vitlab.sweeps.runner import JobSource, run_jobs
 from vitlab.sweeps.sweep import STUDY_FILE, SWEEP_FILE, Job, Sweep, check_job_folder, recorded_jobs, sweep_lock
@@ -105,11 +107,17 @@ def _parameter(override: Override, condition: str = "") -> Parameter:
 
 
 class Search(JobSource):
-    """The trials of a study as jobs: first those that a killed search left, then failed ones again, then new ones."""
+    """The trials of a study as jobs: first those that a killed search left, then failed ones again, then new ones.
 
-    def __init__(self, sweep: Sweep, study: optuna.Study, space: SearchSpace, n_trials: int) -> None:
+    A new one starts only if the longest so far would still end within `seconds` from now.
+    """
+
+    def __init__(
+        self, sweep: Sweep, study: optuna.Study, space: SearchSpace, n_trials: int, seconds: float = math.inf
+    ) -> None:
         super().__init__(recorded_jobs(sweep.folder))
         self.sweep, self.study, self.space = sweep, study, space
+        self.deadline, self.longest = time.time() + seconds, 0.0
         self.trials: dict[int, Trial] = {}
         trials = study.get_trials(deepcopy=False)
         failed = [trial for trial in trials if trial.state == TrialState.FAIL]
@@ -132,7 +140,7 @@ class Search(JobSource):
                 return job
             job.status = "done"  # the search was killed before it told the study
             self.record_end(job)
-        while self.to_ask > 0:
+        while self.to_ask > 0 and time.time() + self.longest < self.deadline:
             self.to_ask -= 1
             trial = self.study.ask()
             overrides = self.space.suggest(trial)
@@ -155,6 +163,8 @@ class Search(JobSource):
 
     def record_end(self, job: Job) -> None:
         """Tell the study the result. The trial of an interrupted job stays open until it is resumed."""
+        if job.started:  # by this process
+            self.longest = max(self.longest, time.time() - job.started)
         value = job.run.final_metrics().get(job.monitor, math.nan)
         if job.status == "done" and math.isfinite(value):
             self.study.tell(job.number, value)
@@ -172,9 +182,16 @@ class Search(JobSource):
 
 
 def run_search(
-    sweep: Sweep, executor: Executor, space: SearchSpace, n_trials: int, sampler: BaseSampler, pruner: BasePruner
+    sweep: Sweep,
+    executor: Executor,
+    space: SearchSpace,
+    n_trials: int,
+    sampler: BaseSampler,
+    pruner: BasePruner,
+    seconds: float = math.inf,
 ) -> None:
-    """Run trials until there are `n_trials`, with those of an earlier start of the same search; raise as `run_grid`."""
+    """Run trials until there are `n_trials`, with those of an earlier start of the same search, or until `seconds` are
+    over; raise as `run_grid`."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with sweep_lock(sweep.folder):
         config = sweep.compose(space.suggest(optuna.create_study().ask()))  # any trial's
@@ -195,8 +212,9 @@ def run_search(
         _check_same_search(sweep, study, space, f"{monitor} {mode}")
         if study.get_trials(deepcopy=False):
             sampler.reseed_rng()  # otherwise it would draw the first trials again
-        search = Search(sweep, study, space, n_trials)
-        run_jobs(sweep, executor, search, f"a search of {n_trials} trials by {monitor}")
+        search = Search(sweep, study, space, n_trials, seconds)
+        limit = f" in at most {format_duration(seconds)}" if seconds < math.inf else ""
+        run_jobs(sweep, executor, search, f"a search of {n_trials} trials{limit} by {monitor}")
 
 
 def _check_same_search(sweep: Sweep, study: optuna.Study, space: SearchSpace, goal: str) -> None:

@@ -160,7 +160,8 @@ class Sweep:
             return job.resume_command(start)
         job.set_aside_earlier_attempt(self.folder)
         hydra = [argument for argument in self._given("hydra") if not argument.lstrip("+~").startswith(SWEEP_KEYS)]
-        return [*start, *self._config_flags(), *hydra, *job.overrides, f"hydra.run.dir={quote(str(job.folder))}"]
+        own = [f"hydra.run.dir={quote(str(job.folder))}", "hydra.mode=RUN"]  # files in conf/sweep set MULTIRUN
+        return [*start, *self._config_flags(), *hydra, *job.overrides, *own]
 
     def _given(self, kind: str) -> list[str]:
         """Return the overrides on the command line; `kind` is "hydra" or "task"."""

@@ -18,6 +18,7 @@ from vitlab.errors import UserError, first_line
 from vitlab.files import replacing, write_json
 from vitlab.models import VisionTransformer, timm_facts
 from vitlab.models.patch_embedding import PatchEmbedding
+from vitlab.models.vision_transformer import SquaredReLU
 from vitlab.weights.standalone import Agreement, Reference, StandaloneModel, check_logits_equal
 
 ARCHITECTURE = "vit_base_patch16_224"  # an entry point to timm's VisionTransformer; every size is an argument of it
@@ -91,10 +92,12 @@ def timm_arguments(network: VisionTransformer) -> dict[str, Any]:
     """Arguments of `timm.create_model` for the same model; UserError if timm's lacks an option that it uses."""
     block: Any = network.blocks[0]
     lacking = {
+        "squared ReLU (model.activation=relu2)": isinstance(block.mlp.act, SquaredReLU),
         "hidden layer in its head (model.head_hidden_dim)": not isinstance(network.head, nn.Linear),
         "other stem than patches (model.stem)": not isinstance(network.patch_embed, PatchEmbedding),
         "sequence pooling (model.pool=attention)": network.attn_pool is not None,
         "locality self-attention (model.locality_attention)": block.attn.scale is not None,
+        "rotary positions (model.rotary)": network.rotation is not None,
     }
     if used := [name for name, is_used in lacking.items() if is_used]:
         raise UserError(f"timm's ViT has no {', '.join(used)}: use formats=[onnx]")

@@ -1,0 +1,79 @@
+from typing import Any
+
+import pytest
+import timm
+import torch
+from models.test_vision_transformer import images_for, make
+from torch import Tensor, nn
+
+from vitlab.models.attention import SelfAttention
+from vitlab.models.positions import rotary2d, rotate, sincos2d
+from vitlab.models.timm_models import full_output
+
+
+def test_sincos_positions_are_distinct_and_separate_rows_from_columns() -> None:
+    table = sincos2d(32, (3, 5))[0].reshape(3, 5, 32)
+    assert len(torch.unique(table.reshape(15, 32), dim=0)) == 15
+    torch.testing.assert_close(table[:, 2, :16], table[:1, 2, :16].expand(3, -1))  # columns: the same in all rows
+    torch.testing.assert_close(table[1, :, 16:], table[1, :1, 16:].expand(5, -1))
+    torch.testing.assert_close(table[2, 3, 0], torch.tensor(3.0).sin())
+    torch.testing.assert_close(table[2, 3, 24], torch.tensor(2.0).cos())
+
+
+@pytest.mark.parametrize("fused_attention", [False, True])
+@pytest.mark.parametrize(("prefix", "qk_norm"), [(0, False), (3, False), (1, True)])
+def test_rotary_attention_equals_timms(prefix: int, qk_norm: bool, fused_attention: bool) -> None:
+    torch.manual_seed(0)
+    layer = SelfAttention(64, 4, qk_norm=qk_norm, fused_attention=fused_attention)
+    theirs = timm.layers.AttentionRope(
+        64, 4, num_prefix_tokens=prefix, qk_norm=qk_norm, norm_layer=timm.layers.LayerNorm, rotate_half=True
+    )
+    theirs.load_state_dict(layer.state_dict())
+    theirs.fused_attn = fused_attention
+    rope = timm.layers.RotaryEmbeddingCat(16, in_pixels=False, temperature=100.0, rotate_half=True).get_embed([3, 5])
+    x = torch.randn(2, prefix + 15, 64)
+    table = rotary2d(16, (3, 5), prefix)
+    torch.testing.assert_close(layer(x, None, table), theirs(x, rope=rope), atol=1e-6, rtol=1e-5)
+    assert (layer(x) - layer(x, None, table)).abs().max() > 1e-3
+    # Of the first tokens only, as in a last block that the head reads one token of.
+    torch.testing.assert_close(layer(x, 2, table), layer(x, None, table)[:, :2], atol=1e-6, rtol=1e-5)
+
+
+def test_rotated_products_depend_only_on_the_distance_of_patches() -> None:
+    query, key = torch.randn(2, 1, 1, 1, 16, generator=torch.Generator().manual_seed(0)).expand(-1, -1, -1, 30, -1)
+    table = rotary2d(16, (5, 6))
+    scores = (rotate(query, table) @ rotate(key, table).mT).reshape(5, 6, 5, 6)
+    torch.testing.assert_close(scores[:-1, :-2, :-1, :-2], scores[1:, 2:, 1:, 2:], atol=1e-5, rtol=1e-5)
+    offsets = scores[2, 3].flatten()
+    assert len(torch.unique(offsets.round(decimals=4))) == 30  # each distance and direction has its own
+
+
+@pytest.mark.parametrize("changes", [{}, {"pool": "cls", "registers": 2}, {"layer_scale": 0.3}], ids=str)
+def test_dropped_patches_take_their_rotation_with_them(changes: dict[str, Any]) -> None:
+    model = make(rotary=True, pos_embed="none", patch_dropout=0.5, **changes).train()
+    images = images_for(model)
+    seen, kept = [], []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        seen.append(inputs[0])
+        kept.append(output[1])
+
+    assert model.patch_drop is not None
+    model.patch_drop.register_forward_hook(keep)
+    with full_output(model):
+        tokens = model.forward_features(images)
+    prefix = model.num_prefix_tokens
+    assert model.rotation is not None
+    for image, places, found in zip(seen[0], kept[0], tokens, strict=True):
+        rows = torch.cat([torch.arange(prefix), places + prefix])
+        x = image[rows].unsqueeze(0)
+        with full_output(model):
+            for block in model.blocks:
+                x = block(x, model.rotation[rows])
+        torch.testing.assert_close(model.norm(x)[0], found, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(kept[0], kept[0].sort(dim=1).values)  # the order of the kept patches is random
+
+
+def test_heads_that_cannot_be_rotated_are_refused() -> None:
+    with pytest.raises(ValueError, match="rotary=true needs embed_dim / num_heads to be a multiple of 4, not 6"):
+        make(rotary=True, embed_dim=24)

@@ -256,7 +256,6 @@ def test_image_and_patch_size_are_restored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"activation": "relu2"}, "squared ReLU (model.activation=relu2)"),
         ({"head_hidden_dim": 8}, "hidden layer in its head (model.head_hidden_dim)"),
         ({"stem": "shifted"}, "other stem than patches (model.stem)"),
         ({"stem": "conv"}, "other stem than patches (model.stem)"),

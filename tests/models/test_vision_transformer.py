@@ -113,7 +113,6 @@ def test_patches_are_dropped_only_in_training_and_like_timms(changes: dict[str, 
 
 OPTIONS: list[dict[str, Any]] = [  # that timm's ViT does not have, and a combination
     {"pool": "attention"},
-    {"activation": "relu2"},
     {"stem": "shifted"},
     {"stem": "whitened"},
     {"stem": "conv"},
@@ -251,7 +250,7 @@ def test_patch_order_matters_only_with_positions(changes: dict[str, Any], order_
         ({"stem": "resnet"}, "stem=resnet is unknown; choose one of patch, whitened, shifted, conv"),
         ({"stem": "conv", "image_size": 36, "patch_size": 6}, "stem=conv halves the sides"),
         ({"pos_embed": "rope"}, "pos_embed=rope is unknown; choose one of learned, sincos2d, none"),
-        ({"activation": "swish"}, "activation=swish is unknown; choose one of gelu, relu, relu2"),
+        ({"activation": "swish"}, "activation=swish is unknown; choose one of gelu, relu"),
     ],
     ids=str,
 )
@@ -272,14 +271,6 @@ def test_a_head_of_two_layers_has_a_tanh_between_them() -> None:
     hidden = torch.tanh(pooled @ weights["head.0.weight"].T + weights["head.0.bias"])
     expected = hidden @ weights["head.2.weight"].T + weights["head.2.bias"]
     torch.testing.assert_close(model(images_for(model)), expected)
-
-
-def test_squared_relu_is_the_square_of_torchs_relu() -> None:
-    model = make(activation="relu2", depth=1)
-    tokens = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(1))
-    mlp = model.blocks[0].mlp
-    hidden = torch.nn.functional.relu(mlp.fc1(tokens)) ** 2
-    torch.testing.assert_close(mlp(tokens), mlp.fc2(hidden))
 
 
 def test_drop_path_rises_linearly_and_acts_only_in_training() -> None:

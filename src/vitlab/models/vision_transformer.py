@@ -13,15 +13,7 @@ from vitlab.models.attention import SelfAttention
 from vitlab.models.patch_embedding import STEMS
 from vitlab.models.positions import rotary2d, rotation_of_kept, sincos2d
 
-
-class SquaredReLU(nn.Module):
-    """The square of a ReLU (So et al. 2021, "Primer: Searching for Efficient Transformers")."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.relu().square()
-
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "relu2": SquaredReLU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class VisionTransformer(nn.Module):
@@ -47,7 +39,7 @@ class VisionTransformer(nn.Module):
             "Vision Transformers Need Registers", section 2.2).
         qk_norm, locality_attention, attention_dropout, fused_attention: See `SelfAttention`.
         attention_init: "normal" (std 0.02) or "mimetic" (`SelfAttention.initialise_mimetically`).
-        activation: "gelu", "relu" or "relu2" (`SquaredReLU`).
+        activation: "gelu" or "relu".
         dropout: After the position embedding, after attention and in the feed-forward networks.
         layer_scale, drop_path: See `Block`; drop_path rises linearly from 0 in the first block to this in the last.
         residual_init: "normal" (std 0.02), or "zero" for the last weights of each residual branch, so that at first
@@ -84,7 +76,7 @@ class VisionTransformer(nn.Module):
         attention_init: Literal["normal", "mimetic"] = "normal",
         residual_init: Literal["normal", "zero"] = "normal",
         layer_scale: float | None = None,
-        activation: Literal["gelu", "relu", "relu2"] = "gelu",
+        activation: Literal["gelu", "relu"] = "gelu",
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,

@@ -18,7 +18,6 @@ from vitlab.errors import UserError, first_line
 from vitlab.files import replacing, write_json
 from vitlab.models import VisionTransformer, timm_facts
 from vitlab.models.patch_embedding import PatchEmbedding
-from vitlab.models.vision_transformer import SquaredReLU
 from vitlab.weights.standalone import Agreement, Reference, StandaloneModel, check_logits_equal
 
 ARCHITECTURE = "vit_base_patch16_224"  # an entry point to timm's VisionTransformer; every size is an argument of it
@@ -92,7 +91,6 @@ def timm_arguments(network: VisionTransformer) -> dict[str, Any]:
     """Arguments of `timm.create_model` for the same model; UserError if timm's lacks an option that it uses."""
     block: Any = network.blocks[0]
     lacking = {
-        "squared ReLU (model.activation=relu2)": isinstance(block.mlp.act, SquaredReLU),
         "hidden layer in its head (model.head_hidden_dim)": not isinstance(network.head, nn.Linear),
         "other stem than patches (model.stem)": not isinstance(network.patch_embed, PatchEmbedding),
         "sequence pooling (model.pool=attention)": network.attn_pool is not None,

@@ -1,16 +1,9 @@
 import pytest
-import scipy.fft
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitlab.models.patch_embedding import (
-    HIDDEN_WIDTH,
-    ConvolutionalTokenizer,
-    PatchEmbedding,
-    ShiftedPatchTokenization,
-    WhitenedPatchEmbedding,
-)
+from vitlab.models.patch_embedding import HIDDEN_WIDTH, ConvolutionalTokenizer, PatchEmbedding, ShiftedPatchTokenization
 
 
 def images(height: int, width: int, channels: int = 3) -> Tensor:
@@ -130,29 +123,3 @@ def test_normalised_pixels_give_tokens_of_variance_one(kind: type[PatchEmbedding
     stem = kind((4, 4), 3, 256)
     stem.initialise()
     assert stem(torch.randn(64, 3, 16, 16)).std().item() == pytest.approx(1.0, rel=0.1)
-
-
-@pytest.mark.parametrize(("size", "width"), [((4, 4), 192), ((4, 4), 20), ((2, 4), 64)], ids=str)
-def test_whitened_patches_have_equal_variance_in_all_directions(size: tuple[int, int], width: int) -> None:
-    torch.manual_seed(0)
-    stem = WhitenedPatchEmbedding(size, 3, width)
-    stem.initialise()
-    # Patches with the spectrum of natural images, by scipy's inverse cosine transform of independent numbers.
-    rows, columns = torch.arange(size[0]).view(-1, 1), torch.arange(size[1])
-    amplitudes = 1 / (rows.square() + columns.square()).sqrt().clamp(min=0.25) / torch.tensor([1, 4, 4]).view(3, 1, 1)
-    draws = torch.randn(20_000, 3, *size, generator=torch.Generator().manual_seed(1))
-    patches = torch.from_numpy(scipy.fft.idctn((draws * amplitudes).numpy(), axes=(1, 2, 3), norm="ortho"))
-    tokens = stem(patches / patches.std())[:, 0].detach()
-    values = torch.linalg.svdvals(tokens / len(tokens) ** 0.5)[: min(width, patches[0].numel())]
-    assert tokens.std().item() == pytest.approx(1, rel=0.02)
-    assert (values.max() / values.min()).item() < 1.15
-    raw = torch.linalg.svdvals(patches.flatten(1))
-    assert raw.max() / raw.min() > 20
-
-
-def test_a_colour_wave_of_the_whitened_patches_is_a_difference_of_colours() -> None:
-    stem = WhitenedPatchEmbedding((4, 4), 3, 48)
-    stem.initialise()
-    grey, red_blue = torch.ones(1, 3, 4, 4), torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    sizes = [stem(image / image.norm()).norm().item() for image in (grey, red_blue)]
-    assert sizes[1] / sizes[0] == pytest.approx(4, rel=1e-4)

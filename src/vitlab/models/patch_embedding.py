@@ -8,9 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HIDDEN_WIDTH = 64  # of the convolutions before the last one; from the code of Hassani et al. 2021
-# In natural images the mean of a patch varies about four times as much as its lowest frequency, and brightness four
-# times as much as colour.
-MEAN_FREQUENCY, COLOUR_FACTOR = 0.25, 4.0
 
 
 class Stem(nn.Module):
@@ -43,36 +40,6 @@ class PatchEmbedding(Stem):
         if images.dtype.itemsize > 2 and not torch.is_autocast_enabled(images.device.type):
             return self.proj(images).flatten(2).transpose(1, 2)
         return F.linear(to_patches(images, self.proj.weight.shape[2:]), self.proj.weight.flatten(1), self.proj.bias)
-
-
-class WhitenedPatchEmbedding(PatchEmbedding):
-    """A `PatchEmbedding` that at first whitens natural images, without having seen any: images `[B, C, H, W]` ->
-    `[B, N, D]`.
-
-    Its weights are a random rotation of the patch's cosine transform (type II, over colours, rows and columns). The
-    gains of the waves rise with their frequency, because amplitudes in natural images fall as 1 / frequency (Field
-    1987, "Relations between the statistics of natural images and the response properties of cortical cells"). After the
-    whitened first layer of github.com/KellerJordan/cifar10-airbench, which is computed from training images.
-    """
-
-    @torch.no_grad()
-    def initialise(self) -> None:
-        from scipy.fft import idctn  # most runs do not need it, and importing takes time
-
-        super().initialise()
-        width, *sides = self.proj.weight.shape
-        values = self.proj.weight[0].numel()
-        each = torch.eye(values, dtype=torch.float64).reshape(-1, *sides)
-        waves = torch.from_numpy(idctn(each.numpy(), axes=(1, 2, 3), norm="ortho"))
-        _, rows, columns = torch.meshgrid(*map(torch.arange, sides), indexing="ij")
-        frequencies = torch.hypot(rows.double(), columns.double())  # in half periods per patch
-        frequencies[:, 0, 0] = MEAN_FREQUENCY
-        frequencies[1:] *= COLOUR_FACTOR  # of three channels, the waves after the first are differences of colours
-        # Pixels of variance 1 with this spectrum become tokens of variance 1.
-        gains = frequencies.flatten() * frequencies.pow(-2).mean().sqrt()
-        rotation = nn.init.orthogonal_(torch.empty(width, values), gain=max(1.0, width / values) ** 0.5)
-        whitening = gains.unsqueeze(1) * waves.flatten(1)
-        self.proj.weight.copy_((rotation.double() @ whitening).view_as(self.proj.weight))
 
 
 def to_patches(images: Tensor, patch_size: Sequence[int]) -> Tensor:
@@ -146,9 +113,4 @@ class ConvolutionalTokenizer(Stem):
         return x.flatten(2).transpose(1, 2)
 
 
-STEMS: dict[str, type[Stem]] = {
-    "patch": PatchEmbedding,
-    "whitened": WhitenedPatchEmbedding,
-    "shifted": ShiftedPatchTokenization,
-    "conv": ConvolutionalTokenizer,
-}
+STEMS = {"patch": PatchEmbedding, "shifted": ShiftedPatchTokenization, "conv": ConvolutionalTokenizer}

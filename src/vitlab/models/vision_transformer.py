@@ -20,7 +20,7 @@ class VisionTransformer(nn.Module):
     """A Vision Transformer: float images `[B, in_channels, H, W]` -> logits `[B, num_classes]`.
 
     Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words". Parameter names and shapes are those of timm's
-    VisionTransformer with `fc_norm=False`, so weights can be exchanged. timm's has only the stems of patches, no
+    VisionTransformer with `fc_norm=False`, so weights can be exchanged. timm's has only the stem "patch", no
     `pool="attention"`, no `locality_attention` and no `rotary`. A ValueError names the values of a size that does not
     divide, or of an unknown choice.
 
@@ -33,8 +33,7 @@ class VisionTransformer(nn.Module):
         pos_embed: "learned" (drawn with std 0.02), "sincos2d" (fixed), or "none". Learned positions include the class
             token and the registers; fixed ones do not.
         rotary: Turn queries and keys by the row and column of their patch (`rotary2d`), with or without `pos_embed`.
-        stem: "patch" (`PatchEmbedding`), "whitened" (`WhitenedPatchEmbedding`), "shifted"
-            (`ShiftedPatchTokenization`) or "conv" (`ConvolutionalTokenizer`).
+        stem: "patch" (`PatchEmbedding`), "shifted" (`ShiftedPatchTokenization`) or "conv" (`ConvolutionalTokenizer`).
         registers: Learned tokens that take part in attention and that the head does not read (Darcet et al. 2024,
             "Vision Transformers Need Registers", section 2.2).
         qk_norm, locality_attention, attention_dropout, fused_attention: See `SelfAttention`.
@@ -69,7 +68,7 @@ class VisionTransformer(nn.Module):
         pos_embed: Literal["learned", "sincos2d", "none"],
         rotary: bool = False,
         in_channels: int = 3,
-        stem: Literal["patch", "whitened", "shifted", "conv"] = "patch",
+        stem: Literal["patch", "shifted", "conv"] = "patch",
         registers: int = 0,
         qk_norm: bool = False,
         locality_attention: bool = False,

@@ -164,7 +164,7 @@ ONE = [
     (["data.repeated_augmentation=0"], "data.repeated_augmentation=0 must be a whole number of at least 1"),
     (["finetune.layer_decay=1.5"], "finetune.layer_decay=1.5 must be a number above 0 and at most 1"),
     (["model.pool=max"], "model.pool=max must be one of cls, mean, attention"),
-    (["model.stem=resnet"], "model.stem=resnet must be one of patch, whitened, shifted, conv"),
+    (["model.stem=resnet"], "model.stem=resnet must be one of patch, shifted, conv"),
     (["model.layer_scale=0"], "model.layer_scale=0 must be a number above 0, or null"),
     (["model.patch_dropout=1"], "model.patch_dropout=1 must be a number of at least 0 and below 1"),
     (["model.locality_attention=yes"], "model.locality_attention=yes must be true or false"),

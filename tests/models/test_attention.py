@@ -29,6 +29,24 @@ def test_fused_and_plain_attention_agree_under_bfloat16(locality: bool) -> None:
         torch.testing.assert_close(plain(tokens()), fused(tokens()), atol=3e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize(("count", "bfloat16", "fused"), [(31, False, False), (32, False, True), (64, True, False)])
+def test_the_faster_kernel_is_chosen_on_a_cpu(
+    count: int, bfloat16: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, calls = F.scaled_dot_product_attention, []
+
+    def counting(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(args)
+        return kernel(*args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counting)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        chosen = attention()(tokens(count))
+    assert len(calls) == fused
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        torch.testing.assert_close(chosen, attention(fused_attention=fused)(tokens(count)), atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("fused_attention", [False, True])
 def test_locality_attention_equals_timms_with_a_mask_and_scaled_queries(qk_norm: bool, fused_attention: bool) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from preflight.test_preflight import TINY, subject_of
 
-from vitlab.callbacks import EMA, BestCheckpoint, LastCheckpoint
+from vitlab.callbacks import EMA, BestCheckpoint, LastCheckpoint, PatchDropoutStages
 from vitlab.preflight import CheckContext, TimeEstimate, run_preflight
 from vitlab.preflight.cost_checks import SAVED_PER_SECOND, describe_duration
 
@@ -55,6 +55,15 @@ def test_a_run_s_time_is_that_of_its_parts(
     days, *clock = (int(part or 0) for part in match.groups())
     promised = days * 86400 + clock[0] * 3600 + clock[1] * 60 + clock[2]
     assert promised == pytest.approx(seconds, rel=5e-3)
+
+
+def test_the_speed_says_that_stages_of_patch_dropout_change_it(tmp_path: Path) -> None:
+    subject = subject_of(tmp_path, "trainer.max_epochs=10", *TINY)
+    plain = describe_duration(subject, 0, train=TRAIN, evaluate=EVALUATE, fetch=FETCH)
+    subject.trainer.callbacks.append(PatchDropoutStages([0.5, 0.0]))  # type: ignore[attr-defined]
+    staged = describe_duration(subject, 0, train=TRAIN, evaluate=EVALUATE, fetch=FETCH)
+    assert "patch_dropout_stages" in staged
+    assert "patch_dropout_stages" not in plain
 
 
 def test_on_a_cpu_the_steps_of_the_training_are_timed(

@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Timer
 from torch import nn
 from torch.optim import Optimizer
 
-from vitlab.callbacks import EMA, BestCheckpoint, Features, Figures, LastCheckpoint
+from vitlab.callbacks import EMA, BestCheckpoint, Features, Figures, LastCheckpoint, PatchDropoutStages
 from vitlab.callbacks.ema import AuxiliaryLogits
 from vitlab.compat import is_compiled, peak_memory, reset_peak_memory, synchronize
 from vitlab.models.execution import forward_flops, limited
@@ -105,6 +105,8 @@ def describe_duration(
     """The speed in images per second, with a note, and the time that the run will take; from the seconds per image."""
     trainer, data = context.trainer, context.data
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(callback, PatchDropoutStages) for callback in callbacks):
+        note += ", until callbacks.patch_dropout_stages changes it"
     # An epoch: steps, validations, checkpoints.
     batches = limited(len(data.splits["train"]) // data.batch_size, trainer.limit_train_batches)
     interval = trainer.val_check_interval

@@ -1,6 +1,5 @@
 """Muon: the parameters that it updates, and its update."""
 
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -152,26 +151,3 @@ def test_matrices_of_one_shape_together_are_updated_as_timm_updates_each(nestero
 
     for ours, timms in zip(trained(Muon), trained(timm.optim.Muon), strict=True):
         assert torch.allclose(ours, timms, atol=0.02)  # timm iterates in bfloat16, also where ours does not
-
-
-def test_fused_adamw_goes_on_where_timm_s_muon_stopped() -> None:
-    """The state has timm's form, so that runs of earlier versions resume."""
-    torch.manual_seed(0)
-    ours = [nn.Parameter(torch.randn(shape)) for shape in [(4, 8), (8,)]]
-    theirs = deepcopy(ours)
-    optimizers: Any = (Muon, timm.optim.Muon)
-    muon, timms = (
-        optimizer([{"params": parameters, "use_fallback": True}], **SETTINGS, fallback_lr_scale=2.0)
-        for optimizer, parameters in zip(optimizers, (ours, theirs), strict=True)
-    )
-    for step in range(6):
-        if step == 3:
-            muon.load_state_dict(deepcopy(timms.state_dict()))
-        for left, right in zip(ours, theirs, strict=True):
-            left.grad = torch.randn_like(left)
-            right.grad = left.grad.clone()
-        muon.step()
-        timms.step()
-        for left, right in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(left, right)
-            torch.testing.assert_close(muon.state[left], timms.state[right])

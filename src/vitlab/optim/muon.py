@@ -9,7 +9,6 @@ import torch
 from timm.models import group_parameters
 from timm.optim.muon import get_lr_scale, zeropower_via_newtonschulz
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from vitlab.compat import cpu_has_bfloat16, foreach_add_, foreach_lerp_, foreach_mul_, muon_coefficients, suits_muon
 
@@ -18,8 +17,7 @@ class Muon(timm.optim.Muon):
     """timm's Muon, which orthogonalises matrices of one shape together: few large products instead of many small ones.
 
     On a CPU without bfloat16 instructions the Newton-Schulz iteration runs in float32. timm and torch iterate in
-    bfloat16, which such a CPU emulates: one update then takes as long as many training steps. The parameters left to
-    AdamW take one fused operation there, not ten for each: a quarter of the optimizer's time in a small ViT.
+    bfloat16, which such a CPU emulates: one update then takes as long as many training steps.
     """
 
     @torch.no_grad()
@@ -29,12 +27,8 @@ class Muon(timm.optim.Muon):
             with torch.enable_grad():
                 loss = closure()
 
-        gradients: dict[Tensor, Tensor] = {}  # of the parameters that timm is not to update
+        gradients: dict[Tensor, Tensor] = {}
         for group in self.param_groups:
-            if group.get("use_fallback") and not group["nesterov"]:
-                rest = {p: p.grad for p in group["params"] if p.grad is not None and p.device.type == "cpu"}
-                self._update_by_adamw(rest, group)
-                gradients |= rest
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 is_ours = group["algo"] == "muon" and not group.get("use_fallback") and parameter.grad is not None
@@ -45,36 +39,12 @@ class Muon(timm.optim.Muon):
                 self._update(matrices, group)
 
         # timm updates the rest, by AdamW; it passes over parameters without a gradient.
-        for parameter in gradients:
-            parameter.grad = None
+        for matrix in gradients:
+            matrix.grad = None
         super().step()  # type: ignore[no-untyped-call]
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient
+        for matrix, gradient in gradients.items():
+            matrix.grad = gradient
         return loss
-
-    def _update_by_adamw(self, gradients: dict[Tensor, Tensor], group: dict[str, Any]) -> None:
-        """Update parameters on the CPU as timm's Muon does, with its state, by torch's fused AdamW."""
-        for parameter in gradients:
-            if not self.state[parameter]:
-                moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-                self.state[parameter].update(use_muon=False, step=torch.tensor(0.0), **moments)
-        states = [self.state[parameter] for parameter in gradients]
-        adamw(
-            list(gradients),
-            list(gradients.values()),
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"] * group["fallback_lr_scale"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
 
     def _update(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
         """Move matrices of one shape along their orthogonalised momentum."""

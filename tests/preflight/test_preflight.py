@@ -213,8 +213,8 @@ def test_the_default_network_passes_every_check(tmp_path: Path) -> None:
     [
         *(f"model={name}" for name in ("vit_tiny", "vit_small", "vit_base", "vit_hybrid")),
         *(f"experiment={name}" for name in ("demo", "notebook_scratch", "cifar10_finetune", "notebook_pretrained")),
-        *(f"experiment=cifar10_{name}" for name in ("cpu_30min", "gpu_10min", "hybrid_10min", "scratch")),
-        "experiment=cifar10_speedrun_94",
+        *(f"experiment=cifar10_{name}" for name in ("gpu_10min", "hybrid_10min", "speedrun_94", "scratch")),
+        *(f"experiment=cifar10_cpu_30min{suffix}" for suffix in ("", "_bf16", "_hybrid")),
     ],
 )
 def test_every_shipped_model_and_experiment_passes(choice: str, in_process: Command) -> None:

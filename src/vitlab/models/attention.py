@@ -123,8 +123,8 @@ def attend(
 def fused_is_faster(device_type: str, dtype: torch.dtype, tokens: int = 64) -> bool:
     """Whether torch's fused kernel trains faster than matrix products around a softmax, for so many tokens per image.
 
-    Not with bfloat16 on a CPU: training `vit_scratch` on two cores reaches 325 images/s plain and 176 fused with AMX,
-    146 and 109 with AVX512-BF16. In float32 the fused kernel is up to 14 % faster (AVX2, 1,024 tokens) or as fast, and
+    Not with bfloat16 on a CPU: training `vit_scratch` is 1.8 times as fast plain on two cores with AMX, and 1.34 times
+    with AVX512-BF16. In float32 the fused kernel is up to 14 % faster (AVX2, 1,024 tokens) or as fast, and
     needs less memory. With 16 tokens, which patch dropout leaves, it takes as long on two threads as on one, and a step
     of 128 images is 1.1 times as fast plain (6 blocks of 128, AMD EPYC, Zen 3); with 48 tokens as fast. On GPUs it
     never writes the N x N matrix to memory (Dao et al. 2022).

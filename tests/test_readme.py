@@ -203,7 +203,7 @@ def test_training(
     elif not {"--help", "--cfg"} & set(arguments):
         pretrained = "model=vit_pretrained" in line or "finetune" in line
         arguments += [*SHORT, *(SMALL_PRETRAINED if pretrained else SMALL)]
-        if "time_budget" in line:
+        if "time_budget" in line or "_30min" in line:
             arguments = [a for a in arguments if not a.startswith(("trainer.max_time=", "trainer.max_epochs=1"))]
             arguments.append("trainer.max_time=00:00:00:01")
         if "debug=profile" in line:

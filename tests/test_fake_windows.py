@@ -9,7 +9,7 @@ from pathlib import Path
 
 from conftest import ROOT, SMALL_RUN
 from PIL import Image
-from sweeps.test_sweep import grid, results, script, states, wait_for
+from sweeps.fake_sweep import grid, results, script, states, wait_for
 
 FOLDER = ROOT / "tests" / "fake_windows"
 ENVIRONMENT = {
@@ -122,7 +122,7 @@ def test_the_life_of_a_run(tmp_path: Path) -> None:
 
 def test_a_stopped_sweep_resumes(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    command = script(folder, grid("+pace=0.8", seeds=[0]), preload=None)
+    command = script(folder, grid("+hold=never", seeds=[0]), preload=None)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT)
     wait_for(lambda: all((folder / job / "checkpoints" / "last.ckpt").exists() for job in "01"))
     process.send_signal(BREAK)

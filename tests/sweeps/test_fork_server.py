@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL_RUN
-from sweeps.test_sweep import FAKE, grid, make_sweep, results, states, wait_for
+from sweeps.fake_sweep import FAKE, POLL_SECONDS, START, grid, make_sweep, results, states, wait_for
 from test_resume import assert_same_run
 
 from vitlab.sweeps.executors import LocalExecutor
@@ -223,16 +222,19 @@ def test_jobs_of_several_devices_are_not_forked(tmp_path: Path) -> None:
 
 def test_a_killed_server_takes_no_job_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [str(FAKE), "-m"])
+    monkeypatch.setattr("vitlab.sweeps.runner.POLL_SECONDS", POLL_SECONDS)
     executor = LocalExecutor(2, [], 4, preload=[])
 
     def kill() -> None:
         wait_for(lambda: all((tmp_path / job / "checkpoints" / "last.ckpt").exists() for job in "01"))
         assert executor.server is not None
         os.kill(executor.server.process.pid, signal.SIGKILL)
+        for job in "01":
+            (tmp_path / job / "go").touch()
 
     thread = threading.Thread(target=kill)
     thread.start()
-    run_grid(make_sweep(tmp_path), executor, grid("+pace=0.7"))
+    run_grid(make_sweep(tmp_path), executor, [*grid("+hold=go", lrs=["0.001"]), *grid(lrs=["0.01"])])
     thread.join()
     assert states(tmp_path) == [(number, "done") for number in range(4)]
     assert set(results(tmp_path)) == set("0123")
@@ -240,20 +242,18 @@ def test_a_killed_server_takes_no_job_with_it(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
 def test_a_sweep_that_is_stopped_while_its_server_imports_leaves_nothing(sent: signal.Signals, tmp_path: Path) -> None:
-    (tmp_path / "endless.py").write_text("import time\ntime.sleep(600)\n")
+    imports = tmp_path / "imports"
+    (tmp_path / "endless.py").write_text(f"import time\nopen({str(imports)!r}, 'w').close()\ntime.sleep(600)\n")
     code = (
-        f"import sys; sys.path[:0] = [{str(FAKE.parent.parent)!r}]; sys.argv[0] = {str(FAKE)!r}\n"
-        "from pathlib import Path; from sweeps.test_fork_server import *\n"
-        f"executor = LocalExecutor(2, [], 4, preload=['endless'])\n"
-        f"run_grid(make_sweep(Path({str(tmp_path / 'sweep')!r})), executor, grid())\n"
+        f"{START}executor = LocalExecutor(2, [], 4, preload=['endless'])\n"
+        f"runner.run_grid(make_sweep(Path({str(tmp_path / 'sweep')!r})), executor, grid())\n"
     )
     path = os.pathsep.join([str(tmp_path), *sys.path])
     process = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL
     )
-    wait_for(lambda: _children(process.pid))
+    wait_for(imports.exists)
     (server,) = _children(process.pid)
-    time.sleep(0.5)  # it imports
     process.send_signal(sent)
     process.wait(timeout=60)
     wait_for(lambda: not _is_running(server))

@@ -52,6 +52,15 @@ print("with no end of line", end="")
 """
 
 
+@pytest.fixture(scope="module")
+def plain() -> Iterator[ForkServer]:
+    """A server that has imported nothing more than it needs itself."""
+    found = ForkServer([], dict(os.environ))
+    wait_for(lambda: not found.is_importing())
+    yield found
+    found.close()
+
+
 @pytest.fixture
 def server() -> Iterator[Callable[..., ForkServer]]:
     """Starts a server and waits until it has imported."""
@@ -83,11 +92,11 @@ def own_process(log: Path, *command: str, environment: Mapping[str, str] = os.en
         return start_process([sys.executable, *command], file, dict(environment)).wait()
 
 
-def test_a_forked_job_finds_the_same_process(server: Callable[..., ForkServer], tmp_path: Path) -> None:
+def test_a_forked_job_finds_the_same_process(plain: ForkServer, tmp_path: Path) -> None:
     probe, log, other = tmp_path / "probe.py", tmp_path / "forked.log", tmp_path / "own.log"
     probe.write_text(PROBE)
-    assert status_of(run(server(), log, str(probe), "key=a b", "ü")) == 0
-    assert own_process(other, str(probe), "key=a b", "ü") == 0
+    assert status_of(run(plain, log, str(probe), "key=a b", "ü")) == 0
+    assert own_process(other, str(probe), "key=a b", "ü", environment=plain.environment) == 0
     forked, own = log.read_text(), other.read_text().replace(other.name, log.name)
     assert "by C\n" in forked
     assert forked.endswith("with no end of line")
@@ -115,12 +124,10 @@ def test_a_forked_job_finds_the_same_process(server: Callable[..., ForkServer], 
         ),
     ],
 )
-def test_a_forked_job_ends_as_its_own_process_would(
-    code: str, status: int, server: Callable[..., ForkServer], tmp_path: Path
-) -> None:
+def test_a_forked_job_ends_as_its_own_process_would(code: str, status: int, plain: ForkServer, tmp_path: Path) -> None:
     script, forked, own = tmp_path / "job.py", tmp_path / "forked.log", tmp_path / "own.log"
     script.write_text(f"import atexit, logging.handlers, os, signal, sys, threading, time\nprint('begin')\n{code}\n")
-    assert status_of(run(server(), forked, str(script))) == own_process(own, str(script)) == status
+    assert status_of(run(plain, forked, str(script))) == own_process(own, str(script)) == status
     assert forked.read_text().startswith("begin\n")
     assert forked.read_text().splitlines()[-1] == own.read_text().splitlines()[-1]
 
@@ -141,7 +148,8 @@ atexit.register(print_late)
 def test_a_forked_run_writes_the_same_files(server: Callable[..., ForkServer], tmp_path: Path) -> None:
     (tmp_path / "late.py").write_text(LATE)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "OMP_NUM_THREADS": "1"}
-    command = [str(ROOT / "train.py"), *SMALL_RUN, "seed=1"]
+    short = ["trainer.max_epochs=1", "data.train_images=100", "data.test_images=40"]
+    command = [str(ROOT / "train.py"), *SMALL_RUN, *short, "seed=1"]
     forked, own = tmp_path / "forked" / "0", tmp_path / "own" / "0"
     for folder in (forked, own):
         folder.parent.mkdir()

@@ -190,7 +190,7 @@ def hub_server(tmp_path: Path) -> Iterator[HubServer]:
     torch.manual_seed(1)
     save_file(timm.create_model(HUB_NAME, pretrained=False).state_dict(), file)
     with HubServer(partial(Hub, directory=tmp_path / "hub")) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=partial(server.serve_forever, 0.02), daemon=True).start()  # seconds to `shutdown`
         yield server
         server.shutdown()
 

@@ -93,7 +93,7 @@ def download(cifar_archive: Path) -> Iterator[list[str]]:
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=cifar_archive.parent)) as http:
         # A client that hangs up is the server's affair; what the tests read is the command's own terminal.
         http.handle_error = lambda *_: None  # type: ignore[method-assign]
-        threading.Thread(target=http.serve_forever, daemon=True).start()
+        threading.Thread(target=partial(http.serve_forever, 0.02), daemon=True).start()  # seconds to `shutdown`
         md5 = hashlib.md5(cifar_archive.read_bytes()).hexdigest()
         yield [f"data.url=http://127.0.0.1:{http.server_port}/{cifar_archive.name}", f"data.md5={md5}"]
         http.shutdown()

@@ -1,7 +1,7 @@
 """Fake train.py for tests of sweeps: writes the files of a run in the right order, without training.
 
 `act=` selects how it ends: raise, exit, kill (itself), error (of the user). `hold=` is a file, in the run directory or
-with its whole path: a new run waits after its first epoch until it is stopped or the file exists.
+with its whole path: a new run waits after its first epoch until it is stopped or the file exists, at most a minute.
 """
 
 import json
@@ -50,6 +50,7 @@ if act == "error":
     run.end("failed")
     print("error: optimizer.lr=-1.0 must be a number above 0", file=sys.stderr)
     sys.exit(2)
+latest = time.monotonic() + 60  # a test that fails ends
 for epoch in range(len(config["rows"]), config["epochs"]):
     accuracy = 0.9 - (math.log10(config["lr"]) + 3) ** 2 / 10 - 0.2 / (epoch + 1) + config["seed"] / 1000
     config["rows"].append(accuracy)
@@ -58,6 +59,8 @@ for epoch in range(len(config["rows"]), config["epochs"]):
     write_json(run.checkpoints / "last.ckpt", config)
     while "hold" in arguments and not stopped and not (run.path / arguments["hold"]).exists():
         time.sleep(0.02)
+        if time.monotonic() > latest:
+            break
     if stopped:
         run.end("interrupted")
         sys.exit(143)

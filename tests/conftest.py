@@ -18,8 +18,10 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import distributions
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -133,6 +135,15 @@ def _c_parses_yaml() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _packages_are_listed_once() -> Iterator[None]:
+    """Each run notes the installed packages for TensorBoard: a tenth of a small run. Their metadata are read once."""
+    packages = cache(lambda: [SimpleNamespace(metadata=found.metadata) for found in distributions()])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitlab.report.tensorboard.distributions", packages)
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a finished run on synthetic data, with its figures, outputs/demo/<time> of its folder."""
@@ -190,7 +201,7 @@ def hub_server(tmp_path: Path) -> Iterator[HubServer]:
     torch.manual_seed(1)
     save_file(timm.create_model(HUB_NAME, pretrained=False).state_dict(), file)
     with HubServer(partial(Hub, directory=tmp_path / "hub")) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=partial(server.serve_forever, 0.02), daemon=True).start()  # seconds to `shutdown`
         yield server
         server.shutdown()
 

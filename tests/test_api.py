@@ -48,7 +48,7 @@ KINDS = {
     "float tensor": lambda folder: torch.from_numpy(CHANNELS_FIRST) / 255,
 }
 STOP = ["+callbacks.stop._target_=stoppers.SendSignal", "+callbacks.stop.epoch=1", "+callbacks.stop.batch=1"]
-SHORT_RUN = [*SMALL_RUN, "trainer.max_epochs=1"]
+SHORT_RUN = [*SMALL_RUN, "trainer.max_epochs=1", "data.train_images=150", "data.test_images=40"]
 MEASURED = {"seconds", "images_per_second", "data_wait", "memory_gib"}
 
 

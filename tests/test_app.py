@@ -62,20 +62,18 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {file.stem: file for file in folder.iterdir()}
 
 
-def answer(served: Served, image: Any) -> tuple[Any, ...]:
-    client = pytest.importorskip("gradio_client")
-    connection = client.Client(served.address, verbose=False, analytics_enabled=False)
-    found: tuple[Any, ...] = connection.predict(image, api_name="/classify")
-    return found
+@pytest.fixture(scope="module")
+def client(served: Served) -> Any:
+    return pytest.importorskip("gradio_client").Client(served.address, verbose=False, analytics_enabled=False)
 
 
 @pytest.mark.parametrize("name", ["turned", "see_through", "deep"])
 def test_an_upload_gets_the_probabilities_of_predict(
-    served: Served, photos: dict[str, Path], small_run: Path, name: str
+    client: Any, photos: dict[str, Path], small_run: Path, name: str
 ) -> None:
     from gradio_client import handle_file
 
-    preview, label, attention, message = answer(served, handle_file(photos[name]))
+    preview, label, attention, message = client.predict(handle_file(photos[name]), api_name="/classify")
     assert message == ""
     expected = vitlab.load(small_run).predict(photos[name])
     assert label["label"] == expected.label
@@ -86,10 +84,10 @@ def test_an_upload_gets_the_probabilities_of_predict(
         assert figure.width > 500
 
 
-def test_an_unreadable_image_is_a_sentence_on_the_page(served: Served, photos: dict[str, Path]) -> None:
+def test_an_unreadable_image_is_a_sentence_on_the_page(client: Any, served: Served, photos: dict[str, Path]) -> None:
     from gradio_client import handle_file
 
-    *shown, message = answer(served, handle_file(photos["broken"]))
+    *shown, message = client.predict(handle_file(photos["broken"]), api_name="/classify")
     assert not any(shown)
     assert "can't be read" in message
     assert str(served.uploads) not in message

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL_RUN, Command, Result, run_script
+from test_fake_windows import COMMANDS as SEVERAL
 
 from vitlab.cli import COMMANDS
 
@@ -18,7 +19,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     for package in wheel["packages"]:
-        shutil.copytree(ROOT / package, folder / Path(package).name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / package, folder / Path(package).name)
     for source, target in wheel["force-include"].items():
         (folder / target).parent.mkdir(exist_ok=True)
         (shutil.copytree if (ROOT / source).is_dir() else shutil.copy)(ROOT / source, folder / target)
@@ -27,11 +28,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def installed(site: Path, tmp_path: Path) -> Command:
-    """Runs `vitlab <arguments>` of the installed copy in an empty folder."""
+    """Runs Python with the installed copy in an empty folder."""
     (tmp_path / "here").mkdir()
-    return lambda *arguments: run_script(
-        "-m", "vitlab", *arguments, cwd=tmp_path / "here", env={"PYTHONPATH": f"{site}:{ROOT / 'tests'}"}
-    )
+    path = {"PYTHONPATH": f"{site}:{ROOT / 'tests'}"}
+    return lambda *arguments: run_script(*arguments, cwd=tmp_path / "here", env=path)
 
 
 def console(in_process: Command, *arguments: str) -> Result:
@@ -73,8 +73,12 @@ def test_an_installed_copy_trains_and_evaluates_in_any_folder(installed: Command
     (tmp_path / "conf" / "optimizer" / "mine.yaml").write_text(
         "_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\nmomentum: 0.75\n"
     )
-    result = installed("train", *SMALL_RUN, "optimizer=mine", "preflight=off", f"--config-dir={tmp_path / 'conf'}")
-    assert result.returncode == 0, result.stderr
+    commands = [
+        ["vitlab", "train", *SMALL_RUN, "optimizer=mine", f"--config-dir={tmp_path / 'conf'}"],
+        ["vitlab", "evaluate", "run=latest", "trainer=cpu"],  # the choice is in the installed conf/
+    ]
+    result = installed("-c", SEVERAL, json.dumps(commands))
+    assert result.stdout.endswith("statuses [0, 0]\n"), result.stderr
     (run,) = (tmp_path / "here" / "outputs" / "demo").iterdir()
     assert f"\n  vitlab evaluate run=outputs/demo/{run.name}\n" in result.stdout
     manifest = json.loads((run / "manifest.json").read_text())
@@ -84,8 +88,6 @@ def test_an_installed_copy_trains_and_evaluates_in_any_folder(installed: Command
     assert "vitlab train reproduce=" in page
     assert " checkout " not in page.replace("from a git checkout", "")
     assert str(site) not in page
-    result = installed("evaluate", "run=latest", "trainer=cpu")  # the choice is in the installed conf/
-    assert result.returncode == 0, result.stderr
     assert json.loads((run / "evaluation_test.json").read_text())["test/acc"] == pytest.approx(
         json.loads((run / "metrics.json").read_text())["test/acc"]
     )
@@ -93,7 +95,7 @@ def test_an_installed_copy_trains_and_evaluates_in_any_folder(installed: Command
 
 @pytest.mark.slow  # four processes import torch
 def test_an_installed_copy_sweeps_and_ranks(installed: Command, tmp_path: Path) -> None:
-    result = installed("train", "-m", *SMALL_RUN, "trainer.max_epochs=1", "preflight=off", "seed=0,1")
+    result = installed("-m", "vitlab", "train", "-m", *SMALL_RUN, "trainer.max_epochs=1", "preflight=off", "seed=0,1")
     assert result.returncode == 0, result.stderr
     assert "vitlab train reproduce=outputs/sweeps/" in result.stdout
     (sweep,) = (tmp_path / "here" / "outputs" / "sweeps").iterdir()
@@ -103,8 +105,7 @@ def test_an_installed_copy_sweeps_and_ranks(installed: Command, tmp_path: Path) 
 
 @pytest.mark.slow  # two processes import torch
 def test_the_ranks_of_a_run_start_from_the_installed_copy(installed: Command) -> None:
-    result = installed(
-        "train", *SMALL_RUN, "trainer=ddp_cpu", "trainer.devices=2", "trainer.max_epochs=1", "preflight=off"
-    )
+    devices = ["trainer=ddp_cpu", "trainer.devices=2"]
+    result = installed("-m", "vitlab", "train", *SMALL_RUN, *devices, "trainer.max_epochs=1", "preflight=off")
     assert result.returncode == 0, result.stderr
     assert "2 x CPU" in result.stdout

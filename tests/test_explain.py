@@ -52,7 +52,8 @@ def test_a_model_without_attention_is_refused(in_process: Command, tmp_path: Pat
     choices = ["data=image_folder", f"data.root={image_root}", "data.batch_size=8", "trainer.max_epochs=1"]
     network = ["model=vit_pretrained", "model.name=test_resnet", "model.pretrained=false", "preflight=off"]
     facts = ["data.image_size=32", "data.interpolation=bicubic"]
-    result = in_process("train.py", *choices, *network, *facts)
+    figures = ["callbacks.figures=null", "callbacks.features=null", "callbacks.vit_figures.level=light"]
+    result = in_process("train.py", *choices, *network, *facts, *figures)
     assert result.returncode == 0, result.stderr
     assert "left out" not in result.stdout + result.stderr
     assert not list(tmp_path.glob("outputs/*/*/figures/4*.png"))

@@ -16,6 +16,7 @@ from torchvision.ops import sigmoid_focal_loss
 from vitlab.errors import UserError
 from vitlab.losses import BinaryCrossEntropy, ClassLoss, CrossEntropy, Focal, balanced_weights
 
+FEW_IMAGES = ["data.train_images=150", "data.test_images=40"]
 LOSSES: list[type[Any]] = [CrossEntropy, BinaryCrossEntropy, Focal]
 
 
@@ -80,7 +81,7 @@ def test_a_function_that_needs_other_arguments_is_refused(in_process: Command) -
 )
 def test_a_run_trains_and_evaluates_with_each_loss(choice: str, in_process: Command, tmp_path: Path) -> None:
     given = [f"loss._target_={choice}"] if "." in choice else [f"loss={choice}", "loss.class_weights=balanced"]
-    short = [*SMALL_RUN, "trainer.max_epochs=1", "preflight=strict", "callbacks=ema", "hydra.run.dir=run"]
+    short = [*SMALL_RUN, *FEW_IMAGES, "trainer.max_epochs=1", "preflight=strict", "callbacks=ema", "hydra.run.dir=run"]
     result = in_process("train.py", *short, *given)
     assert result.returncode == 0, result.stderr
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())

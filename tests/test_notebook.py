@@ -9,7 +9,8 @@ from conftest import ROOT, SMALL_RUN
 from nbclient import NotebookClient
 
 NOTEBOOK = ROOT / "tests" / "notebooks" / "quickstart.ipynb"
-SHORT = ", ".join(map(repr, [*SMALL_RUN, "callbacks.figures.level=light", "preflight=off"]))
+SHORT = ", ".join(map(repr, [*SMALL_RUN, "data.train_images=300", "data.test_images=50"]))
+FIGURES = "'callbacks.figures.level=light', 'callbacks.vit_figures=null', 'callbacks.features=null'"
 STOP = ["+callbacks.stop._target_=stoppers.SendSignal", "+callbacks.stop.number=2", "+callbacks.stop.epoch=1"]
 STOP += ["+callbacks.stop.hook=on_train_batch_end", "+callbacks.stop.batch=1"]
 FURTHER = [
@@ -27,7 +28,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     book: Any = nbformat.read(NOTEBOOK, as_version=4)
     book.cells = [cell for cell in book.cells if cell.cell_type == "code" and "tags" not in cell.metadata]
     train = next(cell for cell in book.cells if "vitlab.train(" in cell.source)
-    train.source = train.source.replace('"experiment=demo"', SHORT)
+    train.source = train.source.replace('"experiment=demo"', f"{SHORT}, {FIGURES}")
     book.cells += [nbformat.v4.new_code_cell(source) for source in FURTHER]
     folder = tmp_path_factory.mktemp("notebook")
     path = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}"}

@@ -93,7 +93,7 @@ def download(cifar_archive: Path) -> Iterator[list[str]]:
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=cifar_archive.parent)) as http:
         # A client that hangs up is the server's affair; what the tests read is the command's own terminal.
         http.handle_error = lambda *_: None  # type: ignore[method-assign]
-        threading.Thread(target=http.serve_forever, daemon=True).start()
+        threading.Thread(target=partial(http.serve_forever, 0.02), daemon=True).start()  # seconds to `shutdown`
         md5 = hashlib.md5(cifar_archive.read_bytes()).hexdigest()
         yield [f"data.url=http://127.0.0.1:{http.server_port}/{cifar_archive.name}", f"data.md5={md5}"]
         http.shutdown()
@@ -168,7 +168,7 @@ def test_every_command_is_tried() -> None:
 
 @pytest.mark.parametrize("line", SWEEPS)
 def test_sweep(line: str, folder: Path, in_process: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first job of a sweep is planned; none is run. Of several seeds or folds it has the first two."""
+    """The first job of a sweep is planned; none is run. Of several seeds it has the first, of folds the first two."""
     sources: list[Any] = []
     monkeypatch.setattr("vitlab.sweeps.runner.run_jobs", lambda *arguments: sources.append(arguments[2]))
     monkeypatch.setattr("vitlab.sweeps.search.run_jobs", lambda *arguments: sources.append(arguments[2]))
@@ -177,7 +177,10 @@ def test_sweep(line: str, folder: Path, in_process: Command, monkeypatch: pytest
         record = {"arguments": ["seed=0,1"], "cwd": str(folder), "jobs": []}
         (sweep / "sweep.json").write_text(json.dumps(record))
     shutil.rmtree(sweep / "0")
-    result = in_process(*words(re.sub(r"(seed|fold)=0,1,[\d,]+", r"\1=0,1", line)), cwd=folder)
+    arguments = words(re.sub(r"fold=0,1,[\d,]+", "fold=0,1", line.replace("seed=0,1,2", "seed=0")))
+    if "sweep=augmentation" in line:
+        arguments.append("hydra.sweeper.params.seed=0")
+    result = in_process(*arguments, cwd=folder)
     assert result.returncode == 0, result.stderr
     (source,) = sources
     first = source.next()

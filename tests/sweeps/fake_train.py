@@ -1,6 +1,7 @@
 """Fake train.py for tests of sweeps: writes the files of a run in the right order, without training.
 
-`act=` selects how it ends: raise, exit, kill (itself), error (of the user). `pace=` is the seconds per epoch.
+`act=` selects how it ends: raise, exit, kill (itself), error (of the user). `hold=` is a file, in the run directory or
+with its whole path: a new run waits after its first epoch until it is stopped or the file exists, at most a minute.
 """
 
 import json
@@ -31,7 +32,7 @@ else:
         "seed": int(arguments["seed"]),
         "epochs": 3,
         "rows": [],
-        **{key: arguments[key] for key in ("act", "pace") if key in arguments},
+        **({"act": arguments["act"]} if "act" in arguments else {}),
     }
     config["epochs"] = int(arguments.get("trainer.max_epochs", 3))
     run.create({"seed": config["seed"]}, {"seed": config["seed"]})
@@ -49,13 +50,17 @@ if act == "error":
     run.end("failed")
     print("error: optimizer.lr=-1.0 must be a number above 0", file=sys.stderr)
     sys.exit(2)
+latest = time.monotonic() + 60  # a test that fails ends
 for epoch in range(len(config["rows"]), config["epochs"]):
-    time.sleep(float(config.get("pace", 0)))
     accuracy = 0.9 - (math.log10(config["lr"]) + 3) ** 2 / 10 - 0.2 / (epoch + 1) + config["seed"] / 1000
     config["rows"].append(accuracy)
     lines = [f"{i},{i},{i},{value!r}" for i, value in enumerate(config["rows"], 1)]
     write_text(run.epochs_file, "\n".join(["epoch,step,seconds,val/acc", *lines, ""]))
     write_json(run.checkpoints / "last.ckpt", config)
+    while "hold" in arguments and not stopped and not (run.path / arguments["hold"]).exists():
+        time.sleep(0.02)
+        if time.monotonic() > latest:
+            break
     if stopped:
         run.end("interrupted")
         sys.exit(143)

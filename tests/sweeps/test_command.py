@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SMALL_RUN, Command
+from conftest import ROOT, SMALL_RUN, Command
 
 from vitlab.errors import UserError
-from vitlab.sweeps.sweep import restore_arguments, resume_sweep_command
+from vitlab.sweeps.search import Search
+from vitlab.sweeps.sweep import Sweep, restore_arguments, resume_sweep_command
 
 
 def write_record(folder: Path, *arguments: str) -> None:
@@ -61,29 +62,39 @@ def test_resuming_a_folder_without_a_sweep_is_an_error(in_process: Command) -> N
     assert result.stderr.startswith("error: nowhere holds no sweep")
 
 
-def test_a_sweep_from_end_to_end(command: Command, tmp_path: Path) -> None:
-    arguments = [*SMALL_RUN, "trainer.max_epochs=1", "preflight=off", "hydra.sweep.dir=sweep", "hydra.launcher.jobs=2"]
-    result = command("train.py", "-m", *arguments, "seed=0,1", "model.depth=1")
+SHORT = ["trainer.max_epochs=1", "data.train_images=100", "data.test_images=40", "model.depth=1"]
+
+
+def test_a_sweep_from_end_to_end(in_process: Command, tmp_path: Path) -> None:
+    train = str(ROOT / "train.py")  # which the jobs start as well
+    arguments = [*SMALL_RUN, *SHORT, "hydra.sweep.dir=sweep", "hydra.launcher.jobs=2"]
+    result = in_process(train, "-m", *arguments, "seed=0,1")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""
     runs = [tmp_path / "sweep" / number for number in "01"]
     assert [json.loads((run / "manifest.json").read_text())["seed"] for run in runs] == [0, 1]
     assert all((run / "metrics.json").exists() for run in runs)
     assert (tmp_path / "sweep" / "leaderboard.html").exists()
-    again = command("train.py", "-m", "sweep=resume:sweep")
+    again = in_process(train, "-m", "sweep=resume:sweep")
     assert again.returncode == 0
     assert "2 jobs, 2 of them already finished" in again.stdout
 
 
-def test_the_jobs_of_a_file_in_conf_sweep_are_runs_not_sweeps(command: Command, tmp_path: Path) -> None:
-    arguments = [
-        *SMALL_RUN,
-        "trainer.max_epochs=1",
-        "preflight=off",
-        "hydra.sweep.dir=sweep",
-        "hydra.sweeper.n_trials=1",
-    ]
-    result = command("train.py", "sweep=lr_wd", *arguments, "model.depth=1")
+def test_the_jobs_of_a_file_in_conf_sweep_are_runs_not_sweeps(
+    in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def note_first(sweep: Sweep, _: object, search: Search, __: str) -> None:
+        job = search.next()
+        assert job is not None
+        commands.append(sweep.command(job))
+
+    monkeypatch.setattr("vitlab.sweeps.search.run_jobs", note_first)
+    result = in_process("train.py", "sweep=lr_wd", *SMALL_RUN, *SHORT, "hydra.sweep.dir=sweep")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (command,) = commands
+    result = in_process("train.py", *command[2:])
     assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "sweep" / "0" / "metrics.json").exists()
 

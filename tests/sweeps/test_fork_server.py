@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL_RUN
-from sweeps.test_sweep import FAKE, grid, make_sweep, results, states, wait_for
+from sweeps.fake_sweep import FAKE, POLL_SECONDS, START, grid, make_sweep, results, states, wait_for
 from test_resume import assert_same_run
 
 from vitlab.sweeps.executors import LocalExecutor
@@ -53,6 +52,15 @@ print("with no end of line", end="")
 """
 
 
+@pytest.fixture(scope="module")
+def plain() -> Iterator[ForkServer]:
+    """A server that has imported nothing more than it needs itself."""
+    found = ForkServer([], dict(os.environ))
+    wait_for(lambda: not found.is_importing())
+    yield found
+    found.close()
+
+
 @pytest.fixture
 def server() -> Iterator[Callable[..., ForkServer]]:
     """Starts a server and waits until it has imported."""
@@ -84,11 +92,11 @@ def own_process(log: Path, *command: str, environment: Mapping[str, str] = os.en
         return start_process([sys.executable, *command], file, dict(environment)).wait()
 
 
-def test_a_forked_job_finds_the_same_process(server: Callable[..., ForkServer], tmp_path: Path) -> None:
+def test_a_forked_job_finds_the_same_process(plain: ForkServer, tmp_path: Path) -> None:
     probe, log, other = tmp_path / "probe.py", tmp_path / "forked.log", tmp_path / "own.log"
     probe.write_text(PROBE)
-    assert status_of(run(server(), log, str(probe), "key=a b", "ü")) == 0
-    assert own_process(other, str(probe), "key=a b", "ü") == 0
+    assert status_of(run(plain, log, str(probe), "key=a b", "ü")) == 0
+    assert own_process(other, str(probe), "key=a b", "ü", environment=plain.environment) == 0
     forked, own = log.read_text(), other.read_text().replace(other.name, log.name)
     assert "by C\n" in forked
     assert forked.endswith("with no end of line")
@@ -116,12 +124,10 @@ def test_a_forked_job_finds_the_same_process(server: Callable[..., ForkServer], 
         ),
     ],
 )
-def test_a_forked_job_ends_as_its_own_process_would(
-    code: str, status: int, server: Callable[..., ForkServer], tmp_path: Path
-) -> None:
+def test_a_forked_job_ends_as_its_own_process_would(code: str, status: int, plain: ForkServer, tmp_path: Path) -> None:
     script, forked, own = tmp_path / "job.py", tmp_path / "forked.log", tmp_path / "own.log"
     script.write_text(f"import atexit, logging.handlers, os, signal, sys, threading, time\nprint('begin')\n{code}\n")
-    assert status_of(run(server(), forked, str(script))) == own_process(own, str(script)) == status
+    assert status_of(run(plain, forked, str(script))) == own_process(own, str(script)) == status
     assert forked.read_text().startswith("begin\n")
     assert forked.read_text().splitlines()[-1] == own.read_text().splitlines()[-1]
 
@@ -142,7 +148,8 @@ atexit.register(print_late)
 def test_a_forked_run_writes_the_same_files(server: Callable[..., ForkServer], tmp_path: Path) -> None:
     (tmp_path / "late.py").write_text(LATE)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "OMP_NUM_THREADS": "1"}
-    command = [str(ROOT / "train.py"), *SMALL_RUN, "seed=1"]
+    short = ["trainer.max_epochs=1", "data.train_images=100", "data.test_images=40"]
+    command = [str(ROOT / "train.py"), *SMALL_RUN, *short, "seed=1"]
     forked, own = tmp_path / "forked" / "0", tmp_path / "own" / "0"
     for folder in (forked, own):
         folder.parent.mkdir()
@@ -223,16 +230,19 @@ def test_jobs_of_several_devices_are_not_forked(tmp_path: Path) -> None:
 
 def test_a_killed_server_takes_no_job_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [str(FAKE), "-m"])
+    monkeypatch.setattr("vitlab.sweeps.runner.POLL_SECONDS", POLL_SECONDS)
     executor = LocalExecutor(2, [], 4, preload=[])
 
     def kill() -> None:
         wait_for(lambda: all((tmp_path / job / "checkpoints" / "last.ckpt").exists() for job in "01"))
         assert executor.server is not None
         os.kill(executor.server.process.pid, signal.SIGKILL)
+        for job in "01":
+            (tmp_path / job / "go").touch()
 
     thread = threading.Thread(target=kill)
     thread.start()
-    run_grid(make_sweep(tmp_path), executor, grid("+pace=0.7"))
+    run_grid(make_sweep(tmp_path), executor, [*grid("+hold=go", lrs=["0.001"]), *grid(lrs=["0.01"])])
     thread.join()
     assert states(tmp_path) == [(number, "done") for number in range(4)]
     assert set(results(tmp_path)) == set("0123")
@@ -240,20 +250,18 @@ def test_a_killed_server_takes_no_job_with_it(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
 def test_a_sweep_that_is_stopped_while_its_server_imports_leaves_nothing(sent: signal.Signals, tmp_path: Path) -> None:
-    (tmp_path / "endless.py").write_text("import time\ntime.sleep(600)\n")
+    imports = tmp_path / "imports"
+    (tmp_path / "endless.py").write_text(f"import time\nopen({str(imports)!r}, 'w').close()\ntime.sleep(600)\n")
     code = (
-        f"import sys; sys.path[:0] = [{str(FAKE.parent.parent)!r}]; sys.argv[0] = {str(FAKE)!r}\n"
-        "from pathlib import Path; from sweeps.test_fork_server import *\n"
-        f"executor = LocalExecutor(2, [], 4, preload=['endless'])\n"
-        f"run_grid(make_sweep(Path({str(tmp_path / 'sweep')!r})), executor, grid())\n"
+        f"{START}executor = LocalExecutor(2, [], 4, preload=['endless'])\n"
+        f"runner.run_grid(make_sweep(Path({str(tmp_path / 'sweep')!r})), executor, grid())\n"
     )
     path = os.pathsep.join([str(tmp_path), *sys.path])
     process = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL
     )
-    wait_for(lambda: _children(process.pid))
+    wait_for(imports.exists)
     (server,) = _children(process.pid)
-    time.sleep(0.5)  # it imports
     process.send_signal(sent)
     process.wait(timeout=60)
     wait_for(lambda: not _is_running(server))

@@ -5,26 +5,32 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
-from sweeps.test_sweep import FAKE, fake_processes, make_sweep, wait_for
+from sweeps.fake_sweep import (
+    FAKE,
+    LR,
+    POLL_SECONDS,
+    START,
+    fake_processes,
+    make_sweep,
+    search,
+    study_of,
+    wait_for,
+)
 
 from hydra_plugins.vitlab.sweepers import check_duration
 from vitlab.errors import UserError
 from vitlab.sweeps.executors import LocalExecutor
 from vitlab.sweeps.runner import run_grid
 from vitlab.sweeps.search import Parameter, Search, open_storage, parameter_importance, read_space, run_search
-from vitlab.sweeps.sweep import read_record
+from vitlab.sweeps.sweep import Job, read_record
 from vitlab.sweeps.sweep_guard import covering_jobs
-
-LR: Mapping[str, Any] = {"optimizer.lr": "tag(log,interval(1e-5,1e-1))"}
 
 
 @pytest.mark.parametrize(
@@ -91,29 +97,13 @@ def test_each_value_and_each_end_of_a_search_is_checked() -> None:
     assert all("b=z" in job for job in jobs if "c=1" in job or "c=2" in job)
 
 
-def search(folder: Path, n_trials: int, *fixed: str, pruner: optuna.pruners.BasePruner | None = None) -> optuna.Study:
-    sys.argv = [str(FAKE), "-m"]
-    run_search(
-        make_sweep(folder),
-        LocalExecutor(2, [], 4),
-        read_space(LR, ["seed=0", *fixed], {}),
-        n_trials,
-        optuna.samplers.TPESampler(seed=0, n_startup_trials=4),
-        pruner or optuna.pruners.NopPruner(),
-    )
-    return study_of(folder)
-
-
-def study_of(folder: Path) -> optuna.Study:
-    return optuna.load_study(study_name="search", storage=f"sqlite:///{folder / 'study.db'}")
-
-
 NEITHER = optuna.samplers.RandomSampler(seed=0), optuna.pruners.NopPruner()
 
 
 @pytest.fixture(autouse=True)
 def _arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr("vitlab.sweeps.runner.POLL_SECONDS", POLL_SECONDS)
 
 
 def test_a_search_finds_the_optimum_and_continues_with_more_trials(tmp_path: Path) -> None:
@@ -155,7 +145,16 @@ def test_a_duration_is_days_hours_minutes_seconds() -> None:
 
 def test_bad_trials_are_pruned_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitlab.sweeps.runner.PRUNING_SECONDS", 0)
-    study = search(tmp_path, 6, "+pace=1", "trainer.max_epochs=3", pruner=optuna.pruners.ThresholdPruner(lower=0.69))
+    should_prune = Search.should_prune
+
+    def and_let_others_go_on(self: Search, job: Job) -> bool:
+        hopeless = should_prune(self, job)
+        if not hopeless and self.study.trials[job.number].intermediate_values:
+            (job.folder / "go").touch()
+        return hopeless
+
+    monkeypatch.setattr(Search, "should_prune", and_let_others_go_on)
+    study = search(tmp_path, 6, "+hold=go", pruner=optuna.pruners.ThresholdPruner(lower=0.69))
     pruned = [trial.number for trial in study.trials if trial.state == TrialState.PRUNED]
     hopeless = [t.number for t in study.trials if t.intermediate_values.get(0, 1) < 0.69]
     assert pruned == hopeless
@@ -199,17 +198,19 @@ def test_a_trial_with_known_settings_is_not_run_again(tmp_path: Path, capsys: py
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_search_resumes(tmp_path: Path) -> None:
-    code = (
-        f"import sys; sys.path[:0] = [{str(FAKE.parent.parent)!r}]\n"
-        "from pathlib import Path; from sweeps.test_search import search\n"
-        f"search(Path({str(tmp_path)!r}), 6, '+pace=0.2')\n"
-    )
+    folder, go = tmp_path / "search", tmp_path / "go"
+    go.touch()
+    search(folder, 2, f"+hold={go}")
+    go.unlink()
+    code = f"{START}search(Path({str(folder)!r}), 6, '+hold={go}')\n"
     process = subprocess.Popen([sys.executable, "-c", code])
-    wait_for(lambda: (tmp_path / "3" / "checkpoints" / "last.ckpt").exists())
-    for pid in [process.pid, *fake_processes(tmp_path)]:
+    wait_for(lambda: all((folder / trial / "checkpoints" / "last.ckpt").exists() for trial in "23"))
+    for pid in [process.pid, *fake_processes(folder)]:
         os.kill(pid, signal.SIGKILL)
     process.wait()
-    before = {trial.number: trial.params for trial in study_of(tmp_path).trials}
-    study = search(tmp_path, 6, "+pace=0.2")
+    before = {trial.number: trial.params for trial in study_of(folder).trials}
+    assert len(before) == 4
+    go.touch()
+    study = search(folder, 6, f"+hold={go}")
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 6
     assert {number: study.trials[number].params for number in before} == before

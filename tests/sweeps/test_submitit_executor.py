@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from sweeps.test_sweep import FAKE, grid, make_sweep, results, states, wait_for
+from sweeps.fake_sweep import FAKE, POLL_SECONDS, grid, make_sweep, results, states, wait_for
 
 from vitlab.config.compose import CONF
 from vitlab.sweeps.executors import SubmititExecutor, SubmittedJob
@@ -19,6 +19,7 @@ from vitlab.sweeps.runner import run_grid
 @pytest.fixture(autouse=True)
 def _arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [str(FAKE), "-m"])
+    monkeypatch.setattr("vitlab.sweeps.runner.POLL_SECONDS", POLL_SECONDS)
 
 
 def executor(folder: Path) -> SubmititExecutor:
@@ -53,9 +54,7 @@ def test_a_preempted_job_resumes_later(tmp_path: Path, monkeypatch: pytest.Monke
 
     thread = threading.Thread(target=preempt)
     thread.start()
-    run_grid(
-        make_sweep(tmp_path), executor(tmp_path), grid("+pace=1", "trainer.max_epochs=4", lrs=["0.001"], seeds=[0])
-    )
+    run_grid(make_sweep(tmp_path), executor(tmp_path), grid("+hold=never", lrs=["0.001"], seeds=[0]))
     thread.join()
     assert states(tmp_path) == [(0, "done")]
     assert len(json.loads((tmp_path / "0" / "manifest.json").read_text())["resumed"]) == 1

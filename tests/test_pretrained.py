@@ -16,7 +16,7 @@ from vitlab.models import fuse_timm_attention
 from vitlab.models.execution import choose_execution
 
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
-DATA = ["data=synthetic", "data.train_images=200", "data.test_images=50", "data.val_size=50", "data.batch_size=10"]
+DATA = ["data=synthetic", "data.train_images=60", "data.test_images=20", "data.val_size=20", "data.batch_size=10"]
 SHORT = ["trainer.max_epochs=1", "trainer=cpu", "callbacks.figures.level=off", "preflight=off", *DATA]
 PRETRAINED = ["model=vit_pretrained", "model.name=test_vit", *SHORT]
 

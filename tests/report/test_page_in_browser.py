@@ -51,7 +51,7 @@ def shared(browser: Browser, small_run: Path) -> Iterator[Page]:
 def page(shared: Page) -> Page:
     """The report on a screen, opened once, for tests that do not change it."""
     shared.set_viewport_size({"width": 1280, "height": 900})
-    shared.emulate_media(media="screen", color_scheme="light")
+    shared.emulate_media(media="null", color_scheme="light")
     return shared
 
 

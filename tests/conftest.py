@@ -218,7 +218,8 @@ def hub_server(tmp_path: Path) -> Iterator[HubServer]:
     torch.manual_seed(1)
     save_file(timm.create_model(HUB_NAME, pretrained=False).state_dict(), file)
     with HubServer(partial(Hub, directory=tmp_path / "hub")) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        every = 0.01  # s, in which it notices its end; 0.5 by default
+        threading.Thread(target=server.serve_forever, args=[every], daemon=True).start()
         yield server
         server.shutdown()
 

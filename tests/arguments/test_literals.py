@@ -63,9 +63,10 @@ def test_an_existing_file_is_meant_as_it_is(tmp_path: Path, monkeypatch: pytest.
         file = Path(name.replace("/", "_"))
         file.touch()
         assert parse_overrides([f"data.root={file}"])[0].value() == str(file)
-        files, missing = find_images(read_command("predict", [f"images={file}"])[0].images)
+        command, _ = read_command("predict", [f"images={file}", f"run={file}"])
+        files, missing = find_images(command.images)
         assert (files, missing) == ([file], {}) or str(file).startswith("~")
-        assert read_command("predict", ["images=x", f"run={file}"])[0].run == str(file)
+        assert command.run == str(file)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from torch import nn
 from vitlab.callbacks import EMA
 from vitlab.runs.checkpoint import network_weights, read_checkpoint
 
-RUN = [*SMALL_RUN, "preflight=off", "callbacks=ema", "checkpoint.monitor=val/acc_ema", "callbacks.ema.warmup=3"]
+RUN = [*SMALL_RUN, "data.train_images=200", "callbacks=ema", "checkpoint.monitor=val/acc_ema", "callbacks.ema.warmup=3"]
 
 
 class Linear(nn.Module):

@@ -7,30 +7,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from config.test_compose import CHOICES, CONF, NEEDED
+from config.test_compose import CONF, LONG, mistakes_of
 from conftest import ROOT, SMALL_RUN, Command
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from vitlab.config import compose as composition
 from vitlab.config.check import FILLING, GROUPS, SETTINGS
-from vitlab.config.compose import describe_mistakes
 from vitlab.config.instantiate import keep_accepted_keys
 from vitlab.config.signatures import find_definition, read_signature, signature_of
 
 
 def mistakes(*overrides: str, conf: Path = CONF) -> list[str]:
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        config = compose("train", list(overrides), return_hydra_config=True)
-        HydraConfig.instance().set_config(config)
-        return describe_mistakes(config)
-
-
-@pytest.mark.parametrize("choice", [c for c in CHOICES if c not in ("logger=wandb", "logger=mlflow")])
-def test_what_is_shipped_is_in_order(choice: str) -> None:
-    needed = {**NEEDED, "scheduler=time_budget": LONG}
-    assert mistakes(choice, *needed.get(choice, [])) == []
+    return mistakes_of(*overrides, conf=conf)[1]
 
 
 @pytest.mark.parametrize("level", ["off", "false", "light", "full"])  # YAML reads an unquoted off as false
@@ -64,8 +52,8 @@ def test_figures_can_be_switched(level: str) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_new_target_keeps_the_keys_that_it_takes(target: str, more: list[str], dropped: set[str]) -> None:
-    assert mistakes(target, *more) == []
-    config = composition.compose_training([target, *more, "run_dir=x", "name=x"])
+    config, found = mistakes_of(target, *more)
+    assert found == []
     assert set(keep_accepted_keys(config, [target, *more])) == dropped
     for path in dropped:
         assert OmegaConf.select(config, path) is None
@@ -104,8 +92,7 @@ CYCLIC = [
     *("~scheduler.schedule.factor", "+scheduler.schedule.base_lr=1e-4"),
     "+scheduler.schedule.max_lr=1e-2",
 ]
-LONG = ["trainer.max_time=00:00:30:00", "trainer.max_epochs=-1"]
-ONE = [
+SEPARATE = [
     # names
     (["+optimizer.lrr=1"], "unknown key 'optimizer.lrr'. Did you mean 'lr'?"),
     (["+model.depht=3"], "unknown key 'model.depht'. Did you mean 'depth'?"),
@@ -185,7 +172,9 @@ ONE = [
     (["trainer.max_epochs=${foo}"], "trainer.max_epochs can't be resolved: Interpolation key 'foo' not found"),
     (["+width=abc", "model.embed_dim=${width}"], "model.embed_dim=abc must be a whole number of at least 1"),
     (["+experiment.optimizer.lr=1"], "experiment takes no effect"),
-    # together
+]
+# Values that do not fit together.
+COMBINED = [
     (["scheduler=plateau", "scheduler.schedule.mode=min"], "scheduler.schedule.mode: mode=min of val/acc would select"),
     (["model.image_size=[32,30]", "model.patch_size=[8,8]"], "image_size=30 is not a multiple of patch_size=8"),
     (["model.patch_size=5"], "image_size=32 is not a multiple of patch_size=5: take patch_size=4"),
@@ -241,10 +230,32 @@ ONE = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "sentence"), ONE, ids=lambda value: str(value)[:40])
-def test_one_mistake_is_one_sentence(overrides: list[str], sentence: str) -> None:
-    (line,) = mistakes(*overrides)
-    assert sentence in line
+Cases = list[tuple[list[str], str]]
+
+
+def groups(cases: Cases) -> list[Cases]:
+    """Up to eight cases of one key each, none inside of another, which are composed once; the others by themselves."""
+    found: list[dict[str, tuple[list[str], str]]] = []
+    for case in cases:
+        overrides, _ = case
+        key = overrides[0].lstrip("+").partition("=")[0]
+        is_single = len(overrides) == 1 and "." in key and not key.endswith("_target_")
+        for group in found if is_single else []:
+            apart = not any(f"{key}.".startswith(f"{k}.") or f"{k}.".startswith(f"{key}.") for k in group)
+            if len(group) < 8 and apart and "" not in group:
+                group[key] = case
+                break
+        else:
+            found.append({key if is_single else "": case})
+    return [list(group.values()) for group in found]
+
+
+@pytest.mark.parametrize("cases", [*groups(SEPARATE), *([case] for case in COMBINED)], ids=lambda c: str(c[0][0])[:40])
+def test_one_mistake_is_one_sentence(cases: Cases) -> None:
+    lines = mistakes(*(override for overrides, _ in cases for override in overrides))
+    assert len(lines) == len(cases)
+    for _, sentence in cases:
+        assert len([line for line in lines if sentence in line]) == 1
 
 
 @pytest.mark.parametrize(

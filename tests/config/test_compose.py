@@ -1,5 +1,6 @@
 """Every YAML file in conf/ composes and gives objects."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.components import build_classifier, build_data
+from vitlab.config.compose import describe_mistakes
 from vitlab.config.instantiate import build, build_network
 from vitlab.config.resolve import resolve_machine
 from vitlab.experiment import resolve
@@ -43,6 +45,20 @@ NEEDED = {
     "data=csv": ["data.file=nowhere.csv"],
     "data=torchvision": ["data.name=SVHN"],
 }
+
+
+LONG = ["trainer.max_time=00:00:30:00", "trainer.max_epochs=-1"]
+NEEDED_TO_TRAIN = {**NEEDED, "scheduler=time_budget": LONG}
+
+
+def mistakes_of(*overrides: str, conf: Path = CONF) -> tuple[DictConfig, list[str]]:
+    """The composed config without Hydra's node, and its mistakes."""
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = compose("train", list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        found = describe_mistakes(config)
+    del config.hydra
+    return config, found
 
 
 def composed(folder: Path, *overrides: str) -> DictConfig:
@@ -83,7 +99,9 @@ def test_every_file_belongs_to_a_group() -> None:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_a_choice_composes_and_gives_objects(choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitlab.config.gpus.check_gpus", lambda *_: None)  # the GPU of trainer=gpu is not there
-    config = composed(tmp_path, choice, *NEEDED.get(choice, []))
+    folder = f"hydra.runtime.output_dir={tmp_path}"
+    config, mistakes = mistakes_of(folder, choice, *NEEDED_TO_TRAIN.get(choice, []))
+    assert mistakes == [] or choice in ("logger=wandb", "logger=mlflow")  # which need their packages
     resolve_machine(config)
     config.data.num_classes = config.data.num_classes or 10
     if "pretrained" in config.model:
@@ -93,9 +111,10 @@ def test_a_choice_composes_and_gives_objects(choice: str, tmp_path: Path, monkey
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
     build_data(config)
-    network: Any = build_network(config.model)
-    images = torch.randn(2, 3, config.data.image_size, config.data.image_size)
-    assert network(images).shape == (2, 10)
+    model = OmegaConf.to_yaml(config.model, resolve=True)
+    assert output_shape(model, config.data.image_size) == (2, 10)
+    with torch.device("meta"):  # parameters without numbers: up to 86 M
+        network = build_network(config.model)
     classifier = build_classifier(config, network)
     classifier.trainer = FakeTrainer()  # type: ignore[assignment]
     classifier.time_progress = lambda: 0.5
@@ -108,6 +127,14 @@ def test_a_choice_composes_and_gives_objects(choice: str, tmp_path: Path, monkey
         build(config.trainer, "trainer", logger=False)
     if choice not in ("logger=wandb", "logger=mlflow"):
         build_loggers(config.logger, None)
+
+
+@cache
+def output_shape(model: str, side: int) -> tuple[int, ...]:
+    """The shape of the logits of two images; most choices have the same model."""
+    network: Any = build_network(OmegaConf.create(model))
+    with torch.inference_mode():
+        return tuple(network(torch.randn(2, 3, side, side)).shape)
 
 
 class FakeTrainer:
@@ -184,7 +211,8 @@ def test_cifar10_s_facts(tmp_path: Path) -> None:
 def test_models_have_the_size_they_say(model: str, millions: float, tmp_path: Path) -> None:
     config = composed(tmp_path, f"model={model}", "data.num_classes=10")
     config.data.image_size = config.data.image_size or 224
-    network = build_network(config.model)
+    with torch.device("meta"):
+        network = build_network(config.model)
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == millions
     assert f"{millions} M parameters" in (CONF / "model" / f"{model}.yaml").read_text()
 

@@ -30,7 +30,8 @@ class QuietHandler(SimpleHTTPRequestHandler):
 def server(cifar_archive: Path) -> Iterator[str]:
     """Serves the archive on localhost; gives its address."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=cifar_archive.parent)) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
+        every = 0.01  # s, in which it notices its end; 0.5 by default
+        threading.Thread(target=http.serve_forever, args=[every], daemon=True).start()
         yield f"http://127.0.0.1:{http.server_port}/{cifar_archive.name}"
         http.shutdown()
 

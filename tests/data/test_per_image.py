@@ -112,7 +112,14 @@ def test_torchvision_s_mixing_has_another_name_here(mix: Any) -> None:
 def test_a_run_with_torchvision_s_transforms_is_resumed(in_process: Command, tmp_path: Path) -> None:
     own = ["+augment.rotate._target_=torchvision.transforms.v2.RandomRotation", "+augment.rotate.degrees=20"]
     choices = ["augment=[basic,resized_crop,vertical_flip,color_jitter,grayscale,blur]", *own, "augment.mixing.p=0.5"]
-    quick = [*SMALL_RUN, "data.train_images=100", "data.batch_size=16", "callbacks.vit_figures=null", *choices]
+    quick = [
+        *SMALL_RUN,
+        "data.train_images=60",
+        "data.test_images=20",
+        "data.batch_size=16",
+        "callbacks.vit_figures=null",
+        *choices,
+    ]
     whole = in_process("train.py", *quick, "preflight=strict", "hydra.run.dir=whole")
     assert whole.returncode == 0, whole.stderr
     place = stop("on_train_batch_start", 1, 2)

@@ -25,7 +25,8 @@ from vitlab.models.vision_transformer import DropPath
 from vitlab.resume import MEASURED
 from vitlab.runs.directory import RunDirectory
 
-TINY_RUN = [*SMALL_RUN, "trainer=cpu", "trainer.precision=32-true", "preflight=off", "callbacks.progress=null"]
+SHORT = ["trainer.limit_train_batches=2", "callbacks.progress=null"]
+TINY_RUN = [*SMALL_RUN, "trainer=cpu", "trainer.precision=32-true", *SHORT]
 
 
 @pytest.fixture
@@ -100,9 +101,9 @@ def test_on_a_gpu_long_runs_are_compiled(
 
 # Blocks of the same graph: all; all but the last, which computes one token; and timm's also but for the first.
 NETWORKS = {
-    "pool=mean": (partial(make, depth=4, drop_path=0.2), 1),
-    "pool=cls": (partial(make, depth=4, drop_path=0.2, pool="cls"), 2),
-    "timm": (partial(timm_model, "test_vit", num_classes=10, image_size=32, drop_path=0.2, kwargs={"depth": 5}), 3),
+    "pool=mean": (partial(make, depth=3, drop_path=0.2), 1),
+    "pool=cls": (partial(make, depth=3, drop_path=0.2, pool="cls"), 2),
+    "timm": (partial(timm_model, "test_vit", num_classes=10, image_size=32, drop_path=0.2, kwargs={"depth": 4}), 3),
 }
 
 

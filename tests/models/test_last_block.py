@@ -14,7 +14,8 @@ from vitlab.models.execution import forward_flops
 from vitlab.models.interpretation import record_attention
 from vitlab.models.timm_models import LastBlock, shorten_last_block
 
-READ = ("test_vit", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224")
+NARROW = {"embed_dim": 48, "depth": 2, "num_heads": 3}  # of the blocks of a larger model
+READ = (("test_vit", {}), ("deit_tiny_distilled_patch16_224", NARROW), ("deit3_small_patch16_224", NARROW))
 
 
 def both(name: str, **arguments: Any) -> tuple[nn.Module, nn.Module, torch.Tensor]:
@@ -30,10 +31,10 @@ def both(name: str, **arguments: Any) -> tuple[nn.Module, nn.Module, torch.Tenso
     return oracle, network, torch.randn(3, 3, side, side)
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize(("name", "sizes"), READ, ids=[name for name, _ in READ])
 @pytest.mark.parametrize("arguments", [{}, {"drop_path_rate": 0.5}], ids=str)
-def test_logits_and_gradients_equal_timms(name: str, arguments: dict[str, Any]) -> None:
-    oracle, network, images = both(name, **arguments)
+def test_logits_and_gradients_equal_timms(name: str, sizes: dict[str, int], arguments: dict[str, Any]) -> None:
+    oracle, network, images = both(name, **sizes, **arguments)
     assert isinstance(network.blocks[-1], LastBlock)
     for training in (False, True):
         logits = []

@@ -4,7 +4,8 @@ import copy
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import pytest
 import torch
 from config.test_compose import composed
 from conftest import ROOT, SMALL_RUN, Command
+from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitlab.components import build_classifier, load_data
 from vitlab.config.instantiate import build, build_network
+from vitlab.data import synthetic
 from vitlab.data.arrays import ImageArrays
+from vitlab.data.synthetic import draw_shapes
 from vitlab.experiment import add_data_facts, resolve
 from vitlab.preflight import CheckContext, Preflight, Status, run_preflight
 from vitlab.runs.checkpoint import read_checkpoint
@@ -27,12 +31,41 @@ DATA = ["data=synthetic", "data.train_images=1600", "data.test_images=100", "dat
 TINY = ["model.patch_size=8", "model.embed_dim=32", "model.depth=2", "model.num_heads=2"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _images_are_drawn_once() -> Iterator[None]:
+    """Most tests here have the same images; none changes them in place."""
+    drawn: dict[Any, torch.Tensor] = {}
+
+    def draw(labels: torch.Tensor, size: int, noise: float, generator: torch.Generator) -> torch.Tensor:
+        key = (len(labels), size, noise, generator.initial_seed())
+        return drawn[key] if key in drawn else drawn.setdefault(key, draw_shapes(labels, size, noise, generator))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "draw_shapes", draw)
+        yield
+
+
+@cache
+def composed_once(*overrides: str) -> DictConfig:
+    return composed(Path("nowhere"), *overrides)
+
+
+def config_of(folder: Path, overrides: Sequence[str]) -> DictConfig:
+    """A composed config; one composition serves all networks of `networks.py`."""
+    networks = [override for override in overrides if override.startswith("model._target_=preflight.networks.")]
+    config = copy.deepcopy(composed_once(*(override for override in overrides if override not in networks)))
+    config.run_dir = str(folder)
+    for override in networks:
+        config.model._target_ = override.partition("=")[2]
+    return config
+
+
 def subject_of(
     folder: Path, *overrides: str, change: Callable[[CheckContext], None] = lambda subject: None
 ) -> CheckContext:
     """The objects of a run, as `train` builds them."""
     arguments = [*DATA, "trainer.precision=32-true", *overrides]
-    config = composed(folder, *arguments)
+    config = config_of(folder, arguments)
     torch.manual_seed(0)
     weights = weights_to_start_from(config)
     config = resolve(config, weights, arguments)
@@ -54,6 +87,9 @@ def subject_of(
     )
     change(subject)
     return subject
+
+
+SHORT_RUN = [*SMALL_RUN, "data.train_images=200", "trainer.max_epochs=1"]
 
 
 def failures(preflight: Preflight) -> dict[str, str]:
@@ -203,7 +239,7 @@ def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_default_network_passes_every_check(tmp_path: Path) -> None:
-    preflight = run_preflight(subject_of(tmp_path, "data.batch_size=128"))
+    preflight = run_preflight(subject_of(tmp_path, "data.batch_size=64"))
     assert [f for f in preflight.findings if f.status is not Status.OK] == []
 
 
@@ -393,7 +429,7 @@ def test_the_checks_change_neither_the_model_nor_the_random_numbers(tmp_path: Pa
 def test_a_run_gives_the_same_weights_with_and_without_preflight(in_process: Command, tmp_path: Path) -> None:
     checkpoints = []
     for mode in ("strict", "off"):
-        result = in_process("train.py", *SMALL_RUN, f"preflight={mode}", f"hydra.run.dir={mode}")
+        result = in_process("train.py", *SHORT_RUN, f"preflight={mode}", f"hydra.run.dir={mode}")
         assert result.returncode == 0, result.stderr
         checkpoints.append(read_checkpoint(tmp_path / mode / "checkpoints" / "last.ckpt"))
     checked, unchecked = checkpoints
@@ -418,7 +454,7 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 NOTEBOOK = [
-    *(a for a in SMALL_RUN if not a.startswith(("model.", "preflight="))),
+    *(a for a in SHORT_RUN if not a.startswith(("model.", "preflight="))),
     "model._target_=preflight.networks.NotebookNet",
     "hydra.run.dir=run",
 ]
@@ -450,7 +486,7 @@ def test_warn_trains_anyway(in_process: Command, tmp_path: Path) -> None:
 
 
 def test_only_prints_the_table_and_exits(in_process: Command, tmp_path: Path) -> None:
-    result = in_process("train.py", *SMALL_RUN, "preflight=only", "hydra.run.dir=run")
+    result = in_process("train.py", *SHORT_RUN, "preflight=only", "hydra.run.dir=run")
     assert result.returncode == 0, result.stderr
     for line in (
         "depends on input",

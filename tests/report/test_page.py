@@ -139,7 +139,7 @@ def test_a_report_that_cannot_be_written_is_only_a_warning(
 def test_an_interrupted_run_has_a_report_with_the_command_to_resume(in_process: Command, tmp_path: Path) -> None:
     stop = "+callbacks.stop._target_=stoppers.SendSignal +callbacks.stop.number=15 +callbacks.stop.batch=2"
     place = [*stop.split(), "+callbacks.stop.hook=on_train_batch_start", "+callbacks.stop.epoch=1"]
-    short = [*SMALL_RUN, "preflight=off", "hydra.run.dir=run", "callbacks.figures.level=light"]
+    short = [*SMALL_RUN, "hydra.run.dir=run"]
     assert in_process("train.py", *short, *place).returncode == 143
     said = words(tmp_path / "run")
     assert "The run was interrupted after 1 epoch; it was not tested" in said

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,35 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def page(browser: Browser, small_run: Path) -> Iterator[Page]:
+@contextmanager
+def opened(browser: Browser, run: Path) -> Iterator[Page]:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto((small_run / "report.html").as_uri())
+    page.goto((run / "report.html").as_uri())
     yield page
     page.close()
     assert errors == []
+
+
+@pytest.fixture(scope="module")
+def shared(browser: Browser, small_run: Path) -> Iterator[Page]:
+    with opened(browser, small_run) as page:
+        yield page
+
+
+@pytest.fixture
+def page(shared: Page) -> Page:
+    """The report on a screen, opened once, for tests that do not change it."""
+    shared.set_viewport_size({"width": 1280, "height": 900})
+    shared.emulate_media(media="null", color_scheme="light")
+    return shared
+
+
+@pytest.fixture
+def own_page(browser: Browser, small_run: Path) -> Iterator[Page]:
+    with opened(browser, small_run) as page:
+        yield page
 
 
 def test_it_fetches_nothing_and_shows_every_figure(page: Page, small_run: Path) -> None:
@@ -107,25 +128,25 @@ def test_a_button_copies_its_command(browser: Browser, small_run: Path) -> None:
     context.close()
 
 
-def test_without_a_clipboard_the_command_is_selected(page: Page) -> None:
-    page.evaluate("""() => {
+def test_without_a_clipboard_the_command_is_selected(own_page: Page) -> None:
+    own_page.evaluate("""() => {
         Object.defineProperty(navigator, "clipboard", {value: undefined});
         document.execCommand = () => false;
     }""")
-    code = page.locator(".code", has_text="reproduce=")
+    code = own_page.locator(".code", has_text="reproduce=")
     code.locator("button").click()
     code.get_by_text("Selected").wait_for()
-    assert page.evaluate("getSelection().toString()") == code.locator("pre").inner_text()
+    assert own_page.evaluate("getSelection().toString()") == code.locator("pre").inner_text()
 
 
-def test_a_table_is_sorted_by_keyboard(page: Page) -> None:
-    table = page.locator("table.sortable")
+def test_a_table_is_sorted_by_keyboard(own_page: Page) -> None:
+    table = own_page.locator("table.sortable")
     head = table.locator("th", has_text="recall")
     recall = table.locator("tbody tr td:nth-child(4)")
     before = [float(text.rstrip("%")) for text in recall.all_inner_texts()]
     head.locator("button").focus()
     for order, reverse in (("descending", True), ("ascending", False)):
-        page.keyboard.press("Enter")
+        own_page.keyboard.press("Enter")
         assert head.get_attribute("aria-sort") == order
         assert [float(text.rstrip("%")) for text in recall.all_inner_texts()] == sorted(before, reverse=reverse)
 

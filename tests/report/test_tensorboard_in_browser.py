@@ -65,13 +65,17 @@ def take(page: Page, file: Path, **options: bool) -> None:
     assert np.asarray(Image.open(file).convert("L")).std() > 5, f"{file} shows nothing"
 
 
-def test_every_tab_shows_the_run(page: Page, dashboard: str, screenshots: Path) -> None:
+def test_every_tab_shows_the_run_and_two_colours_in_one_chart(page: Page, dashboard: str, screenshots: Path) -> None:
     page.goto(dashboard)
     for tab, shown in TABS.items():
         name = re.compile(rf"^\s*{tab}\s*$", re.IGNORECASE)  # a style makes it upper case
         page.get_by_role("tab", name=name).click(timeout=SECONDS * 1000)
         for text in shown:
             page.get_by_text(text, exact=True).locator("visible=true").first.wait_for(timeout=SECONDS * 1000)
+        if tab == "CUSTOM SCALARS":  # of one chart's curves, train and val
+            found = page.wait_for_function(COLOURS, timeout=SECONDS * 1000).json_value()
+            assert {name.partition("/")[0] for name in found} == {"train", "val"}
+            assert len(found) == len(set(found.values())) == 2
         if tab == "IMAGES":
             page.wait_for_function(LOADED, timeout=SECONDS * 1000)
         take(page, screenshots / f"{tab.lower().replace(' ', '_')}.png")
@@ -89,14 +93,6 @@ def test_it_opens_on_training_and_validation_of_runs_with_short_names(
     runs = page.locator("runs-data-table").inner_text().split()
     assert [f"demo/{small_run.name}", f"demo/{small_run.name}/val"] == [run for run in runs if run.startswith("demo/")]
     take(page, screenshots / "time_series.png")
-
-
-def test_train_and_val_have_two_colours_in_one_chart(page: Page, dashboard: str) -> None:
-    page.goto("about:blank")
-    page.goto(f"{dashboard.rstrip('/')}/#custom_scalars")
-    found = page.wait_for_function(COLOURS, timeout=SECONDS * 1000).json_value()
-    assert {name.partition("/")[0] for name in found} == {"train", "val"}
-    assert len(found) == len(set(found.values())) == 2
 
 
 # The curves of the first chart with several, by their names, and their colours.

@@ -19,7 +19,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vitlab.runs.checkpoint import read_checkpoint
 
-
 QUICK = [*SMALL_RUN, "data.train_images=80", "data.test_images=20", "trainer.max_epochs=1"]  # one step
 
 

@@ -163,7 +163,10 @@ def _hydra_reads_a_file_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a finished run on synthetic data, with its figures, outputs/demo/<time> of its folder."""
+    """The directory of a finished run on synthetic data, with its figures, outputs/demo/<time> of its folder.
+
+    That folder also has what the run wrote, as `stdout` and `stderr`.
+    """
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     with FileLock(f"{shared}.lock"):  # one worker trains, each has a copy
@@ -172,6 +175,8 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             choices = ["callbacks.figures.level=light", "preflight=strict"]
             result = run_script("train.py", *SMALL_RUN, *choices, cwd=shared)
             assert result.returncode == 0, result.stderr
+            for name in ("stdout", "stderr"):
+                (shared / name).write_text(getattr(result, name))
     folder = shutil.copytree(shared, tmp_path_factory.mktemp("small_run") / "here", symlinks=True)
     return next((folder / "outputs" / "demo").iterdir())
 

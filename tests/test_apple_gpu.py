@@ -84,13 +84,12 @@ def test_random_numbers_are_those_of_the_cpu_where_integers_are_not(monkeypatch:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with all metrics, preflight, EMA and a learning-rate monitor, on the fake GPU."""
+    """A run with all metrics and figures, preflight, EMA and a learning-rate monitor, on the fake GPU."""
     folder = tmp_path_factory.mktemp("apple") / "run"
     metrics = f"metrics=[{','.join(name for name in CHOICES if name not in ('loss', 'acc'))}]"
     monitor = "+callbacks.lr_monitor._target_=pytorch_lightning.callbacks.LearningRateMonitor"
-    config = small_config(
-        folder, "callbacks=ema", "augment=strong", metrics, monitor, "callbacks.figures.level=full", "preflight=strict"
-    )
+    full = ["callbacks.figures.level=full", "preflight=strict", "data.train_images=164", "data.test_images=20"]
+    config = small_config(folder, "callbacks=ema", "augment=strong", metrics, monitor, *full)
     with pytest.MonkeyPatch.context() as monkeypatch, fake_device(monkeypatch, is_apple=True):
         train(config, [])
     return folder

@@ -6,9 +6,11 @@ so its config and checkpoints name targets and callback states that have other n
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import Command
 
@@ -48,9 +50,20 @@ def test_predict_and_export_take_it(in_process: Command, old_run: Path, tmp_path
     assert (tmp_path / "export" / "model.safetensors").exists()
 
 
-# In a process of its own: trainer=ddp_cpu leaves a process group behind.
-def test_resume_goes_on_with_epochs_clock_and_names_of_today(command: Command, old_run: Path) -> None:
-    result = command("train.py", f"resume={old_run}", "trainer.max_epochs=3")
+@pytest.fixture
+def no_process_group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undoes what trainer=ddp_cpu leaves behind in this process."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("no_process_group")
+def test_resume_goes_on_with_epochs_clock_and_names_of_today(in_process: Command, old_run: Path) -> None:
+    result = in_process("train.py", f"resume={old_run}", "trainer.max_epochs=3")
     assert result.returncode == 0, result.stderr
     assert len((old_run / "metrics.csv").read_text().splitlines()) == 4  # header, two old epochs, a new one
     config = yaml.safe_load((old_run / "config.yaml").read_text())
@@ -60,8 +73,9 @@ def test_resume_goes_on_with_epochs_clock_and_names_of_today(command: Command, o
     assert json.loads((old_run / "manifest.json").read_text())["status"] == "finished"
 
 
-def test_reproduce_trains_it_again(command: Command, old_run: Path) -> None:
-    result = command("train.py", f"reproduce={old_run}")
+@pytest.mark.usefixtures("no_process_group")
+def test_reproduce_trains_it_again(in_process: Command, old_run: Path) -> None:
+    result = in_process("train.py", f"reproduce={old_run}")
     assert result.returncode == 0, result.stderr
     runs = sorted(old_run.parent.iterdir())
     assert len(runs) == 2

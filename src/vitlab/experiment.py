@@ -285,7 +285,7 @@ def fit_and_test(experiment: Experiment, started: float, checkpoint: Path | None
             write_json(run.metrics_file, metrics)
             run.end("finished")
             finish_tensorboard(trainer, as_plain_data(experiment.config), metrics, run)
-            write_report(run)
+            write_report(run, experiment.config)
             print_results(experiment.config, metrics, run.path)
     return metrics
 

@@ -1,6 +1,7 @@
 """The speed benchmarks, on tiny models and few images."""
 
 import json
+import multiprocessing
 from functools import partial
 from pathlib import Path
 
@@ -36,9 +37,16 @@ def test_a_round_runs_every_variant_once(tmp_path: Path) -> None:
     assert record.figures == {"speed": {"a": [1, 3], "b": [2, 4]}}
 
 
-def test_finetuning_saves_figures_and_never_overwrites_them(in_process: Command, tmp_path: Path) -> None:
+def test_finetuning_saves_figures_and_never_overwrites_them(
+    in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The notebook's process is forked, which saves the seconds of importing torch, so it has no other threads.
+    monkeypatch.setattr(variants, "get_context", lambda _: multiprocessing.get_context("fork"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     arguments = [*DATA, "model.name=test_vit", "data.image_size=32", "rounds=2", "out=here.json"]
     result = in_process("src/vitlab/bench.py", "name=finetuning", *arguments)
+    torch.set_num_threads(threads)
     assert result.returncode == 0, result.stderr
     assert "notebook, float32" in result.stdout
     (speeds,) = saved(tmp_path / "here.json").values()

@@ -7,6 +7,7 @@ from statistics import median_high
 from typing import Any
 from urllib.parse import quote
 
+from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
 from vitlab.arguments.entry_points import entry_point
@@ -52,10 +53,10 @@ MAX_ROWS = 20  # of a table of classes that is shown without a click
 
 
 @rank_zero_only
-def write_report(run: RunDirectory) -> None:
-    """Write `report.html`, or write it again; a failure is only a warning."""
+def write_report(run: RunDirectory, config: DictConfig | None = None) -> None:
+    """Write `report.html`, or write it again; a failure is only a warning. `config` is the run's, if at hand."""
     with never_failing("report.html"):
-        summary = read_run_summary(run)
+        summary = read_run_summary(run, config)
         if summary.epochs and summary.setting("callbacks.figures.level") in ("light", "full"):
             with never_failing("the curves"):
                 _draw_curves(summary, run.path / "figures" / "20_curves.png")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from vitlab.metrics import mode_of
 from vitlab.plots.classification import wilson_interval
@@ -128,14 +128,15 @@ def accuracy_interval(accuracy: float, images: int) -> str:
     return f"{low[0]:.1%} to {high[0]:.1%}"
 
 
-def read_run_summary(run: RunDirectory) -> RunSummary:
+def read_run_summary(run: RunDirectory, config: DictConfig | None = None) -> RunSummary:
+    """What the files of a run say; a run that has just ended gives its `config`, to save the time of reading it."""
     manifest = run.manifest()
     finished = manifest.get("status") == "finished"
     details = _read_json(run.path / "test_details.json") if finished else {}
     checks = _read_json(run.path / "preflight.json").get("checks", [])
     final = run.final_metrics() if finished else {}
     resumable = (run.checkpoints / "last.ckpt").exists()
-    return RunSummary(run.config(), manifest, run.epoch_rows(), final, details, checks, resumable)
+    return RunSummary(config or run.config(), manifest, run.epoch_rows(), final, details, checks, resumable)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def print_comparison(run: Path, compared: dict[str, tuple[Any, Any]], different:
 @rank_zero_only
 def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> None:
     """The final table, the files of the run, and commands to continue with."""
-    summary = read_run_summary(RunDirectory(run))
+    summary = read_run_summary(RunDirectory(run), config)
     table = _table(config.name, "split", "loss", "accuracy", "95% interval", "images")
     further: dict[str, list[str]] = {}  # the values of each further metric
     for split in ("val", "test"):

@@ -6,7 +6,6 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; before torch counts them
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import copy
 import gc
 import io
 import pickle
@@ -19,7 +18,6 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +28,6 @@ import torch
 import yaml
 from fake_hub import Hub, HubServer
 from filelock import FileLock
-from hydra.core.plugins import Plugins
-from hydra.plugins.config_source import ConfigResult, ConfigSource
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -134,30 +130,6 @@ def _c_parses_yaml() -> Iterator[None]:
     """Composing a config takes a fifth less; thousands are composed. Processes of their own parse it in Python."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(yaml, "SafeLoader", yaml.CSafeLoader)  # which OmegaConf's loader inherits from
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _hydra_reads_a_file_once() -> Iterator[None]:
-    """Composing a config takes another fifth less if the files of conf/ and of Hydra itself are read once."""
-
-    def once(load: Callable[..., ConfigResult]) -> Callable[..., ConfigResult]:
-        known: dict[tuple[str, ...], ConfigResult] = {}
-
-        def load_config(source: ConfigSource, config_path: str) -> ConfigResult:
-            if source.scheme() == "file" and source.path != str(ROOT / "conf"):
-                return load(source, config_path)  # a test may change it
-            key = (source.provider, source.path, config_path)
-            found = known[key] if key in known else known.setdefault(key, load(source, config_path))
-            # Hydra takes the defaults list out of a config, and copies what it puts below a key itself.
-            duplicate = copy.copy if found.header["package"] not in (None, "", "_global_") else copy.deepcopy
-            return replace(found, config=duplicate(found.config), header=dict(found.header))
-
-        return load_config
-
-    with pytest.MonkeyPatch.context() as patch:
-        for kind in Plugins.instance().discover(ConfigSource):
-            patch.setattr(kind, "load_config", once(kind.load_config))  # type: ignore[attr-defined]
         yield
 
 

@@ -22,7 +22,7 @@ from vitlab.runs.directory import RunDirectory
 RUN = [
     *SMALL_RUN,
     *("trainer.max_epochs=3", "trainer.log_every_n_steps=1", "augment=randaugment"),
-    *("model.dropout=0.1", "model.drop_path=0.1", "scheduler=cosine", "trainer.precision=32-true"),
+    *("model.dropout=0.1", "model.drop_path=0.1", "scheduler=cosine"),
 ]
 TIMES = {"seconds", "images_per_second", "data_wait", "memory_gib", "time_elapsed"}
 

@@ -3,7 +3,6 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -57,19 +56,15 @@ def start_tensorboard(trainer: pl.Trainer, config: Mapping[str, Any], run: RunDi
     """Write what is known before training."""
     with never_failing("the first page of the dashboard"):
         log_run_text(trainer, run)
+        packages = (package.metadata for package in distributions())  # read once: `name` and `version` read it anew
+        rows = sorted({f"| {found['Name']} | {found['Version']} |" for found in packages}, key=str.lower)
         heading = f"Python {platform.python_version()}, {platform.platform()}\n"
-        log_text(trainer, "environment", "\n".join([heading, "| package | version |", "|---|---|", *_package_rows()]))
+        log_text(trainer, "environment", "\n".join([heading, "| package | version |", "|---|---|", *rows]))
         resume = command_for("train", f"resume={shorten(run.path)}", config)
         log_text(trainer, "resume", f"To resume an interrupted run, in the folder `{Path.cwd()}`:\n\n{_block(resume)}")
         for writer in writers(trainer):
             writer.add_custom_scalars(chart_layout(config["metrics"]))
         _write_hparams(trainer, config, finished=False)
-
-
-@cache  # the next run of a process reads no files
-def _package_rows() -> list[str]:
-    packages = (package.metadata for package in distributions())  # read once: `name` and `version` read it anew
-    return sorted({f"| {found['Name']} | {found['Version']} |" for found in packages}, key=str.lower)
 
 
 @rank_zero_only

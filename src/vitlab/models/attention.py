@@ -124,12 +124,12 @@ def fused_is_faster(device_type: str, dtype: torch.dtype, tokens: int = 64) -> b
     """Whether torch's fused kernel trains faster than matrix products around a softmax, for so many tokens per image.
 
     Not with bfloat16 on a CPU: training `vit_scratch` is 1.8 times as fast plain on two cores with AMX, and 1.34 times
-    with AVX512-BF16. In float32 the fused kernel is up to 14 % faster (AVX2, 1,024 tokens) or as fast, and
-    needs less memory. With 16 tokens, which patch dropout leaves, it takes as long on two threads as on one, and a step
-    of 128 images is 1.1 times as fast plain (6 blocks of 128, AMD EPYC, Zen 3); with 48 tokens as fast. On GPUs it
-    never writes the N x N matrix to memory (Dao et al. 2022).
+    with AVX512-BF16. In float32 the fused kernel is up to 14 % faster with many tokens (AVX2, 1,024) and needs less
+    memory. With fewer than 64 tokens, as patch dropout leaves, plain attention, forward and backward, is 1.1 to 1.4
+    times as fast with 16 and 1.04 to 1.22 times with 32 or 48, with 64 about as fast (widths of 128 to 384, two cores
+    of an AMD EPYC, Zen 3). On GPUs it never writes the N x N matrix to memory (Dao et al. 2022).
     """
-    return device_type != "cpu" or (dtype != torch.bfloat16 and tokens >= 32)
+    return device_type != "cpu" or (dtype != torch.bfloat16 and tokens >= 64)
 
 
 def _factorise(product: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from timm.layers import LayerScale, Mlp, PatchDropoutWithIndices, to_2tuple
+from timm.layers import LayerScale, Mlp, to_2tuple
 from timm.models import checkpoint
 from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
 from vitlab.models.attention import SelfAttention
+from vitlab.models.patch_dropout import SpreadPatchDropout
 from vitlab.models.patch_embedding import STEMS
 from vitlab.models.positions import rotary2d, rotation_of_kept, sincos2d
 
@@ -43,8 +44,7 @@ class VisionTransformer(nn.Module):
         layer_scale, drop_path: See `Block`; drop_path rises linearly from 0 in the first block to this in the last.
         residual_init: "normal" (std 0.02), or "zero" for the last weights of each residual branch, so that at first
             every block returns its input (Zhang et al. 2019, "Fixup Initialization", section 3).
-        patch_dropout: Fraction of the patches dropped at random from each training image (Liu et al. 2022,
-            "PatchDropout: Economizing Vision Transformers Using Patch Dropout", section 3).
+        patch_dropout: Fraction of the patches dropped at random from each training image (`SpreadPatchDropout`).
         head_hidden_dim: Width of a hidden, tanh-activated layer in the head (the paper's pre-training head,
             section 3.1); None makes the head one linear layer.
         bf16_residual: Keep the tokens between the blocks in bfloat16 where autocast computes in it. Otherwise they
@@ -119,7 +119,9 @@ class VisionTransformer(nn.Module):
         self.register_buffer("rotation", rotation, persistent=False)
         self.bf16_residual = bf16_residual
         self.pos_drop = nn.Dropout(dropout)
-        self.patch_drop = PatchDropoutWithIndices(patch_dropout, self.num_prefix_tokens) if patch_dropout else None
+        self.patch_drop: SpreadPatchDropout | None = None
+        if patch_dropout:
+            self.patch_drop = SpreadPatchDropout(patch_dropout, self.num_prefix_tokens, self.grid_size)
         self.blocks = nn.ModuleList(
             Block(
                 SelfAttention(

@@ -1,0 +1,41 @@
+"""Patch dropout that leaves patches of the whole image."""
+
+import torch
+from timm.layers import PatchDropoutWithIndices
+from torch import Tensor
+
+
+class SpreadPatchDropout(PatchDropoutWithIndices):
+    """Drop a fraction `prob` of an image's patches in training: tokens `[B, N, D]` -> `[B, n, D]`.
+
+    Also returns the kept patches, int64 `[B, n]`, or None if all are kept.
+
+    As in timm's `PatchDropoutWithIndices` (Liu et al. 2022, "PatchDropout: Economizing Vision Transformers Using Patch
+    Dropout", section 3) the choice is random, and `num_prefix_tokens` stay. But each block of 2 x 2 patches loses as
+    many as the others, or one more, so no large part of an image is missing: grid-wise sampling (He et al. 2022,
+    "Masked Autoencoders Are Scalable Vision Learners", section 4.1) with a random patch of each block. A grid with an
+    odd side is not divided into blocks.
+    """
+
+    def __init__(self, prob: float, num_prefix_tokens: int, grid_size: tuple[int, int]) -> None:
+        super().__init__(prob, num_prefix_tokens)
+        self.grid_size = grid_size
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not self.training or self.prob == 0:
+            return x, None
+        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+        order = self._random_order(len(x), x.device)
+        kept = order[:, : max(1, int(patches.shape[1] * (1 - self.prob)))]
+        patches = patches.gather(1, kept.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+        return torch.cat([prefix, patches], dim=1) if self.num_prefix_tokens else patches, kept
+
+    def _random_order(self, images: int, device: torch.device) -> Tensor:
+        """Order the patches at random, int64 `[images, N]`: first one of each block, then another one of each ..."""
+        rows, columns = self.grid_size
+        numbers = torch.rand(images, rows, columns, device=device)
+        if rows % 2 or columns % 2:
+            return numbers.flatten(1).argsort(1)
+        blocks = numbers.unfold(1, 2, 2).unfold(2, 2, 2)  # [images, rows / 2, columns / 2, 2, 2]
+        ranks = blocks.flatten(3).argsort(-1).argsort(-1).view_as(blocks).transpose(2, 3).reshape_as(numbers)
+        return (ranks + numbers).flatten(1).argsort(1)

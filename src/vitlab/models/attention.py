@@ -125,9 +125,9 @@ def fused_is_faster(device_type: str, dtype: torch.dtype, tokens: int = 64) -> b
 
     Not with bfloat16 on a CPU: training `vit_scratch` is 1.8 times as fast plain on two cores with AMX, and 1.34 times
     with AVX512-BF16. In float32 the fused kernel is up to 14 % faster with many tokens (AVX2, 1,024) and needs less
-    memory. With fewer than 64 tokens, as patch dropout leaves, plain attention, forward and backward, is 1.1 to 1.4
-    times as fast with 16 and 1.04 to 1.22 times with 32 or 48, with 64 about as fast (widths of 128 to 384, two cores
-    of an AMD EPYC, Zen 3). On GPUs it never writes the N x N matrix to memory (Dao et al. 2022).
+    memory. With fewer than 64 tokens, as patch dropout leaves, plain attention is faster, forward and backward: 1.05 to
+    1.37 times with 16 tokens, 1.04 to 1.22 times with 32 or 48, 0.98 to 1.11 times with 64 (widths of 128 to 384, two
+    cores of an AMD EPYC, Zen 3). On GPUs the fused kernel never writes the N x N matrix to memory (Dao et al. 2022).
     """
     return device_type != "cpu" or (dtype != torch.bfloat16 and tokens >= 64)
 

@@ -326,7 +326,7 @@ def test_the_command_line_gets_all_of_them(in_process: Command, tmp_path: Path) 
         "error: 'model.depth=[3' is not of the form key=value (no viable alternative at input '[3'); "
         "for this very text type 'model.depth=\"[3\"'",
         "error: there is no scheduler=cosinus. Did you mean 'cosine'? "
-        "(scheduler: constant, cosine, plateau, step, time_budget)",
+        "(scheduler: constant, cosine, linear, linear_time_budget, plateau, step, time_budget)",
         "error: trainer.max_epochs=abc must be a whole number of at least 1, or -1 for no limit, or null",
         "error: unknown key 'model.depht'. Did you mean 'depth'?",
         "error: unknown key 'modle'. Did you mean 'model'?",

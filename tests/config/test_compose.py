@@ -48,7 +48,7 @@ NEEDED = {
 
 
 LONG = ["trainer.max_time=00:00:30:00", "trainer.max_epochs=-1"]
-NEEDED_TO_TRAIN = {**NEEDED, "scheduler=time_budget": LONG}
+NEEDED_TO_TRAIN = {**NEEDED, "scheduler=time_budget": LONG, "scheduler=linear_time_budget": LONG}
 
 
 def mistakes_of(*overrides: str, conf: Path = CONF) -> tuple[DictConfig, list[str]]:

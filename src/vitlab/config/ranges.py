@@ -122,6 +122,7 @@ PARAMETERS: Mapping[str, Mapping[str, Kind]] = {
         "freeze_epochs": whole(0) | choice("all"),
     },
     "vitlab.optim.cosine_*": {"warmup": number(0), "min_lr_ratio": FRACTION},
+    "vitlab.optim.linear_*": {"warmup": number(0), "min_lr_ratio": FRACTION},
     "torch.optim.lr_scheduler.StepLR": {"step_size": whole(1), "gamma": RATIO},
     "torch.optim.lr_scheduler.ConstantLR": {"factor": RATIO},
     "torch.optim.lr_scheduler.ReduceLROnPlateau": {"factor": BELOW_ONE, "patience": whole(0), "mode": MODE},

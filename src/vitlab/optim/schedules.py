@@ -18,22 +18,18 @@ def cosine_with_warmup(optimizer: Optimizer, total_steps: int, warmup: float, mi
         warmup: A fraction of `total_steps` if below 1, else a number of steps; must leave a step for the decay.
         min_lr_ratio: Learning rate one step after the last, as a fraction of the optimizer's.
     """
-    warmup_steps = round(warmup * total_steps) if warmup < 1 else int(warmup)
-    if not 0 <= warmup_steps < total_steps:
-        raise ValueError(f"scheduler: warmup={warmup:g} takes {warmup_steps} of the run's {total_steps} steps")
+    return _over_steps(optimizer, total_steps, warmup, min_lr_ratio, _cosine)
 
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        return _cosine((step - warmup_steps) / (total_steps - warmup_steps), min_lr_ratio)
 
-    return LambdaLR(optimizer, factor)
+def linear_with_warmup(optimizer: Optimizer, total_steps: int, warmup: float, min_lr_ratio: float) -> LambdaLR:
+    """Warm up linearly, then decay linearly; arguments as of `cosine_with_warmup`."""
+    return _over_steps(optimizer, total_steps, warmup, min_lr_ratio, _linear)
 
 
 def cosine_over_time(
     optimizer: Optimizer, progress: Callable[[], float], warmup: float, min_lr_ratio: float
 ) -> LambdaLR:
-    """Follow the same curve over training time.
+    """Follow the curve of `cosine_with_warmup` over training time.
 
     A slower machine takes fewer steps and still reaches the end of the schedule (Li et al. 2020, "Budgeted training";
     Geiping and Goldstein 2023, "Cramming", section 4.3).
@@ -43,16 +39,55 @@ def cosine_over_time(
         warmup: A fraction of the time, below 1.
         min_lr_ratio: Final learning rate as a fraction of the optimizer's.
     """
+    return _over_time(optimizer, progress, warmup, min_lr_ratio, _cosine)
+
+
+def linear_over_time(
+    optimizer: Optimizer, progress: Callable[[], float], warmup: float, min_lr_ratio: float
+) -> LambdaLR:
+    """Follow the curve of `linear_with_warmup` over training time; arguments as of `cosine_over_time`."""
+    return _over_time(optimizer, progress, warmup, min_lr_ratio, _linear)
+
+
+def _over_steps(
+    optimizer: Optimizer, total_steps: int, warmup: float, end: float, remaining: Callable[[float], float]
+) -> LambdaLR:
+    warmup_steps = round(warmup * total_steps) if warmup < 1 else int(warmup)
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(f"scheduler: warmup={warmup:g} takes {warmup_steps} of the run's {total_steps} steps")
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return end + (1 - end) * remaining((step - warmup_steps) / (total_steps - warmup_steps))
+
+    return LambdaLR(optimizer, factor)
+
+
+def _over_time(
+    optimizer: Optimizer,
+    progress: Callable[[], float],
+    warmup: float,
+    end: float,
+    remaining: Callable[[float], float],
+) -> LambdaLR:
     if not 0 <= warmup < 1:
         raise ValueError(f"scheduler: warmup={warmup:g} must be a fraction of the time, below 1")
 
     def factor(_: int) -> float:
         passed = progress()
-        return passed / warmup if passed < warmup else _cosine((passed - warmup) / (1 - warmup), min_lr_ratio)
+        if passed < warmup:
+            return passed / warmup
+        return end + (1 - end) * remaining((passed - warmup) / (1 - warmup))
 
     return LambdaLR(optimizer, factor)
 
 
-def _cosine(progress: float, end: float) -> float:
-    """Decay from 1 to `end` as progress goes from 0 to 1."""
-    return end + (1 - end) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+def _cosine(progress: float) -> float:
+    """Decay from 1 to 0 as progress goes from 0 to 1."""
+    return (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+def _linear(progress: float) -> float:
+    """Decay from 1 to 0 as progress goes from 0 to 1."""
+    return 1 - min(progress, 1.0)

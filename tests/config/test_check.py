@@ -222,6 +222,10 @@ COMBINED = [
         ["scheduler=time_budget", *LONG, "scheduler.schedule.warmup=5"],
         "warmup=5 must be a fraction of trainer.max_time",
     ),
+    (
+        ["scheduler=linear", "scheduler.schedule.min_lr_ratio=2"],
+        "scheduler.schedule.min_lr_ratio=2 must be a number of at least 0 and at most 1",
+    ),
     (["trainer.max_epochs=-1"], "this schedule must know the run's length"),
     (["trainer.max_epochs=-1", "scheduler=constant"], "the run would never end"),
     (["data.num_classes=9"], "num_classes=9, but data.classes names 10"),

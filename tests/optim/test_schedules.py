@@ -68,9 +68,15 @@ def test_a_warmup_as_long_as_the_run_is_refused(warmup: float) -> None:
         rates(20, warmup)
 
 
-def test_a_warmup_over_time_must_be_a_fraction() -> None:
+@pytest.mark.parametrize("schedule", [cosine_over_time, linear_over_time])
+def test_a_warmup_over_time_is_a_fraction(schedule: Callable[..., LambdaLR]) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
     with pytest.raises(ValueError, match="warmup=5 must be a fraction of the time, below 1"):
-        cosine_over_time(optimizer, lambda: 0.0, 5, 0.0)
-    scheduler = cosine_over_time(optimizer, lambda: 2.0, 0.0, 0.25)  # later than the end
-    assert scheduler.get_last_lr() == [0.5]
+        schedule(optimizer, lambda: 0.0, 5, 0.0)
+    assert schedule(optimizer, lambda: 0.05, 0.1, 0.25).get_last_lr() == [1.0]  # half of the warm-up
+
+
+@pytest.mark.parametrize("schedule", [cosine_over_time, linear_over_time])
+def test_the_rate_stays_at_its_floor_after_the_time(schedule: Callable[..., LambdaLR]) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    assert schedule(optimizer, lambda: 2.0, 0.0, 0.25).get_last_lr() == [0.5]

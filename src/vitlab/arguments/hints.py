@@ -23,7 +23,7 @@ def hint(key: str, siblings: Iterable[Any] = ()) -> str:
     group, dot, _ = key.partition(".")
     last, siblings = key.rpartition(".")[2], {str(name) for name in siblings if not str(name).startswith("_")}
     if options := list(filter(None, places.get(last, {}).get(key, ()))):
-        return f": {' and '.join(options)} {'have' if len(options) > 1 else 'has'} it"
+        return f": {list_some(options)} {'have' if len(options) > 1 else 'has'} it"
     near = [] if nearest(last, siblings) else get_close_matches(last, {*places, *words}, 1, 0.85)
     for name in (last, *near):
         known = places.get(name, {})

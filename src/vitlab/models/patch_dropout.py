@@ -8,13 +8,14 @@ from torch import Tensor
 class SpreadPatchDropout(PatchDropoutWithIndices):
     """Drop a fraction `prob` of an image's patches in training: tokens `[B, N, D]` -> `[B, n, D]`.
 
-    Also returns the kept patches, int64 `[B, n]`, or None if all are kept.
+    Also returns the indices of the kept patches, int64 `[B, n]`, or None if all are kept.
 
     The choice is random, and the first `num_prefix_tokens` stay, as in timm's `PatchDropoutWithIndices` (Liu et al.
     2022, "PatchDropout: Economizing Vision Transformers Using Patch Dropout", section 3). But each block of 2 x 2
     patches loses as many as the others, or one more, so that no large part of an image is missing: the grid-wise
     sampling of He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", section 4.1, with a random choice in
-    each block. On a grid with an odd side all patches are alike, as in timm's.
+    each block. If a side of the grid is odd, patches are dropped anywhere, as in
+    timm's.
     """
 
     def __init__(self, prob: float, num_prefix_tokens: int, grid_size: tuple[int, int]) -> None:
@@ -36,7 +37,7 @@ class SpreadPatchDropout(PatchDropoutWithIndices):
         numbers = torch.rand(images, rows, columns, device=device)
         if rows % 2 or columns % 2:
             return numbers.flatten(1).argsort(1)
-        # Each patch gets its rank in its block (argsort twice), which decides, plus its number, which breaks ties.
+        # Sort by the rank within the block (argsort twice); the random number orders patches of equal rank.
         blocks = numbers.unfold(1, 2, 2).unfold(2, 2, 2)  # [images, rows / 2, columns / 2, 2, 2]
         ranks = blocks.flatten(3).argsort(-1).argsort(-1).view_as(blocks).transpose(2, 3).reshape_as(numbers)
         return (ranks + numbers).flatten(1).argsort(1)

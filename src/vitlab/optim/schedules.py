@@ -6,11 +6,13 @@ from collections.abc import Callable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+Curve = Callable[[float], float]  # falls from 1 to 0 as the progress of the decay goes from 0 to 1
+
 
 def cosine_with_warmup(optimizer: Optimizer, total_steps: int, warmup: float, min_lr_ratio: float) -> LambdaLR:
     """Warm up linearly, then decay along half a cosine (Loshchilov and Hutter 2017, section 3).
 
-    Step 0 has 1 / warm-up steps of the learning rate, the first step after the warm-up all of it.
+    The learning rate starts at 1 / (steps of the warm-up) of its full value and reaches it one step after the warm-up.
 
     Args:
         optimizer: Its learning rates are scaled.
@@ -22,7 +24,10 @@ def cosine_with_warmup(optimizer: Optimizer, total_steps: int, warmup: float, mi
 
 
 def linear_with_warmup(optimizer: Optimizer, total_steps: int, warmup: float, min_lr_ratio: float) -> LambdaLR:
-    """Warm up linearly, then decay linearly; arguments as of `cosine_with_warmup`."""
+    """Warm up linearly, then decay linearly (Li et al. 2020, "Budgeted training").
+
+    The arguments are those of `cosine_with_warmup`.
+    """
     return _over_steps(optimizer, total_steps, warmup, min_lr_ratio, _linear)
 
 
@@ -35,6 +40,7 @@ def cosine_over_time(
     Geiping and Goldstein 2023, "Cramming", section 4.3).
 
     Args:
+        optimizer: Its learning rates are scaled.
         progress: Returns the fraction of the time that has passed, from 0 to 1; called at each step.
         warmup: A fraction of the time, below 1.
         min_lr_ratio: Final learning rate as a fraction of the optimizer's.
@@ -45,13 +51,11 @@ def cosine_over_time(
 def linear_over_time(
     optimizer: Optimizer, progress: Callable[[], float], warmup: float, min_lr_ratio: float
 ) -> LambdaLR:
-    """Follow the curve of `linear_with_warmup` over training time; arguments as of `cosine_over_time`."""
+    """Follow the curve of `linear_with_warmup` over training time. The arguments are those of `cosine_over_time`."""
     return _over_time(optimizer, progress, warmup, min_lr_ratio, _linear)
 
 
-def _over_steps(
-    optimizer: Optimizer, total_steps: int, warmup: float, end: float, remaining: Callable[[float], float]
-) -> LambdaLR:
+def _over_steps(optimizer: Optimizer, total_steps: int, warmup: float, min_lr_ratio: float, curve: Curve) -> LambdaLR:
     warmup_steps = round(warmup * total_steps) if warmup < 1 else int(warmup)
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"scheduler: warmup={warmup:g} takes {warmup_steps} of the run's {total_steps} steps")
@@ -59,35 +63,32 @@ def _over_steps(
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
-        return end + (1 - end) * remaining((step - warmup_steps) / (total_steps - warmup_steps))
+        return _decay((step - warmup_steps) / (total_steps - warmup_steps), min_lr_ratio, curve)
 
     return LambdaLR(optimizer, factor)
 
 
 def _over_time(
-    optimizer: Optimizer,
-    progress: Callable[[], float],
-    warmup: float,
-    end: float,
-    remaining: Callable[[float], float],
+    optimizer: Optimizer, progress: Callable[[], float], warmup: float, min_lr_ratio: float, curve: Curve
 ) -> LambdaLR:
     if not 0 <= warmup < 1:
         raise ValueError(f"scheduler: warmup={warmup:g} must be a fraction of the time, below 1")
 
     def factor(_: int) -> float:
         passed = progress()
-        if passed < warmup:
-            return passed / warmup
-        return end + (1 - end) * remaining((passed - warmup) / (1 - warmup))
+        return passed / warmup if passed < warmup else _decay((passed - warmup) / (1 - warmup), min_lr_ratio, curve)
 
     return LambdaLR(optimizer, factor)
 
 
+def _decay(progress: float, min_lr_ratio: float, curve: Curve) -> float:
+    """Fall from 1 to `min_lr_ratio` along a curve, and stay there."""
+    return min_lr_ratio + (1 - min_lr_ratio) * curve(min(progress, 1.0))
+
+
 def _cosine(progress: float) -> float:
-    """Decay from 1 to 0 as progress goes from 0 to 1."""
-    return (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    return (1 + math.cos(math.pi * progress)) / 2
 
 
 def _linear(progress: float) -> float:
-    """Decay from 1 to 0 as progress goes from 0 to 1."""
-    return 1 - min(progress, 1.0)
+    return 1 - progress

@@ -14,8 +14,7 @@ class SpreadPatchDropout(PatchDropoutWithIndices):
     2022, "PatchDropout: Economizing Vision Transformers Using Patch Dropout", section 3). But each block of 2 x 2
     patches loses as many as the others, or one more, so that no large part of an image is missing: the grid-wise
     sampling of He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", section 4.1, with a random choice in
-    each block. If a side of the grid is odd, patches are dropped anywhere, as in
-    timm's.
+    each block. If a side of the grid is odd, patches are dropped anywhere, as in timm's.
     """
 
     def __init__(self, prob: float, num_prefix_tokens: int, grid_size: tuple[int, int]) -> None:

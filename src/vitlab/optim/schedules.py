@@ -12,7 +12,7 @@ Curve = Callable[[float], float]  # falls from 1 to 0 as the progress of the dec
 def cosine_with_warmup(optimizer: Optimizer, total_steps: int, warmup: float, min_lr_ratio: float) -> LambdaLR:
     """Warm up linearly, then decay along half a cosine (Loshchilov and Hutter 2017, section 3).
 
-    The learning rate starts at 1 / (steps of the warm-up) of its full value and reaches it one step after the warm-up.
+    The learning rate starts at 1 / (steps of the warm-up) of its full value and reaches it in the warm-up's last step.
 
     Args:
         optimizer: Its learning rates are scaled.

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 from models.test_vision_transformer import images_for, make
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitlab.models.attention import SelfAttention
 from vitlab.models.positions import rotary2d, rotate, sincos2d
@@ -52,16 +52,14 @@ def test_rotated_products_depend_only_on_the_distance_of_patches() -> None:
 def test_dropped_patches_take_their_rotation_with_them(changes: dict[str, Any]) -> None:
     model = make(rotary=True, pos_embed="none", patch_dropout=0.5, **changes).train()
     images = images_for(model)
-    seen, kept = [], []
-
-    def keep(_: nn.Module, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        seen.append(inputs[0])
-        kept.append(output[1])
-
+    kept: list[Tensor] = []
     assert model.patch_drop is not None
-    model.patch_drop.register_forward_hook(keep)
+    model.patch_drop.register_forward_hook(lambda _, __, output: kept.append(output[1]))
     with full_output(model):
         tokens = model.forward_features(images)
+        seen: list[Tensor] = []
+        model.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        model.eval()(images)  # embeds all patches
     prefix = model.num_prefix_tokens
     assert model.rotation is not None
     for image, places, found in zip(seen[0], kept[0], tokens, strict=True):

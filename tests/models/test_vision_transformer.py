@@ -62,15 +62,14 @@ def test_logits_equal_those_of_timm_with_the_same_weights(changes: dict[str, Any
 
 
 class Kept(nn.Module):
-    """Tokens of another module's choice, in timm's form."""
+    """Patches of another module's choice after the prefix, in timm's form: all tokens, after their positions."""
 
-    def __init__(self, choice: nn.Module) -> None:
+    def __init__(self, choice: nn.Module, prefix: int) -> None:
         super().__init__()
-        self.choice = choice
+        self.choice, self.prefix = choice, prefix
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens: Tensor = self.choice(x)[0]
-        return tokens
+        return torch.cat([x[:, : self.prefix], self.choice(x[:, self.prefix :])[0]], dim=1)
 
 
 def of_timm(model: VisionTransformer, **changes: Any) -> timm.models.VisionTransformer:
@@ -107,7 +106,7 @@ def test_patches_are_dropped_only_in_training_and_where_timm_drops_them(changes:
     model = make(patch_dropout=0.5, **changes)
     oracle = of_timm(model, **changes)
     assert model.patch_drop is not None
-    oracle.patch_drop = Kept(model.patch_drop)
+    oracle.patch_drop = Kept(model.patch_drop, model.num_prefix_tokens)
     images = images_for(model)
     whole = model(images)
     torch.testing.assert_close(whole, make(**changes)(images), atol=0, rtol=0)

@@ -6,29 +6,26 @@ from torch import Tensor
 
 
 class SpreadPatchDropout(PatchDropoutWithIndices):
-    """Drop a fraction `prob` of an image's patches in training: tokens `[B, N, D]` -> `[B, n, D]`.
+    """Drop a fraction `prob` of an image's patches in training: `[B, N, D]` -> `[B, n, D]`.
 
     Also returns the indices of the kept patches, int64 `[B, n]`, or None if all are kept.
 
-    The choice is random, and the first `num_prefix_tokens` stay, as in timm's `PatchDropoutWithIndices` (Liu et al.
-    2022, "PatchDropout: Economizing Vision Transformers Using Patch Dropout", section 3). But each block of 2 x 2
-    patches loses as many as the others, or one more, so that no large part of an image is missing: the grid-wise
-    sampling of He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", section 4.1, with a random choice in
-    each block. If a side of the grid is odd, patches are dropped anywhere, as in timm's.
+    The choice is random, as in timm's `PatchDropoutWithIndices` (Liu et al. 2022, "PatchDropout: Economizing Vision
+    Transformers Using Patch Dropout", section 3). But each block of 2 x 2 patches loses as many as the others, or one
+    more, so that no large part of an image is missing: the grid-wise sampling of He et al. 2022, "Masked Autoencoders
+    Are Scalable Vision Learners", section 4.1, with a random choice in each block. If a side of the grid is odd,
+    patches are dropped anywhere, as in timm's.
     """
 
-    def __init__(self, prob: float, num_prefix_tokens: int, grid_size: tuple[int, int]) -> None:
-        super().__init__(prob, num_prefix_tokens)
+    def __init__(self, prob: float, grid_size: tuple[int, int]) -> None:
+        super().__init__(prob, num_prefix_tokens=0)
         self.grid_size = grid_size
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if not self.training or self.prob == 0:
             return x, None
-        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
-        order = self._random_order(len(x), x.device)
-        kept = order[:, : max(1, int(patches.shape[1] * (1 - self.prob)))]
-        patches = patches.gather(1, kept.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
-        return torch.cat([prefix, patches], dim=1) if self.num_prefix_tokens else patches, kept
+        kept = self._random_order(len(x), x.device)[:, : max(1, int(x.shape[1] * (1 - self.prob)))]
+        return x.gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[-1])), kept
 
     def _random_order(self, images: int, device: torch.device) -> Tensor:
         """Order the patches at random, int64 `[images, N]`: first one of each block, then another one of each ..."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from timm.layers import LayerScale, Mlp, to_2tuple
 from timm.models import checkpoint
 from torch import Tensor, nn
@@ -121,7 +122,7 @@ class VisionTransformer(nn.Module):
         self.pos_drop = nn.Dropout(dropout)
         self.patch_drop: SpreadPatchDropout | None = None
         if patch_dropout:
-            self.patch_drop = SpreadPatchDropout(patch_dropout, self.num_prefix_tokens, self.grid_size)
+            self.patch_drop = SpreadPatchDropout(patch_dropout, self.grid_size)
         self.blocks = nn.ModuleList(
             Block(
                 SelfAttention(
@@ -195,23 +196,36 @@ class VisionTransformer(nn.Module):
         expected = (self.in_channels, *self.image_size)
         if images.shape[1:] != expected:
             raise ValueError(f"expected images of shape [B, {_format(expected)}], got {list(images.shape)}")
-        # A convolution returns channels before tokens. Every LayerNorm would copy that.
-        x = self.patch_embed(images).contiguous()
-        prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
-        if prefix:
-            x = torch.cat([*(token.expand(x.shape[0], -1, -1).to(x.dtype) for token in prefix), x], dim=1)
-        if self.pos_embed is not None:
-            keeps_dtype = self.bf16_residual and x.dtype == torch.bfloat16
-            x = x + (self.pos_embed.to(x.dtype) if keeps_dtype else self.pos_embed)
-        x, rotation = self.pos_drop(x), self.rotation
-        if self.patch_drop is not None:
-            x, kept = self.patch_drop(x)
-            if rotation is not None and kept is not None:
-                rotation = rotation_of_kept(rotation, kept, self.num_prefix_tokens)
+        x, kept = self._embed(images)
+        rotation = self.rotation
+        if rotation is not None and kept is not None:
+            rotation = rotation_of_kept(rotation, kept, self.num_prefix_tokens)
+        x = self.pos_drop(x)
         recomputes = self.grad_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
             x = checkpoint(block, x, rotation) if recomputes else block(x, rotation)
         return self.norm(x)
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Turn images into tokens with positions, `[B, N, D]`, and say which patches were kept, int64 `[B, n]`.
+
+        Patches are dropped before they are projected, which saves most of the stem's work, with the same result.
+        """
+        kept = None
+        if self.patch_drop is not None and self.patch_drop.training:
+            patches, kept = self.patch_drop(self.patch_embed.cut(images))
+            x = self.patch_embed.project(patches)
+        else:
+            x = self.patch_embed(images)
+        x = x.contiguous()  # a convolution returns channels before tokens: every LayerNorm would copy that
+        prefix = [token.to(x.dtype) for token in (self.cls_token, self.reg_token) if token is not None]
+        if self.pos_embed is not None:
+            keeps_dtype = self.bf16_residual and x.dtype == torch.bfloat16
+            positions = self.pos_embed.to(x.dtype) if keeps_dtype else self.pos_embed
+            first, rest = positions[:, : self.num_prefix_tokens], positions[:, self.num_prefix_tokens :]
+            x = x + (rest if kept is None else F.embedding(kept, rest[0]))
+            prefix = [torch.cat(prefix, dim=1) + first] if prefix else []
+        return torch.cat([*(token.expand(len(x), -1, -1) for token in prefix), x], dim=1) if prefix else x, kept
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.forward_features(images)

@@ -102,7 +102,7 @@ def of_timm(model: VisionTransformer, **changes: Any) -> timm.models.VisionTrans
 
 
 @pytest.mark.parametrize("changes", [{}, {"pool": "cls", "registers": 2}], ids=str)
-def test_patches_are_dropped_only_in_training_and_where_timm_drops_them(changes: dict[str, Any]) -> None:
+def test_patches_are_dropped_only_in_training_and_give_the_logits_of_timm(changes: dict[str, Any]) -> None:
     model = make(patch_dropout=0.5, **changes)
     oracle = of_timm(model, **changes)
     assert model.patch_drop is not None
@@ -121,6 +121,25 @@ def test_patches_are_dropped_only_in_training_and_where_timm_drops_them(changes:
     with full_output(model):
         model(images)
     assert seen[0].shape[1] == 8 + model.num_prefix_tokens
+
+
+@pytest.mark.parametrize("stem", ["patch", "shifted", "conv"])
+@pytest.mark.parametrize("pos_embed", ["learned", "sincos2d", "none"])
+@pytest.mark.parametrize("prefix", [{}, {"pool": "cls", "registers": 2}], ids=["", "prefix"])
+def test_kept_patches_become_the_tokens_that_they_become_among_all(
+    stem: str, pos_embed: str, prefix: dict[str, Any]
+) -> None:
+    model = make(stem=stem, pos_embed=pos_embed, patch_dropout=0.5, **prefix)
+    kept, seen = [], []
+    assert model.patch_drop is not None
+    model.patch_drop.register_forward_hook(lambda _, __, output: kept.append(output[1]))
+    model.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = images_for(model)
+    model.train()(images)
+    model.eval()(images)
+    first = torch.arange(model.num_prefix_tokens).expand(len(images), -1)
+    rows = torch.cat([first, kept[0] + model.num_prefix_tokens], dim=1).unsqueeze(-1)
+    torch.testing.assert_close(seen[0], seen[1].take_along_dim(rows, dim=1), atol=1e-5, rtol=1e-4)
 
 
 OPTIONS: list[dict[str, Any]] = [  # that timm's ViT does not have, and a combination

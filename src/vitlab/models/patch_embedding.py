@@ -13,7 +13,8 @@ HIDDEN_WIDTH = 64  # of the convolutions before the last one; from the code of H
 class Stem(nn.Module):
     """Base of the stems: images `[B, C, H, W]` -> tokens `[B, N, D]`.
 
-    In two steps, between which patches can be dropped: `cut` the images, and `project` what is left.
+    In two steps, between which patches can be dropped: `cut` the images, and `project` what is left. Convolutions mix
+    patches, so theirs are all in `cut`.
     """
 
     proj: nn.Conv2d | nn.Linear

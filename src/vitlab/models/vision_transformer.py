@@ -207,9 +207,10 @@ class VisionTransformer(nn.Module):
         return self.norm(x)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Turn images into tokens with positions, `[B, N, D]`, and say which patches were kept, int64 `[B, n]`.
+        """Turn images into tokens with positions, `[B, prefix + n, D]`, and say which patches were kept, int64 `[B, n]`
+        (None: all).
 
-        Patches are dropped before they are projected, which saves most of the stem's work, with the same result.
+        Patches are dropped before they are projected, so the others cost nothing; but convolutions see whole images.
         """
         kept = None
         if self.patch_drop is not None and self.patch_drop.training:
@@ -220,12 +221,16 @@ class VisionTransformer(nn.Module):
         x = x.contiguous()  # a convolution returns channels before tokens: every LayerNorm would copy that
         prefix = [token.to(x.dtype) for token in (self.cls_token, self.reg_token) if token is not None]
         if self.pos_embed is not None:
-            keeps_dtype = self.bf16_residual and x.dtype == torch.bfloat16
-            positions = self.pos_embed.to(x.dtype) if keeps_dtype else self.pos_embed
-            first, rest = positions[:, : self.num_prefix_tokens], positions[:, self.num_prefix_tokens :]
-            x = x + (rest if kept is None else F.embedding(kept, rest[0]))
+            first, rest = self.pos_embed[:, : self.num_prefix_tokens], self.pos_embed[:, self.num_prefix_tokens :]
+            if kept is not None:
+                rest = F.embedding(kept, rest[0])
+            if self.bf16_residual and x.dtype == torch.bfloat16:
+                first, rest = first.to(x.dtype), rest.to(x.dtype)
+            x = x + rest
             prefix = [torch.cat(prefix, dim=1) + first] if prefix else []
-        return torch.cat([*(token.expand(len(x), -1, -1) for token in prefix), x], dim=1) if prefix else x, kept
+        if prefix:
+            x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in prefix), x], dim=1)
+        return x, kept
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.forward_features(images)

@@ -1,6 +1,7 @@
 """Positions of patches: fixed embeddings, and rotations of queries and keys."""
 
 import torch
+import torch.nn.functional as F
 from timm.layers import RotaryEmbeddingCat, apply_rot_embed_cat
 from torch import Tensor
 
@@ -45,8 +46,8 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     return apply_rot_embed_cat(x, rotation[..., : x.shape[2], :], half=True)
 
 
-def rotation_of_kept(rotation: Tensor, kept: Tensor, prefix: int) -> Tensor:
-    """Choose the rows of the tokens that patch dropout keeps, int64 indices of patches `[B, n]`, from a `rotary2d`
-    table: `[B, 1, prefix + n, 2 * head_dim]`."""
+def rows_of_kept(table: Tensor, kept: Tensor, prefix: int) -> Tensor:
+    """Choose the rows of the tokens that patch dropout keeps, int64 indices of patches `[B, n]`, from a table of all
+    tokens, `[prefix + N, D]`: `[B, prefix + n, D]`."""
     first = torch.arange(prefix, device=kept.device).expand(len(kept), -1)
-    return rotation[torch.cat([first, kept + prefix], dim=1)].unsqueeze(1)
+    return F.embedding(torch.cat([first, kept + prefix], dim=1), table)

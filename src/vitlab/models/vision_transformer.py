@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from timm.layers import LayerScale, Mlp, to_2tuple
 from timm.models import checkpoint
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torchvision.ops import stochastic_depth
 from vitlab.models.attention import SelfAttention
 from vitlab.models.patch_dropout import SpreadPatchDropout
 from vitlab.models.patch_embedding import STEMS
-from vitlab.models.positions import rotary2d, rotation_of_kept, sincos2d
+from vitlab.models.positions import rotary2d, rows_of_kept, sincos2d
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
@@ -196,41 +195,29 @@ class VisionTransformer(nn.Module):
         expected = (self.in_channels, *self.image_size)
         if images.shape[1:] != expected:
             raise ValueError(f"expected images of shape [B, {_format(expected)}], got {list(images.shape)}")
-        x, kept = self._embed(images)
-        rotation = self.rotation
-        if rotation is not None and kept is not None:
-            rotation = rotation_of_kept(rotation, kept, self.num_prefix_tokens)
+        if self.patch_drop is None or not self.patch_drop.training:
+            x, kept = self.patch_embed(images), None
+        else:  # before the projection, so that dropped patches cost nothing there
+            patches, kept = self.patch_drop(self.patch_embed.cut(images))
+            x = self.patch_embed.project(patches)
+        x = x.contiguous()  # a convolution returns channels before tokens: every LayerNorm would copy that
+        prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        if prefix:
+            x = torch.cat([*(token.expand(x.shape[0], -1, -1).to(x.dtype) for token in prefix), x], dim=1)
+        positions, rotation = self.pos_embed, self.rotation
+        if kept is not None:
+            if positions is not None:
+                positions = rows_of_kept(positions[0], kept, self.num_prefix_tokens)
+            if rotation is not None:
+                rotation = rows_of_kept(rotation, kept, self.num_prefix_tokens).unsqueeze(1)  # the same for each head
+        if positions is not None:
+            keeps_dtype = self.bf16_residual and x.dtype == torch.bfloat16
+            x = x + (positions.to(x.dtype) if keeps_dtype else positions)
         x = self.pos_drop(x)
         recomputes = self.grad_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
             x = checkpoint(block, x, rotation) if recomputes else block(x, rotation)
         return self.norm(x)
-
-    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Turn images into tokens with positions, `[B, prefix + n, D]`, and say which patches were kept, int64 `[B, n]`
-        (None: all).
-
-        Patches are dropped before they are projected, so the others cost nothing; but convolutions see whole images.
-        """
-        kept = None
-        if self.patch_drop is not None and self.patch_drop.training:
-            patches, kept = self.patch_drop(self.patch_embed.cut(images))
-            x = self.patch_embed.project(patches)
-        else:
-            x = self.patch_embed(images)
-        x = x.contiguous()  # a convolution returns channels before tokens: every LayerNorm would copy that
-        prefix = [token.to(x.dtype) for token in (self.cls_token, self.reg_token) if token is not None]
-        if self.pos_embed is not None:
-            first, rest = self.pos_embed[:, : self.num_prefix_tokens], self.pos_embed[:, self.num_prefix_tokens :]
-            if kept is not None:
-                rest = F.embedding(kept, rest[0])
-            if self.bf16_residual and x.dtype == torch.bfloat16:
-                first, rest = first.to(x.dtype), rest.to(x.dtype)
-            x = x + rest
-            prefix = [torch.cat(prefix, dim=1) + first] if prefix else []
-        if prefix:
-            x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in prefix), x], dim=1)
-        return x, kept
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.forward_features(images)

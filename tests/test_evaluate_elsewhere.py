@@ -131,6 +131,27 @@ def test_the_images_of_the_run_keep_its_splits(run: Path, trained: Path, in_proc
     final = json.loads((run / "metrics.json").read_text())
     assert found["images"] == 7  # a tenth of train/, not all of it
     assert found["val/loss"] == final["val/loss"]
+    assert in_process("evaluate.py", "run=run", "split=train", f"data.root={root}").returncode == 0
+    assert evaluated(run, "train")[0]["images"] == 65
+    result = in_process("evaluate.py", "run=run", "knn=true", "calibrate=true", f"data.root={root}")
+    assert result.returncode == 0, result.stderr
+    assert "test/knn_acc" in evaluated(run)[0]
+
+
+def test_folders_that_training_skips_or_renames_are_no_other_classes(
+    run: Path, in_process: Command, tmp_path: Path
+) -> None:
+    draw(tmp_path / "flat", CLASSES, 5, 2)
+    (tmp_path / "flat" / "__MACOSX" / "ant").mkdir(parents=True)
+    (tmp_path / "flat" / "@eaDir").mkdir()
+    file = run / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["vitlab_config"]["data"]["classes"][2] = "caf\u00e9"
+    torch.save(checkpoint, file)
+    (tmp_path / "flat" / "cow").rename(tmp_path / "flat" / "cafe\u0301")  # as on a Mac
+    result = in_process("evaluate.py", "run=run", "data.root=flat")
+    assert result.returncode == 0, result.stderr
+    assert evaluated(run)[0]["images"] == 15
 
 
 def test_what_can_t_be_evaluated_is_said(run: Path, trained: Path, in_process: Command, tmp_path: Path) -> None:

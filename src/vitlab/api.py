@@ -260,7 +260,7 @@ def load(
         "checkpoint": str(path if is_bare else checkpoint),
         "weights": weights,
         "outputs": str(outputs),
-        "trusted_targets": list(trusted_targets),
+        "trusted_targets": [trusted_targets] if isinstance(trusted_targets, str) else list(trusted_targets),
     }
     try:
         with restored_process(), restored_libraries():

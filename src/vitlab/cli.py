@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import vitlab
 from vitlab.arguments.command import read_command, training_arguments
-from vitlab.arguments.entry_points import as_typed, pretend_script
+from vitlab.arguments.entry_points import as_typed, pretend_script, uses_console_script
 from vitlab.arguments.hints import without_dashes
 from vitlab.config.check import FILLING, GROUPS
 from vitlab.config.compose import NOT_COMPOSED, compose_training, explain, refuse
@@ -82,6 +82,8 @@ def run(main: Callable[[], Any], *, several: bool = False) -> NoReturn:
     """Call the main function of a command, which may run as `several` processes, and exit with its status."""
     protect_streams()
     prepare_environment()
+    if uses_console_script():
+        sys.path.append("")  # the user's modules in this folder; `python train.py` finds them beside itself
     os.environ["MPLBACKEND"] = "agg"  # a notebook sets one that works in its own process only
     if sys.argv[1:] == ["-sc", "install=bash"]:  # Hydra's own completes scripts with a Hydra config only
         print_completion()

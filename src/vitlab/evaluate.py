@@ -18,6 +18,8 @@ from vitlab.files import expand_home, make_folder, set_aside, shorten, write_csv
 from vitlab.metrics import VIEWS
 from vitlab.runs.imports import fast_imports
 
+LOCAL_DATA = ("vitlab.data.ImageFolderDataModule", "vitlab.data.CSVDataModule")  # others would download their images
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -122,26 +124,29 @@ def load_images(model: LoadedModel, split: str, overrides: Sequence[Override]) -
     """The images to evaluate on, without augmentations, in memory.
 
     If `data.root` is given and has `<split>/<class>/*` or `<class>/*`, with some of the run's classes, these are all
-    images in it. They are those of the run if they are its own, or its data has another layout.
+    images in it. They are those of the run, with its splits, if they are its own, or its data has another layout.
     """
     config, given = model.config, {override.key_or_group for override in overrides}
     root = config.data.get("root") if given & {"data", "data.root"} else None
-    places = [] if root is None else [Path(expand_home(root)) / split, Path(expand_home(root))]
+    if root is None:
+        return model.load_data()
+    if model.run and config.data["_target_"] in LOCAL_DATA:  # its own images, moved
+        with suppress(UserError):
+            data, known = model.load_data(), model.run.manifest().get("data", {})
+            if known.get(split) and data.fingerprints().get(split) == known[split]:
+                return data
+    places = Path(expand_home(root)) / split, Path(expand_home(root))
     folder = next((place for place in places if _holds_classes(place, model.classes)), None)
     if folder is None:
         return model.load_data()
-    if folder == places[-1] and model.run:  # the run may have split it into train, val and test
-        with suppress(UserError):
-            data, known = model.load_data(), model.run.manifest().get("data", {})
-            if data.fingerprints()[split] == known.get(split):
-                return data
     return model.with_images(**{split: _read_class_folders(folder, config)})
 
 
 def _holds_classes(folder: Path, classes: Sequence[str]) -> bool:
     """Whether a folder has subfolders that are named after classes; UserError if others have other names."""
-    entries = folder.iterdir() if folder.is_dir() else ()
-    names = {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
+    from vitlab.data.folder_layout import class_folders
+
+    names = set(class_folders(folder))
     if (known := names & set(classes)) and known != names:
         unknown = list_some(sorted(names - known))
         raise UserError(f"data.root: {folder} has folders that are none of the run's classes: {unknown}")
@@ -153,13 +158,13 @@ def _read_class_folders(folder: Path, config: DictConfig) -> ImageArrays:
     import torch
 
     from vitlab.data.arrays import ImageArrays
+    from vitlab.data.folder_layout import class_folders
     from vitlab.predict import check_all_read, find_images, read_batches
     from vitlab.runs.console import show
 
     labels: dict[Path, int] = {}
-    for label, name in enumerate(config.data.classes):
-        if (folder / name).is_dir():
-            labels |= dict.fromkeys(find_images(folder / name)[0], label)
+    for name, place in class_folders(folder).items():
+        labels |= dict.fromkeys(find_images(place)[0], config.data.classes.index(name))
     failures: dict[str, str] = {}
     batches = list(read_batches(list(labels), config.data, failures, config.data.eval_batch_size))
     paths = [path for some, _ in batches for path in some]

@@ -21,6 +21,12 @@ def test_seed_name_and_directory_do_not_make_another_experiment(tmp_path: Path) 
     assert varied_settings(found) == []
 
 
+def test_loggers_do_not_make_another_experiment(tmp_path: Path) -> None:
+    found = runs(tmp_path, "seed=0 logger=wandb logger.wandb.id=a", "seed=1 logger=wandb logger.wandb.id=b", "seed=2")
+    assert len(set(map(experiment_of, found))) == 1
+    assert varied_settings(found) == []
+
+
 def test_what_is_measured_on_the_images_of_a_fold_does_not_make_another_experiment(tmp_path: Path) -> None:
     found = []
     for weights in ("balanced", "null"):

@@ -1,7 +1,8 @@
 """Fake train.py for tests of sweeps: writes the files of a run in the right order, without training.
 
-`act=` selects how it ends: raise, exit, kill (itself), error (of the user). `hold=` is a file, in the run directory or
-with its whole path: a new run waits after its first epoch until it is stopped or the file exists, at most a minute.
+`act=` selects how it ends: raise, exit, kill (itself), error (of the user); with `raise_if=` it raises if that file
+exists. `hold=` is a file, in the run directory or with its whole path: a new run waits after its first epoch until it
+is stopped or the file exists, at most a minute.
 """
 
 import json
@@ -39,7 +40,7 @@ else:
     run.checkpoints.mkdir()
 print("OMP", os.environ.get("OMP_NUM_THREADS"), "RANK", os.environ.get("LOCAL_RANK"), os.environ.get("MASTER_ADDR"))
 act = config.get("act")
-if act == "raise":
+if act == "raise" or Path(arguments.get("raise_if", "")).is_file():
     run.end("failed")
     raise ValueError("no such luck")
 if act == "exit":

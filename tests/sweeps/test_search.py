@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from sweeps.fake_sweep import (
     FAKE,
     LR,
@@ -194,6 +195,33 @@ def test_a_trial_with_known_settings_is_not_run_again(tmp_path: Path, capsys: py
     assert len(study_of(tmp_path).trials) == 6
     assert len(list(tmp_path.glob("*/manifest.json"))) == 2
     assert "repeats trial 0" in capsys.readouterr().out
+
+
+def test_a_trial_with_the_settings_of_a_pruned_one_counts_as_pruned(tmp_path: Path) -> None:
+    sys.argv = [str(FAKE), "-m"]
+    space = read_space({"optimizer.lr": "0.1,0.01"}, ["seed=0"], {})
+    run_search(make_sweep(tmp_path), LocalExecutor(1, [], 1), space, 1, *NEITHER)
+    study = study_of(tmp_path)
+    (first,) = study.trials
+    other = {"0.1": "0.01", "0.01": "0.1"}[first.params["optimizer.lr"]]
+    settings: dict[str, Any] = {"params": {"optimizer.lr": other}, "distributions": first.distributions}
+    study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values={0: 0.5}, **settings))
+    study.enqueue_trial({"optimizer.lr": other})
+    run_search(make_sweep(tmp_path), LocalExecutor(1, [], 1), space, 3, *NEITHER)
+    assert [trial.state for trial in study_of(tmp_path).trials[1:]] == [TrialState.PRUNED] * 2
+    assert len(list(tmp_path.glob("*/manifest.json"))) == 1
+
+
+def test_a_search_whose_failed_trial_was_repeated_ends_well(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.touch()
+    with pytest.raises(SystemExit):
+        search(tmp_path / "search", 1, f"+raise_if={broken}")
+    broken.unlink()
+    study = search(tmp_path / "search", 1, f"+raise_if={broken}")
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
+    jobs = read_record(tmp_path / "search")["jobs"]
+    assert [job["status"] for job in jobs] == ["failed", "done"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -50,6 +51,8 @@ def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[
     assert isinstance(command, DictConfig)
     OmegaConf.set_struct(command, True)
     own = set(map(str, command.keys()))  # not `in command`: that leaves out required values
+    plain: Any = OmegaConf.to_container(command)
+    lists = {key for key in own if isinstance(plain[key], list)}
     if "-sc" in arguments:
         print(*completions(os.environ["COMP_LINE"], own))
         sys.exit(0)
@@ -61,7 +64,10 @@ def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[
         if override.is_delete() or override.is_add() or override.is_force_add() or override.is_sweep_override():
             raise UserError(f"{argument}: only key=value can be given here")
         if override.key_or_group.split(".")[0] in own:
-            OmegaConf.update(command, override.key_or_group, override.value())
+            value = override.value()
+            if override.key_or_group in lists and (value is None or isinstance(value, str)):
+                value = [value] if value else []  # tags=a: most shells want [ ] quoted
+            OmegaConf.update(command, override.key_or_group, value)
         else:
             others.append(override)
     if files:

@@ -66,8 +66,7 @@ def read_layout(root: Path, given_classes: Sequence[str] | None) -> FolderLayout
     for split, folder in folders.items():
         inner, loose = _list(root / folder)
         for name in inner:
-            # Archives made on a Mac write é as two characters, others as one.
-            own = found[split].setdefault(unicodedata.normalize("NFC", _printable(name)), [])
+            own = found[split].setdefault(_class_of(name), [])
             own += list_images(root / folder / name, left_out)
         left_out["in no class folder"] += _count_images(loose)
     reason = describe_left_out(left_out)
@@ -97,6 +96,12 @@ def read_layout(root: Path, given_classes: Sequence[str] | None) -> FolderLayout
         ],
         notes,
     )
+
+
+def class_folders(folder: Path) -> dict[str, Path]:
+    """The folders in a folder by the names of their classes, without what is hidden; none if there is no folder."""
+    names = _list(folder)[0] if folder.is_dir() else []
+    return {_class_of(name): folder / name for name in names}
 
 
 def list_images(top: Path, left_out: Counter[str]) -> list[File]:
@@ -239,6 +244,11 @@ def _count_images(names: Iterable[str]) -> int:
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122
+
+
+def _class_of(name: str) -> str:
+    """The class of a folder. Archives made on a Mac write é as two characters, others as one."""
+    return unicodedata.normalize("NFC", _printable(name))
 
 
 def _printable(name: str) -> str:

@@ -203,8 +203,14 @@ def describe_comparison(comparison: Comparison) -> str:
 def experiment_of(result: Result) -> str:
     """Return a text that is equal for runs that differ only in their seed, fold, name and directory."""
     # Of a fold, what is measured on its images, such as their mean, follows from it.
-    left_out = RUN_KEYS | (set() if result.fold is None else result.derived)
-    return "\n".join(sorted(f"{k}={_canonical(v)}" for k, v in result.settings.items() if k not in left_out))
+    left_out = set() if result.fold is None else result.derived
+    settings = {k: v for k, v in result.settings.items() if k not in left_out and not _is_of_the_run(k)}
+    return "\n".join(sorted(f"{k}={_canonical(v)}" for k, v in settings.items()))
+
+
+def _is_of_the_run(key: str) -> bool:
+    """Whether a setting may differ between runs of the same experiment; loggers hold the run's name and number."""
+    return key in RUN_KEYS or key.startswith("logger.")
 
 
 def varied_settings(results: Sequence[Result]) -> list[str]:
@@ -215,7 +221,7 @@ def varied_settings(results: Sequence[Result]) -> list[str]:
     given = [override.lstrip("+").partition("=")[0] for result in results for override in result.overrides]
     groups = [
         group
-        for group in dict.fromkeys(group for r in results for group in r.choices)
+        for group in dict.fromkeys(group for r in results for group in r.choices if group != "logger")
         if all(group in r.choices for r in results) and _varies([r.choices[group] for r in results])
     ]
 
@@ -225,7 +231,8 @@ def varied_settings(results: Sequence[Result]) -> list[str]:
     keys = [
         key
         for key in dict.fromkeys(key for r in results for key in r.settings)
-        if key not in {*RUN_KEYS, *groups}
+        if key not in groups
+        and not _is_of_the_run(key)
         and _varies([r.settings.get(key, UNSET) for r in results])
         and (key in given or not follows(key))
     ]

@@ -41,7 +41,7 @@ def print_header(config: DictConfig, data: ImageDataModule, network: nn.Module, 
     show(
         f"{config.name}: {type(network).__name__}, {parameters:,} parameters, on {several}{name}, precision "
         f"{trainer.precision}",
-        f"data: {data_set(config)}, {data.spec.num_classes} classes; {sizes} images",
+        f"data: {data_set(config)}, {data.spec.num_classes} classes; {sizes} images of {config.data.image_size} px",
     )
     if not len(data.splits["val"]):
         show("data.val_size=0: no validation, so no epoch is selected; the weights of the last epoch are tested")

@@ -125,6 +125,8 @@ class Search(JobSource):
             if trial.number not in study.user_attrs.get(MADE_AGAIN, []):
                 study.enqueue_trial(trial.params)
         study.set_user_attr(MADE_AGAIN, [trial.number for trial in failed])
+        repeated = {trial.number for trial in failed}  # by new trials: their old jobs no longer count as failed
+        self.jobs = [job for job in self.jobs if job.number not in repeated]
         ended = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
         running = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
         self.to_ask = n_trials - ended - len(running)
@@ -148,7 +150,8 @@ class Search(JobSource):
             equal = next((other for other in ended if other.params == trial.params), None)
             if equal is None:
                 return self._job(trial)
-            self.study.tell(trial, equal.value, state=equal.state)  # equal overrides give an equal run
+            value = equal.value if equal.state == TrialState.COMPLETE else None  # Optuna takes none of a pruned trial
+            self.study.tell(trial, value, state=equal.state)  # equal overrides give an equal run
             print(f"trial {trial.number} repeats trial {equal.number}, whose result it takes: {' '.join(overrides)}")
         return None
 

@@ -227,6 +227,13 @@ def test_a_rank_without_images_does_not_make_the_loss_nan() -> None:
     assert loss.compute() == 2.0
 
 
+def test_a_mean_of_many_images_is_exact_in_half_precision() -> None:
+    (loss,) = torch.nn.ModuleList([MeanLoss()]).to(torch.bfloat16)
+    for number in range(400):
+        loss.update(torch.tensor(1.0 + number % 2, dtype=torch.bfloat16), 128)
+    assert loss.compute() == 1.5
+
+
 @pytest.mark.parametrize(
     ("max_epochs", "time", "progress"),
     [(4, None, 0.75), (-1, 0.4, 0.4), (4, 0.9, 0.9), (4, 0.1, 0.75), (-1, None, 0.0)],

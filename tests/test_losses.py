@@ -62,6 +62,20 @@ def test_class_weights_weigh_the_images_of_a_class(loss: type[ClassLoss], logits
         loss(class_weights=[1.0, 1.0, 1.0])(logits, LABELS)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_class_weights_may_be_whole_numbers_and_in_half_precision(loss: type[ClassLoss], logits: Tensor) -> None:
+    expected = loss(class_weights=[1.0, 2.0, 4.0, 0.0])(logits, LABELS)
+    whole = loss(class_weights=[1, 2, 4, 0])
+    torch.testing.assert_close(whole(logits, LABELS), expected)
+    torch.testing.assert_close(whole.to(torch.bfloat16)(logits, LABELS), expected)  # as trainer.precision=bf16-true
+
+
+def test_smoothing_does_not_lift_targets_over_the_threshold(logits: Tensor) -> None:
+    loss = BinaryCrossEntropy(label_smoothing=0.1, target_threshold=0.0)
+    both = (MIXED > 0).float()
+    torch.testing.assert_close(loss(logits, MIXED), BinaryCrossEntropy(label_smoothing=0.1)(logits, both))
+
+
 def test_balanced_weights_let_classes_count_equally() -> None:
     weights = torch.tensor(balanced_weights(LABELS, 4))
     totals = torch.zeros(4).index_add(0, LABELS, weights[LABELS])

@@ -38,11 +38,12 @@ class MeanLoss(Metric):
     def __init__(self) -> None:
         super().__init__()
         self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, images: int) -> None:
         if images:  # a rank may have no image of a small last batch, and its mean is NaN
-            self.total += loss.float() * images
+            # precision=bf16-true also converts states, and in bfloat16 the sum would stop growing.
+            self.total = self.total.float() + loss.float() * images
             self.images += images
 
     def compute(self) -> Tensor:

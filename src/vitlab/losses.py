@@ -27,8 +27,12 @@ class ClassLoss(nn.Module):
     def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | str | None = None) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
-        weights = None if class_weights is None else torch.tensor(class_weights)
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)  # it is in the config
+
+    def sharpen(self, target: Tensor) -> Tensor:
+        """The target, `[B, classes]`, that is learned instead of a mixed one, before label smoothing."""
+        return target
 
     def terms(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of each image and class, `[B, classes]`; `target` are probabilities of the same shape."""
@@ -36,12 +40,13 @@ class ClassLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         logits, classes = logits.float(), logits.shape[1]  # also in mixed precision
-        target = F.one_hot(labels, classes).float() if labels.ndim == 1 else labels
+        target = F.one_hot(labels, classes).float() if labels.ndim == 1 else labels.float()
         if self.class_weights is not None and len(self.class_weights) != classes:
             given = len(self.class_weights)
             raise UserError(f"loss.class_weights has {given} numbers: give {classes}, one for each class")
         # An image counts as much as its class, also for the other classes' terms.
-        image_weights = 1.0 if self.class_weights is None else target @ self.class_weights
+        image_weights = 1.0 if self.class_weights is None else (target * self.class_weights.float()).sum(dim=1)
+        target = self.sharpen(target)
         if self.training and self.label_smoothing:
             target = target * (1 - self.label_smoothing) + self.label_smoothing / classes
         return (self.terms(logits, target).sum(dim=1) * image_weights).mean()
@@ -76,9 +81,10 @@ class BinaryCrossEntropy(ClassLoss):
         super().__init__(label_smoothing, class_weights)
         self.target_threshold = target_threshold
 
+    def sharpen(self, target: Tensor) -> Tensor:
+        return target if self.target_threshold is None else (target > self.target_threshold).to(target.dtype)
+
     def terms(self, logits: Tensor, target: Tensor) -> Tensor:
-        if self.target_threshold is not None:
-            target = (target > self.target_threshold).to(target.dtype)
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none") / logits.shape[1]
 
 

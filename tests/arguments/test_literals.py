@@ -154,6 +154,13 @@ def test_images_as_a_shell_gives_them(
     assert (OmegaConf.to_container(command.images), overrides) == (images, [])
 
 
+def test_a_text_stands_for_a_list_of_it() -> None:
+    command, _ = read_command("evaluate", ["run=x", "trusted_targets=mypackage."])
+    assert list(command.trusted_targets) == ["mypackage."]
+    command, _ = read_command("leaderboard", ["tags=null"])
+    assert list(command.tags) == []
+
+
 def test_a_pattern_in_a_folder_with_brackets(tmp_path: Path) -> None:
     folder = tmp_path / "my [1] photos*"
     folder.mkdir()

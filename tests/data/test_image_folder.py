@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import time
 import tracemalloc
@@ -76,6 +77,12 @@ def test_changed_files_are_noticed(image_root: Path, change: str) -> None:
             (image_root / split / "ant").rename(image_root / split / "zebra")
     after = make(image_root)
     assert any(before.splits[s].fingerprint() != after.splits[s].fingerprint() for s in before.splits)
+
+
+def test_the_names_of_the_classes_are_not_those_of_the_cache(image_root: Path) -> None:
+    found = make(image_root).spec.classes
+    assert make(image_root, classes=[*found, "zebra"]).spec.classes == [*found, "zebra"]
+    assert make(image_root).spec.classes == found
 
 
 def test_a_finished_run_s_config_finds_the_same_decoded_images(
@@ -232,6 +239,14 @@ def test_max_train_images_keeps_val_and_test(image_root: Path) -> None:
     assert torch.bincount(few.splits["train"].labels).tolist() == [2, 2, 2]
     assert few.splits["val"].names == every.splits["val"].names
     assert set(few.splits["train"].names) < set(every.splits["train"].names)
+
+
+@pytest.mark.parametrize("name", ["???", "${seed}"])
+def test_a_class_name_that_a_config_would_read_as_something_else_is_refused(image_root: Path, name: str) -> None:
+    for split in ("train", "test"):
+        (image_root / split / "ant").rename(image_root / split / name)
+    with pytest.raises(UserError, match=re.escape(name)):
+        make(image_root)
 
 
 def test_one_class_is_refused(image_root: Path) -> None:

@@ -192,6 +192,8 @@ class ImageDataModule(LightningDataModule):
         found, size = len(dataset.classes), dataset.train.image_shape[-1]
         if found < 2:
             raise UserError(f"the data has only one class, {dataset.classes[0]}: a classifier needs two or more")
+        if odd := [name for name in dataset.classes if name == "???" or "${" in name]:
+            raise UserError(f"a class has the name {odd[0]}, which means something else in a config: rename it")
         if self.num_classes not in (None, found):
             raise UserError(f"data.num_classes={self.num_classes}, but the data has {found} classes")
         if self.classes not in (None, dataset.classes):

@@ -87,7 +87,7 @@ class ImageFolderDataModule(ImageDataModule):
             self.notes.append(f"grey images, copied to three channels: {kinds}")
             if sum("white" in remark for remark in decoded.remarks) > 1:
                 self.notes.append("white differs between these files: if they are one series, save it with 8 bits")
-        return Dataset(train, test, decoded.classes, val if len(val) else None)
+        return Dataset(train, test, layout.classes, val if len(val) else None)  # the cache knows labels, not names
 
     def _describe_splits(self, folders: Mapping[str, str], held_out: float) -> str:
         """Where the images of each split come from."""

@@ -89,6 +89,21 @@ def test_latest_in_a_folder_is_its_newest_run_unless_a_run_has_that_name(tmp_pat
             assert RunDirectory.open(path, str(outputs)).path == expected.path
 
 
+@pytest.mark.parametrize("path", ["outputs", "outputs/vit", "vit", "vit/latest", "outputs/vit/1/checkpoints/last.ckpt"])
+def test_a_project_s_own_config_does_not_make_it_a_run(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("config.yaml", "best.ckpt"):
+        Path(name).touch()
+    run = finished(tmp_path / "outputs" / "vit" / "1")
+    run.checkpoints.mkdir()
+    (run.checkpoints / "last.ckpt").touch()
+    assert RunDirectory.open(path, "outputs").path.resolve() == run.path
+    with pytest.raises(UserError, match="init_from"):
+        RunDirectory.open("best.ckpt", "outputs")
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         RunDirectory.open(str(tmp_path / "nothing"), "outputs")

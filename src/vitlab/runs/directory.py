@@ -111,10 +111,9 @@ class RunDirectory:
             places = [place.parent for place in places]
         place = next((place for place in places if place.exists()), places[0])
         inside = path != "latest" and place.exists()
-        around = [place, *place.parents[:2], *place.absolute().parents[:2]] if inside else []
-        folder = next((folder for folder in around if (folder / "config.yaml").is_file()), None) or _newest(
-            place, finished
-        )
+        above = [*place.parents[:2], *place.absolute().parents[:2]] if inside else []
+        is_run = inside and (place / "config.yaml").is_file()
+        folder = place if is_run else next(filter(is_run_directory, above), None) or _newest(place, finished)
         if folder is None and path == "latest":
             raise UserError(f"{key}=latest: there is no {what} below {place.resolve()}")
         if folder is None and place.is_file():
@@ -156,6 +155,12 @@ class RunDirectory:
             there = ", ".join(sorted(f.name for f in self.checkpoints.glob("*.ckpt"))) or "none"
             raise UserError(f"checkpoint={which}: there is no file {file} (checkpoints of the run: {there})")
         return file
+
+
+def is_run_directory(folder: Path) -> bool:
+    """Whether a folder looks like a run: `config.yaml` alone may be that of the project that runs are made in."""
+    known = (folder / name for name in ("manifest.json", "checkpoints"))
+    return (folder / "config.yaml").is_file() and any(map(Path.exists, known))
 
 
 def _newest(place: Path, finished: bool) -> Path | None:

@@ -18,7 +18,9 @@ from vitlab.distributed.sharded_checkpoint import (
     write_shards,
 )
 from vitlab.errors import UserError
+from vitlab.runs.calibration import read_temperature, write_calibration
 from vitlab.runs.checkpoint import read_checkpoint
+from vitlab.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 NAMES = ["network.weight", "network.bias"]
@@ -71,6 +73,16 @@ def test_a_later_checkpoint_takes_the_place_of_the_earlier_in_one_step(tmp_path:
     assert {entry.name for entry in tmp_path.iterdir()} == {"last.ckpt", "last.ckpt.2"}
     (tmp_path / "last.ckpt.3").mkdir()  # a third, by processes that were killed before they were done
     assert read_checkpoint(path)["epoch"] == 2
+
+
+def test_a_temperature_belongs_to_the_shards_that_it_was_found_for(tmp_path: Path) -> None:
+    run, path = RunDirectory(tmp_path), tmp_path / "checkpoints" / "best.ckpt"
+    save(path, 1)
+    write_calibration(run, {"temperature": 1.5}, path, "raw")
+    assert read_temperature(run, path, "raw") == 1.5
+    (path / "__0_0.distcp").write_bytes(b"of other weights")
+    with pytest.raises(UserError, match="is of other weights"):
+        read_temperature(run, path, "raw")
 
 
 class Evil:

@@ -9,7 +9,7 @@ import torch
 
 from vitlab.errors import UserError
 from vitlab.files import replacing, set_aside, write_json, write_text
-from vitlab.runs.directory import RunDirectory, write_epochs
+from vitlab.runs.directory import RunDirectory, checkpoint_named, write_epochs
 
 
 def begun(path: Path) -> RunDirectory:
@@ -124,6 +124,23 @@ def test_best_is_the_last_checkpoint_of_a_run_without_validation(tmp_path: Path)
     assert run.checkpoint("best").name == "best.ckpt"
     with pytest.raises(UserError, match=r"other.ckpt \(checkpoints of the run: best.ckpt, last.ckpt\)"):
         run.checkpoint("other.ckpt")
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_named_checkpoint_is_taken_and_a_run_s_best_or_last_otherwise(is_sharded: bool, tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    run.checkpoints.mkdir()
+    file = run.checkpoints / "epoch_001.ckpt"
+    if is_sharded:
+        file.with_name("epoch_001.ckpt.1").mkdir()
+        file.symlink_to("epoch_001.ckpt.1")
+    else:
+        file.touch()
+    for path in [str(file), f"{file}/"] if is_sharded else [str(file)]:
+        assert RunDirectory.open(path, "outputs").path == run.path
+        assert run.checkpoint(checkpoint_named(path, "best")) == file
+    for path in (run.path, run.checkpoints, run.checkpoints / "nothing.ckpt"):
+        assert checkpoint_named(str(path), "best") == "best"
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -177,7 +177,8 @@ def _newest(place: Path, finished: bool) -> Path | None:
 
 def checkpoint_named(path: str, otherwise: str) -> str:
     """`path` if it names a checkpoint rather than a run, or else `otherwise`."""
-    return path if path.endswith(".ckpt") and Path(path).is_file() else otherwise
+    named = Path(path)  # without the slash that a shell appends to a sharded checkpoint, which is a folder
+    return path if named.suffix == ".ckpt" and named.exists() else otherwise
 
 
 def _read_json(file: Path) -> dict[str, Any]:

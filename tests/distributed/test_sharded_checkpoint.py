@@ -1,6 +1,7 @@
 import io
 import os
 import pickle
+import shutil
 import warnings
 from pathlib import Path, PurePath
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from omegaconf import OmegaConf
 from torch import nn
 
 from vitlab.distributed.sharded_checkpoint import (
@@ -21,6 +23,7 @@ from vitlab.errors import UserError
 from vitlab.runs.calibration import read_temperature, write_calibration
 from vitlab.runs.checkpoint import read_checkpoint
 from vitlab.runs.directory import RunDirectory
+from vitlab.weights.loading import read_file, weights_to_start_from
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 NAMES = ["network.weight", "network.bias"]
@@ -50,6 +53,20 @@ def save(path: Path, number: int) -> dict[str, Any]:
     rest = {"epoch": number, "vitlab_config": {"model": {}, "data": {}}}
     put_in_place({**rest, GROUPS: [groups]}, folder, path)
     return {**rest, "state_dict": weights, "optimizer_states": [state]}
+
+
+@pytest.fixture
+def sharded_run(small_run: Path, tmp_path: Path) -> Path:
+    """A finished run with the checkpoints, without optimizers, that sharded processes would have written."""
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    for file in list((run / "checkpoints").iterdir()):
+        checkpoint = torch.load(file, weights_only=True)
+        file.unlink()
+        folder = file.with_name(f"{file.name}.1")
+        folder.mkdir()
+        write_shards({"state_dict": checkpoint.pop("state_dict")}, folder)
+        put_in_place({**checkpoint, GROUPS: []}, folder, file)
+    return run
 
 
 def test_shards_put_together_are_what_one_process_would_have_written(tmp_path: Path) -> None:
@@ -83,6 +100,17 @@ def test_a_temperature_belongs_to_the_shards_that_it_was_found_for(tmp_path: Pat
     (path / "__0_0.distcp").write_bytes(b"of other weights")
     with pytest.raises(UserError, match="is of other weights"):
         read_temperature(run, path, "raw")
+
+
+@pytest.mark.parametrize(("source", "name"), [("", "best.ckpt"), ("checkpoints/last.ckpt", "last.ckpt")])
+def test_a_new_run_starts_from_sharded_weights(source: str, name: str, sharded_run: Path, small_run: Path) -> None:
+    config: Any = OmegaConf.load(sharded_run / "config.yaml")
+    config.init_from = str(sharded_run / source)
+    weights, expected = weights_to_start_from(config), read_file(small_run / "checkpoints" / name)
+    assert weights is not None
+    assert weights.fingerprint() == expected.fingerprint()
+    assert (weights.input, weights.classes) == (expected.input, expected.classes)
+    assert weights.input_origin == str(sharded_run / "checkpoints" / name)
 
 
 class Evil:

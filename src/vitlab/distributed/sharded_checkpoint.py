@@ -91,6 +91,11 @@ def put_in_place(rest: dict[str, Any], folder: Path, path: Path) -> None:
             shutil.rmtree(earlier)
 
 
+def is_sharded(path: Path) -> bool:
+    """Whether a path is a folder that holds a whole checkpoint."""
+    return (path / REST).is_file()
+
+
 def read_rest(folder: Path) -> dict[str, Any]:
     """Read everything except weights and optimizer state."""
     return dict(torch.load(folder / REST, map_location="cpu", weights_only=True))

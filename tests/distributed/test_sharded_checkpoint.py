@@ -19,6 +19,7 @@ from vitlab.distributed.sharded_checkpoint import (
     put_in_place,
     write_shards,
 )
+from vitlab.distributed.strategies import FullySharded
 from vitlab.errors import UserError
 from vitlab.runs.calibration import read_temperature, write_calibration
 from vitlab.runs.checkpoint import read_checkpoint
@@ -90,6 +91,14 @@ def test_a_later_checkpoint_takes_the_place_of_the_earlier_in_one_step(tmp_path:
     assert {entry.name for entry in tmp_path.iterdir()} == {"last.ckpt", "last.ckpt.2"}
     (tmp_path / "last.ckpt.3").mkdir()  # a third, by processes that were killed before they were done
     assert read_checkpoint(path)["epoch"] == 2
+
+
+def test_a_checkpoint_is_removed_with_its_shards(tmp_path: Path) -> None:
+    for number in (1, 2):
+        save(tmp_path / f"top_epoch_00{number}.ckpt", number)
+    strategy = FullySharded(timeout_seconds=1, sharded_checkpoints=True, process_group_backend=None)
+    strategy.remove_checkpoint(str(tmp_path / "top_epoch_001.ckpt"))
+    assert {entry.name for entry in tmp_path.iterdir()} == {"top_epoch_002.ckpt", "top_epoch_002.ckpt.2"}
 
 
 def test_a_temperature_belongs_to_the_shards_that_it_was_found_for(tmp_path: Path) -> None:

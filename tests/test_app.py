@@ -171,7 +171,9 @@ def test_the_accuracy_is_shown_with_the_checkpoint_that_was_tested(
     assert not shown("copy.ckpt")
 
 
-@pytest.mark.parametrize("wrong", ["port=0", "port=seven", "port=70000", "top_k=0", "share=perhaps", "examples=-1"])
+@pytest.mark.parametrize(
+    "wrong", ["port=0", "port=seven", "port=70000", "top_k=0", "share=perhaps", "examples=-1", "top_k=all"]
+)
 def test_wrong_values_are_named(wrong: str, in_process: Command) -> None:
     result = in_process("-m", "vitlab.app", "run=x", wrong)
     assert result.returncode == 2

@@ -214,6 +214,7 @@ def test_an_explanation_is_an_image(model: Model) -> None:
 def test_a_run_a_checkpoint_and_an_export_are_opened(folder: Path, model: Model, in_process: Command) -> None:
     expected = model.predict("photos/a.png").probabilities
     run = Path("outputs/demo/a")
+    Path("config.yaml").touch()  # of the project that the run was made in
     shutil.copy(run / "checkpoints" / "best.ckpt", "bare.ckpt")
     assert in_process("src/vitlab/export.py", "run=latest", "out=export").returncode == 0
     for source in ("outputs/demo/latest", "demo/latest", "demo/a", run, run / "checkpoints" / "best.ckpt", "bare.ckpt"):

@@ -19,7 +19,10 @@ from conftest import Command
 from PIL import Image
 
 import vitlab
+from vitlab.app import describe
+from vitlab.arguments.command import read_command
 from vitlab.errors import INTERRUPTED
+from vitlab.loaded_model import open_model
 
 SECONDS = 120  # at most, until the page shows what it should
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -151,7 +154,26 @@ def test_without_gradio_the_command_says_how_to_install_it(
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("wrong", ["port=0", "port=seven", "port=70000", "top_k=0", "share=perhaps", "examples=-1"])
+def test_the_accuracy_is_shown_with_the_checkpoint_that_was_tested(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(small_run, tmp_path / "run")
+    best = run / "checkpoints" / "best.ckpt"
+    shutil.copy(best, tmp_path / "copy.ckpt")
+    monkeypatch.chdir(tmp_path)
+
+    def shown(checkpoint: str) -> bool:
+        command, overrides = read_command("app", ["run=run", f"checkpoint={checkpoint}", "trainer=cpu"])
+        return "test accuracy" in dict(describe(open_model(command, overrides, quiet=True))[1])
+
+    assert [shown(checkpoint) for checkpoint in ("best", str(best), "copy.ckpt")] == [True, True, False]
+    shutil.rmtree(best.parent)
+    assert not shown("copy.ckpt")
+
+
+@pytest.mark.parametrize(
+    "wrong", ["port=0", "port=seven", "port=70000", "top_k=0", "share=perhaps", "examples=-1", "top_k=all"]
+)
 def test_wrong_values_are_named(wrong: str, in_process: Command) -> None:
     result = in_process("-m", "vitlab.app", "run=x", wrong)
     assert result.returncode == 2

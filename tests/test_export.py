@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from vitlab.data import BatchTransform
 from vitlab.data.decoding import read_image, to_square
 from vitlab.errors import UserError
 from vitlab.loaded_model import LoadedModel, open_model, rebuild_network
-from vitlab.models import timm_model
+from vitlab.models import timm_facts, timm_model
 from vitlab.runs.checkpoint import read_checkpoint
 from vitlab.weights.export_formats import onnx_packages, save_onnx, save_timm, save_torch_export, trace
 from vitlab.weights.loading import read_file
@@ -233,7 +234,11 @@ def test_our_vit_loads_into_timm_with_every_option_that_timm_has(changes: dict[s
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext"])
-def test_a_fine_tuned_timm_model_loads_with_plain_timm(name: str, tmp_path: Path) -> None:
+def test_a_fine_tuned_timm_model_loads_with_plain_timm(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = replace(timm_facts(name), crop_mode="squash")  # as of many of timm's models
+    monkeypatch.setattr("vitlab.weights.export_formats.timm_facts", lambda _: known)
     model = timm_model(name, num_classes=10, image_size=160).eval()
     save_timm(model, {"name": name, "kwargs": None}, {**DATA, "image_size": 160}, tmp_path)
     images = torch.randn(2, 3, 160, 160)
@@ -243,6 +248,8 @@ def test_a_fine_tuned_timm_model_loads_with_plain_timm(name: str, tmp_path: Path
         timm.create_model(f"local-dir:{tmp_path}", pretrained=True),
     ):
         torch.testing.assert_close(theirs.eval()(images), model(images), atol=1e-5, rtol=0)
+    facts = timm.data.resolve_model_data_config(theirs)
+    assert (facts["crop_mode"], facts["crop_pct"]) == ("center", 1.0)
 
 
 def test_image_and_patch_size_are_restored(tmp_path: Path) -> None:

@@ -69,9 +69,9 @@ def test_a_bare_checkpoint_is_enough(run: Path, in_process: Command, tmp_path: P
     result = in_process("predict.py", "checkpoint=model.ckpt", "images=one.png", "out=here", "top_k=20")
     assert result.returncode == 0, result.stderr
     assert len(rows_of(tmp_path / "here")[0]) == 1 + 2 * 10
-    again = in_process("predict.py", "checkpoint=model.ckpt", "images=*.png", "out=here")
-    assert again.returncode == 0
-    assert (tmp_path / "here_2" / "predictions.csv").exists()
+    again = in_process("predict.py", "checkpoint=model.ckpt", "images=*.png", "out=here", "grid=null")
+    assert again.returncode == 0, again.stderr
+    assert [file.name for file in (tmp_path / "here_2").iterdir()] == ["predictions.csv"]
 
 
 def test_patterns_and_lists_take_each_image_once(run: Path, in_process: Command, tmp_path: Path) -> None:
@@ -107,7 +107,11 @@ def test_predict_and_evaluate_agree(in_process: Command, tmp_path: Path, image_r
         (["run=latest"], "images must be given"),
         (["run=latest", "images=nothing"], "1 of 1 images could not be read"),
         (["checkpoint=none.ckpt", "images=x.png"], "there is no checkpoint none.ckpt"),
-        (["run=latest", "images=x.png", "top_k=0"], "top_k=0 must be at least 1"),
+        (["run=latest", "images=x.png", "top_k=0"], "top_k=0 must be"),
+        (["run=nowhere", "images=x.png", "top_k=all"], "top_k=all"),  # said before the run is looked for
+        (["run=nowhere", "images=x.png", "top_k=2.5"], "top_k=2.5"),
+        (["run=nowhere", "images=x.png", "top_k=null"], "top_k=None"),
+        (["run=nowhere", "images=x.png", "grid=all"], "grid=all"),
     ],
 )
 def test_wrong_input_gets_a_sentence(run: Path, arguments: list[str], sentence: str, in_process: Command) -> None:

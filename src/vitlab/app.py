@@ -223,8 +223,7 @@ def describe(model: LoadedModel) -> tuple[str, list[tuple[str, str]]]:
     facts = {}
     if model.run is not None:
         summary = read_run_summary(model.run)
-        is_best = model.checkpoint == model.run.checkpoint("best")
-        accuracy = summary.final.get(f"test/acc{summary.suffix}") if is_best else None
+        accuracy = summary.final.get(f"test/acc{summary.suffix}") if model.is_tested else None
         if accuracy is not None:
             images = summary.used("test")
             interval = accuracy_interval(accuracy, images)

@@ -90,7 +90,7 @@ def export(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
             network=model.network,
             weights=model.weights,
             checkpoint=model.checkpoint.name,
-            is_tested=model.checkpoint.samefile(model.run.checkpoint("best")),
+            is_tested=model.is_tested,
             repo=command.push_to_hub,
             license=command.license and command.license.lower(),  # as the hub writes them
         )

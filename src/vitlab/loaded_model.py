@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,13 @@ class LoadedModel:
     @property
     def classes(self) -> list[str]:
         return list(self.config.data.classes)
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether the final metrics of the run are those of this checkpoint."""
+        with suppress(UserError):  # the run has no checkpoint any more
+            return self.run is not None and self.checkpoint.samefile(self.run.checkpoint("best"))
+        return False
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Float32 `[B, 3, image_size, image_size]` on the device, from uint8 images `[B, 3, H, W]`."""

@@ -35,6 +35,9 @@ def predict(command: DictConfig, overrides: Sequence[Override]) -> None:
     them is wrong or, after all others are done, for images that can't be read.
     """
     check_top_k(command.top_k)
+    grid = command.grid or 0  # null: none
+    if not isinstance(grid, int):
+        raise UserError(f"grid={grid} must be a whole number of images")
     with fast_imports():  # torch is imported once the command is known to be right
         from vitlab.classifier import rank_classes
         from vitlab.loaded_model import open_model
@@ -65,17 +68,17 @@ def predict(command: DictConfig, overrides: Sequence[Override]) -> None:
         columns = ["image", *(f"{column}_{rank}" for rank in ranks for column in ("class", "probability"))]
         write_csv(folder / "predictions.csv", columns, map(_cells, rows))
         print_written(folder / "predictions.csv")
-        if command.grid > 0:
-            best = [(path, names[0], values[0]) for path, names, values in rows[: command.grid]]
+        if grid > 0:
+            best = [(path, names[0], values[0]) for path, names, values in rows[:grid]]
             with replacing(folder / "grid.png") as temporary:
                 render(partial(draw_predictions, best), "Predictions").save(temporary, format="png")
             print_written(folder / "grid.png")
     check_all_read(failures, len(rows), command.images)
 
 
-def check_top_k(top_k: int) -> None:
-    if top_k < 1:
-        raise UserError(f"top_k={top_k} must be at least 1")
+def check_top_k(top_k: Any) -> None:
+    if not isinstance(top_k, int) or top_k < 1:
+        raise UserError(f"top_k={top_k} must be a whole number of at least 1")
 
 
 def find_images(wanted: Any) -> tuple[list[Path], dict[str, str]]:

@@ -1,6 +1,7 @@
 import io
 import os
 import pickle
+import shutil
 import warnings
 from pathlib import Path, PurePath
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from omegaconf import OmegaConf
 from torch import nn
 
 from vitlab.distributed.sharded_checkpoint import (
@@ -17,8 +19,12 @@ from vitlab.distributed.sharded_checkpoint import (
     put_in_place,
     write_shards,
 )
+from vitlab.distributed.strategies import FullySharded
 from vitlab.errors import UserError
+from vitlab.runs.calibration import read_temperature, write_calibration
 from vitlab.runs.checkpoint import read_checkpoint
+from vitlab.runs.directory import RunDirectory
+from vitlab.weights.loading import read_file, weights_to_start_from
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 NAMES = ["network.weight", "network.bias"]
@@ -50,6 +56,20 @@ def save(path: Path, number: int) -> dict[str, Any]:
     return {**rest, "state_dict": weights, "optimizer_states": [state]}
 
 
+@pytest.fixture
+def sharded_run(small_run: Path, tmp_path: Path) -> Path:
+    """A finished run with the checkpoints, without optimizers, that sharded processes would have written."""
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    for file in list((run / "checkpoints").iterdir()):
+        checkpoint = torch.load(file, weights_only=True)
+        file.unlink()
+        folder = file.with_name(f"{file.name}.1")
+        folder.mkdir()
+        write_shards({"state_dict": checkpoint.pop("state_dict")}, folder)
+        put_in_place({**checkpoint, GROUPS: []}, folder, file)
+    return run
+
+
 def test_shards_put_together_are_what_one_process_would_have_written(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     expected = save(path, 1)
@@ -71,6 +91,35 @@ def test_a_later_checkpoint_takes_the_place_of_the_earlier_in_one_step(tmp_path:
     assert {entry.name for entry in tmp_path.iterdir()} == {"last.ckpt", "last.ckpt.2"}
     (tmp_path / "last.ckpt.3").mkdir()  # a third, by processes that were killed before they were done
     assert read_checkpoint(path)["epoch"] == 2
+
+
+def test_a_checkpoint_is_removed_with_its_shards(tmp_path: Path) -> None:
+    for number in (1, 2):
+        save(tmp_path / f"top_epoch_00{number}.ckpt", number)
+    strategy = FullySharded(timeout_seconds=1, sharded_checkpoints=True, process_group_backend=None)
+    strategy.remove_checkpoint(str(tmp_path / "top_epoch_001.ckpt"))
+    assert {entry.name for entry in tmp_path.iterdir()} == {"top_epoch_002.ckpt", "top_epoch_002.ckpt.2"}
+
+
+def test_a_temperature_belongs_to_the_shards_that_it_was_found_for(tmp_path: Path) -> None:
+    run, path = RunDirectory(tmp_path), tmp_path / "checkpoints" / "best.ckpt"
+    save(path, 1)
+    write_calibration(run, {"temperature": 1.5}, path, "raw")
+    assert read_temperature(run, path, "raw") == 1.5
+    (path / "__0_0.distcp").write_bytes(b"of other weights")
+    with pytest.raises(UserError, match="is of other weights"):
+        read_temperature(run, path, "raw")
+
+
+@pytest.mark.parametrize(("source", "name"), [("", "best.ckpt"), ("checkpoints/last.ckpt", "last.ckpt")])
+def test_a_new_run_starts_from_sharded_weights(source: str, name: str, sharded_run: Path, small_run: Path) -> None:
+    config: Any = OmegaConf.load(sharded_run / "config.yaml")
+    config.init_from = str(sharded_run / source)
+    weights, expected = weights_to_start_from(config), read_file(small_run / "checkpoints" / name)
+    assert weights is not None
+    assert weights.fingerprint() == expected.fingerprint()
+    assert (weights.input, weights.classes) == (expected.input, expected.classes)
+    assert weights.input_origin == str(sharded_run / "checkpoints" / name)
 
 
 class Evil:

@@ -1,11 +1,13 @@
 """The model card is what the hub reads, claims only what was measured, and its code runs."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Command
 from huggingface_hub import ModelCard
 from models.test_vision_transformer import make
 from omegaconf import OmegaConf
@@ -72,6 +74,17 @@ def test_what_was_not_measured_is_not_claimed(
     assert "model-index" not in card.data.to_dict()
     assert reason in card.text
     assert "95%" not in card.text
+
+
+def test_a_checkpoint_is_exported_after_the_run_s_own_are_gone(
+    small_run: Path, in_process: Command, tmp_path: Path
+) -> None:
+    run = shutil.copytree(small_run, tmp_path / "run")
+    (run / "checkpoints" / "best.ckpt").rename(tmp_path / "kept.ckpt")
+    shutil.rmtree(run / "checkpoints")
+    result = in_process("src/vitlab/export.py", "run=run", "checkpoint=kept.ckpt", "out=here")
+    assert result.returncode == 0, result.stderr
+    assert "another checkpoint than kept.ckpt" in (tmp_path / "here" / "README.md").read_text()
 
 
 def test_the_weights_that_are_exported_are_those_that_results_are_of(summary: RunSummary, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from vitlab.errors import UserError
 from vitlab.files import replacing, set_aside, write_json, write_text
-from vitlab.runs.directory import RunDirectory, write_epochs
+from vitlab.runs.directory import RunDirectory, checkpoint_named, write_epochs
 
 
 def begun(path: Path) -> RunDirectory:
@@ -89,6 +89,21 @@ def test_latest_in_a_folder_is_its_newest_run_unless_a_run_has_that_name(tmp_pat
             assert RunDirectory.open(path, str(outputs)).path == expected.path
 
 
+@pytest.mark.parametrize("path", ["outputs", "outputs/vit", "vit", "vit/latest", "outputs/vit/1/checkpoints/last.ckpt"])
+def test_a_project_s_own_config_does_not_make_it_a_run(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("config.yaml", "best.ckpt"):
+        Path(name).touch()
+    run = finished(tmp_path / "outputs" / "vit" / "1")
+    run.checkpoints.mkdir()
+    (run.checkpoints / "last.ckpt").touch()
+    assert RunDirectory.open(path, "outputs").path.resolve() == run.path
+    with pytest.raises(UserError, match="init_from"):
+        RunDirectory.open("best.ckpt", "outputs")
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         RunDirectory.open(str(tmp_path / "nothing"), "outputs")
@@ -109,6 +124,23 @@ def test_best_is_the_last_checkpoint_of_a_run_without_validation(tmp_path: Path)
     assert run.checkpoint("best").name == "best.ckpt"
     with pytest.raises(UserError, match=r"other.ckpt \(checkpoints of the run: best.ckpt, last.ckpt\)"):
         run.checkpoint("other.ckpt")
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_named_checkpoint_is_taken_and_a_run_s_best_or_last_otherwise(is_sharded: bool, tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    run.checkpoints.mkdir()
+    file = run.checkpoints / "epoch_001.ckpt"
+    if is_sharded:
+        file.with_name("epoch_001.ckpt.1").mkdir()
+        file.symlink_to("epoch_001.ckpt.1")
+    else:
+        file.touch()
+    for path in [str(file), f"{file}/"] if is_sharded else [str(file)]:
+        assert RunDirectory.open(path, "outputs").path == run.path
+        assert run.checkpoint(checkpoint_named(path, "best")) == file
+    for path in (run.path, run.checkpoints, run.checkpoints / "nothing.ckpt"):
+        assert checkpoint_named(str(path), "best") == "best"
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

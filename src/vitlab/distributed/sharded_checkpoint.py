@@ -86,9 +86,19 @@ def put_in_place(rest: dict[str, Any], folder: Path, path: Path) -> None:
     if path.is_dir() and not path.is_symlink():  # a copy made without links
         path.rename(path.with_name(f"{path.name}.0"))
     link.replace(path)
-    for earlier in path.parent.glob(f"{path.name}.*"):
-        if earlier.name != folder.name and earlier.is_dir():
-            shutil.rmtree(earlier)
+    remove_folders(path, keep=folder.name)
+
+
+def remove_folders(path: Path, keep: str | None = None) -> None:
+    """Remove the folders that were written for the link `path`, all but the one named `keep`."""
+    for folder in path.parent.glob(f"{path.name}.*"):
+        if folder.name != keep and folder.is_dir():
+            shutil.rmtree(folder)
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether a path is a folder that holds a whole checkpoint."""
+    return (path / REST).is_file()
 
 
 def read_rest(folder: Path) -> dict[str, Any]:

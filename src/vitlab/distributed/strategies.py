@@ -96,6 +96,14 @@ class FullySharded(ModelParallelStrategy):
             sharded_checkpoint.put_in_place({**checkpoint, sharded_checkpoint.GROUPS: groups}, folder, path)
         self.barrier()
 
+    def remove_checkpoint(self, filepath: Any) -> None:
+        path = Path(filepath)
+        if not path.is_symlink():
+            super().remove_checkpoint(filepath)
+        elif self.global_rank == 0:  # Lightning would leave the folder
+            path.unlink()
+            sharded_checkpoint.remove_folders(path)
+
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         folder = Path(self.broadcast(str(checkpoint_path)))
         if not folder.is_dir():

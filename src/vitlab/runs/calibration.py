@@ -2,7 +2,7 @@
 
 import json
 import math
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,10 @@ def read_temperature(run: RunDirectory | None, checkpoint: Path, weights: str) -
     return float(found["temperature"])
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
+def _digest(checkpoint: Path) -> str:
+    """SHA-256 of a file, or of the names and contents in a folder that several processes wrote."""
+    if checkpoint.is_dir():
+        parts = [f"{file.name} {_digest(file)}" for file in sorted(checkpoint.iterdir())]
+        return sha256("\n".join(parts).encode()).hexdigest()
+    with checkpoint.open("rb") as content:
         return file_digest(content, "sha256").hexdigest()

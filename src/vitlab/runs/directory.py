@@ -111,10 +111,9 @@ class RunDirectory:
             places = [place.parent for place in places]
         place = next((place for place in places if place.exists()), places[0])
         inside = path != "latest" and place.exists()
-        around = [place, *place.parents[:2], *place.absolute().parents[:2]] if inside else []
-        folder = next((folder for folder in around if (folder / "config.yaml").is_file()), None) or _newest(
-            place, finished
-        )
+        above = [*place.parents[:2], *place.absolute().parents[:2]] if inside else []
+        is_run = inside and (place / "config.yaml").is_file()
+        folder = place if is_run else next(filter(is_run_directory, above), None) or _newest(place, finished)
         if folder is None and path == "latest":
             raise UserError(f"{key}=latest: there is no {what} below {place.resolve()}")
         if folder is None and place.is_file():
@@ -158,6 +157,12 @@ class RunDirectory:
         return file
 
 
+def is_run_directory(folder: Path) -> bool:
+    """Whether a folder looks like a run: `config.yaml` alone may be that of the project that runs are made in."""
+    known = (folder / name for name in ("manifest.json", "checkpoints"))
+    return (folder / "config.yaml").is_file() and any(map(Path.exists, known))
+
+
 def _newest(place: Path, finished: bool) -> Path | None:
     """The newest run below a folder that is `finished`, or else that can be resumed."""
     wanted = ("finished",) if finished else ("running", "interrupted", "failed")
@@ -172,7 +177,8 @@ def _newest(place: Path, finished: bool) -> Path | None:
 
 def checkpoint_named(path: str, otherwise: str) -> str:
     """`path` if it names a checkpoint rather than a run, or else `otherwise`."""
-    return path if path.endswith(".ckpt") and Path(path).is_file() else otherwise
+    named = Path(path)  # without the slash that a shell appends to a sharded checkpoint, which is a folder
+    return path if named.suffix == ".ckpt" and named.exists() else otherwise
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -52,7 +52,8 @@ def save_timm(network: nn.Module, model: Mapping[str, Any], data: Mapping[str, A
             "tag": "vitlab",
             "input_size": size,
             "num_classes": data["num_classes"],
-            "crop_pct": 1.0,  # images are resized without cropping
+            "crop_pct": 1.0,
+            "crop_mode": "center",  # the largest square in the centre is resized, whatever the facts say
             **{key: data[key] for key in ("mean", "std", "interpolation")},
         },
     }

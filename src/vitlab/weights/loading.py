@@ -22,6 +22,7 @@ from timm.models import PretrainedCfg, clean_state_dict
 from torch import Tensor
 
 from vitlab.config.instantiate import weight_keys
+from vitlab.distributed.sharded_checkpoint import is_sharded
 from vitlab.errors import UserError, first_line
 from vitlab.files import expand_home
 from vitlab.models import timm_facts
@@ -34,8 +35,9 @@ from vitlab.runs.checkpoint import (
     describe_damage,
     is_whole,
     network_weights,
+    read_checkpoint,
 )
-from vitlab.runs.directory import RunDirectory
+from vitlab.runs.directory import RunDirectory, checkpoint_named
 from vitlab.weights.hub import CONFIG_FILE, PREFIX, WEIGHTS_FILE, download
 from vitlab.weights.translation import read_npz
 
@@ -83,8 +85,8 @@ def weights_to_start_from(config: DictConfig) -> Weights | None:
         if config.model.get("weights") is not None:
             raise UserError("init_from and model.weights both name weights to start from: give only one")
         file = config.init_from
-        if not (str(file).startswith(PREFIX) or Path(file).is_file()):
-            file = RunDirectory.open(str(config.init_from), "outputs", key="init_from").checkpoint("best")
+        if not (str(file).startswith(PREFIX) or Path(file).is_file() or checkpoint_named(str(file), "")):
+            file = RunDirectory.open(str(file), "outputs", key="init_from").checkpoint("best")
     known, known_by = dict[str, Any](), ""
     if "pretrained" in keys and file is None and str(config.model.name).startswith(PREFIX):
         weights = _read_hub(config.model.name)
@@ -142,16 +144,17 @@ def load_pretrained(facts: PretrainedCfg) -> dict[str, Tensor]:
 
 
 def read_file(path: Path, which: str | None = None) -> Weights:
-    """Read `.safetensors` (with the `config.json` next to it), a checkpoint of vitlab's, Google's `.npz`, or a file of
-    torch's with a state_dict, bare or where others' training scripts put it.
+    """Read `.safetensors` (with the `config.json` next to it), a checkpoint of vitlab's, a file or a folder, Google's
+    `.npz`, or a file of torch's with a state_dict, bare or where others' training scripts put it.
 
     `which` weights of a checkpoint of vitlab's: "raw", "ema", or None for those that its run selected epochs by.
     UserError if the file is missing or damaged, holds more than tensors and plain data, or no tensors.
     """
-    if not path.is_file():
+    sharded = is_sharded(path)
+    if not (sharded or path.is_file()):
         problem = "is a folder: pass the file in it" if path.is_dir() else "does not exist"
         raise UserError(f"model.weights={path} {problem}")
-    content = _read_content(path)
+    content = read_checkpoint(path) if sharded else _read_content(path)
     key = next((key for key in STATE_KEYS if isinstance(content.get(key), Mapping) and content[key]), None)
     entries = (content if key is None else content[key]).items()
     state = clean_state_dict({name: t for name, t in entries if isinstance(name, str) and isinstance(t, Tensor)})

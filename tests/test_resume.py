@@ -407,6 +407,22 @@ def test_runs_of_other_lengths_are_resumed_bit_for_bit(length: list[str], in_pro
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_checkpoint_of_a_validation_at_the_end_of_an_epoch_is_resumed(in_process: Command, tmp_path: Path) -> None:
+    second = [*RUN, "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2"]
+    assert in_process("train.py", *second, "hydra.run.dir=whole").returncode == 0
+    stopped = in_process("train.py", *second, "hydra.run.dir=run", *stop("on_train_batch_start", 2, 2))
+    assert stopped.returncode == 143, stopped.stderr
+    resumed = in_process("train.py", "resume=run", "checkpoint=best", "callbacks.stop=null")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Resuming demo at epoch 2, step 10" in resumed.stdout
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    one, other = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("run", "whole")
+    )
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "loops"):
+        same(one[key], other[key], key)
+
+
 def test_ema_weights_and_muon_s_momentum_are_resumed(in_process: Command, tmp_path: Path) -> None:
     recipe = [*RUN, "callbacks=ema", "checkpoint.monitor=val/acc_ema", "optimizer=muon", "trainer.max_epochs=2"]
     assert in_process("train.py", *recipe, "hydra.run.dir=whole").returncode == 0

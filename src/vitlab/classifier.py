@@ -1,5 +1,6 @@
 """ImageClassifier, the LightningModule: loss, metrics, optimizer and schedule."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from vitlab.losses import CrossEntropy
 from vitlab.metrics import METRICS, build_metrics
 from vitlab.models import head_modules, head_names
 from vitlab.optim import Finetuning, adamw_param_names
-from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
+from vitlab.runs.checkpoint import CONFIG_KEY, RATE_KEY, read_checkpoint
 from vitlab.runs.trust import check_trusted
 
 
@@ -130,6 +131,7 @@ class ImageClassifier(pl.LightningModule):
         self.skips_non_finite = False
         self.skipped_steps = 0  # in this epoch
         self._lr_logged_at = -1  # step
+        self._learning_rate = math.nan  # of the last step
         self.head = head_names(network)
         if self.finetuning.needs_head and not self.head:
             raise UserError(
@@ -278,6 +280,10 @@ class ImageClassifier(pl.LightningModule):
                 total = self.trainer.strategy.reduce(value.clone(), reduce_op="sum")
                 if f"{path}.{name}" in checkpoint["state_dict"]:
                     checkpoint["state_dict"][f"{path}.{name}"] = total
+        checkpoint[RATE_KEY] = self._learning_rate
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._learning_rate = checkpoint.get(RATE_KEY, math.nan)  # logged at the end of an epoch that has no batch left
 
     def _train_metrics(self) -> dict[str, Any]:
         """The training metrics, by their path in the state_dict."""

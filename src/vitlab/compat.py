@@ -26,6 +26,7 @@ HARMLESS_WARNINGS = (
     r".*`lr_scheduler\.step\(\)` before `optimizer\.step\(\)`",  # Lightning's order of calls in float16
     r"`training_step` returned `None`",  # callbacks.nan.action=skip does so, and counts these steps
     r"Checkpoint directory .* exists and is not empty",
+    r"The ``compute`` method of metric \w+ was called before",  # its sums came from a checkpoint
     r"(GPU|MPS) available but not used",  # trainer=cpu asks for that
     r"Precision .* is not supported by the model summary",  # callbacks.<name> of Lightning's: only a size is off
     r"Detected pickle protocol",  # of a file that is then refused or read

@@ -378,11 +378,12 @@ def test_loggers_by_name_in_a_file_of_one_s_own_are_resumed(in_process: Command,
 def test_plateau_acts_after_each_validation(
     validations: list[str], rates: list[float], in_process: Command, tmp_path: Path
 ) -> None:
-    plateau = ["scheduler=plateau", "scheduler.schedule.patience=0", "optimizer.lr=1e-12", "trainer.max_epochs=6"]
+    plateau = ["scheduler=plateau", "scheduler.schedule.patience=0", "+scheduler.schedule.eps=0.0"]
+    plateau += ["optimizer.lr=1e-12", "trainer.max_epochs=6"]
     result = in_process("train.py", *QUICK, *plateau, *validations, "logger=none")
     assert result.returncode == 0, result.stderr
     rows = list(csv.DictReader((only_run(tmp_path) / "metrics.csv").open()))
-    assert [float(row["lr"]) for row in rows] == pytest.approx([1e-12 * rate for rate in rates], rel=1e-3)
+    assert [float(row["lr"]) for row in rows] == pytest.approx([1e-12 * rate for rate in rates], rel=1e-3, abs=0)
 
 
 def test_a_metric_that_nobody_logs_is_told(in_process: Command) -> None:

@@ -435,6 +435,20 @@ def test_ema_weights_and_muon_s_momentum_are_resumed(in_process: Command, tmp_pa
     assert not torch.equal(state["vitlab_ema"]["head.weight"], state["state_dict"]["network.head.weight"])
 
 
+def test_a_plateau_counts_each_epoch_of_a_resumed_run(in_process: Command, tmp_path: Path) -> None:
+    plateau = ["scheduler=plateau", "scheduler.schedule.patience=0", "+scheduler.schedule.eps=0.0"]
+    plateau += ["optimizer.lr=1e-12"]  # no improvement after the first epoch
+    assert in_process("train.py", *RUN, *plateau, "hydra.run.dir=whole").returncode == 0
+    first, second = stop("on_train_epoch_start", 1), move(stop("on_train_batch_start", 1, 2))
+    for arguments in ([*RUN, *plateau, "hydra.run.dir=run", *first], ["resume=run", *second]):
+        assert in_process("train.py", *arguments).returncode == 143
+    resumed = in_process("train.py", "resume=run", "callbacks.stop=null")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    rates = [float(row["lr"]) for row in rows(tmp_path / "run")]
+    assert rates == pytest.approx([1e-12, 1e-12, 1e-13], rel=1e-3, abs=0)
+
+
 def test_a_run_with_a_time_limit_resumes_with_its_remaining_time(in_process: Command, tmp_path: Path) -> None:
     budget = ["scheduler=time_budget", "trainer.max_time=00:00:10:00", "trainer.max_epochs=-1", "logger=none"]
     run, file = tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"

@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import Metric
 
 from vitlab.config.instantiate import build_loss, build_named_metrics, build_network
@@ -296,6 +297,22 @@ class ImageClassifier(pl.LightningModule):
         self.log("lr", self._learning_rate, logger=False, sync_dist=True)
         if self._lr_logged_at != self.global_step - 1:
             self._log_at(self.global_step - 1, {})  # the step that Lightning logs the epoch's metrics at
+        self._step_plateau()
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
+
+    def _step_plateau(self) -> None:
+        """Lightning would do it after the epoch's checkpoints, which then lack it, and never in an epoch that is
+        resumed."""
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau) and (self.current_epoch + 1) % config.frequency == 0:
+                value = self.trainer.callback_metrics.get(str(config.monitor))
+                if value is not None:
+                    config.scheduler.step(value)
+                elif config.strict:
+                    raise UserError(f"scheduler.monitor={config.monitor}: no such metric is logged")
 
     def on_validation_epoch_end(self) -> None:
         self._log_evaluation("val")
@@ -377,6 +394,7 @@ class ImageClassifier(pl.LightningModule):
         except ValueError as error:
             raise UserError(str(error)) from error
         wiring = {"scheduler": scheduler, "interval": self.interval, "monitor": self.monitor}
+        wiring["reduce_on_plateau"] = False  # see _step_plateau
         if str(self.monitor).startswith("val/"):  # act in the epochs that are validated
             epochs = self.trainer.check_val_every_n_epoch  # None: whenever `val_check_interval` says
             wiring |= {"frequency": epochs or 1, "strict": epochs is not None}

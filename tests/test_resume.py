@@ -423,6 +423,17 @@ def test_a_checkpoint_of_a_validation_at_the_end_of_an_epoch_is_resumed(in_proce
         same(one[key], other[key], key)
 
 
+def test_a_run_stopped_in_its_final_validation_keeps_its_last_epoch(in_process: Command, tmp_path: Path) -> None:
+    steps = [*RUN, "trainer.max_steps=8", "trainer.max_epochs=-1"]  # ends within the second epoch
+    assert in_process("train.py", *steps, "hydra.run.dir=whole").returncode == 0
+    stopped = in_process("train.py", *steps, "hydra.run.dir=run", *stop("on_validation_start", 1))
+    assert stopped.returncode == 143, stopped.stderr
+    resumed = in_process("train.py", "resume=run", "callbacks.stop=null")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [row["step"] for row in rows(tmp_path / "run")] == ["5", "8"]
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_ema_weights_and_muon_s_momentum_are_resumed(in_process: Command, tmp_path: Path) -> None:
     recipe = [*RUN, "callbacks=ema", "checkpoint.monitor=val/acc_ema", "optimizer=muon", "trainer.max_epochs=2"]
     assert in_process("train.py", *recipe, "hydra.run.dir=whole").returncode == 0

@@ -161,6 +161,8 @@ class LastCheckpoint(SortedCallback, Checkpoint):
             self._save_after_step(trainer)
 
     def _save_after_step(self, trainer: pl.Trainer) -> None:
+        if trainer.fit_loop.epoch_loop.done:  # the run ends here: saved as the end of an epoch, when all is logged
+            return
         if (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0:
             return
         if trainer.world_size > 1 and trainer.global_step % SYNC_EVERY:

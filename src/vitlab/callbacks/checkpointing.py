@@ -94,7 +94,8 @@ class BestCheckpoint(EpochCheckpoint):
 class FinalValidation(SortedCallback):
     """Ends a run after the classifier's `max_steps`, and validates the final weights of a run, usually the best.
 
-    Lightning skips this validation if `check_val_every_n_epoch` does, or if `max_steps` ends the run within an epoch.
+    Lightning skips this validation if `check_val_every_n_epoch` or `val_check_interval` does, or if `max_steps` ends
+    the run within an epoch.
     """
 
     callback_position = 1  # after the callbacks that stop a run, before those that save it
@@ -104,10 +105,10 @@ class FinalValidation(SortedCallback):
             trainer.should_stop = True  # resumed at its end
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        if 0 < pl_module.max_steps <= trainer.global_step:
+        in_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+        if 0 < pl_module.max_steps <= trainer.global_step or (in_last_epoch and trainer.is_last_batch):
             trainer.should_stop = True  # then Lightning validates before it stops
-        ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        if ends and trainer.check_val_every_n_epoch:
+        if (trainer.should_stop or in_last_epoch) and trainer.check_val_every_n_epoch:
             trainer.check_val_every_n_epoch = 1
 
 

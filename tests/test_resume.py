@@ -434,6 +434,17 @@ def test_a_run_stopped_in_its_final_validation_keeps_its_last_epoch(in_process: 
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_run_that_early_stopping_has_ended_goes_on_with_more_patience(in_process: Command, tmp_path: Path) -> None:
+    early = [*RUN, "callbacks=early_stopping", "callbacks.early_stopping.patience=1", "trainer.max_epochs=6"]
+    early += ["optimizer.lr=1e-12", "hydra.run.dir=run"]  # no improvement after the first epoch
+    stopped = in_process("train.py", *early, *stop("on_train_epoch_end", 1))
+    assert stopped.returncode == 143, stopped.stderr
+    for more, epochs in (["callbacks.stop=null"], 2), (["callbacks.early_stopping.patience=3"], 4):
+        resumed = in_process("train.py", "resume=run", *more)
+        assert resumed.returncode == 0, resumed.stderr
+        assert len(rows(tmp_path / "run")) == epochs
+
+
 def test_ema_weights_and_muon_s_momentum_are_resumed(in_process: Command, tmp_path: Path) -> None:
     recipe = [*RUN, "callbacks=ema", "checkpoint.monitor=val/acc_ema", "optimizer=muon", "trainer.max_epochs=2"]
     assert in_process("train.py", *recipe, "hydra.run.dir=whole").returncode == 0

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 
 from vitlab.compat import validation_follows
 from vitlab.distributed.process import requeue
@@ -103,6 +103,13 @@ class FinalValidation(SortedCallback):
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if 0 < pl_module.max_steps <= checkpoint["global_step"]:
             trainer.should_stop = True  # resumed at its end
+        for stopper in trainer.callbacks:  # type: ignore[attr-defined]
+            state = checkpoint["callbacks"].get(stopper.state_key)
+            if isinstance(stopper, EarlyStopping) and state and trainer.state.fn == "fit":
+                state["patience"] = stopper.patience  # Lightning would go on with that of the checkpoint
+                if state["wait_count"] >= max(stopper.patience, 1):
+                    trainer.should_stop = True
+                    rank_zero_warn(f"early stopping has ended the run: a patience above {stopper.patience} extends it")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         in_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs

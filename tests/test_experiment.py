@@ -262,6 +262,7 @@ def test_rare_options_work_together(in_process: Command, tmp_path: Path) -> None
         (["callbacks=early_stopping", "data.val_size=0"], "callbacks.early_stopping follows val/acc"),
         (["scheduler=plateau", "data.val_size=0"], "scheduler follows val/acc"),
         (["data.batch_size=401"], "batch_size=401 is more than the 360 training images"),
+        (["trainer.val_check_interval=6"], "take fewer, or trainer.check_val_every_n_epoch=null"),
     ],
 )
 def test_contradictory_choices_are_refused(choices: list[str], sentence: str, in_process: Command) -> None:

@@ -262,6 +262,7 @@ def test_rare_options_work_together(in_process: Command, tmp_path: Path) -> None
         (["callbacks=early_stopping", "data.val_size=0"], "callbacks.early_stopping follows val/acc"),
         (["scheduler=plateau", "data.val_size=0"], "scheduler follows val/acc"),
         (["data.batch_size=401"], "batch_size=401 is more than the 360 training images"),
+        (["trainer.val_check_interval=6"], "take fewer, or trainer.check_val_every_n_epoch=null"),
     ],
 )
 def test_contradictory_choices_are_refused(choices: list[str], sentence: str, in_process: Command) -> None:
@@ -378,11 +379,12 @@ def test_loggers_by_name_in_a_file_of_one_s_own_are_resumed(in_process: Command,
 def test_plateau_acts_after_each_validation(
     validations: list[str], rates: list[float], in_process: Command, tmp_path: Path
 ) -> None:
-    plateau = ["scheduler=plateau", "scheduler.schedule.patience=0", "optimizer.lr=1e-12", "trainer.max_epochs=6"]
+    plateau = ["scheduler=plateau", "scheduler.schedule.patience=0", "+scheduler.schedule.eps=0.0"]
+    plateau += ["optimizer.lr=1e-12", "trainer.max_epochs=6"]
     result = in_process("train.py", *QUICK, *plateau, *validations, "logger=none")
     assert result.returncode == 0, result.stderr
     rows = list(csv.DictReader((only_run(tmp_path) / "metrics.csv").open()))
-    assert [float(row["lr"]) for row in rows] == pytest.approx([1e-12 * rate for rate in rates], rel=1e-3)
+    assert [float(row["lr"]) for row in rows] == pytest.approx([1e-12 * rate for rate in rates], rel=1e-3, abs=0)
 
 
 def test_a_metric_that_nobody_logs_is_told(in_process: Command) -> None:

@@ -407,6 +407,44 @@ def test_runs_of_other_lengths_are_resumed_bit_for_bit(length: list[str], in_pro
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_checkpoint_of_a_validation_at_the_end_of_an_epoch_is_resumed(in_process: Command, tmp_path: Path) -> None:
+    second = [*RUN, "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2"]
+    assert in_process("train.py", *second, "hydra.run.dir=whole").returncode == 0
+    stopped = in_process("train.py", *second, "hydra.run.dir=run", *stop("on_train_batch_start", 2, 2))
+    assert stopped.returncode == 143, stopped.stderr
+    resumed = in_process("train.py", "resume=run", "checkpoint=best", "callbacks.stop=null")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Resuming demo at epoch 2, step 10" in resumed.stdout
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    one, other = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("run", "whole")
+    )
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "loops"):
+        same(one[key], other[key], key)
+
+
+def test_a_run_stopped_in_its_final_validation_keeps_its_last_epoch(in_process: Command, tmp_path: Path) -> None:
+    steps = [*RUN, "trainer.max_steps=8", "trainer.max_epochs=-1"]  # ends within the second epoch
+    assert in_process("train.py", *steps, "hydra.run.dir=whole").returncode == 0
+    stopped = in_process("train.py", *steps, "hydra.run.dir=run", *stop("on_validation_start", 1))
+    assert stopped.returncode == 143, stopped.stderr
+    resumed = in_process("train.py", "resume=run", "callbacks.stop=null")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [row["step"] for row in rows(tmp_path / "run")] == ["5", "8"]
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_run_that_early_stopping_has_ended_goes_on_with_more_patience(in_process: Command, tmp_path: Path) -> None:
+    early = [*RUN, "callbacks=early_stopping", "callbacks.early_stopping.patience=1", "trainer.max_epochs=6"]
+    early += ["optimizer.lr=1e-12", "hydra.run.dir=run"]  # no improvement after the first epoch
+    stopped = in_process("train.py", *early, *stop("on_train_epoch_end", 1))
+    assert stopped.returncode == 143, stopped.stderr
+    for more, epochs in (["callbacks.stop=null"], 2), (["callbacks.early_stopping.patience=3"], 4):
+        resumed = in_process("train.py", "resume=run", *more)
+        assert resumed.returncode == 0, resumed.stderr
+        assert len(rows(tmp_path / "run")) == epochs
+
+
 def test_ema_weights_and_muon_s_momentum_are_resumed(in_process: Command, tmp_path: Path) -> None:
     recipe = [*RUN, "callbacks=ema", "checkpoint.monitor=val/acc_ema", "optimizer=muon", "trainer.max_epochs=2"]
     assert in_process("train.py", *recipe, "hydra.run.dir=whole").returncode == 0
@@ -417,6 +455,20 @@ def test_ema_weights_and_muon_s_momentum_are_resumed(in_process: Command, tmp_pa
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert not torch.equal(state["vitlab_ema"]["head.weight"], state["state_dict"]["network.head.weight"])
+
+
+def test_a_plateau_counts_each_epoch_of_a_resumed_run(in_process: Command, tmp_path: Path) -> None:
+    plateau = ["scheduler=plateau", "scheduler.schedule.patience=0", "+scheduler.schedule.eps=0.0"]
+    plateau += ["optimizer.lr=1e-12"]  # no improvement after the first epoch
+    assert in_process("train.py", *RUN, *plateau, "hydra.run.dir=whole").returncode == 0
+    first, second = stop("on_train_epoch_start", 1), move(stop("on_train_batch_start", 1, 2))
+    for arguments in ([*RUN, *plateau, "hydra.run.dir=run", *first], ["resume=run", *second]):
+        assert in_process("train.py", *arguments).returncode == 143
+    resumed = in_process("train.py", "resume=run", "callbacks.stop=null")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    rates = [float(row["lr"]) for row in rows(tmp_path / "run")]
+    assert rates == pytest.approx([1e-12, 1e-12, 1e-13], rel=1e-3, abs=0)
 
 
 def test_a_run_with_a_time_limit_resumes_with_its_remaining_time(in_process: Command, tmp_path: Path) -> None:

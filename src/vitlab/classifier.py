@@ -1,5 +1,6 @@
 """ImageClassifier, the LightningModule: loss, metrics, optimizer and schedule."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import Metric
 
 from vitlab.config.instantiate import build_loss, build_named_metrics, build_network
@@ -24,7 +26,7 @@ from vitlab.losses import CrossEntropy
 from vitlab.metrics import METRICS, build_metrics
 from vitlab.models import head_modules, head_names
 from vitlab.optim import Finetuning, adamw_param_names
-from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
+from vitlab.runs.checkpoint import CONFIG_KEY, RATE_KEY, read_checkpoint
 from vitlab.runs.trust import check_trusted
 
 
@@ -131,6 +133,7 @@ class ImageClassifier(pl.LightningModule):
         self.skips_non_finite = False
         self.skipped_steps = 0  # in this epoch
         self._lr_logged_at = -1  # step
+        self._learning_rate = math.nan  # of the last step
         self.head = head_names(network)
         if self.finetuning.needs_head and not self.head:
             raise UserError(
@@ -279,6 +282,10 @@ class ImageClassifier(pl.LightningModule):
                 total = self.trainer.strategy.reduce(value.clone(), reduce_op="sum")
                 if f"{path}.{name}" in checkpoint["state_dict"]:
                     checkpoint["state_dict"][f"{path}.{name}"] = total
+        checkpoint[RATE_KEY] = self._learning_rate
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._learning_rate = checkpoint.get(RATE_KEY, math.nan)  # logged at the end of an epoch that has no batch left
 
     def _train_metrics(self) -> dict[str, Any]:
         """The training metrics, by their path in the state_dict."""
@@ -291,6 +298,22 @@ class ImageClassifier(pl.LightningModule):
         self.log("lr", self._learning_rate, logger=False, sync_dist=True)
         if self._lr_logged_at != self.global_step - 1:
             self._log_at(self.global_step - 1, {})  # the step that Lightning logs the epoch's metrics at
+        self._step_plateau()
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
+
+    def _step_plateau(self) -> None:
+        """Lightning would do it after the epoch's checkpoints, which then lack it, and never in an epoch that is
+        resumed."""
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau) and (self.current_epoch + 1) % config.frequency == 0:
+                value = self.trainer.callback_metrics.get(str(config.monitor))
+                if value is not None:
+                    config.scheduler.step(value)
+                elif config.strict:
+                    raise UserError(f"scheduler.monitor={config.monitor}: no such metric is logged")
 
     def on_validation_epoch_end(self) -> None:
         self._log_evaluation("val")
@@ -372,6 +395,7 @@ class ImageClassifier(pl.LightningModule):
         except ValueError as error:
             raise UserError(str(error)) from error
         wiring = {"scheduler": scheduler, "interval": self.interval, "monitor": self.monitor}
+        wiring["reduce_on_plateau"] = False  # see _step_plateau
         if str(self.monitor).startswith("val/"):  # act in the epochs that are validated
             epochs = self.trainer.check_val_every_n_epoch  # None: whenever `val_check_interval` says
             wiring |= {"frequency": epochs or 1, "strict": epochs is not None}

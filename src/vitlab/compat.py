@@ -26,6 +26,7 @@ HARMLESS_WARNINGS = (
     r".*`lr_scheduler\.step\(\)` before `optimizer\.step\(\)`",  # Lightning's order of calls in float16
     r"`training_step` returned `None`",  # callbacks.nan.action=skip does so, and counts these steps
     r"Checkpoint directory .* exists and is not empty",
+    r"The ``compute`` method of metric \w+ was called before",  # its sums came from a checkpoint
     r"(GPU|MPS) available but not used",  # trainer=cpu asks for that
     r"Precision .* is not supported by the model summary",  # callbacks.<name> of Lightning's: only a size is off
     r"Detected pickle protocol",  # of a file that is then refused or read
@@ -68,6 +69,13 @@ def translate_lightning_exits(trainer: pl.Trainer) -> Iterator[None]:
         if not str(error).startswith("Early stopping conditioned on metric"):  # that is not logged
             raise
         raise UserError(f"callbacks.early_stopping: {error}") from error
+    except ValueError as error:
+        if "`val_check_interval`" not in str(error):
+            raise
+        raise UserError(
+            f"trainer.val_check_interval={trainer.val_check_interval} is more than the {trainer.num_training_batches} "
+            "batches of an epoch: take fewer, or trainer.check_val_every_n_epoch=null, which counts across epochs"
+        ) from error
     except (MisconfigurationException, ModuleNotFoundError) as error:  # or a package that a callback needs
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     finally:

@@ -73,16 +73,19 @@ def build_trainer(config: DictConfig, run: RunDirectory, loggers: list[Any]) -> 
     # In this order: what ends the run, what then validates its last state, and what saves that.
     callbacks += [FailureReporter(run.path), *time_limit(config), FinalValidation()]
     callbacks += [ConfigInCheckpoint(as_plain_data(config)), MetricsCSV(run.epochs_file)]
-    if validates:
-        monitor = config.checkpoint.monitor
-        mode = mode_of(monitor, config.checkpoint.get("mode"))
-        best = BestCheckpoint(run.checkpoints, "best", monitor=monitor, mode=mode, enable_version_counter=False)
-        callbacks.append(best)
+    monitor = config.checkpoint.monitor
+    if validates or not monitor.startswith("val/"):
+        selection: dict[str, Any] = {
+            "monitor": monitor,
+            "mode": mode_of(monitor, config.checkpoint.get("mode")),
+            "save_on_train_epoch_end": monitor.startswith("train/") or None,  # None: Lightning decides
+        }
+        callbacks.append(BestCheckpoint(run.checkpoints, "best", enable_version_counter=False, **selection))
         if (kept := config.checkpoint.save_top_k) != 1:
-            name = "top_epoch_{epoch:03d}"
-            callbacks.append(_epochs_to_keep(run, name, monitor=monitor, mode=mode, save_top_k=kept))
-    if every := config.checkpoint.every_n_epochs:
-        callbacks.append(_epochs_to_keep(run, "epoch_{epoch:03d}", every_n_epochs=every, save_top_k=-1))
+            callbacks.append(_epochs_to_keep(run, "top_epoch_{epoch:03d}", save_top_k=kept, **selection))
+    if every := config.checkpoint.every_n_epochs:  # of all epochs: Lightning by itself saves only validated ones
+        which = {"every_n_epochs": every, "save_top_k": -1, "save_on_train_epoch_end": True}
+        callbacks.append(_epochs_to_keep(run, "epoch_{epoch:03d}", **which))
     epochs, minutes = config.checkpoint.last_every_n_epochs, config.checkpoint.every_minutes
     callbacks.append(LastCheckpoint(run.checkpoints / "last.ckpt", every_n_epochs=epochs, every_minutes=minutes))
 

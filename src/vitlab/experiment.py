@@ -301,7 +301,9 @@ def test_selected(experiment: Experiment) -> dict[str, Any]:
         epoch = checkpoint["epoch"] + 1
         row = next((row for row in run.epoch_rows() if row["epoch"] == epoch), {})
         # The checkpoint's own validation: with val_check_interval it may be from the middle of its epoch.
-        metrics = {**row, **checkpoint[METRICS_KEY], "epoch": epoch, "step": checkpoint["global_step"]}
+        validated = not row or any(name.startswith("val/") for name in row)  # else they are an earlier epoch's
+        values = checkpoint[METRICS_KEY] if validated else {}
+        metrics = {**row, **values, "epoch": epoch, "step": checkpoint["global_step"]}
         selected = str(file), metrics
     file, metrics = trainer.strategy.broadcast(selected)
     if trainer.limit_test_batches != 0 and len(experiment.data.splits["test"]):

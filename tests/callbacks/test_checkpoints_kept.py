@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import SMALL_RUN, Command
 
@@ -14,8 +15,11 @@ def epochs_of(run: Path) -> dict[str, int]:
     return {file.name: torch.load(file, weights_only=True)["epoch"] + 1 for file in files}
 
 
-def test_the_best_epochs_and_every_second_one_are_kept_after_resuming_too(in_process: Command, tmp_path: Path) -> None:
-    kept = ["checkpoint.save_top_k=2", "checkpoint.every_n_epochs=2", "checkpoint.monitor=train/loss"]
+@pytest.mark.parametrize("validation", [[], ["trainer.check_val_every_n_epoch=4"], ["data.val_size=0"]])
+def test_the_best_epochs_and_every_second_one_are_kept_after_resuming_too(
+    validation: list[str], in_process: Command, tmp_path: Path
+) -> None:
+    kept = ["checkpoint.save_top_k=2", "checkpoint.every_n_epochs=2", "checkpoint.monitor=train/loss", *validation]
     run = tmp_path / "runs" / "a"
     assert in_process("train.py", *TINY, "trainer.max_epochs=3", *kept).returncode == 0
     moved = run.rename(tmp_path / "runs" / "b")
@@ -25,6 +29,10 @@ def test_the_best_epochs_and_every_second_one_are_kept_after_resuming_too(in_pro
     column = rows[0].index("train/loss")
     losses = {int(row[0]): float(row[column]) for row in rows[1:]}
     best = sorted(losses, key=losses.__getitem__)[:2]
+    final = json.loads((moved / "metrics.json").read_text())
+    row = dict(zip(rows[0], rows[best[0]], strict=True))
+    assert final["epoch"] == best[0]
+    assert ("val/acc" in final) == bool(row["val/acc"])
     assert files == {
         "best.ckpt": best[0],
         "last.ckpt": 5,

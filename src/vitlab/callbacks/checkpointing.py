@@ -12,8 +12,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 
 from vitlab.compat import validation_follows
 from vitlab.distributed.process import requeue
@@ -94,7 +94,8 @@ class BestCheckpoint(EpochCheckpoint):
 class FinalValidation(SortedCallback):
     """Ends a run after the classifier's `max_steps`, and validates the final weights of a run, usually the best.
 
-    Lightning skips this validation if `check_val_every_n_epoch` does, or if `max_steps` ends the run within an epoch.
+    Lightning skips this validation if `check_val_every_n_epoch` or `val_check_interval` does, or if `max_steps` ends
+    the run within an epoch.
     """
 
     callback_position = 1  # after the callbacks that stop a run, before those that save it
@@ -102,12 +103,19 @@ class FinalValidation(SortedCallback):
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if 0 < pl_module.max_steps <= checkpoint["global_step"]:
             trainer.should_stop = True  # resumed at its end
+        for stopper in trainer.callbacks:  # type: ignore[attr-defined]
+            state = checkpoint["callbacks"].get(stopper.state_key)
+            if isinstance(stopper, EarlyStopping) and state and trainer.state.fn == "fit":
+                state["patience"] = stopper.patience  # Lightning would go on with that of the checkpoint
+                if state["wait_count"] >= max(stopper.patience, 1):
+                    trainer.should_stop = True
+                    rank_zero_warn(f"early stopping has ended the run: a patience above {stopper.patience} extends it")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        if 0 < pl_module.max_steps <= trainer.global_step:
+        in_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+        if 0 < pl_module.max_steps <= trainer.global_step or (in_last_epoch and trainer.is_last_batch):
             trainer.should_stop = True  # then Lightning validates before it stops
-        ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        if ends and trainer.check_val_every_n_epoch:
+        if (trainer.should_stop or in_last_epoch) and trainer.check_val_every_n_epoch:
             trainer.check_val_every_n_epoch = 1
 
 
@@ -161,6 +169,8 @@ class LastCheckpoint(SortedCallback, Checkpoint):
             self._save_after_step(trainer)
 
     def _save_after_step(self, trainer: pl.Trainer) -> None:
+        if trainer.fit_loop.epoch_loop.done:  # the run ends here: saved as the end of an epoch, when all is logged
+            return
         if (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0:
             return
         if trainer.world_size > 1 and trainer.global_step % SYNC_EVERY:

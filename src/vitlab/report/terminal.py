@@ -43,7 +43,7 @@ def print_header(config: DictConfig, data: ImageDataModule, network: nn.Module, 
         f"{trainer.precision}",
         f"data: {data_set(config)}, {data.spec.num_classes} classes; {sizes} images of {config.data.image_size} px",
     )
-    if not len(data.splits["val"]):
+    if not len(data.splits["val"]) and config.checkpoint.monitor.startswith("val/"):
         show("data.val_size=0: no validation, so no epoch is selected; the weights of the last epoch are tested")
     show(f"run directory: {shorten(run)}")
 
@@ -127,7 +127,7 @@ def print_results(config: DictConfig, metrics: dict[str, float], run: Path) -> N
                 table.add_row(f"{split}{weights}", *cells)
     if table.row_count:
         show(table, *(f"{title}: {'; '.join(values)}" for title, values in further.items()))
-    selected = f"the best by {config.checkpoint.monitor}" if "val/loss" in metrics else "the last one"
+    selected = f"the best by {config.checkpoint.monitor}" if config.checkpoint.monitor in metrics else "the last one"
     show(f"weights kept: epoch {int(metrics['epoch'])} of {len(summary.epochs)}, {selected}")
     show(f"total time: {format_duration(metrics['seconds'])}", f"run directory: {shorten(run)}")
     if (run / "report.html").exists():

@@ -19,7 +19,8 @@ from vitlab.files import replacing
 from vitlab.runs.old_config import update_old_config
 
 CONFIG_KEY = "vitlab_config"
-METRICS_KEY = "vitlab_metrics"
+METRICS_KEY = "vitlab_metrics"  # of the last validation
+RATE_KEY = "vitlab_learning_rate"  # of the last step
 EMA_KEY = "vitlab_ema"  # state_dict of the averaged model, in runs with callbacks=ema
 # Callbacks whose state earlier versions saved under another name: old name -> new name.
 RENAMED_STATES = {"TrainingClock": "TimeLimit", "EpochMetricsCSV": "MetricsCSV", "FiniteLoss": "NaNGuard"}
@@ -55,10 +56,12 @@ def _with_new_state_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 class ConfigInCheckpoint(pl.Callback):
-    """Adds the config to each checkpoint, so that it suffices to rebuild the model, and its validation's metrics."""
+    """Adds the config to each checkpoint, so that it suffices to rebuild the model, and the metrics of its validation,
+    which are still needed if a run is resumed after that."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
+        self.loaded: dict[str, float] = {}
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -66,6 +69,20 @@ class ConfigInCheckpoint(pl.Callback):
         checkpoint[CONFIG_KEY] = self.config
         metrics = trainer.callback_metrics.items()
         checkpoint[METRICS_KEY] = {name: float(value) for name, value in metrics if name.startswith("val/")}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.loaded = checkpoint.get(METRICS_KEY, {})
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name, value in self.loaded.items():  # Lightning empties its metrics after loading
+            trainer.callback_metrics[name] = torch.tensor(value, device=pl_module.device)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:  # one that is not measured any more would stay
+            for name in self.loaded:
+                trainer.callback_metrics.pop(name, None)
 
 
 def read_checkpoint(path: Path, *, tensors: bool = True) -> dict[str, Any]:

@@ -93,15 +93,17 @@ def test_an_installed_copy_trains_and_evaluates_in_any_folder(installed: Command
     )
 
 
-def test_modules_of_the_user_are_found_in_the_current_folder(installed: Command, tmp_path: Path) -> None:
-    (tmp_path / "here" / "mynet.py").write_text(
+def test_modules_of_the_user_are_found_in_the_current_folder(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "mynet.py").write_text(
         "import torch\n\n\nclass MyNet(torch.nn.Sequential):\n    def __init__(self, num_classes):\n"
         "        super().__init__(torch.nn.Flatten(), torch.nn.Linear(3 * 32**2, num_classes))\n"
     )
     train = [choice for choice in SMALL_RUN if not choice.startswith("model.")]
     train += ["trainer.max_epochs=1", "model._target_=mynet.MyNet"]
     commands = [["vitlab", "train", *train], ["vitlab", "evaluate", "run=latest", "trusted_targets=[mynet.]"]]
-    result = installed("-P", "-c", SEVERAL, json.dumps(commands))  # -P: as a script, without this folder in sys.path
+    # As a script, without this folder in sys.path.
+    path = {"PYTHONPATH": f"{site}", "PYTHONSAFEPATH": "1"}
+    result = run_script("-c", SEVERAL, json.dumps(commands), cwd=tmp_path, env=path)
     assert result.stdout.endswith("statuses [0, 0]\n"), result.stderr
 
 

@@ -55,7 +55,7 @@ class Throughput(SortedCallback):
             self.seconds += perf_counter() - self.resumed
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if not self.images:  # resumed after the last batch of the epoch
+        if self.resume.is_first_step:  # resumed after the last batch of the epoch
             return
         self.seconds += perf_counter() - self.resumed
         speed = self.images / self.seconds

@@ -40,12 +40,15 @@ class MeanLoss(Metric):
     def __init__(self) -> None:
         super().__init__()
         self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros(()), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
+        # precision=bf16-true converts metrics too, and in bfloat16 a sum soon stops growing.
+        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), exclude_state)
 
     def update(self, loss: Tensor, images: int) -> None:
         if images:  # a rank may have no image of a small last batch, and its mean is NaN
-            # precision=bf16-true also converts states, and in bfloat16 the sum would stop growing.
-            self.total = self.total.float() + loss.float() * images
+            self.total += loss.float() * images
             self.images += images
 
     def compute(self) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,8 @@ from vitlab.files import expand_home, make_folder, set_aside, shorten, write_csv
 from vitlab.metrics import VIEWS
 from vitlab.runs.imports import fast_imports
 
-LOCAL_DATA = ("vitlab.data.ImageFolderDataModule", "vitlab.data.CSVDataModule")  # others would download their images
+# Sources that would download their images into another folder.
+DOWNLOADED = tuple(f"vitlab.data.{name}DataModule" for name in ("CIFAR10", "CIFAR100", "Torchvision"))
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,8 +69,9 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
     make_folder(folder, key="run")  # the results go there
     if command.calibrate and model.run is None:
         raise UserError("calibrate=true needs run=<run directory>, which keeps the temperature")
-    data = load_images(model, split, overrides)
-    for needed in {split, "val"} if command.calibrate else {split}:
+    evaluated = {split, "val"} if command.calibrate else {split}
+    data = load_images(model, split, overrides, {*evaluated, "train"} if command.knn else evaluated)
+    for needed in evaluated:
         if not len(data.splits.get(needed, ())):
             words = {"val": "validation", "train": "training"}.get(needed, needed)
             other = "; split=val evaluates on the validation images" if needed == "test" else " (data.val_size=0)"
@@ -120,50 +122,56 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
     return metrics
 
 
-def load_images(model: LoadedModel, split: str, overrides: Sequence[Override]) -> ImageDataModule:
-    """The images to evaluate on, without augmentations, in memory.
+def load_images(
+    model: LoadedModel, split: str, overrides: Sequence[Override], needed: Collection[str] = ()
+) -> ImageDataModule:
+    """The images of a split to evaluate on, and the splits that are `needed` for that, without augmentations, in
+    memory.
 
     If `data.root` is given and has `<split>/<class>/*` or `<class>/*`, with some of the run's classes, these are all
     images in it. They are those of the run, with its splits, if they are its own, or its data has another layout.
     """
+    from vitlab.data.folder_layout import class_folders
+
     config, given = model.config, {override.key_or_group for override in overrides}
     root = config.data.get("root") if given & {"data", "data.root"} else None
     if root is None:
         return model.load_data()
-    if model.run and config.data["_target_"] in LOCAL_DATA:  # its own images, moved
+    top = Path(expand_home(root))
+    places = {folder: class_folders(folder) for folder in (top / split, top)}
+    # All images of test/<class>/ are the run's own test images, or others; what else it has, only its data can tell.
+    found = set(places[top / split])
+    is_plain = split == "test" and {*needed} <= {split} and found and found <= set(model.classes)
+    if model.run and not is_plain and config.data["_target_"] not in DOWNLOADED:
         with suppress(UserError):
             data, known = model.load_data(), model.run.manifest().get("data", {})
-            if known.get(split) and data.fingerprints().get(split) == known[split]:
+            if all(known.get(name) and data.fingerprints().get(name) == known[name] for name in {split, *needed}):
                 return data
-    places = Path(expand_home(root)) / split, Path(expand_home(root))
-    folder = next((place for place in places if _holds_classes(place, model.classes)), None)
+    folder = next((place for place, inner in places.items() if _holds_classes(place, inner, model.classes)), None)
     if folder is None:
         return model.load_data()
-    return model.with_images(**{split: _read_class_folders(folder, config)})
+    return model.with_images(**{split: _read_class_folders(folder, places[folder], config)})
 
 
-def _holds_classes(folder: Path, classes: Sequence[str]) -> bool:
-    """Whether a folder has subfolders that are named after classes; UserError if others have other names."""
-    from vitlab.data.folder_layout import class_folders
-
-    names = set(class_folders(folder))
+def _holds_classes(folder: Path, inner: Collection[str], classes: Sequence[str]) -> bool:
+    """Whether a folder has `inner` folders that are named after classes; UserError if others have other names."""
+    names = set(inner)
     if (known := names & set(classes)) and known != names:
         unknown = list_some(sorted(names - known))
         raise UserError(f"data.root: {folder} has folders that are none of the run's classes: {unknown}")
     return bool(known)
 
 
-def _read_class_folders(folder: Path, config: DictConfig) -> ImageArrays:
-    """All images of `folder/<class>/*`; UserError if there are none, or one can't be read."""
+def _read_class_folders(folder: Path, inner: Mapping[str, Path], config: DictConfig) -> ImageArrays:
+    """All images of the folders in `folder`, by their classes; UserError if there are none, or one can't be read."""
     import torch
 
     from vitlab.data.arrays import ImageArrays
-    from vitlab.data.folder_layout import class_folders
     from vitlab.predict import check_all_read, find_images, read_batches
     from vitlab.runs.console import show
 
     labels: dict[Path, int] = {}
-    for name, place in class_folders(folder).items():
+    for name, place in inner.items():
         labels |= dict.fromkeys(find_images(place)[0], config.data.classes.index(name))
     failures: dict[str, str] = {}
     batches = list(read_batches(list(labels), config.data, failures, config.data.eval_batch_size))

@@ -65,8 +65,8 @@ def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[
             raise UserError(f"{argument}: only key=value can be given here")
         if override.key_or_group.split(".")[0] in own:
             value = override.value()
-            if override.key_or_group in lists and (value is None or isinstance(value, str)):
-                value = [value] if value else []  # tags=a: most shells want [ ] quoted
+            if override.key_or_group in lists and not isinstance(value, list):
+                value = [] if value in (None, "") else [str(value)]  # tags=a: most shells want [ ] quoted
             OmegaConf.update(command, override.key_or_group, value)
         else:
             others.append(override)

@@ -75,10 +75,13 @@ class EpochCheckpoint(ModelCheckpoint):
 class BestCheckpoint(EpochCheckpoint):
     """Saves the best epoch and logs its validation metrics: `best/acc`, `best/loss` and `best/epoch`."""
 
+    validated_at = -1  # step
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save_and_log(super().on_train_epoch_end, trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated_at = trainer.global_step
         self._save_and_log(super().on_validation_end, trainer, pl_module)
 
     def _save_and_log(self, save: Callable[..., None], trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -86,6 +89,8 @@ class BestCheckpoint(EpochCheckpoint):
         save(trainer, pl_module)
         if self.best_model_score is not before:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            if self.validated_at != trainer.global_step:  # those are an earlier epoch's
+                metrics = {name: value for name, value in metrics.items() if not name.startswith("val/")}
             values = best_metrics({**metrics, "epoch": trainer.current_epoch + 1})
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step - 1)  # the step of the epoch's other metrics
@@ -95,7 +100,7 @@ class FinalValidation(SortedCallback):
     """Ends a run after the classifier's `max_steps`, and validates the final weights of a run, usually the best.
 
     Lightning skips this validation if `check_val_every_n_epoch` or `val_check_interval` does, or if `max_steps` ends
-    the run within an epoch.
+    the run within an epoch. A run that is resumed at its end, by `max_steps` or early stopping, ends again.
     """
 
     callback_position = 1  # after the callbacks that stop a run, before those that save it
@@ -107,9 +112,9 @@ class FinalValidation(SortedCallback):
             state = checkpoint["callbacks"].get(stopper.state_key)
             if isinstance(stopper, EarlyStopping) and state and trainer.state.fn == "fit":
                 state["patience"] = stopper.patience  # Lightning would go on with that of the checkpoint
-                if state["wait_count"] >= max(stopper.patience, 1):
+                if (waited := state.get("wait_count", 0)) >= max(stopper.patience, 1):
                     trainer.should_stop = True
-                    rank_zero_warn(f"early stopping has ended the run: a patience above {stopper.patience} extends it")
+                    rank_zero_warn(f"early stopping has ended the run: a patience above {waited} extends it")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         in_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs

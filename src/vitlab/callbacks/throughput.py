@@ -89,7 +89,7 @@ class _Resume(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
         is_first, self.is_first_step = self.is_first_step, False
-        if is_first and not trainer.is_last_batch:
+        if is_first and not (trainer.is_last_batch or trainer.should_stop):
             self.on_train_start()
             return
         self.clocks.images += len(batch.labels) * trainer.world_size

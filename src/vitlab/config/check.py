@@ -197,7 +197,7 @@ class _Check:
             self._add(path, f": {name} can't be used: {REFUSED_CALLBACKS[name]}")
             return
         package = EXTRAS.get(target.rpartition(".")[2])
-        if package and find_spec(package) is None:
+        if package and getattr(find_spec(package), "origin", None) is None:  # without: a folder of that name
             self._add(f"{path}._target_", f' needs the package {package}: pip install -e ".[{package}]"', path)
         if target.startswith("lightning.pytorch."):  # another package, whose classes vitlab's Trainer refuses
             rest = f": write {target.replace('lightning.pytorch', 'pytorch_lightning', 1)}"

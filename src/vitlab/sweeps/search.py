@@ -125,8 +125,7 @@ class Search(JobSource):
             if trial.number not in study.user_attrs.get(MADE_AGAIN, []):
                 study.enqueue_trial(trial.params)
         study.set_user_attr(MADE_AGAIN, [trial.number for trial in failed])
-        repeated = {trial.number for trial in failed}  # by new trials: their old jobs no longer count as failed
-        self.jobs = [job for job in self.jobs if job.number not in repeated]
+        self.failed = failed
         ended = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
         running = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
         self.to_ask = n_trials - ended - len(running)
@@ -146,6 +145,8 @@ class Search(JobSource):
             self.to_ask -= 1
             trial = self.study.ask()
             overrides = self.space.suggest(trial)
+            repeated = {other.number for other in self.failed if other.params == trial.params}
+            self.jobs = [job for job in self.jobs if job.number not in repeated]  # they no longer count as failed
             ended = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
             equal = next((other for other in ended if other.params == trial.params), None)
             if equal is None:

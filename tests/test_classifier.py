@@ -12,9 +12,10 @@ from models.test_vision_transformer import SMALL
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vitlab.classifier import ImageClassifier, MeanLoss, rank_classes
+from vitlab.classifier import ImageClassifier
 from vitlab.data import Batch
 from vitlab.losses import CrossEntropy
+from vitlab.metrics.evaluation import MeanLoss, rank_classes
 from vitlab.models import VisionTransformer
 
 

@@ -74,7 +74,7 @@ def test_a_model_without_attention_is_refused(in_process: Command, tmp_path: Pat
         (["run=latest", "images=[one.png,nothing.png]"], "1 of 2 images could not be read:\n  nothing.png: no such"),
         (["run=latest"], "images must be given"),
         (["images=one.png"], "which model? give run=<run directory>, run=latest, or checkpoint=<file>"),
-        (["run=latest", "images=one.png", "top_k=0"], "top_k=0 must be"),
+        (["run=latest", "images=one.png", "top_k=0"], "top_k=0 must be at least 1"),
         (["run=latest", "images=one.png", "tarket=ring"], "unknown key 'tarket'. Did you mean 'target'?"),
     ],
 )

@@ -328,7 +328,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     ("arguments", "message"),
     [
         (["formats=[tflite]"], "formats=['tflite'] must be a list of timm, onnx, torch_export"),
-        (["formats=tflite"], "formats=['tflite'] must be a list of timm, onnx, torch_export: formats=[timm]"),
+        (["formats=timm"], "formats=timm must be a list of timm, onnx, torch_export: formats=[timm]"),
         (["formats=[]"], "formats=[] must be a list"),
         (["check_images=2.5"], "check_images=2.5 must be a number of images"),
         (["check_images=-1"], "check_images=-1 must be a number of images"),

@@ -10,11 +10,11 @@ import torch
 from conftest import SMALL_RUN, Command
 from torchmetrics.functional.classification import multiclass_auroc, multiclass_calibration_error, multiclass_f1_score
 
-from vitlab.classifier import EvaluationMetrics
 from vitlab.config.ranges import SETTINGS
 from vitlab.config.types import LIST
 from vitlab.errors import UserError
 from vitlab.metrics import CHOICES, METRICS, MetricKind, format_metric, logged_metrics, metric_kind, mode_of
+from vitlab.metrics.evaluation import EvaluationMetrics
 
 TINY = [*SMALL_RUN, "data.train_images=120", "data.test_images=40", "trainer.max_epochs=1", "preflight=off"]
 NAMES = [name for name in CHOICES if name != "loss"]

@@ -107,7 +107,7 @@ def test_predict_and_evaluate_agree(in_process: Command, tmp_path: Path, image_r
         (["run=latest"], "images must be given"),
         (["run=latest", "images=nothing"], "1 of 1 images could not be read"),
         (["checkpoint=none.ckpt", "images=x.png"], "there is no checkpoint none.ckpt"),
-        (["run=latest", "images=x.png", "top_k=0"], "top_k=0 must be"),
+        (["run=latest", "images=x.png", "top_k=0"], "top_k=0 must be at least 1"),
         (["run=nowhere", "images=x.png", "top_k=all"], "top_k=all"),  # said before the run is looked for
         (["run=nowhere", "images=x.png", "top_k=2.5"], "top_k=2.5"),
         (["run=nowhere", "images=x.png", "top_k=null"], "top_k=None"),

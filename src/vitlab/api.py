@@ -100,7 +100,7 @@ class Model:
 
         With `calibrate`, the logits are divided by the temperature that `evaluate.py calibrate=true` has found.
         """
-        from vitlab.classifier import rank_classes
+        from vitlab.metrics.evaluation import rank_classes
         from vitlab.runs.calibration import read_temperature
 
         loaded = self._loaded

@@ -45,8 +45,8 @@ def embed(command: DictConfig, overrides: Sequence[Override]) -> Path:
         import numpy as np
         import torch
 
-        from vitlab.classifier import rank_classes
         from vitlab.loaded_model import open_model
+        from vitlab.metrics.evaluation import rank_classes
         from vitlab.models.features import features_and_logits
         from vitlab.report.terminal import print_written
         from vitlab.runs.console import show

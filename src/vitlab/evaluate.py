@@ -56,8 +56,8 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
     with fast_imports():  # torch is imported once the command is known to be right
         import torch
 
-        from vitlab.classifier import rank_classes
         from vitlab.loaded_model import open_model
+        from vitlab.metrics.evaluation import rank_classes
         from vitlab.models.features import head_features
         from vitlab.plots.classification import Predictions
         from vitlab.report.terminal import print_calibration, print_evaluation

@@ -101,8 +101,8 @@ class Explainer:
         """The maps of an image of any size, as `read_image` returns it."""
         import torch
 
-        from vitlab.classifier import rank_classes
         from vitlab.data.decoding import to_square
+        from vitlab.metrics.evaluation import rank_classes
         from vitlab.models import interpretation
         from vitlab.plots.vit_plots import Explanation
 

@@ -39,8 +39,8 @@ def predict(command: DictConfig, overrides: Sequence[Override]) -> None:
     if not isinstance(grid, int):
         raise UserError(f"grid={grid} must be a whole number of images")
     with fast_imports():  # torch is imported once the command is known to be right
-        from vitlab.classifier import rank_classes
         from vitlab.loaded_model import open_model
+        from vitlab.metrics.evaluation import rank_classes
         from vitlab.plots.image_grid import draw_predictions
         from vitlab.plots.io import render
         from vitlab.report.terminal import print_written
@@ -78,7 +78,7 @@ def predict(command: DictConfig, overrides: Sequence[Override]) -> None:
 
 def check_top_k(top_k: Any) -> None:
     if not isinstance(top_k, int) or top_k < 1:
-        raise UserError(f"top_k={top_k} must be a whole number of at least 1")
+        raise UserError(f"top_k={top_k} must be at least 1, and a whole number")
 
 
 def find_images(wanted: Any) -> tuple[list[Path], dict[str, str]]:

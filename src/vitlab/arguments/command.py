@@ -52,7 +52,7 @@ def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[
     OmegaConf.set_struct(command, True)
     own = set(map(str, command.keys()))  # not `in command`: that leaves out required values
     plain: Any = OmegaConf.to_container(command)
-    lists = {key for key in own if isinstance(plain[key], list)}
+    open_lists = {key for key in own if plain[key] == []}  # of any texts
     if "-sc" in arguments:
         print(*completions(os.environ["COMP_LINE"], own))
         sys.exit(0)
@@ -65,7 +65,7 @@ def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[
             raise UserError(f"{argument}: only key=value can be given here")
         if override.key_or_group.split(".")[0] in own:
             value = override.value()
-            if override.key_or_group in lists and not isinstance(value, list):
+            if override.key_or_group in open_lists and not isinstance(value, list):
                 value = [] if value in (None, "") else [str(value)]  # tags=a: most shells want [ ] quoted
             OmegaConf.update(command, override.key_or_group, value)
         else:

@@ -75,7 +75,7 @@ class EpochCheckpoint(ModelCheckpoint):
 class BestCheckpoint(EpochCheckpoint):
     """Saves the best epoch and logs its validation metrics: `best/acc`, `best/loss` and `best/epoch`."""
 
-    validated_at = -1  # step
+    validated_at = -1  # step of the last validation
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save_and_log(super().on_train_epoch_end, trainer, pl_module)

@@ -13,12 +13,12 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from vitlab.callbacks.figures import CollectLogits, publish, selected_ema, writers
-from vitlab.classifier import MeanLoss, rank_classes
 from vitlab.compat import is_compiled
 from vitlab.data import Batch
 from vitlab.data.arrays import ImageArrays
 from vitlab.data.loader import epoch_order
 from vitlab.errors import UserError
+from vitlab.metrics.evaluation import MeanLoss, rank_classes
 from vitlab.models.features import FeatureRecorder, features_and_logits
 from vitlab.models.knn import NearestNeighbours
 from vitlab.plots.grid import shorten_name

@@ -19,10 +19,10 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from vitlab.callbacks.checkpointing import BestCheckpoint
 from vitlab.callbacks.ema import EMA
 from vitlab.callbacks.time_limit import TimeLimit
-from vitlab.classifier import rank_classes
 from vitlab.compat import add_summary
 from vitlab.data import Batch
 from vitlab.files import set_aside, write_csv, write_json
+from vitlab.metrics.evaluation import rank_classes
 from vitlab.plots import image_grid
 from vitlab.plots.classification import EVALUATION_FIGURES, MAX_NAMED, Predictions, draw_worst_classes
 from vitlab.plots.curves import LR_SCHEDULE, compute_lr_schedule, draw_lr_schedule

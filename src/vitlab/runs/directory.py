@@ -111,8 +111,7 @@ class RunDirectory:
             places = [place.parent for place in places]
         place = next((place for place in places if place.exists()), places[0])
         inside = path != "latest" and place.exists()
-        above = [*place.parents[:2], *place.absolute().parents[:2]]
-        around = [place, *above] if inside else []
+        around = [place, *place.parents[:2], *place.absolute().parents[:2]] if inside else []
         folder = next(filter(is_run_directory, around), None) or _newest(place, finished)
         if folder is None and path == "latest":
             raise UserError(f"{key}=latest: there is no {what} below {place.resolve()}")

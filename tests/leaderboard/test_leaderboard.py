@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from html import unescape
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from sweeps.runs import write_grid, write_record, write_run
 
 from vitlab.errors import UserError
 from vitlab.leaderboard.leaderboard import as_page, as_text, make_leaderboard
+from vitlab.leaderboard.leaderboard_plots import draw_times
 from vitlab.leaderboard.ranking import Ranking, rank
 from vitlab.leaderboard.results import read_results
 from vitlab.leaderboard.table import as_csv
@@ -297,7 +299,26 @@ def test_one_or_two_runs_make_a_page(tmp_path: Path, count: int) -> None:
     for number in range(count):
         write_run(tmp_path / str(number), f"optimizer.lr={10.0**-number}", f"model.pool={('cls', 'mean')[number]}")
     page = as_page(rank(read_results([tmp_path])), "few")
-    assert page.count("<img ") == (1 if count == 1 else 3)
+    assert page.count("<img ") == (1 if count == 1 else 4)
+
+
+def test_scores_by_time_are_joined_per_model(tmp_path: Path) -> None:
+    for width, seed, minutes in product((64, 128), (0, 1), (1, 4, 16)):
+        overrides = (f"model.embed_dim={width}", f"trainer.max_time=00:00:{minutes:02}:00", f"seed={seed}")
+        score = 0.3 + 0.01 * minutes + 0.001 * width + 0.02 * seed
+        write_run(tmp_path / f"{width}_{seed}_{minutes}", *overrides, val=score, seconds=60.0 * minutes)
+    figure, caption = draw_times(rank(read_results([tmp_path])))
+    axes = figure.axes[0]
+    assert axes.get_xscale() == "log"
+    assert axes.get_ylabel() == "validation accuracy, %"
+    assert "standard deviation" in caption
+    drawn = {container.get_label(): container for container in axes.containers}
+    assert set(drawn) == {"embed_dim 64", "embed_dim 128"}
+    points, _, bars = drawn["embed_dim 64"].lines
+    assert list(points.get_xdata()) == [1, 4, 16]
+    assert points.get_ydata() == pytest.approx([38.4, 41.4, 53.4])
+    low, high = bars[0].get_segments()[0][:, 1]
+    assert (high - low) / 2 == pytest.approx(np.std([37.4, 39.4], ddof=1))
 
 
 def test_many_settings_follow_the_scores_and_fit(tmp_path: Path) -> None:
@@ -323,7 +344,7 @@ def test_many_settings_follow_the_scores_and_fit(tmp_path: Path) -> None:
 def test_the_page_has_contents_and_no_broken_link(grid: Path) -> None:
     page = Page((grid / "leaderboard.html").read_text())
     check_page(page, grid)
-    assert page.sections[:4] == ["Summary", "Table", "Scores", "Learning curves"]
+    assert page.sections[:4] == ["Summary", "Table", "Scores", "Time"]
     assert page.sections[-1] == "Reproduce the best"
     assert all("reproduce=" in command for command in page.commands)
 
@@ -369,7 +390,7 @@ def test_the_page_in_a_browser(grid: Path) -> None:
         sizes = page.eval_on_selector_all("img", "images => images.map(i => i.naturalWidth)")
         overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         browser.close()
-    assert len(sizes) == 4
+    assert len(sizes) == 5
     assert min(sizes) > 300
     assert overflow == 0
     assert errors == []

@@ -143,6 +143,8 @@ def as_page(ranking: Ranking, title: str) -> str:
     figures: dict[str, list[PageFigure]] = {}
     if any(row.score.n > 1 for row in ranking.ranked):
         figures["Scores"] = [page_figure("Score of each run by row", *plots.draw_scores(ranking))]
+    if len(ranking.ranked) > 1:
+        figures["Time"] = [page_figure("Score by the duration of a run", *plots.draw_times(ranking))]
     if ranking.rows:
         figures["Learning curves"] = [page_figure("Learning curves", *plots.draw_curves_of_runs(ranking))]
     if ranking.ranked and ranking.names:

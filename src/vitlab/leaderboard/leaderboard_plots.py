@@ -1,4 +1,4 @@
-"""Figures of a leaderboard with captions: scores, learning curves, settings."""
+"""Figures of a leaderboard with captions: scores, time, learning curves, settings."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from vitlab.leaderboard.ranking import Ranking, Row, format_value, is_number, value_of
 from vitlab.leaderboard.table import Metric, row_label
@@ -24,6 +24,7 @@ LINE_STYLES: list[tuple[Any, Any]] = [(color, dash) for dash, color in product((
 # Dark is best: the light end is hard to see on white.
 QUALITY: Colormap = ListedColormap(colormaps["viridis"](np.linspace(0.88, 0, 256)))
 UNFINISHED: dict[str, Any] = {"color": "0.6", "linestyle": (0, (1, 1.5)), "linewidth": 1.0, "zorder": 1}
+LENGTH_SETTINGS = ("trainer.max_time", "trainer.max_epochs", "trainer.max_steps")  # how long a run trains
 MAX_ROWS = 30  # in the figure of scores
 MAX_NAME = 70  # characters of a row's name in a legend
 MAX_SETTINGS = 12  # in a figure
@@ -77,6 +78,42 @@ def draw_scores(ranking: Ranking) -> tuple[Figure, str]:
     caption = "Each point is a run, the vertical mark the mean of a row, the line its 95% confidence interval, clipped"
     left_out = f" Rows after the first {MAX_ROWS} are left out." if len(ranking.ranked) > MAX_ROWS else ""
     return figure, f"{caption} at the frame.{left_out}"
+
+
+def draw_times(ranking: Ranking) -> tuple[Figure, str]:
+    """A point for each row: its score by the minutes that a run takes, with the standard deviation over its runs.
+
+    A line joins rows that differ only in how long they train.
+    """
+    metric = Metric(ranking.metric)
+    others = [(key, name) for key, name in ranking.names.items() if key not in LENGTH_SETTINGS]
+    lines: dict[str, list[Row]] = defaultdict(list)
+    for row in ranking.ranked:
+        lines[", ".join(f"{name} {format_value(row.values[key])}" for key, name in others)].append(row)
+    few = len(lines) <= len(LINE_STYLES)
+    figure = Figure(figsize=(8, 4.6), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot(xlabel="minutes", ylabel=metric.label)
+    for place, (name, rows) in enumerate(lines.items()):
+        color, dash = _line_style(place, len(lines))
+        rows = sorted(rows, key=lambda row: row.seconds)
+        minutes, means = [row.seconds / 60 for row in rows], [metric.factor * row.score.mean for row in rows]
+        errors = [metric.factor * row.score.std if row.score.n > 1 else 0.0 for row in rows]
+        label = name if few and len(name) <= MAX_NAME else None
+        axes.errorbar(minutes, means, errors, color=color, linestyle=dash, marker="o", capsize=4, label=label)
+    durations = [row.seconds for row in ranking.ranked]
+    if max(durations) >= 10 * min(durations) > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
+    handles, names = axes.get_legend_handles_labels()
+    if any(names):
+        axes.legend(handles, names, fontsize=9, frameon=False)
+    several = any(row.score.n > 1 for row in ranking.ranked)
+    bars = "; the bars are the standard deviation over its runs" if several else ""
+    joined = " Lines join rows that differ only in how long they train." if len(lines) < len(durations) else ""
+    return figure, f"Each point is a row, by the time of a run from start to end{bars}.{joined}"
 
 
 def draw_curves_of_runs(ranking: Ranking) -> tuple[Figure, str]:

@@ -169,7 +169,10 @@ def test_preprocessing_in_the_graph_is_pillow_s_and_torchvision_s(stored: int, s
 
 
 VIT_OPTIONS = [
-    {"pool": "cls", "registers": 2, "stem": "shifted", "locality_attention": True, "rotary": True},
+    {
+        **{"pool": "cls", "registers": 2, "stem": "shifted", "locality_attention": True},
+        **{"rotary": True, "relative_bias": True},
+    },
     pytest.param(
         {"pool": "attention", "stem": "conv", "layer_scale": 0.1, "patch_dropout": 0.5},
         marks=pytest.mark.slow,  # an export takes some seconds
@@ -269,6 +272,7 @@ def test_image_and_patch_size_are_restored(tmp_path: Path) -> None:
         ({"pool": "attention"}, "sequence pooling (model.pool=attention)"),
         ({"locality_attention": True}, "locality self-attention (model.locality_attention)"),
         ({"rotary": True}, "rotary positions (model.rotary)"),
+        ({"relative_bias": True}, "relative positions (model.relative_bias)"),
     ],
     ids=str,
 )

@@ -252,7 +252,7 @@ def check_before_training(experiment: Experiment, started: float) -> None:
         trainer,
         expected_input=weights.input if weights else {},
         head_is_loaded=report is not None and not report.new_head,
-        positions=model.get("pos_embed") != "none" or bool(model.get("rotary")),
+        positions=model.get("pos_embed") != "none" or bool(model.get("rotary") or model.get("relative_bias")),
         batch=experiment.data.first_batch(device),
         times_steps=mode == "only" or device.type != "cpu",
         started=started,

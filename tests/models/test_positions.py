@@ -1,13 +1,15 @@
+from functools import partial
 from typing import Any
 
 import pytest
 import timm
 import torch
 from models.test_vision_transformer import images_for, make
+from timm.models.vision_transformer_relpos import RelPosAttention
 from torch import Tensor
 
 from vitlab.models.attention import SelfAttention
-from vitlab.models.positions import rotary2d, rotate, sincos2d
+from vitlab.models.positions import RelativePositionBias, rotary2d, rotate, sincos2d
 from vitlab.models.timm_models import full_output
 
 
@@ -48,9 +50,39 @@ def test_rotated_products_depend_only_on_the_distance_of_patches() -> None:
     assert len(torch.unique(offsets.round(decimals=4))) == 30  # each distance and direction has its own
 
 
+@pytest.mark.parametrize("fused_attention", [False, True, None])
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_attention_with_relative_biases_equals_timms(prefix: int, fused_attention: bool | None) -> None:
+    torch.manual_seed(0)
+    layer = SelfAttention(64, 4, fused_attention=fused_attention)
+    biases = RelativePositionBias((3, 5), 4, prefix)
+    torch.nn.init.normal_(biases.table)
+    their_biases = partial(timm.layers.RelPosBias, window_size=(3, 5), prefix_tokens=prefix)
+    theirs = RelPosAttention(64, 4, qkv_bias=True, rel_pos_cls=their_biases)
+    of_prefix = torch.zeros(3 * prefix, 4)  # timm's class token has biases, too
+    table = {"rel_pos.relative_position_bias_table": torch.cat([biases.table, of_prefix])}
+    theirs.load_state_dict({**layer.state_dict(), **table})
+    x = torch.randn(2, prefix + 15, 64)
+    found = layer(x, bias=biases(None))
+    torch.testing.assert_close(found, theirs(x), atol=1e-6, rtol=1e-5)
+    assert (layer(x) - found).abs().max() > 1e-3
+    # Of the first tokens only, as in a last block that the head reads one token of.
+    torch.testing.assert_close(layer(x, 2, bias=biases(None)), found[:, :2], atol=1e-6, rtol=1e-5)
+
+
+def test_relative_biases_begin_with_a_slope_for_each_head() -> None:
+    bias = RelativePositionBias((4, 6), 3, 2)(None)
+    assert bias.shape == (1, 3, 26, 26)
+    assert not bias[:, :, :2].any()
+    assert not bias[:, :, :, :2].any()
+    of_patches = bias[0, :, 2:, 2:].reshape(3, 4, 6, 4, 6)
+    torch.testing.assert_close(of_patches[:, 0, 1, 3, 5], torch.tensor([0.0, -2.5, -5.0]))  # 3 rows, 4 columns
+
+
+@pytest.mark.parametrize("kind", ["rotary", "relative_bias"])
 @pytest.mark.parametrize("changes", [{}, {"pool": "cls", "registers": 2}, {"layer_scale": 0.3}], ids=str)
-def test_dropped_patches_take_their_rotation_with_them(changes: dict[str, Any]) -> None:
-    model = make(rotary=True, pos_embed="none", patch_dropout=0.5, **changes).train()
+def test_dropped_patches_take_their_positions_with_them(kind: str, changes: dict[str, Any]) -> None:
+    model = make(**{kind: True}, pos_embed="none", patch_dropout=0.5, **changes).train()
     images = images_for(model)
     kept: list[Tensor] = []
     assert model.patch_drop is not None
@@ -61,13 +93,14 @@ def test_dropped_patches_take_their_rotation_with_them(changes: dict[str, Any]) 
         model.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         model.eval()(images)  # embeds all patches
     prefix = model.num_prefix_tokens
-    assert model.rotation is not None
     for image, places, found in zip(seen[0], kept[0], tokens, strict=True):
         rows = torch.cat([torch.arange(prefix), places + prefix])
         x = image[rows].unsqueeze(0)
         with full_output(model):
+            rotation = None if model.rotation is None else model.rotation[rows]
+            bias = None if model.relative_bias is None else model.relative_bias(None)[:, :, rows][..., rows]
             for block in model.blocks:
-                x = block(x, model.rotation[rows])
+                x = block(x, rotation, bias)
         torch.testing.assert_close(model.norm(x)[0], found, atol=1e-5, rtol=1e-4)
     assert not torch.equal(kept[0], kept[0].sort(dim=1).values)  # the order of the kept patches is random
 

@@ -149,6 +149,8 @@ OPTIONS: list[dict[str, Any]] = [  # that timm's ViT does not have, and a combin
     {"locality_attention": True},
     {"attention_init": "mimetic", "pos_embed": "sincos2d"},
     {"rotary": True, "pos_embed": "none"},
+    {"relative_bias": True, "pos_embed": "none"},
+    {"relative_bias": True, "pool": "cls", "registers": 2, "locality_attention": True, "patch_dropout": 0.3},
     {"rotary": True, "pool": "cls", "registers": 2, "locality_attention": True, "patch_dropout": 0.3},
     {
         **{"pool": "attention", "stem": "shifted", "locality_attention": True, "registers": 2, "layer_scale": 0.1},
@@ -201,6 +203,7 @@ READING: list[dict[str, Any]] = [
     {},
     {"registers": 2, "qk_norm": True, "layer_scale": 0.1},
     {"locality_attention": True},
+    {"relative_bias": True, "registers": 2},
     {"fused_attention": False},
 ]
 
@@ -259,6 +262,7 @@ def shuffle_patches(images: Tensor, size: int = 8) -> Tensor:
         ({"pos_embed": "sincos2d"}, True),
         ({"pos_embed": "none"}, False),
         ({"pos_embed": "none", "rotary": True}, True),
+        ({"pos_embed": "none", "relative_bias": True}, True),
     ],
 )
 def test_patch_order_matters_only_with_positions(changes: dict[str, Any], order_matters: bool) -> None:

@@ -37,11 +37,12 @@ def listed(network: nn.Module, **choice: Any) -> dict[str, tuple[float, float]]:
 
 
 def decays(name: str, parameter: torch.Tensor) -> float:
-    return DECAY if parameter.ndim > 1 and name not in ("cls_token", "reg_token", "pos_embed") else 0.0
+    embeddings = ("cls_token", "reg_token", "pos_embed", "relative_bias.table")
+    return DECAY if parameter.ndim > 1 and name not in embeddings else 0.0
 
 
 def networks() -> list[nn.Module]:
-    options = {"registers": 2, "layer_scale": 0.1, "locality_attention": True}
+    options = {"registers": 2, "layer_scale": 0.1, "locality_attention": True, "relative_bias": True}
     return [make(pool="cls", **options), make(pool="attention"), timm_model("test_vit", num_classes=10, image_size=32)]
 
 
@@ -55,7 +56,7 @@ def test_layer_decay_with_a_head_multiplier(network: Any) -> None:
     depth = len(network.blocks)
     # From the head down: the head, the last block with the final norm, ..., the first block, the stem.
     factors = {"head.": 10.0, "norm.": 0.5, "attn_pool.": 0.5, "patch_embed.": 0.5 ** (depth + 1)}
-    factors |= dict.fromkeys(("cls_token", "pos_embed", "reg_token"), 0.5 ** (depth + 1))
+    factors |= dict.fromkeys(("cls_token", "pos_embed", "reg_token", "relative_bias."), 0.5 ** (depth + 1))
     factors |= {f"blocks.{number}.": 0.5 ** (depth - number) for number in range(depth)}
     expected = {}
     for name, parameter in network.named_parameters():

@@ -40,7 +40,8 @@ def stepped(network: nn.Module, optimizer: Any) -> dict[str, tuple[bool, float, 
 
 
 def decays(name: str, parameter: torch.Tensor) -> float:
-    return DECAY if parameter.ndim > 1 and name not in ("cls_token", "reg_token", "pos_embed") else 0.0
+    embeddings = ("cls_token", "reg_token", "pos_embed", "relative_bias.table")
+    return DECAY if parameter.ndim > 1 and name not in embeddings else 0.0
 
 
 @pytest.mark.parametrize("network", networks(), ids=["ours", "ours, pooled", "timm's"])

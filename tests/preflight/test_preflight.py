@@ -82,7 +82,8 @@ def subject_of(
         trainer,
         expected_input=weights.input if weights else {},
         head_is_loaded=False,
-        positions=config.model.get("pos_embed") != "none" or bool(config.model.get("rotary")),
+        positions=config.model.get("pos_embed") != "none"
+        or bool(config.model.get("rotary") or config.model.get("relative_bias")),
         batch=data.first_batch(torch.device("cpu")),
     )
     change(subject)
@@ -286,6 +287,7 @@ SOUND = [
     [*TINY, "model.pool=cls", "model.pos_embed=learned", "model.drop_path=0.2", "model.dropout=0.1"],
     [*TINY, "model.pos_embed=none"],
     [*TINY, "model.pos_embed=none", "model.rotary=true"],
+    [*TINY, "model.pos_embed=none", "model.relative_bias=true"],
     [*TINY, "model.head_hidden_dim=16", "model.qk_norm=true"],
     [*TINY, "model.pool=cls", "model.residual_init=zero"],
     [*TINY, "model.pool=attention", "model.stem=conv", "model.layer_scale=1e-4", "model.patch_dropout=0.5"],

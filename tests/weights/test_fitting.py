@@ -119,6 +119,17 @@ def test_registers_keep_their_positions_during_resampling() -> None:
     assert torch.equal(network.pos_embed[:, :3], source.pos_embed[:, :3])
 
 
+def test_relative_biases_are_resampled_around_the_query() -> None:
+    source, network = make(relative_bias=True), make(relative_bias=True, image_size=64)
+    report = fit_weights(network, Weights("a test", source.state_dict()), CLASSES)
+    assert report.complete
+    assert report.resampled["relative_bias.table"] == ([7 * 7, 4], [15 * 15, 4])
+    assert source.relative_bias is not None
+    assert network.relative_bias is not None
+    before, after = source.relative_bias.table.reshape(7, 7, 4), network.relative_bias.table.reshape(15, 15, 4)
+    torch.testing.assert_close(after[7, 7], before[3, 3])  # of a patch with itself
+
+
 @pytest.mark.parametrize(
     ("stem", "reshaped"), [("shifted", {"norm.weight", "norm.bias", "proj.weight"}), ("conv", None)]
 )

@@ -64,21 +64,32 @@ class SelfAttention(nn.Module):
         value.copy_(left)
         self.proj.weight.copy_(right.T)
 
-    def forward(self, x: Tensor, num_output_tokens: int | None = None, rotation: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        num_output_tokens: int | None = None,
+        rotation: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """Attend from the first `num_output_tokens` tokens (None: all) to all: `[B, N, D]` -> `[B, that many, D]`.
 
-        Queries and keys turn by `rotation`, a table of `rotary2d`.
+        Queries and keys turn by `rotation`, a table of `rotary2d`. `bias` (`RelativePositionBias`) is added to the
+        scores.
         """
         query, key, value = project_qkv(self.qkv, x, self.num_heads, num_output_tokens)
         query, key = self.q_norm(query), self.k_norm(key)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
         scale, mask = self.head_dim**-0.5, None
+        if bias is not None:
+            mask = bias[:, :, : query.shape[2]].to(value.dtype)
         if self.scale is not None:
             query, scale = query * self.scale.view(-1, 1, 1), 1.0
             itself = torch.eye(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
-            mask = torch.zeros_like(itself, dtype=value.dtype).masked_fill(itself, -torch.inf)
+            mask = torch.zeros_like(itself, dtype=value.dtype) if mask is None else mask
+            mask = mask.masked_fill(itself, -torch.inf)
         faster = fused_is_faster(value.device.type, value.dtype, value.shape[2])
+        faster &= bias is None or value.is_cuda  # on a CPU, torch has no fused kernel for a mask that is learned
         fused = faster if self.fused_attention is None else self.fused_attention
         dropout = self.attention_dropout if self.training else 0.0
         query, key = query.to(value.dtype), key.to(value.dtype)

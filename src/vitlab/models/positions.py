@@ -1,9 +1,9 @@
-"""Positions of patches: fixed embeddings, and rotations of queries and keys."""
+"""Positions of patches: fixed embeddings, rotations of queries and keys, and learned biases of attention scores."""
 
 import torch
 import torch.nn.functional as F
-from timm.layers import RotaryEmbeddingCat, apply_rot_embed_cat
-from torch import Tensor
+from timm.layers import RotaryEmbeddingCat, apply_rot_embed_cat, gen_relative_position_index
+from torch import Tensor, nn
 
 
 def sincos2d(embed_dim: int, grid_size: tuple[int, int], temperature: float = 10_000.0) -> Tensor:
@@ -44,6 +44,33 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn queries or keys `[B, heads, n, head_dim]` by the first `n` rows of a `rotary2d` table, `[N, ...]` for all
     images or `[B, 1, N, ...]`."""
     return apply_rot_embed_cat(x, rotation[..., : x.shape[2], :], half=True)
+
+
+class RelativePositionBias(nn.Module):
+    """Learned numbers that each head adds to its attention scores, one for each distance in rows and columns from the
+    query's patch to the key's (Liu et al. 2021, "Swin Transformer", equation 4).
+
+    All blocks share them, as in timm's `vit_relpos_*`. Tokens without a place, the class token and registers, get none.
+    The numbers begin as the distance times a slope, from 0 for the first head to -1 for the last, which so attends to
+    its neighbours (as Press et al. 2022, "Train Short, Test Long", section 3, in two dimensions, and learned).
+    """
+
+    index: Tensor
+
+    def __init__(self, grid_size: tuple[int, int], num_heads: int, prefix: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+        rows, columns = (torch.arange(1.0 - side, side) for side in grid_size)
+        distances = torch.cartesian_prod(rows, columns).norm(dim=1)
+        self.table = nn.Parameter(distances.unsqueeze(1) * -torch.linspace(0, 1, num_heads))
+        self.register_buffer("index", gen_relative_position_index(grid_size), persistent=False)
+
+    def forward(self, kept: Tensor | None) -> Tensor:
+        """Return the bias of each query and key, `[1, heads, N, N]`, or, among the patches that patch dropout keeps
+        (int64 `[B, n]`), `[B, heads, n, n]`; N and n include the prefix."""
+        index = self.index.unsqueeze(0) if kept is None else self.index[kept.unsqueeze(2), kept.unsqueeze(1)]
+        bias = F.embedding(index, self.table).movedim(-1, 1).contiguous()
+        return F.pad(bias, (self.prefix, 0, self.prefix, 0)) if self.prefix else bias
 
 
 def rows_of_kept(table: Tensor, kept: Tensor, prefix: int) -> Tensor:

@@ -12,7 +12,7 @@ from torchvision.ops import stochastic_depth
 from vitlab.models.attention import SelfAttention
 from vitlab.models.patch_dropout import SpreadPatchDropout
 from vitlab.models.patch_embedding import STEMS
-from vitlab.models.positions import rotary2d, rows_of_kept, sincos2d
+from vitlab.models.positions import RelativePositionBias, rotary2d, rows_of_kept, sincos2d
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
@@ -22,8 +22,8 @@ class VisionTransformer(nn.Module):
 
     Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words". Parameter names and shapes are those of timm's
     VisionTransformer with `fc_norm=False`, so weights can be exchanged. timm's has only the stem "patch", no
-    `pool="attention"`, no `locality_attention` and no `rotary`. A ValueError names the values of a size that does not
-    divide, or of an unknown choice.
+    `pool="attention"`, no `locality_attention`, no `rotary` and no `relative_bias`. A ValueError names the values of a
+    size that does not divide, or of an unknown choice.
 
     Args:
         image_size, patch_size: Sides in pixels, or (height, width); the patches divide the image.
@@ -34,6 +34,8 @@ class VisionTransformer(nn.Module):
         pos_embed: "learned" (drawn with std 0.02), "sincos2d" (fixed), or "none". Learned positions include the class
             token and the registers; fixed ones do not.
         rotary: Turn queries and keys by the row and column of their patch (`rotary2d`), with or without `pos_embed`.
+        relative_bias: Add learned numbers to the attention scores, by the distance of the patches
+            (`RelativePositionBias`), with or without `pos_embed`.
         stem: "patch" (`PatchEmbedding`), "shifted" (`ShiftedPatchTokenization`) or "conv" (`ConvolutionalTokenizer`).
         registers: Learned tokens that take part in attention and that the head does not read (Darcet et al. 2024,
             "Vision Transformers Need Registers", section 2.2).
@@ -67,6 +69,7 @@ class VisionTransformer(nn.Module):
         pool: Literal["cls", "mean", "attention"],
         pos_embed: Literal["learned", "sincos2d", "none"],
         rotary: bool = False,
+        relative_bias: bool = False,
         in_channels: int = 3,
         stem: Literal["patch", "shifted", "conv"] = "patch",
         registers: int = 0,
@@ -117,6 +120,9 @@ class VisionTransformer(nn.Module):
             self.pos_embed = None
         rotation = rotary2d(embed_dim // num_heads, self.grid_size, self.num_prefix_tokens) if rotary else None
         self.register_buffer("rotation", rotation, persistent=False)
+        self.relative_bias: RelativePositionBias | None = None
+        if relative_bias:
+            self.relative_bias = RelativePositionBias(self.grid_size, num_heads, self.num_prefix_tokens)
         self.bf16_residual = bf16_residual
         self.pos_drop = nn.Dropout(dropout)
         self.patch_drop: SpreadPatchDropout | None = None
@@ -175,12 +181,12 @@ class VisionTransformer(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters without weight decay besides biases and norms (as in timm)."""
-        return {"cls_token", "reg_token", "pos_embed"}
+        return {"cls_token", "reg_token", "pos_embed", "relative_bias.table"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns of parameter names by layer (as in timm); the last has the final norm and pooling, not the head."""
         return {
-            "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
+            "stem": r"^cls_token|reg_token|pos_embed|relative_bias|patch_embed",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|attn_pool", (99999,))],
         }
 
@@ -214,9 +220,10 @@ class VisionTransformer(nn.Module):
             keeps_dtype = self.bf16_residual and x.dtype == torch.bfloat16
             x = x + (positions.to(x.dtype) if keeps_dtype else positions)
         x = self.pos_drop(x)
+        bias = None if self.relative_bias is None else self.relative_bias(kept)
         recomputes = self.grad_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x = checkpoint(block, x, rotation) if recomputes else block(x, rotation)
+            x = checkpoint(block, x, rotation, bias) if recomputes else block(x, rotation, bias)
         return self.norm(x)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -263,9 +270,9 @@ class Block(nn.Module):
         self.num_output_tokens = num_output_tokens
         self.bf16_residual = bf16_residual
 
-    def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         count = self.num_output_tokens
-        x = self._add(x[:, :count], self.ls1(self.attn(self.norm1(x), count, rotation)))
+        x = self._add(x[:, :count], self.ls1(self.attn(self.norm1(x), count, rotation, bias)))
         return self._add(x, self.ls2(self.mlp(self.norm2(x))))
 
     def _add(self, x: Tensor, branch: Tensor) -> Tensor:

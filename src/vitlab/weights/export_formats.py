@@ -97,6 +97,7 @@ def timm_arguments(network: VisionTransformer) -> dict[str, Any]:
         "sequence pooling (model.pool=attention)": network.attn_pool is not None,
         "locality self-attention (model.locality_attention)": block.attn.scale is not None,
         "rotary positions (model.rotary)": network.rotation is not None,
+        "relative positions (model.relative_bias)": network.relative_bias is not None,
     }
     if used := [name for name, is_used in lacking.items() if is_used]:
         raise UserError(f"timm's ViT has no {', '.join(used)}: use formats=[onnx]")

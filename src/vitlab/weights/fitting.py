@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import isqrt
 
 import torch
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.layers import resample_abs_pos_embed, resample_patch_embed, resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
 
 from vitlab.errors import UserError, list_some
@@ -18,6 +18,8 @@ from vitlab.weights.translation import with_timm_names
 
 log = logging.getLogger(__name__)
 
+RELATIVE_BIASES = "relative_bias.table"
+
 Shapes = dict[str, tuple[list[int], list[int]]]  # in the file, in the model
 
 
@@ -27,7 +29,7 @@ class LoadReport:
 
     loaded: list[str]
     fraction: float  # of the model's values that were loaded
-    resampled: Shapes  # position and patch embeddings that were resized
+    resampled: Shapes  # position and patch embeddings, and relative biases, that were resized
     new_head: list[str]  # if it stays random: the file has no head, or one for other classes
     reshaped: Shapes  # other tensors with another shape in the file: random in the model
     missing: list[str]  # in the file: random in the model
@@ -55,9 +57,10 @@ class LoadReport:
 def fit_weights(network: nn.Module, weights: Weights, classes: Sequence[str]) -> LoadReport:
     """Load all weights that fit into a model, in place.
 
-    Position embeddings of another image size and patch embeddings of another patch size are resampled. A head for other
-    classes is left out. ViTs of Google, Hugging Face and torchvision are translated, and files in the formats of a timm
-    model's authors as timm does it. UserError if nothing in the file fits the model, or it holds NaN or infinity.
+    Position embeddings and relative biases of another image size and patch embeddings of another patch size are
+    resampled. A head for other classes is left out. ViTs of Google, Hugging Face and torchvision are translated, and
+    files in the formats of a timm model's authors as timm does it. UserError if nothing in the file fits the model, or
+    it holds NaN or infinity.
     """
     own = network.state_dict()
     if not own.keys() & weights.state.keys():
@@ -108,6 +111,11 @@ def _resample(state: dict[str, Tensor], network: VisionTransformer) -> dict[str,
     if patches is not None and patches.ndim == 4 and isinstance(network.patch_embed, PatchEmbedding):
         patch_size = list(network.patch_embed.proj.kernel_size)
         state["patch_embed.proj.weight"] = resample_patch_embed(patches, patch_size)
+    biases = state.get(RELATIVE_BIASES)
+    if biases is not None and network.relative_bias is not None:
+        shape = tuple(network.relative_bias.table.shape)
+        if biases.shape[0] != shape[0] and isqrt(biases.shape[0]) ** 2 == biases.shape[0]:
+            state[RELATIVE_BIASES] = resize_rel_pos_bias_table_simple(biases, network.grid_size, shape)
     positions, own = state.get("pos_embed"), network.pos_embed
     if positions is None or own is None:
         return state

@@ -99,6 +99,17 @@ def test_the_jobs_of_a_file_in_conf_sweep_are_runs_not_sweeps(
     assert (tmp_path / "sweep" / "0" / "metrics.json").exists()
 
 
+def test_a_sweep_may_be_in_a_folder_beside_this_one(
+    in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeps: list[Sweep] = []
+    monkeypatch.setattr("vitlab.sweeps.runner.run_grid", lambda sweep, *_: sweeps.append(sweep))
+    result = in_process("train.py", "-m", "data=synthetic", "seed=0,1", f"hydra.sweep.dir=../{tmp_path.name}/sweep")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (sweep,) = sweeps
+    assert sweep.job(0, ["seed=0"]).folder == tmp_path / "sweep" / "0"
+
+
 NETWORKS = """
 import sys
 import torch

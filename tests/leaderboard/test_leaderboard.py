@@ -132,6 +132,18 @@ def test_runs_that_monitor_ema_weights_are_tested_with_them(tmp_path: Path) -> N
     assert "with 60.00 % (one seed, so no interval); on the test images 50.00 %" in text
 
 
+def test_the_direction_of_a_metric_is_told_by_the_runs_that_monitor_it(tmp_path: Path) -> None:
+    by_mine = ("checkpoint.monitor=val/mine", "checkpoint.mode=max")
+    by_loss = ("checkpoint.monitor=val/loss", "checkpoint.mode=min")
+    write_run(tmp_path / "0", "optimizer.lr=0.1", *by_mine, **{"val/mine": 1})
+    write_run(tmp_path / "1", "optimizer.lr=0.2", *by_loss, **{"val/mine": 2, "val/other": 1})
+    for order in (1, -1):
+        ranking = rank(read_results([tmp_path])[::order], metric="val/mine")
+        assert (ranking.mode, ranking.ranked[0].results[0].path.name) == ("max", "1")
+    with pytest.raises(UserError, match=r"metric=val/other: .* take metric=val/loss or metric=val/acc"):
+        rank(read_results([tmp_path]), metric="val/other")
+
+
 def test_runs_with_different_monitors_are_ranked_by_accuracy(tmp_path: Path) -> None:
     write_run(tmp_path / "0", "checkpoint.monitor=val/loss", "checkpoint.mode=min", val=0.5)
     write_run(tmp_path / "1", val=0.6)

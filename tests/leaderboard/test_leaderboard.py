@@ -144,6 +144,13 @@ def test_the_direction_of_a_metric_is_told_by_the_runs_that_monitor_it(tmp_path:
         rank(read_results([tmp_path]), metric="val/other")
 
 
+def test_test_images_do_not_rank_runs(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", **{"val/f1": 0.5, "test/f1": 0.5, "test/mine": 1})
+    for metric, instead in (("test/acc", "val/acc"), ("test/f1", "val/f1"), ("test/mine", "val/acc")):
+        with pytest.raises(UserError, match=f"metric={metric}: .* metric={instead}$"):
+            rank(read_results([tmp_path]), metric=metric)
+
+
 def test_runs_with_different_monitors_are_ranked_by_accuracy(tmp_path: Path) -> None:
     write_run(tmp_path / "0", "checkpoint.monitor=val/loss", "checkpoint.mode=min", val=0.5)
     write_run(tmp_path / "1", val=0.6)

@@ -86,12 +86,16 @@ def rank(
     """Group, rank and compare runs, by `metric` or the one that selected their checkpoints.
 
     Raises:
-        UserError: no run has the metric, or its better direction is not known.
+        UserError: no run has the metric, it is one of the test images, or its better direction is not known.
     """
     finished = [result for result in results if result.status == "finished"]
-    known = {key for result in finished for key in result.metrics}
+    known = {key for result in finished for key in result.metrics if not key.startswith("test/")}
     if metric is None:
         metric = _common_metric(finished)
+    elif metric.startswith("test/"):
+        of_validation = metric.replace("test/", "val/", 1)
+        instead = of_validation if of_validation in known else DEFAULT
+        raise UserError(f"metric={metric}: test images are not used to rank runs: take metric={instead}")
     elif finished and metric not in known:
         raise UserError(f"metric={metric} was measured in none of the runs{nearest(metric, known)}")
     mode = _better_direction(metric, finished) if finished else "max"

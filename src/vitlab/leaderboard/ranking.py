@@ -18,6 +18,7 @@ from vitlab.metrics import metric_kind, metric_name
 DEFAULT = "val/acc"
 UNSET = "-"
 RUN_KEYS = {"seed", "data.fold", "name", "run_dir", "tags", "notes"}  # differ between runs of the same experiment
+BOUNDS = {"acc": (0.0, 1.0), "loss": (0.0, inf)}  # name of a metric -> its least and largest value
 CONFIDENCE = 0.95
 ALPHA = 0.05  # significance level of the corrected p-values
 
@@ -126,8 +127,7 @@ def rank(
 def summarise_metric(results: Sequence[Result], metric: str) -> Summary:
     """Summarise a metric over runs; n is 0 if a run does not have it, or not a finite value."""
     values = [result.metrics.get(metric, nan) for result in results]
-    kind = metric.partition("/")[2]
-    bounds = (0.0, 1.0) if kind.startswith("acc") else (0.0, inf) if kind.startswith("loss") else (-inf, inf)
+    bounds = BOUNDS.get(metric_name(metric), (-inf, inf))
     return summarise(values if all(map(isfinite, values)) else [], bounds)
 
 

@@ -430,3 +430,37 @@ def test_folds_are_averaged_and_paired_as_seeds_are(tmp_path: Path) -> None:
     assert float(lines[1]["p (Holm)"]) == pytest.approx(stats.ttest_rel(*values.values()).pvalue)
     assert "mean of 3 folds" in text
     assert "different images" not in text
+
+
+def write_folds(folder: Path, lr: float, split: int, seeds: int = 1, folds: int = 2) -> None:
+    for fold, seed in product(range(folds), range(seeds)):
+        images = {"data": {"val": {"images": 10, "sha256": f"{split} {fold} of {folds}"}}}
+        given = [f"optimizer.lr={lr}", f"data.split_seed={split}", f"data.folds={folds}", f"data.fold={fold}"]
+        path = folder / f"{lr}_{split}_{folds}_{fold}_{seed}"
+        write_run(path, *given, f"seed={seed}", val=0.5 + lr * (1 + fold) + seed / 50, manifest=images)
+
+
+def test_folds_of_different_splits_are_not_paired(tmp_path: Path) -> None:
+    write_folds(tmp_path / "seed", 0.1, split=1)
+    write_folds(tmp_path / "seed", 0.15, split=2)
+    write_folds(tmp_path / "number", 0.1, split=1)
+    write_folds(tmp_path / "number", 0.15, split=1, folds=3)
+    for folder in (tmp_path / "seed", tmp_path / "number"):
+        _, lines, text = make_texts(folder)
+        assert [line["test"] for line in lines] == ["", "Welch"]
+        assert "validated on different images" in text
+
+
+def test_folds_with_several_seeds_are_counted_as_runs(tmp_path: Path) -> None:
+    write_folds(tmp_path, 0.1, split=1, seeds=2)
+    text = make_texts(tmp_path)[2]
+    assert "mean of 4 runs" in text
+    assert "different images" not in text
+
+
+def test_one_fold_per_row_asks_for_more_folds(tmp_path: Path) -> None:
+    for lr in (0.1, 0.2):
+        write_run(tmp_path / str(lr), f"optimizer.lr={lr}", "data.folds=3", "data.fold=0", val=lr)
+    text = make_texts(tmp_path)[2]
+    assert "-m optimizer.lr=0.2 data.folds=3 data.fold=0,1,2" in text
+    assert "seed=" not in text

@@ -168,7 +168,7 @@ def _better_direction(metric: str, results: Sequence[Result]) -> str:
 def _compare_with_best(ranked: Sequence[Row], metric: str) -> list[Row]:
     if not ranked:
         return []
-    best, *others = [{run.repetition: run.metrics[metric] for run in row.results} for row in ranked]
+    best, *others = [{run.pairing: run.metrics[metric] for run in row.results} for row in ranked]
     found = [compare(best, other) for other in others]
     rows = [replace(ranked[0], verdict="best")]
     for row, test, p in zip(ranked[1:], (c.test for c in found), holm([c.p for c in found]), strict=True):
@@ -179,7 +179,7 @@ def _compare_with_best(ranked: Sequence[Row], metric: str) -> list[Row]:
 
 
 def compare(best: Mapping[Any, float], other: Mapping[Any, float]) -> Comparison:
-    """Compare two rows by their values, each given under its fold and seed."""
+    """Compare two rows by their values, each given under what only its counterpart shares."""
     all_best, all_other = np.array(list(best.values())), np.array(list(other.values()))
     seeds = sorted(set(best) & set(other))
     if len(seeds) >= 2:

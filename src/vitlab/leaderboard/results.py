@@ -51,6 +51,11 @@ class Result:
         return self.fold or 0, self.seed
 
     @property
+    def pairing(self) -> tuple[Any, ...]:
+        """Equal for runs with the same seed and the same split of the images, which differ by their settings alone."""
+        return self.settings.get("data.folds"), self.settings.get("data.split_seed"), *self.repetition
+
+    @property
     def tags(self) -> list[str]:
         return list(self.manifest.get("tags") or [])
 

@@ -232,6 +232,11 @@ def test_the_commands_reproduce_the_best_row(grid: Path) -> None:
     assert all(f"python train.py reproduce={directory}\n" in markdown for directory in directories)
 
 
+def test_the_commands_trust_the_user_s_own_classes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "0", "callbacks.mine._target_=mine.Callback", "seed=0")
+    assert f"reproduce={run} trusted_targets=[mine.]\n" in make_texts(tmp_path)[2].replace("'", "")
+
+
 def test_runs_stay_unchanged_and_the_leaderboard_can_be_updated(tmp_path: Path) -> None:
     def content() -> dict[str, str]:
         files = [file for file in tmp_path.rglob("*") if file.is_file() and not file.name.startswith("leaderboard.")]

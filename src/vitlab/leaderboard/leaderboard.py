@@ -29,6 +29,8 @@ from vitlab.leaderboard.table import (
 )
 from vitlab.report.figure_layout import PageFigure, arrange
 from vitlab.report.page import page_figure, render_page
+from vitlab.runs.directory import RunDirectory
+from vitlab.runs.trust import trust
 from vitlab.sweeps.sweep import STUDY_FILE
 from vitlab.system import join_command, quote_for_shell
 
@@ -186,7 +188,8 @@ def summarise_ranking(ranking: Ranking) -> list[str]:
 def reproduce_commands(ranking: Ranking) -> list[str]:
     """Return the commands that repeat the best row's runs, each in a new directory."""
     best = ranking.ranked[0].results if ranking.ranked else []
-    return [f"{_train()} {quote_for_shell(f'reproduce={shorten(result.path)}')}" for result in best]
+    trusted = " ".join(["", *trust(RunDirectory(best[0].path).config())]) if best else ""
+    return [f"{_train()} {quote_for_shell(f'reproduce={shorten(result.path)}')}{trusted}" for result in best]
 
 
 def _train() -> str:

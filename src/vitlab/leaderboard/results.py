@@ -81,10 +81,12 @@ def read_results(folders: Iterable[Path]) -> list[Result]:
         if not folder.is_dir():
             raise UserError(f"{folder} does not exist; name the directory of a sweep, of a run, or one above them")
         folder = folder.resolve()
-        for file in folder.rglob(SWEEP_FILE):
-            jobs |= {job.folder: job for job in recorded_jobs(file.parent)}
+        sweeps = [file.parent for file in folder.rglob(SWEEP_FILE)]
+        for sweep in sweeps:
+            jobs |= {job.folder: job for job in recorded_jobs(sweep)}
+        earlier = {sweep / EARLIER_ATTEMPTS for sweep in sweeps}
         found = [file.parent for file in folder.rglob("manifest.json")]
-        runs |= {run for run in found if EARLIER_ATTEMPTS not in run.relative_to(folder).parts}
+        runs |= {run for run in found if earlier.isdisjoint(run.parents)}
     if not runs and not jobs:
         raise UserError(f"there is no run in {', '.join(map(str, folders))}: found no manifest.json")
     by_number = sorted(runs | set(jobs), key=lambda path: [p.zfill(9) if p.isdigit() else p for p in path.parts])

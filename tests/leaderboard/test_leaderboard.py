@@ -345,6 +345,19 @@ def test_scores_by_time_are_joined_per_model(tmp_path: Path) -> None:
     assert (high - low) / 2 == pytest.approx(np.std([37.4, 39.4], ddof=1))
 
 
+def test_what_a_run_decides_by_its_length_divides_no_line(tmp_path: Path) -> None:
+    for minutes in (1, 16):
+        given = (f"trainer.max_time=00:00:{minutes:02}:00", "data.root=$\\frac")
+        run = write_run(tmp_path / str(minutes), *given, seconds=60.0 * minutes)
+        other = write_run(tmp_path / f"{minutes}_other", *given, "model.depth=3", seconds=60.0 * minutes)
+        for file in (run / "config.yaml", other / "config.yaml"):
+            file.write_text(file.read_text().replace("compile: auto", f"compile: {str(minutes > 1).lower()}"))
+    ranking = rank(read_results([tmp_path]))
+    assert "compile" in ranking.names
+    figure, _ = draw_times(ranking)
+    assert [len(line.lines[0].get_xdata()) for line in figure.axes[0].containers] == [2, 2]
+
+
 def test_many_settings_follow_the_scores_and_fit(tmp_path: Path) -> None:
     keys = (
         "optimizer.lr",

@@ -86,7 +86,9 @@ def draw_times(ranking: Ranking) -> tuple[Figure, str]:
     A line joins rows that differ only in how long they train.
     """
     metric = Metric(ranking.metric)
-    others = [(key, name) for key, name in ranking.names.items() if key not in LENGTH_SETTINGS]
+    automatic = frozenset.intersection(*(run.automatic for row in ranking.ranked for run in row.results))
+    left_out = automatic.union(LENGTH_SETTINGS)  # `compile` follows from how long a run trains
+    others = [(key, name) for key, name in ranking.names.items() if key not in left_out]
     lines: dict[str, list[Row]] = defaultdict(list)
     for row in ranking.ranked:
         lines[", ".join(f"{name} {format_value(row.values[key])}" for key, name in others)].append(row)

@@ -32,6 +32,7 @@ class Result:
     settings: Mapping[str, Any] = field(default_factory=dict)  # resolved config, flat; paths relative to its directory
     choices: Mapping[str, str | None] = field(default_factory=dict)  # config group -> chosen option
     derived: frozenset[str] = frozenset()  # settings that follow from others or, null when composed, from the images
+    automatic: frozenset[str] = frozenset()  # those composed as `auto`, which the run decided
     metrics: Mapping[str, float] = field(default_factory=dict)  # those of `metrics.json`; empty if it is not finished
     epochs: Sequence[Mapping[str, float]] = ()  # rows of `metrics.csv`
     manifest: Mapping[str, Any] = field(default_factory=dict)
@@ -120,6 +121,7 @@ def read_result(path: Path, job: Job | None = None) -> Result:
             settings={key: value for key, value in settings.items() if value != {}},
             choices={group: option for group, option in choices.items() if "/" not in group},
             derived=frozenset(key for key, value in composed.items() if value is None or "${" in str(value)),
+            automatic=frozenset(key for key, value in composed.items() if value == "auto"),
             metrics={name: float(value) for name, value in metrics.items()} if status == "finished" else {},
             epochs=run.epoch_rows(),
             manifest=manifest,

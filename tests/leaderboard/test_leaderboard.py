@@ -24,7 +24,7 @@ from sweeps.runs import write_grid, write_record, write_run
 
 from vitlab.errors import UserError
 from vitlab.leaderboard.leaderboard import as_page, as_text, make_leaderboard
-from vitlab.leaderboard.leaderboard_plots import draw_times
+from vitlab.leaderboard.leaderboard_plots import draw_curves_of_runs, draw_times
 from vitlab.leaderboard.ranking import Ranking, rank
 from vitlab.leaderboard.results import read_results
 from vitlab.leaderboard.table import as_csv
@@ -356,6 +356,17 @@ def test_what_a_run_decides_by_its_length_divides_no_line(tmp_path: Path) -> Non
     assert "compile" in ranking.names
     figure, _ = draw_times(ranking)
     assert [len(line.lines[0].get_xdata()) for line in figure.axes[0].containers] == [2, 2]
+
+
+def test_a_legend_shows_dollar_signs(tmp_path: Path) -> None:
+    for root in ("$x$", "$\\y$"):
+        write_run(tmp_path / root[1:-1].strip("\\"), f"data.root={root}")
+    ranking = rank(read_results([tmp_path]))
+    for draw in (draw_times, draw_curves_of_runs):
+        figure, _ = draw(ranking)
+        legend = (*figure.legends, figure.axes[0].get_legend())[0]
+        assert ["$" in text.get_text() for text in legend.get_texts()] == [True, True]
+        figure.draw_without_rendering()  # raises for a formula that is none
 
 
 def test_many_settings_follow_the_scores_and_fit(tmp_path: Path) -> None:

@@ -157,6 +157,8 @@ def test_images_as_a_shell_gives_them(
 def test_a_text_stands_for_a_list_of_it() -> None:
     command, _ = read_command("evaluate", ["run=x", "trusted_targets=mypackage."])
     assert list(command.trusted_targets) == ["mypackage."]
+    command, _ = read_command("leaderboard", ["tags=[2024,a]"])
+    assert list(command.tags) == ["2024", "a"]
     command, _ = read_command("leaderboard", ["tags=null"])
     assert list(command.tags) == []
 

@@ -151,6 +151,11 @@ def test_batch_limits_reduce_the_number_of_used_images(limit: float | None, used
     assert run.images("test") == 1000
 
 
+def test_training_leaves_out_images_that_fill_no_batch() -> None:
+    run = with_config(FINE, trainer={"limit_train_batches": 1.0})  # of 105 images, 10 at a time
+    assert run.used("train") == 100
+
+
 def test_a_run_without_an_epoch_was_refused_or_ended_early() -> None:
     checks = [{"check": "labels", "status": "ok"}, {"check": "learning rate", "status": "failed"}]
     run = replace(FINE, epochs=[], final={}, checks=checks, resumable=False)

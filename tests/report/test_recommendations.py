@@ -136,6 +136,13 @@ def test_suggestions_do_not_contradict_each_other() -> None:
     assert "label_smoothing" not in tried  # it is 0.1
 
 
+def test_less_label_smoothing_is_suggested_only_if_there_is_some() -> None:
+    run = facts(FLAT, FLAT, details(0.8, 0.9))
+    for smoothing, suggested in ((0.1, True), (0.0, False)):
+        tried = " ".join(attempt for _, attempt in recommend(with_config(run, loss={"label_smoothing": smoothing})))
+        assert ("label_smoothing" in tried) == suggested
+
+
 def test_a_run_without_validation_has_no_findings() -> None:
     run = facts([0.9, 0.92], [0.5, 0.5])
     for row in run.epochs:

@@ -79,6 +79,15 @@ def test_a_key_can_have_other_values_with_another_condition() -> None:
         study.tell(trial, 0.0)
 
 
+def test_a_key_of_the_command_line_replaces_that_of_the_file_whatever_its_prefix() -> None:
+    params, when = {"model.lr": "1,2", "model.pool": "cls,mean"}, {"model.pool=cls": {"model.depth": "1,2"}}
+    space = read_space(params, ["++model.lr=3", "+model.depth=9"], when)
+    assert space.fixed == ["++model.lr=3", "+model.depth=9"]
+    assert [parameter.key for parameter in space.parameters] == ["model.pool"]
+    jobs = covering_jobs(params, when, ["++model.lr=3", "+model.depth=9"])
+    assert all({"++model.lr=3", "+model.depth=9"} <= {*job} and len(job) == 3 for job in jobs)
+
+
 @pytest.mark.parametrize("text", ["tag(log,interval(0.0,1.0))", "interval(2.0,1.0)"])
 def test_an_empty_interval_is_an_error(text: str) -> None:
     with pytest.raises(UserError, match=r"key=.* there is no interval to choose from"):

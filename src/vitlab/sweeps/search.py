@@ -23,6 +23,7 @@ from vitlab.runs.console import format_duration
 from vitlab.sweeps.executors import Executor
 from vitlab.sweeps.runner import JobSource, run_jobs
 from vitlab.sweeps.sweep import STUDY_FILE, SWEEP_FILE, Job, Sweep, check_job_folder, recorded_jobs, sweep_lock
+from vitlab.sweeps.sweep_guard import without_given
 
 STUDY = "search"
 MADE_AGAIN = "made_again"  # attribute of a study: numbers of the failed trials that were repeated
@@ -74,16 +75,16 @@ def read_space(
 ) -> SearchSpace:
     """Read `choice(a,b)`, `a,b`, `range(2,10,2)`, `interval(0.1,0.9)`, `int(interval(1,8))`, `tag(log,interval(...))`.
 
-    `params` and `when` are those of `hydra.sweeper`; overrides that were `given` on the command line replace `params`.
+    `params` and `when` are those of `hydra.sweeper`; overrides that were `given` on the command line replace both.
     """
-    overrides = parse_overrides([*(f"{key}={value}" for key, value in params.items()), *given])
+    overrides = parse_overrides([*(f"{key}={value}" for key, value in without_given(params, given).items()), *given])
     found = {override.get_key_element(): override for override in overrides}
     fixed = [f"{key}={o.get_value_element_as_str()}" for key, o in found.items() if not o.is_sweep_override()]
     parameters = [_parameter(override) for override in found.values() if override.is_sweep_override()]
     if not parameters:
         raise UserError('a search needs a key with several values, e.g. "optimizer.lr=tag(log,interval(1e-4,1e-2))"')
     for condition, keys in when.items():
-        dependent = parse_overrides([f"{key}={value}" for key, value in keys.items()])
+        dependent = parse_overrides([f"{key}={value}" for key, value in without_given(keys, given).items()])
         parameters += [_parameter(override, condition) for override in dependent]
     return SearchSpace(fixed, parameters)
 

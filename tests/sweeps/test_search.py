@@ -88,6 +88,22 @@ def test_a_key_of_the_command_line_replaces_that_of_the_file_whatever_its_prefix
     assert all({"++model.lr=3", "+model.depth=9"} <= {*job} and len(job) == 3 for job in jobs)
 
 
+@pytest.mark.parametrize(
+    ("condition", "given", "holds"),
+    [
+        ("a=true", "a=True", True),
+        ("a=1e-3", "a=0.001", True),
+        ("a='x'", "++a=x", True),
+        ("a=1", "a=true", False),
+        ("a=1", "b=1", False),
+    ],
+)
+def test_a_condition_holds_by_its_value(condition: str, given: str, holds: bool) -> None:
+    space = read_space({"c": "1,2"}, [given], {condition: {"d": "0.5"}})
+    overrides = space.suggest(optuna.create_study().ask())
+    assert ("d=0.5" in overrides) == holds
+
+
 @pytest.mark.parametrize("text", ["tag(log,interval(0.0,1.0))", "interval(2.0,1.0)"])
 def test_an_empty_interval_is_an_error(text: str) -> None:
     with pytest.raises(UserError, match=r"key=.* there is no interval to choose from"):

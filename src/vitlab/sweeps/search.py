@@ -65,9 +65,17 @@ class SearchSpace:
         """Return the overrides of a trial; values that it chose before a restart stay."""
         overrides = list(self.fixed)
         for parameter in self.parameters:
-            if not parameter.condition or parameter.condition in overrides:
+            if not parameter.condition or _holds(parameter.condition, overrides):
                 overrides.append(parameter.suggest(trial))
         return overrides
+
+
+def _holds(condition: str, overrides: Sequence[str]) -> bool:
+    """Whether one of the overrides sets the same key to the same value, however both are written."""
+    parsed = parse_overrides([condition, *overrides])
+    # In Python, 1 equals true.
+    wanted, *settings = ((o.key_or_group, o.package, isinstance(o.value(), bool), o.value()) for o in parsed)
+    return wanted in settings
 
 
 def read_space(
@@ -90,7 +98,7 @@ def read_space(
 
 
 def _parameter(override: Override, condition: str = "") -> Parameter:
-    """Translate an override with several values; the end of a range is excluded, as in Hydra."""
+    """Translate an override; the end of a range is excluded, as in Hydra."""
     key, sweep = override.get_key_element(), override.value()
     log = "log" in getattr(sweep, "tags", ())
     if isinstance(sweep, IntervalSweep):
@@ -100,7 +108,8 @@ def _parameter(override: Override, condition: str = "") -> Parameter:
         if isinstance(low, int) and isinstance(high, int):
             return Parameter(key, IntDistribution(low, high, log=log), condition)
         return Parameter(key, FloatDistribution(low, high, log=log), condition)
-    values = list(override.sweep_string_iterator())
+    several = override.is_sweep_override()
+    values = list(override.sweep_string_iterator()) if several else [override.get_value_element_as_str()]
     if isinstance(sweep, RangeSweep) and isinstance(sweep.start, int) and isinstance(sweep.step, int):
         numbers = sorted(map(int, values))
         return Parameter(key, IntDistribution(numbers[0], numbers[-1], step=abs(sweep.step)), condition)

@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 import pytest
+from conftest import Command
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 from sweeps.fake_sweep import (
@@ -168,6 +169,16 @@ def test_a_duration_is_days_hours_minutes_seconds() -> None:
     for wrong in ("8h", "00:00:00:00"):
         with pytest.raises(UserError, match=f"key={wrong} must be DD:HH:MM:SS"):
             check_duration("key", wrong)
+
+
+@pytest.mark.parametrize("epochs", ["-1", "null"])
+def test_hyperband_is_refused_for_runs_without_a_number_of_epochs(epochs: str, in_process: Command) -> None:
+    timed = [f"trainer.max_epochs={epochs}", "trainer.max_time=00:00:01:00", "scheduler=time_budget"]
+    search = ["hydra/sweeper=optuna", "hydra/sweeper/pruner=hyperband", "optimizer.lr=1e-3,1e-4"]
+    result = in_process("train.py", "-m", "data=synthetic", *timed, *search)
+    assert result.returncode == 2
+    assert f"max_resource={epochs}" in result.stderr
+    assert "trainer.max_epochs" in result.stderr
 
 
 def test_bad_trials_are_pruned_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

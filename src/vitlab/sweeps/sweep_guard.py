@@ -25,6 +25,7 @@ class SweepGuard(Callback):
         when: Any = OmegaConf.to_container(sweeper.when) if sweeper.get("when") else {}
         with exit_on_error():
             if "n_trials" in sweeper:
+                _check_pruner(sweeper.get("pruner") or {})
                 jobs = covering_jobs(params, when, typed)
             else:
                 left = without_given(params, typed)
@@ -34,6 +35,16 @@ class SweepGuard(Callback):
                 jobs = sweep_jobs([*(f"{key}={value}" for key, value in left.items()), *typed])
             found = [o for o in config.hydra.overrides.hydra if o.startswith("hydra.searchpath=")]  # folders of choices
             refuse([line for job in jobs for line in job_mistakes([*job, *found], config.hydra.job.config_name)])
+
+
+def _check_pruner(pruner: Mapping[str, Any]) -> None:
+    """Raises UserError if the pruner needs the length of a run in epochs, and there is none."""
+    longest = pruner.get("max_resource", "auto")
+    if longest != "auto" and (not isinstance(longest, int) or longest < 1):
+        raise UserError(
+            f"hydra.sweeper.pruner.max_resource={'null' if longest is None else longest}: the pruner must know the "
+            "number of epochs: give trainer.max_epochs, or take hydra/sweeper/pruner=median or none"
+        )
 
 
 def composition_mistakes(arguments: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 import pytest
 from conftest import Command
+from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 from sweeps.fake_sweep import (
@@ -145,6 +146,19 @@ def test_a_search_finds_the_optimum_and_continues_with_more_trials(tmp_path: Pat
     assert [job["number"] for job in jobs] == list(range(12))
     assert jobs[3]["overrides"] == ["seed=0", f"optimizer.lr={rates[3]!r}"]  # with all its digits
     assert parameter_importance(tmp_path) == {"optimizer.lr": 1.0}
+
+
+def test_the_jobs_of_an_earlier_start_are_shown_as_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (rate,) = (trial.params["optimizer.lr"] for trial in search(tmp_path, 1).trials)
+    shown: list[Job] = []
+    monkeypatch.setattr("vitlab.sweeps.search.run_jobs", lambda _, __, source, ___: shown.extend(source.jobs))
+    sweep = make_sweep(tmp_path)
+    compose = sweep.compose
+    sweep.compose = lambda o: OmegaConf.merge(compose(o), {"checkpoint": {"monitor": "val/f1"}})
+    optuna.load_study(study_name="search", storage=open_storage(tmp_path)).set_user_attr("monitor", "val/f1 max")
+    sampler = optuna.samplers.RandomSampler()  # of its own: a continued search seeds it anew
+    run_search(sweep, LocalExecutor(1, [], 1), read_space(LR, ["seed=0"], {}), 2, sampler, NEITHER[1])
+    assert [(job.monitor, job.name) for job in shown] == [("val/f1", f"optimizer.lr={rate:.4g}")]
 
 
 def test_no_trial_starts_that_would_end_after_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

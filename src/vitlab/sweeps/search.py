@@ -22,7 +22,16 @@ from vitlab.metrics import mode_of
 from vitlab.runs.console import format_duration
 from vitlab.sweeps.executors import Executor
 from vitlab.sweeps.runner import JobSource, run_jobs
-from vitlab.sweeps.sweep import STUDY_FILE, SWEEP_FILE, Job, Sweep, check_job_folder, recorded_jobs, sweep_lock
+from vitlab.sweeps.sweep import (
+    STUDY_FILE,
+    SWEEP_FILE,
+    Job,
+    Sweep,
+    check_job_folder,
+    job_name,
+    recorded_jobs,
+    sweep_lock,
+)
 from vitlab.sweeps.sweep_guard import without_given
 
 STUDY = "search"
@@ -227,6 +236,8 @@ def run_search(
         if study.get_trials(deepcopy=False):
             sampler.reseed_rng()  # otherwise it would draw the first trials again
         search = Search(sweep, study, space, n_trials, seconds)
+        for job in search.jobs:  # those of an earlier start know neither
+            job.monitor, job.name = monitor, job_name(job.overrides, space.fixed)
         limit = f" in at most {format_duration(seconds)}" if seconds < math.inf else ""
         run_jobs(sweep, executor, search, f"a search of {n_trials} trials{limit} by {monitor}")
 

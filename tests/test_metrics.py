@@ -103,6 +103,8 @@ def test_one_entry_in_the_table_is_all_a_metric_takes(
         (["checkpoint.monitor=val/top5", "data.classes=[cat,dog]"], "needs 6 classes"),
         (["metrics=[acc]", "checkpoint.monitor=val/f1"], "metrics=[acc,f1]"),
         (["checkpoint.monitor=val/f1_ema"], "callbacks=ema"),
+        (["checkpoint.monitor=val/knn_acc"], "take val/acc"),
+        (["checkpoint.monitor=val/f1_flip", "+checkpoint.mode=max"], "take val/acc"),
         (["checkpoint.monitor=val/f1", "+checkpoint.mode=min"], "mode=max"),
         (["metrics=[{kappa:{_target_:torchmetrics.classification.Nothing}}]"], "Nothing"),
         (["metrics=[{acc:{_target_:torchmetrics.classification.MulticlassAccuracy}}]"], "a name of its own"),

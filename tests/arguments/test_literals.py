@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import Command
 from omegaconf import OmegaConf
 from PIL import Image
@@ -157,6 +158,8 @@ def test_images_as_a_shell_gives_them(
 def test_a_text_stands_for_a_list_of_it() -> None:
     command, _ = read_command("evaluate", ["run=x", "trusted_targets=mypackage."])
     assert list(command.trusted_targets) == ["mypackage."]
+    command, _ = read_command("leaderboard", ["tags=[2024,a]"])
+    assert list(command.tags) == ["2024", "a"]
     command, _ = read_command("leaderboard", ["tags=null"])
     assert list(command.tags) == []
 
@@ -261,7 +264,8 @@ def test_a_pattern_on_a_drive_that_is_not_there_finds_nothing(tmp_path: Path, mo
 def test_python_values_mean_themselves() -> None:
     settings: dict[str, Any] = {
         "model": "vit_tiny",
-        "optimizer": {"lr": np.float32(0.5), "betas": (0.9, 0.5)},
+        "optimizer": {"lr": np.float32(0.5), "betas": np.array([0.9, 0.5]), "weight_decay": np.float64(1e-4)},
+        "metrics": ({"own": {"_target_": "mine.Metric", "a key: [x]": torch.tensor([1, 2])}},),
         "trainer.max_epochs": 5,
         "trainer": {"max_time": None, "benchmark": True},
         "notes": "a, b: 'c' \\ [d] 1",
@@ -272,6 +276,8 @@ def test_python_values_mean_themselves() -> None:
     config = compose_training(training_arguments([*as_arguments(settings)]))
     assert config.model.depth == compose_training(["model=vit_tiny"]).model.depth
     assert (config.optimizer.lr, list(config.optimizer.betas)) == (0.5, [0.9, 0.5])
+    assert config.optimizer.weight_decay == 1e-4
+    assert config.metrics == [{"own": {"_target_": "mine.Metric", "a key: [x]": [1, 2]}}]
     assert (config.trainer.max_epochs, config.trainer.max_time, config.trainer.benchmark) == (5, None, True)
     assert (config.notes, config.data.root) == (settings["notes"], "a b/c,d")
     assert list(config.tags) == settings["tags"]

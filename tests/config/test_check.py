@@ -163,6 +163,7 @@ SEPARATE = [
     (["trainer.precision=bf16-mixd"], "Did you mean 'bf16-mixed'?"),
     (["trainer.devices=0"], "must be auto, a number of devices, or a list of their indices"),
     (["trainer.max_time=abc"], "must be DD:HH:MM:SS"),
+    (["trainer.max_time=00:00:00:00"], "must be DD:HH:MM:SS above 0"),
     (["trainer.limit_train_batches=0"], "must be a whole number of batches of at least 1"),
     (["optimizer.lr='1e-3'"], "optimizer.lr='1e-3' must be a number above 0"),
     (["checkpoint.monitor=[a]"], "checkpoint.monitor=['a'] must be text"),

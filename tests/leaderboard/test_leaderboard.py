@@ -24,7 +24,7 @@ from sweeps.runs import write_grid, write_record, write_run
 
 from vitlab.errors import UserError
 from vitlab.leaderboard.leaderboard import as_page, as_text, make_leaderboard
-from vitlab.leaderboard.leaderboard_plots import draw_times
+from vitlab.leaderboard.leaderboard_plots import draw_curves_of_runs, draw_times
 from vitlab.leaderboard.ranking import Ranking, rank
 from vitlab.leaderboard.results import read_results
 from vitlab.leaderboard.table import as_csv
@@ -132,6 +132,25 @@ def test_runs_that_monitor_ema_weights_are_tested_with_them(tmp_path: Path) -> N
     assert "with 60.00 % (one seed, so no interval); on the test images 50.00 %" in text
 
 
+def test_the_direction_of_a_metric_is_told_by_the_runs_that_monitor_it(tmp_path: Path) -> None:
+    by_mine = ("checkpoint.monitor=val/mine", "checkpoint.mode=max")
+    by_loss = ("checkpoint.monitor=val/loss", "checkpoint.mode=min")
+    write_run(tmp_path / "0", "optimizer.lr=0.1", *by_mine, **{"val/mine": 1})
+    write_run(tmp_path / "1", "optimizer.lr=0.2", *by_loss, **{"val/mine": 2, "val/other": 1})
+    for order in (1, -1):
+        ranking = rank(read_results([tmp_path])[::order], metric="val/mine")
+        assert (ranking.mode, ranking.ranked[0].results[0].path.name) == ("max", "1")
+    with pytest.raises(UserError, match=r"metric=val/other: .* take metric=val/loss or metric=val/acc"):
+        rank(read_results([tmp_path]), metric="val/other")
+
+
+def test_test_images_do_not_rank_runs(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", **{"val/f1": 0.5, "test/f1": 0.5, "test/mine": 1})
+    for metric, instead in (("test/acc", "val/acc"), ("test/f1", "val/f1"), ("test/mine", "val/acc")):
+        with pytest.raises(UserError, match=f"metric={metric}: .* metric={instead}$"):
+            rank(read_results([tmp_path]), metric=metric)
+
+
 def test_runs_with_different_monitors_are_ranked_by_accuracy(tmp_path: Path) -> None:
     write_run(tmp_path / "0", "checkpoint.monitor=val/loss", "checkpoint.mode=min", val=0.5)
     write_run(tmp_path / "1", val=0.6)
@@ -211,6 +230,11 @@ def test_the_commands_reproduce_the_best_row(grid: Path) -> None:
     directories = rows(grid)[0]["directories"].split()
     markdown = (grid / "leaderboard.md").read_text()
     assert all(f"python train.py reproduce={directory}\n" in markdown for directory in directories)
+
+
+def test_the_commands_trust_the_user_s_own_classes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "0", "callbacks.mine._target_=mine.Callback", "seed=0")
+    assert f"reproduce={run} trusted_targets=[mine.]\n" in make_texts(tmp_path)[2].replace("'", "")
 
 
 def test_runs_stay_unchanged_and_the_leaderboard_can_be_updated(tmp_path: Path) -> None:
@@ -321,6 +345,30 @@ def test_scores_by_time_are_joined_per_model(tmp_path: Path) -> None:
     assert (high - low) / 2 == pytest.approx(np.std([37.4, 39.4], ddof=1))
 
 
+def test_what_a_run_decides_by_its_length_divides_no_line(tmp_path: Path) -> None:
+    for minutes in (1, 16):
+        given = (f"trainer.max_time=00:00:{minutes:02}:00", "data.root=$\\frac")
+        run = write_run(tmp_path / str(minutes), *given, seconds=60.0 * minutes)
+        other = write_run(tmp_path / f"{minutes}_other", *given, "model.depth=3", seconds=60.0 * minutes)
+        for file in (run / "config.yaml", other / "config.yaml"):
+            file.write_text(file.read_text().replace("compile: auto", f"compile: {str(minutes > 1).lower()}"))
+    ranking = rank(read_results([tmp_path]))
+    assert "compile" in ranking.names
+    figure, _ = draw_times(ranking)
+    assert [len(line.lines[0].get_xdata()) for line in figure.axes[0].containers] == [2, 2]
+
+
+def test_a_legend_shows_dollar_signs(tmp_path: Path) -> None:
+    for root in ("$x$", "$\\y$"):
+        write_run(tmp_path / root[1:-1].strip("\\"), f"data.root={root}")
+    ranking = rank(read_results([tmp_path]))
+    for draw in (draw_times, draw_curves_of_runs):
+        figure, _ = draw(ranking)
+        legend = (*figure.legends, figure.axes[0].get_legend())[0]
+        assert ["$" in text.get_text() for text in legend.get_texts()] == [True, True]
+        figure.draw_without_rendering()  # raises for a formula that is none
+
+
 def test_many_settings_follow_the_scores_and_fit(tmp_path: Path) -> None:
     keys = (
         "optimizer.lr",
@@ -411,3 +459,37 @@ def test_folds_are_averaged_and_paired_as_seeds_are(tmp_path: Path) -> None:
     assert float(lines[1]["p (Holm)"]) == pytest.approx(stats.ttest_rel(*values.values()).pvalue)
     assert "mean of 3 folds" in text
     assert "different images" not in text
+
+
+def write_folds(folder: Path, lr: float, split: int, seeds: int = 1, folds: int = 2) -> None:
+    for fold, seed in product(range(folds), range(seeds)):
+        images = {"data": {"val": {"images": 10, "sha256": f"{split} {fold} of {folds}"}}}
+        given = [f"optimizer.lr={lr}", f"data.split_seed={split}", f"data.folds={folds}", f"data.fold={fold}"]
+        path = folder / f"{lr}_{split}_{folds}_{fold}_{seed}"
+        write_run(path, *given, f"seed={seed}", val=0.5 + lr * (1 + fold) + seed / 50, manifest=images)
+
+
+def test_folds_of_different_splits_are_not_paired(tmp_path: Path) -> None:
+    write_folds(tmp_path / "seed", 0.1, split=1)
+    write_folds(tmp_path / "seed", 0.15, split=2)
+    write_folds(tmp_path / "number", 0.1, split=1)
+    write_folds(tmp_path / "number", 0.15, split=1, folds=3)
+    for folder in (tmp_path / "seed", tmp_path / "number"):
+        _, lines, text = make_texts(folder)
+        assert [line["test"] for line in lines] == ["", "Welch"]
+        assert "validated on different images" in text
+
+
+def test_folds_with_several_seeds_are_counted_as_runs(tmp_path: Path) -> None:
+    write_folds(tmp_path, 0.1, split=1, seeds=2)
+    text = make_texts(tmp_path)[2]
+    assert "mean of 4 runs" in text
+    assert "different images" not in text
+
+
+def test_one_fold_per_row_asks_for_more_folds(tmp_path: Path) -> None:
+    for lr in (0.1, 0.2):
+        write_run(tmp_path / str(lr), f"optimizer.lr={lr}", "data.folds=3", "data.fold=0", val=lr)
+    text = make_texts(tmp_path)[2]
+    assert "-m optimizer.lr=0.2 data.folds=3 data.fold=0,1,2" in text
+    assert "seed=" not in text

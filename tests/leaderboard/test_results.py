@@ -41,6 +41,15 @@ def test_all_runs_below_the_folders_each_once_in_order(tmp_path: Path) -> None:
     assert paths == ["sweep/1", "sweep/9", "sweep/10", "vit_tiny/2026-01-01_00-00-00"]
 
 
+def test_only_a_sweep_s_earlier_attempts_are_left_out(tmp_path: Path) -> None:
+    write_run(tmp_path / "earlier" / "a")
+    write_run(tmp_path / "sweep" / "0")
+    write_run(tmp_path / "sweep" / "earlier" / "0_2026")
+    write_record(tmp_path / "sweep", {"number": 0, "status": "done"})
+    assert [str(r.path.relative_to(tmp_path)) for r in read_results([tmp_path])] == ["earlier/a", "sweep/0"]
+    assert len(read_results([tmp_path / "sweep" / "earlier"])) == 1  # asked for
+
+
 def test_jobs_without_a_directory_are_listed(tmp_path: Path) -> None:
     write_run(tmp_path / "0")
     job = {"number": 1, "overrides": ["seed=1"], "status": "failed", "reason": "exit status 1: ImportError"}

@@ -44,6 +44,8 @@ def test_interval_agrees_with_scipy() -> None:
         ("val/loss", 0, None),
         ("val/loss_ema", 0, None),
         ("val/f1", None, None),
+        ("val/accent", None, None),
+        ("val/loss_ratio", None, None),
     ],
 )
 @pytest.mark.parametrize("values", [(0.01, 0.14), (0.9, 0.99), (0.0, 1.0)])

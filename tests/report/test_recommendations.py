@@ -136,6 +136,13 @@ def test_suggestions_do_not_contradict_each_other() -> None:
     assert "label_smoothing" not in tried  # it is 0.1
 
 
+def test_less_label_smoothing_is_suggested_only_if_there_is_some() -> None:
+    run = facts(FLAT, FLAT, details(0.8, 0.9))
+    for smoothing, suggested in ((0.1, True), (0.0, False)):
+        tried = " ".join(attempt for _, attempt in recommend(with_config(run, loss={"label_smoothing": smoothing})))
+        assert ("label_smoothing" in tried) == suggested
+
+
 def test_a_run_without_validation_has_no_findings() -> None:
     run = facts([0.9, 0.92], [0.5, 0.5])
     for row in run.epochs:
@@ -149,6 +156,11 @@ def test_batch_limits_reduce_the_number_of_used_images(limit: float | None, used
     run = replace(facts(FLAT, FLAT), config=OmegaConf.merge(CONFIG, limits))
     assert run.used("test") == used
     assert run.images("test") == 1000
+
+
+def test_training_leaves_out_images_that_fill_no_batch() -> None:
+    run = with_config(FINE, trainer={"limit_train_batches": 1.0})  # of 105 images, 10 at a time
+    assert run.used("train") == 100
 
 
 def test_a_run_without_an_epoch_was_refused_or_ended_early() -> None:

@@ -99,6 +99,31 @@ def test_the_jobs_of_a_file_in_conf_sweep_are_runs_not_sweeps(
     assert (tmp_path / "sweep" / "0" / "metrics.json").exists()
 
 
+def test_a_sweep_may_be_in_a_folder_beside_this_one(
+    in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeps: list[Sweep] = []
+    monkeypatch.setattr("vitlab.sweeps.runner.run_grid", lambda sweep, *_: sweeps.append(sweep))
+    result = in_process("train.py", "-m", "data=synthetic", "seed=0,1", f"hydra.sweep.dir=../{tmp_path.name}/sweep")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (sweep,) = sweeps
+    assert sweep.job(0, ["seed=0"]).folder == tmp_path / "sweep" / "0"
+
+
+def test_keys_with_plus_signs_replace_those_of_a_file_in_conf_sweep(
+    in_process: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grids: list[list[list[str]]] = []
+    monkeypatch.setattr("vitlab.sweeps.runner.run_grid", lambda _, __, jobs: grids.append([list(job) for job in jobs]))
+    given = ["model._target_=vitlab.models.VisionTransformer", "model.embed_dim=32", "model.num_heads=2"]
+    result = in_process("train.py", "sweep=model_size", "data=synthetic", *given, "seed=0", "hydra.sweep.dir=sweep")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (jobs,) = grids
+    assert [next(o for o in job if o.startswith("model.depth=")) for job in jobs] == ["model.depth=6", "model.depth=12"]
+    assert all("++model.embed_dim=32" in job for job in jobs)
+    assert not any(o.startswith("model.embed_dim=") for job in jobs for o in job)
+
+
 NETWORKS = """
 import sys
 import torch

@@ -11,6 +11,8 @@ from typing import Any
 
 import optuna
 import pytest
+from conftest import Command
+from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 from sweeps.fake_sweep import (
@@ -79,6 +81,31 @@ def test_a_key_can_have_other_values_with_another_condition() -> None:
         study.tell(trial, 0.0)
 
 
+def test_a_key_of_the_command_line_replaces_that_of_the_file_whatever_its_prefix() -> None:
+    params, when = {"model.lr": "1,2", "model.pool": "cls,mean"}, {"model.pool=cls": {"model.depth": "1,2"}}
+    space = read_space(params, ["++model.lr=3", "+model.depth=9"], when)
+    assert space.fixed == ["++model.lr=3", "+model.depth=9"]
+    assert [parameter.key for parameter in space.parameters] == ["model.pool"]
+    jobs = covering_jobs(params, when, ["++model.lr=3", "+model.depth=9"])
+    assert all({"++model.lr=3", "+model.depth=9"} <= {*job} and len(job) == 3 for job in jobs)
+
+
+@pytest.mark.parametrize(
+    ("condition", "given", "holds"),
+    [
+        ("a=true", "a=True", True),
+        ("a=1e-3", "a=0.001", True),
+        ("a='x'", "++a=x", True),
+        ("a=1", "a=true", False),
+        ("a=1", "b=1", False),
+    ],
+)
+def test_a_condition_holds_by_its_value(condition: str, given: str, holds: bool) -> None:
+    space = read_space({"c": "1,2"}, [given], {condition: {"d": "0.5"}})
+    overrides = space.suggest(optuna.create_study().ask())
+    assert ("d=0.5" in overrides) == holds
+
+
 @pytest.mark.parametrize("text", ["tag(log,interval(0.0,1.0))", "interval(2.0,1.0)"])
 def test_an_empty_interval_is_an_error(text: str) -> None:
     with pytest.raises(UserError, match=r"key=.* there is no interval to choose from"):
@@ -121,6 +148,19 @@ def test_a_search_finds_the_optimum_and_continues_with_more_trials(tmp_path: Pat
     assert parameter_importance(tmp_path) == {"optimizer.lr": 1.0}
 
 
+def test_the_jobs_of_an_earlier_start_are_shown_as_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (rate,) = (trial.params["optimizer.lr"] for trial in search(tmp_path, 1).trials)
+    shown: list[Job] = []
+    monkeypatch.setattr("vitlab.sweeps.search.run_jobs", lambda _, __, source, ___: shown.extend(source.jobs))
+    sweep = make_sweep(tmp_path)
+    compose = sweep.compose
+    sweep.compose = lambda o: OmegaConf.merge(compose(o), {"checkpoint": {"monitor": "val/f1"}})
+    optuna.load_study(study_name="search", storage=open_storage(tmp_path)).set_user_attr("monitor", "val/f1 max")
+    sampler = optuna.samplers.RandomSampler()  # of its own: a continued search seeds it anew
+    run_search(sweep, LocalExecutor(1, [], 1), read_space(LR, ["seed=0"], {}), 2, sampler, NEITHER[1])
+    assert [(job.monitor, job.name) for job in shown] == [("val/f1", f"optimizer.lr={rate:.4g}")]
+
+
 def test_no_trial_starts_that_would_end_after_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=50.0)
     monkeypatch.setattr("vitlab.sweeps.search.time", SimpleNamespace(time=lambda: clock.now))
@@ -140,8 +180,19 @@ def test_no_trial_starts_that_would_end_after_the_time(tmp_path: Path, monkeypat
 def test_a_duration_is_days_hours_minutes_seconds() -> None:
     assert check_duration("key", "1:02:03:04") == 93784.0
     assert check_duration("key", None) == math.inf
-    with pytest.raises(UserError, match="key=8h must be DD:HH:MM:SS or null"):
-        check_duration("key", "8h")
+    for wrong in ("8h", "00:00:00:00"):
+        with pytest.raises(UserError, match=f"key={wrong} must be DD:HH:MM:SS"):
+            check_duration("key", wrong)
+
+
+@pytest.mark.parametrize("epochs", ["-1", "null"])
+def test_hyperband_is_refused_for_runs_without_a_number_of_epochs(epochs: str, in_process: Command) -> None:
+    timed = [f"trainer.max_epochs={epochs}", "trainer.max_time=00:00:01:00", "scheduler=time_budget"]
+    search = ["hydra/sweeper=optuna", "hydra/sweeper/pruner=hyperband", "optimizer.lr=1e-3,1e-4"]
+    result = in_process("train.py", "-m", "data=synthetic", *timed, *search)
+    assert result.returncode == 2
+    assert f"max_resource={epochs}" in result.stderr
+    assert "trainer.max_epochs" in result.stderr
 
 
 def test_bad_trials_are_pruned_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

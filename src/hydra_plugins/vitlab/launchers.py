@@ -1,5 +1,6 @@
 """Launchers for Hydra, which looks for plugins only in this package and imports it at every start."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,8 @@ class SweepLauncher(Launcher):
         """Return the sweep that the command line describes."""
         from vitlab.sweeps.sweep import Sweep
 
-        return Sweep(Path(self.config.hydra.sweep.dir).absolute(), self.config.hydra, self._compose, _compare)
+        folder = Path(os.path.abspath(self.config.hydra.sweep.dir))  # noqa: PTH100  # without `..`
+        return Sweep(folder, self.config.hydra, self._compose, _compare)
 
     def executor(self) -> "Executor":
         """Return the executor that runs the jobs' processes."""

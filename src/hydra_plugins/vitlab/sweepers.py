@@ -1,7 +1,6 @@
 """The Optuna sweeper for Hydra; see `launchers`."""
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from hydra_plugins.vitlab.launchers import SweepLauncher, check_count
+from vitlab.config.ranges import TIME
 from vitlab.errors import UserError
 
 
@@ -59,11 +59,11 @@ def check_duration(key: str, value: Any) -> float:
     """Return the seconds of a duration DD:HH:MM:SS; infinity for None.
 
     Raises:
-        UserError: It is written in another way.
+        UserError: It is 0, or written in another way.
     """
     if value is None:
         return math.inf
-    if not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(value)):
-        raise UserError(f"{key}={value} must be DD:HH:MM:SS or null")
+    if not TIME.fullmatch(str(value)):
+        raise UserError(f"{key}={value} must be DD:HH:MM:SS above 0, or null")
     days, hours, minutes, seconds = map(int, str(value).split(":"))
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)

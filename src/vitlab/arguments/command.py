@@ -65,8 +65,9 @@ def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[
             raise UserError(f"{argument}: only key=value can be given here")
         if override.key_or_group.split(".")[0] in own:
             value = override.value()
-            if override.key_or_group in open_lists and not isinstance(value, list):
-                value = [] if value in (None, "") else [str(value)]  # tags=a: most shells want [ ] quoted
+            if override.key_or_group in open_lists:
+                texts = value if isinstance(value, list) else [] if value in (None, "") else [value]
+                value = list(map(str, texts))  # of tags=a too: most shells want [ ] quoted
             OmegaConf.update(command, override.key_or_group, value)
         else:
             others.append(override)

@@ -21,6 +21,7 @@ NAMES = re.compile(
 )
 MAYBE = re.compile(r"\w*(dir|path|file|filename|root|name|url|uri|notes)")
 LISTS = ("images", "classes")
+SPECIAL = re.compile(r"[\\()\[\]{}:=, \t]")  # in a dict's keys, which Hydra takes without quotes
 REFUSED = object()
 
 
@@ -75,10 +76,14 @@ def as_arguments(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]
 
 
 def _as_text(value: Any, key: str) -> str:
+    if hasattr(value, "tolist"):  # a number or an array of NumPy's or torch's
+        return _as_text(value.tolist(), key)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping):
-        return f"{{{','.join(f'{_as_text(str(k), key)}:{_as_text(v, key)}' for k, v in value.items())}}}"
+        names = [SPECIAL.sub(r"\\\g<0>", str(name)) for name in value]
+        pairs = [f"{name}:{_as_text(each, key)}" for name, each in zip(names, value.values(), strict=True)]
+        return f"{{{','.join(pairs)}}}"
     if isinstance(value, list | tuple):
         return f"[{','.join(_as_text(each, key) for each in value)}]"
     if isinstance(value, str | os.PathLike):
@@ -86,8 +91,6 @@ def _as_text(value: Any, key: str) -> str:
         return text if (CONF / key.lstrip("+")).is_dir() else quote(text)  # a choice
     if isinstance(value, int | float):
         return repr(value)
-    if hasattr(value, "item"):  # a number of NumPy's or torch's
-        return _as_text(value.item(), key)
     raise UserError(f"{key}={value!r} is no number, text, list or dict, which a config can hold")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from vitlab.distributed.process import this_process
 from vitlab.errors import nearest
-from vitlab.metrics import logged_metrics, metric_kind, metric_name
+from vitlab.metrics import CHOICES, logged_metrics, metric_kind, metric_name
 
 VIT = "vitlab.models.VisionTransformer"
 CIFAR10_TRAIN_IMAGES, CIFAR10_CLASSES = 50_000, 10  # Krizhevsky 2009, section 3.1
@@ -166,8 +166,10 @@ def _monitors(config: Config) -> Found:
         if kind and classes is not None and classes < kind.least_classes:
             yield f"{path}.monitor", f"{path} follows {monitor}, which needs {kind.least_classes} classes: take val/acc"
         if monitor not in known and monitor.startswith("val/") and metric_kind(monitor):
-            names = ",".join([*(name for name in config["metrics"] if isinstance(name, str)), metric_name(monitor)])
-            yield f"{path}.monitor", f"{path} follows {monitor}, which is not measured: add metrics=[{names}]"
+            name, chosen = metric_name(monitor), [entry for entry in config["metrics"] if isinstance(entry, str)]
+            can_be_added = name in CHOICES and monitor in logged_metrics([name])
+            instead = f"add metrics=[{','.join([*chosen, name])}]" if can_be_added else "take val/acc"
+            yield f"{path}.monitor", f"{path} follows {monitor}, which is not measured: {instead}"
         elif monitor not in known and mode is None and monitor not in unknown:
             unknown.add(monitor)
             sentence = f"vitlab itself logs {', '.join(known)}, not {monitor}{nearest(monitor, known)}"

@@ -27,7 +27,8 @@ DEVICES = replace(
     choice("auto") | whole(-1, -1) | whole(1) | each(whole(0)),
     words="auto, a number of devices, or a list of their indices",
 )
-DURATION = Kind("DD:HH:MM:SS", lambda v: isinstance(v, str) and bool(re.fullmatch(r"\d+:\d\d:\d\d:\d\d", v))) | OBJECT
+TIME = re.compile(r"(?=.*[1-9])\d+:\d\d:\d\d:\d\d", re.ASCII)
+DURATION = Kind("DD:HH:MM:SS above 0", lambda v: isinstance(v, str) and bool(TIME.fullmatch(v))) | OBJECT
 OFF = Kind("off", lambda v: v is False)  # as YAML reads an unquoted off
 MODE = choice("min", "max")
 OWN_METRIC = Kind(

@@ -29,6 +29,8 @@ from vitlab.leaderboard.table import (
 )
 from vitlab.report.figure_layout import PageFigure, arrange
 from vitlab.report.page import page_figure, render_page
+from vitlab.runs.directory import RunDirectory
+from vitlab.runs.trust import trust
 from vitlab.sweeps.sweep import STUDY_FILE
 from vitlab.system import join_command, quote_for_shell
 
@@ -186,7 +188,8 @@ def summarise_ranking(ranking: Ranking) -> list[str]:
 def reproduce_commands(ranking: Ranking) -> list[str]:
     """Return the commands that repeat the best row's runs, each in a new directory."""
     best = ranking.ranked[0].results if ranking.ranked else []
-    return [f"{_train()} {quote_for_shell(f'reproduce={shorten(result.path)}')}" for result in best]
+    trusted = " ".join(["", *trust(RunDirectory(best[0].path).config())]) if best else ""
+    return [f"{_train()} {quote_for_shell(f'reproduce={shorten(result.path)}')}{trusted}" for result in best]
 
 
 def _train() -> str:
@@ -203,7 +206,9 @@ def _best(ranking: Ranking) -> Iterator[str]:
         how = f"one {ranking.unit}, so no interval"
         if best.score.n > 1:
             std, interval = metric.amount(best.score.std), metric.interval(best.score)
-            count = f"{best.score.n} {ranking.unit}s"
+            seeds, folds = ({getattr(run, of) for run in best.results} for of in ("seed", "fold"))
+            kind = {len(seeds): "seeds", len(folds): "folds"}.get(best.score.n, "runs")
+            count = f"{best.score.n} {kind}"
             how = f"mean of {count}, standard deviation {std}, 95% confidence interval {interval}"
         on_test = summarise_metric(best.results, metric.test_key)
         test = f"; on the test images {Metric(metric.test_key).amount(on_test.mean)}" if on_test.n else ""
@@ -230,9 +235,12 @@ def _comparisons(ranking: Ranking) -> Iterator[str]:
     if level:
         yield f"No significant difference from the best: {_places(level, ranking)}. More {unit} may reveal one."
     if others and all(len(row.results) == 1 for row in ranking.ranked):
-        overrides = [o for o in ranking.ranked[0].results[0].overrides if not o.startswith(("seed=", "hydra."))]
-        add = f" To add seeds: {_train()} -m {join_command(overrides)} seed=0,1,2" if overrides else ""
-        yield f"One seed per row allows no comparison.{add}"
+        best = ranking.ranked[0].results[0]
+        key, count = ("seed", 3) if best.fold is None else ("data.fold", int(best.settings["data.folds"]))
+        overrides = [o for o in best.overrides if not o.startswith((f"{key}=", "hydra."))]
+        several = f"{key}={','.join(map(str, range(count)))}"
+        add = f" To add {unit}: {_train()} -m {join_command(overrides)} {several}" if overrides else ""
+        yield f"One {ranking.unit} per row allows no comparison.{add}"
     elif untested:
         yield f"Cannot be compared with the best: {_places(untested, ranking)} (too few {unit}, or equal scores)."
     if len(others) > 1:
@@ -245,7 +253,8 @@ def _rows_left_out(ranking: Ranking) -> Iterator[str]:
         yield f"Last and without a rank, because {Metric(ranking.metric).name} is missing or not finite: {labels}."
     if ranking.repeated:
         runs = ", ".join(shorten(result.path) for result in ranking.repeated)
-        yield f"Left out, because a newer run has the same settings and {ranking.unit}: {runs}."
+        same = {"seed": "settings and seed", "fold": "settings, fold and seed"}[ranking.unit]
+        yield f"Left out, because a newer run has the same {same}: {runs}."
     if ranking.unfinished:
         counts = Counter(result.status for result in ranking.unfinished)
         kinds = ", ".join(f"{count} {status}" for status, count in counts.items())
@@ -253,12 +262,15 @@ def _rows_left_out(ranking: Ranking) -> Iterator[str]:
 
 
 def _caveats(ranking: Ranking) -> Iterator[str]:
-    manifests = [result.manifest for row in ranking.rows for result in row.results]
+    results = [result for row in ranking.rows for result in row.results]
     for path, sentence in DIFFERENCES.items():
-        of_folds = ranking.unit == "fold" and path[:2] == ("data", "val")  # each has other images, as it should
-        if not of_folds and len({str(_select(path, manifest)) for manifest in manifests}) > 1:
+        found: dict[int, set[str]] = {}
+        for result in results:
+            of_fold = (result.fold or 0) if path[:2] == ("data", "val") else 0  # each has other images, as it should
+            found.setdefault(of_fold, set()).add(str(_select(path, result.manifest)))
+        if any(len(values) > 1 for values in found.values()):
             yield sentence
-    if any(_select(("git", "dirty"), manifest) for manifest in manifests):
+    if any(_select(("git", "dirty"), result.manifest) for result in results):
         yield "Some runs used code with uncommitted changes."
 
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from vitlab.leaderboard.ranking import Ranking, Row, format_value, is_number, value_of
@@ -86,7 +87,9 @@ def draw_times(ranking: Ranking) -> tuple[Figure, str]:
     A line joins rows that differ only in how long they train.
     """
     metric = Metric(ranking.metric)
-    others = [(key, name) for key, name in ranking.names.items() if key not in LENGTH_SETTINGS]
+    automatic = frozenset.intersection(*(run.automatic for row in ranking.ranked for run in row.results))
+    left_out = automatic.union(LENGTH_SETTINGS)  # `compile` follows from how long a run trains
+    others = [(key, name) for key, name in ranking.names.items() if key not in left_out]
     lines: dict[str, list[Row]] = defaultdict(list)
     for row in ranking.ranked:
         lines[", ".join(f"{name} {format_value(row.values[key])}" for key, name in others)].append(row)
@@ -109,7 +112,7 @@ def draw_times(ranking: Ranking) -> tuple[Figure, str]:
     axes.grid(alpha=0.3)
     handles, names = axes.get_legend_handles_labels()
     if any(names):
-        axes.legend(handles, names, fontsize=9, frameon=False)
+        _show_as_written(axes.legend(handles, names, fontsize=9, frameon=False))
     several = any(row.score.n > 1 for row in ranking.ranked)
     bars = "; the bars are the standard deviation over its runs" if several else ""
     joined = " Lines join rows that differ only in how long they train." if len(lines) < len(durations) else ""
@@ -144,8 +147,14 @@ def draw_curves_of_runs(ranking: Ranking) -> tuple[Figure, str]:
     if names:
         columns = max(1, min(len(names), 150 // (max(map(len, names)) + 8)))
         look = {"fontsize": 9, "frameon": False, "handlelength": 3}
-        figure.legend(handles, names, loc="outside lower center", ncols=columns, **look)
+        _show_as_written(figure.legend(handles, names, loc="outside lower center", ncols=columns, **look))
     return figure, "Thin: each run. Thick: the mean of a row's runs." if several else "Each line is a run."
+
+
+def _show_as_written(legend: Legend) -> None:
+    """Take `$` in the texts for itself, not for the mark of a formula."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _draw_mean(axes: Axes, runs: Sequence[Epochs], metric: str, factor: float, **look: Any) -> None:

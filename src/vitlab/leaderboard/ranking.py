@@ -13,11 +13,12 @@ from scipy import stats
 from vitlab.config.check import FILLING
 from vitlab.errors import UserError, nearest
 from vitlab.leaderboard.results import Result
-from vitlab.metrics import mode_of
+from vitlab.metrics import metric_kind, metric_name
 
-DEFAULT = ("val/acc", "max")
+DEFAULT = "val/acc"
 UNSET = "-"
 RUN_KEYS = {"seed", "data.fold", "name", "run_dir", "tags", "notes"}  # differ between runs of the same experiment
+BOUNDS = {"acc": (0.0, 1.0), "loss": (0.0, inf)}  # name of a metric -> its least and largest value
 CONFIDENCE = 0.95
 ALPHA = 0.05  # significance level of the corrected p-values
 
@@ -86,16 +87,19 @@ def rank(
     """Group, rank and compare runs, by `metric` or the one that selected their checkpoints.
 
     Raises:
-        UserError: no run has the metric, or it is not vitlab's.
+        UserError: no run has the metric, it is one of the test images, or its better direction is not known.
     """
     finished = [result for result in results if result.status == "finished"]
+    known = {key for result in finished for key in result.metrics if not key.startswith("test/")}
     if metric is None:
-        metric, mode = _common_metric(finished)
-    else:
-        known = {key for result in finished for key in result.metrics}
-        if finished and metric not in known:
-            raise UserError(f"metric={metric} was measured in none of the runs{nearest(metric, known)}")
-        mode = mode_of(metric, next((r.settings.get("checkpoint.mode") for r in finished), None))
+        metric = _common_metric(finished)
+    elif metric.startswith("test/"):
+        of_validation = metric.replace("test/", "val/", 1)
+        instead = of_validation if of_validation in known else DEFAULT
+        raise UserError(f"metric={metric}: test images are not used to rank runs: take metric={instead}")
+    elif finished and metric not in known:
+        raise UserError(f"metric={metric} was measured in none of the runs{nearest(metric, known)}")
+    mode = _better_direction(metric, finished) if finished else "max"
     groups: dict[str, dict[tuple[int, int], Result]] = {}
     repeated = []
     for result in sorted(finished, key=lambda r: str(r.manifest.get("started"))):
@@ -123,8 +127,7 @@ def rank(
 def summarise_metric(results: Sequence[Result], metric: str) -> Summary:
     """Summarise a metric over runs; n is 0 if a run does not have it, or not a finite value."""
     values = [result.metrics.get(metric, nan) for result in results]
-    kind = metric.partition("/")[2]
-    bounds = (0.0, 1.0) if kind.startswith("acc") else (0.0, inf) if kind.startswith("loss") else (-inf, inf)
+    bounds = BOUNDS.get(metric_name(metric), (-inf, inf))
     return summarise(values if all(map(isfinite, values)) else [], bounds)
 
 
@@ -139,18 +142,33 @@ def summarise(values: Sequence[float], bounds: tuple[float, float] = (-inf, inf)
     return Summary(n, mean, std, max(mean - half, bounds[0]), min(mean + half, bounds[1]))
 
 
-def _common_metric(results: Sequence[Result]) -> tuple[str, str]:
+def _common_metric(results: Sequence[Result]) -> str:
     """Return the validation metric that selected the checkpoints of all runs, or else the accuracy."""
     chosen = {str(result.settings.get("checkpoint.monitor")) for result in results}
     metric = chosen.pop() if len(chosen) == 1 else ""
-    given = [result.settings.get("checkpoint.mode") for result in results]
-    return (metric, mode_of(metric, given[0])) if metric.startswith("val/") else DEFAULT
+    return metric if metric.startswith("val/") else DEFAULT
+
+
+def _better_direction(metric: str, results: Sequence[Result]) -> str:
+    """Return "max" or "min"; of a metric that vitlab does not know, as the runs say whose checkpoints it selected."""
+    if kind := metric_kind(metric):
+        return kind.mode
+    chosen = [(r.settings.get("checkpoint.monitor"), r.settings.get("checkpoint.mode")) for r in results]
+    modes = {str(mode) for monitor, mode in chosen if mode and metric_name(str(monitor)) == metric_name(metric)}
+    if len(modes) != 1:
+        known = dict.fromkeys(key for result in results for key in result.metrics if metric_kind(key))
+        fitting = [key for key in known if key.startswith("val/")]
+        raise UserError(
+            f"metric={metric}: the runs do not tell whether more or less of it is better, as those do that select "
+            f"checkpoints by it: take {' or '.join(f'metric={key}' for key in fitting or [DEFAULT])}"
+        )
+    return modes.pop()
 
 
 def _compare_with_best(ranked: Sequence[Row], metric: str) -> list[Row]:
     if not ranked:
         return []
-    best, *others = [{run.repetition: run.metrics[metric] for run in row.results} for row in ranked]
+    best, *others = [{run.pairing: run.metrics[metric] for run in row.results} for row in ranked]
     found = [compare(best, other) for other in others]
     rows = [replace(ranked[0], verdict="best")]
     for row, test, p in zip(ranked[1:], (c.test for c in found), holm([c.p for c in found]), strict=True):
@@ -161,7 +179,7 @@ def _compare_with_best(ranked: Sequence[Row], metric: str) -> list[Row]:
 
 
 def compare(best: Mapping[Any, float], other: Mapping[Any, float]) -> Comparison:
-    """Compare two rows by their values, each given under its fold and seed."""
+    """Compare two rows by their values, each given under what only its counterpart shares."""
     all_best, all_other = np.array(list(best.values())), np.array(list(other.values()))
     seeds = sorted(set(best) & set(other))
     if len(seeds) >= 2:

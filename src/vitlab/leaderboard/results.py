@@ -32,6 +32,7 @@ class Result:
     settings: Mapping[str, Any] = field(default_factory=dict)  # resolved config, flat; paths relative to its directory
     choices: Mapping[str, str | None] = field(default_factory=dict)  # config group -> chosen option
     derived: frozenset[str] = frozenset()  # settings that follow from others or, null when composed, from the images
+    automatic: frozenset[str] = frozenset()  # those composed as `auto`, which the run decided
     metrics: Mapping[str, float] = field(default_factory=dict)  # those of `metrics.json`; empty if it is not finished
     epochs: Sequence[Mapping[str, float]] = ()  # rows of `metrics.csv`
     manifest: Mapping[str, Any] = field(default_factory=dict)
@@ -49,6 +50,11 @@ class Result:
     def repetition(self) -> tuple[int, int]:
         """Fold and seed: in these alone the runs of one row differ."""
         return self.fold or 0, self.seed
+
+    @property
+    def pairing(self) -> tuple[Any, ...]:
+        """Equal for runs with the same seed and the same split of the images, which differ by their settings alone."""
+        return self.settings.get("data.folds"), self.settings.get("data.split_seed"), *self.repetition
 
     @property
     def tags(self) -> list[str]:
@@ -76,10 +82,12 @@ def read_results(folders: Iterable[Path]) -> list[Result]:
         if not folder.is_dir():
             raise UserError(f"{folder} does not exist; name the directory of a sweep, of a run, or one above them")
         folder = folder.resolve()
-        for file in folder.rglob(SWEEP_FILE):
-            jobs |= {job.folder: job for job in recorded_jobs(file.parent)}
+        sweeps = [file.parent for file in folder.rglob(SWEEP_FILE)]
+        for sweep in sweeps:
+            jobs |= {job.folder: job for job in recorded_jobs(sweep)}
+        earlier = {sweep / EARLIER_ATTEMPTS for sweep in sweeps}
         found = [file.parent for file in folder.rglob("manifest.json")]
-        runs |= {run for run in found if EARLIER_ATTEMPTS not in run.relative_to(folder).parts}
+        runs |= {run for run in found if earlier.isdisjoint(run.parents)}
     if not runs and not jobs:
         raise UserError(f"there is no run in {', '.join(map(str, folders))}: found no manifest.json")
     by_number = sorted(runs | set(jobs), key=lambda path: [p.zfill(9) if p.isdigit() else p for p in path.parts])
@@ -113,6 +121,7 @@ def read_result(path: Path, job: Job | None = None) -> Result:
             settings={key: value for key, value in settings.items() if value != {}},
             choices={group: option for group, option in choices.items() if "/" not in group},
             derived=frozenset(key for key, value in composed.items() if value is None or "${" in str(value)),
+            automatic=frozenset(key for key, value in composed.items() if value == "auto"),
             metrics={name: float(value) for name, value in metrics.items()} if status == "finished" else {},
             epochs=run.epoch_rows(),
             manifest=manifest,

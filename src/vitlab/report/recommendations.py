@@ -178,7 +178,7 @@ def _calibration(summary: RunSummary) -> Iterator[Finding]:
         yield f"The model is overconfident: {means}.", f"{', or '.join(attempts)}." if attempts else ""
     elif gap < -notable:
         suggestion = f"Less loss.label_smoothing (now {smoothing:g}), if you use the probabilities."
-        yield f"The model is underconfident: {means}.", suggestion
+        yield f"The model is underconfident: {means}.", suggestion if smoothing > 0 else ""
     elif ece <= notable:
         so_far = f", as far as {images:,} test images can show" if uncertainty > 0.03 else ""
         yield f"The model is well calibrated{so_far}: {error}.", ""

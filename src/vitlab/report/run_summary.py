@@ -118,7 +118,8 @@ class RunSummary:
         if limit is None or not images:
             return images
         batch = self.config.data.batch_size if split == "train" else self.config.data.eval_batch_size
-        batches = limit if isinstance(limit, int) else int(limit * -(-images // batch))
+        all_batches = images // batch if split == "train" else -(-images // batch)  # training drops one that isn't full
+        batches = limit if isinstance(limit, int) else int(limit * all_batches)
         return min(images, batches * batch)
 
 

@@ -22,7 +22,17 @@ from vitlab.metrics import mode_of
 from vitlab.runs.console import format_duration
 from vitlab.sweeps.executors import Executor
 from vitlab.sweeps.runner import JobSource, run_jobs
-from vitlab.sweeps.sweep import STUDY_FILE, SWEEP_FILE, Job, Sweep, check_job_folder, recorded_jobs, sweep_lock
+from vitlab.sweeps.sweep import (
+    STUDY_FILE,
+    SWEEP_FILE,
+    Job,
+    Sweep,
+    check_job_folder,
+    job_name,
+    recorded_jobs,
+    sweep_lock,
+)
+from vitlab.sweeps.sweep_guard import without_given
 
 STUDY = "search"
 MADE_AGAIN = "made_again"  # attribute of a study: numbers of the failed trials that were repeated
@@ -64,9 +74,17 @@ class SearchSpace:
         """Return the overrides of a trial; values that it chose before a restart stay."""
         overrides = list(self.fixed)
         for parameter in self.parameters:
-            if not parameter.condition or parameter.condition in overrides:
+            if not parameter.condition or _holds(parameter.condition, overrides):
                 overrides.append(parameter.suggest(trial))
         return overrides
+
+
+def _holds(condition: str, overrides: Sequence[str]) -> bool:
+    """Whether one of the overrides sets the same key to the same value, however both are written."""
+    parsed = parse_overrides([condition, *overrides])
+    # In Python, 1 equals true.
+    wanted, *settings = ((o.key_or_group, o.package, isinstance(o.value(), bool), o.value()) for o in parsed)
+    return wanted in settings
 
 
 def read_space(
@@ -74,22 +92,22 @@ def read_space(
 ) -> SearchSpace:
     """Read `choice(a,b)`, `a,b`, `range(2,10,2)`, `interval(0.1,0.9)`, `int(interval(1,8))`, `tag(log,interval(...))`.
 
-    `params` and `when` are those of `hydra.sweeper`; overrides that were `given` on the command line replace `params`.
+    `params` and `when` are those of `hydra.sweeper`; overrides that were `given` on the command line replace both.
     """
-    overrides = parse_overrides([*(f"{key}={value}" for key, value in params.items()), *given])
+    overrides = parse_overrides([*(f"{key}={value}" for key, value in without_given(params, given).items()), *given])
     found = {override.get_key_element(): override for override in overrides}
     fixed = [f"{key}={o.get_value_element_as_str()}" for key, o in found.items() if not o.is_sweep_override()]
     parameters = [_parameter(override) for override in found.values() if override.is_sweep_override()]
     if not parameters:
         raise UserError('a search needs a key with several values, e.g. "optimizer.lr=tag(log,interval(1e-4,1e-2))"')
     for condition, keys in when.items():
-        dependent = parse_overrides([f"{key}={value}" for key, value in keys.items()])
+        dependent = parse_overrides([f"{key}={value}" for key, value in without_given(keys, given).items()])
         parameters += [_parameter(override, condition) for override in dependent]
     return SearchSpace(fixed, parameters)
 
 
 def _parameter(override: Override, condition: str = "") -> Parameter:
-    """Translate an override with several values; the end of a range is excluded, as in Hydra."""
+    """Translate an override; the end of a range is excluded, as in Hydra."""
     key, sweep = override.get_key_element(), override.value()
     log = "log" in getattr(sweep, "tags", ())
     if isinstance(sweep, IntervalSweep):
@@ -99,7 +117,8 @@ def _parameter(override: Override, condition: str = "") -> Parameter:
         if isinstance(low, int) and isinstance(high, int):
             return Parameter(key, IntDistribution(low, high, log=log), condition)
         return Parameter(key, FloatDistribution(low, high, log=log), condition)
-    values = list(override.sweep_string_iterator())
+    several = override.is_sweep_override()
+    values = list(override.sweep_string_iterator()) if several else [override.get_value_element_as_str()]
     if isinstance(sweep, RangeSweep) and isinstance(sweep.start, int) and isinstance(sweep.step, int):
         numbers = sorted(map(int, values))
         return Parameter(key, IntDistribution(numbers[0], numbers[-1], step=abs(sweep.step)), condition)
@@ -217,6 +236,8 @@ def run_search(
         if study.get_trials(deepcopy=False):
             sampler.reseed_rng()  # otherwise it would draw the first trials again
         search = Search(sweep, study, space, n_trials, seconds)
+        for job in search.jobs:  # those of an earlier start know neither
+            job.monitor, job.name = monitor, job_name(job.overrides, space.fixed)
         limit = f" in at most {format_duration(seconds)}" if seconds < math.inf else ""
         run_jobs(sweep, executor, search, f"a search of {n_trials} trials{limit} by {monitor}")
 

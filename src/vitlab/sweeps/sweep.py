@@ -140,7 +140,6 @@ class Sweep:
         if self.folder not in folder.parents:
             raise UserError(f"hydra.sweep.subdir={subdir}: a job's directory must be inside the sweep's directory")
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        shown = [override for override in overrides if override not in common] or overrides
         return Job(
             number,
             list(overrides),
@@ -149,7 +148,7 @@ class Sweep:
             epochs=epochs if epochs and epochs > 0 and config.trainer.max_steps < 0 else None,
             monitor=config.checkpoint.monitor,
             trusted=sorted(set(targets(OmegaConf.to_container(own)))),
-            name=" ".join(map(_shorten_number, shown)),
+            name=job_name(overrides, common),
         )
 
     def command(self, job: Job) -> list[str]:
@@ -201,6 +200,11 @@ def check_job_folder(sweep: Path, jobs: Sequence[Job]) -> None:
             )
     if all(known.number != job.number for known in recorded_jobs(sweep)) and any(job.folder.glob("*")):
         raise UserError(f"{shorten(job.folder)} holds other files: choose another directory with hydra.sweep.dir=...")
+
+
+def job_name(overrides: Sequence[str], common: Sequence[str]) -> str:
+    """Name a job by the overrides that are not `common` to all jobs."""
+    return " ".join(map(_shorten_number, [o for o in overrides if o not in common] or overrides))
 
 
 def _shorten_number(override: str) -> str:

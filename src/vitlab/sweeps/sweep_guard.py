@@ -1,14 +1,14 @@
 """List the jobs of a sweep or search, and check them before the first one trains."""
 
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import compress, product
 from typing import Any
 
 from hydra import initialize_config_dir
 from hydra.core.override_parser.types import IntervalSweep
 from hydra.errors import OverrideParseException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from vitlab.arguments.command import parse_overrides
 from vitlab.config.compose import CONF, explain, job_mistakes, refuse, typed_overrides
@@ -25,11 +25,26 @@ class SweepGuard(Callback):
         when: Any = OmegaConf.to_container(sweeper.when) if sweeper.get("when") else {}
         with exit_on_error():
             if "n_trials" in sweeper:
+                _check_pruner(sweeper.get("pruner") or {})
                 jobs = covering_jobs(params, when, typed)
             else:
-                jobs = sweep_jobs([*(f"{key}={value}" for key, value in params.items()), *typed])
+                left = without_given(params, typed)
+                if left != params:  # Hydra's sweeper takes `++key` and `key` for different keys
+                    with read_write(sweeper):
+                        sweeper.params = left
+                jobs = sweep_jobs([*(f"{key}={value}" for key, value in left.items()), *typed])
             found = [o for o in config.hydra.overrides.hydra if o.startswith("hydra.searchpath=")]  # folders of choices
             refuse([line for job in jobs for line in job_mistakes([*job, *found], config.hydra.job.config_name)])
+
+
+def _check_pruner(pruner: Mapping[str, Any]) -> None:
+    """Raises UserError if the pruner needs the length of a run in epochs, and there is none."""
+    longest = pruner.get("max_resource", "auto")
+    if longest != "auto" and (not isinstance(longest, int) or longest < 1):
+        raise UserError(
+            f"hydra.sweeper.pruner.max_resource={'null' if longest is None else longest}: the pruner must know the "
+            "number of epochs: give trainer.max_epochs, or take hydra/sweeper/pruner=median or none"
+        )
 
 
 def composition_mistakes(arguments: Sequence[str]) -> list[str]:
@@ -60,15 +75,24 @@ def covering_jobs(
 ) -> list[list[str]]:
     """The overrides of some jobs of a search that cover each listed value and both ends of each interval.
 
-    `params` and `when` are those of the search's config; overrides on the command line replace `params`.
+    `params` and `when` are those of the search's config; overrides on the command line replace both.
     """
-    always = [*(f"{key}={value}" for key, value in params.items()), *overrides]
+    always = [*(f"{key}={value}" for key, value in without_given(params, overrides).items()), *overrides]
     jobs = []
-    for more in [[], *([condition, *(f"{k}={v}" for k, v in keys.items())] for condition, keys in when.items())]:
-        choices = _choices([*always, *more])
+    for condition, keys in [("", {}), *when.items()]:
+        more = [condition, *(f"{key}={value}" for key, value in without_given(keys, overrides).items())]
+        choices = _choices([*always, *filter(None, more)])
         count = max(map(len, choices), default=1)
         jobs += [[values[min(job, len(values) - 1)] for values in choices] for job in range(count)]
     return jobs
+
+
+def without_given(params: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The keys of a search or sweep that are not given on the command line, where they may have a `+` or `~`."""
+    given = {(override.key_or_group, override.package) for override in parse_overrides(overrides)}
+    own = parse_overrides([f"{key}={value}" for key, value in params.items()])
+    kept = [(override.key_or_group, override.package) not in given for override in own]
+    return dict(compress(params.items(), kept))
 
 
 def _choices(overrides: Sequence[str]) -> list[list[str]]:

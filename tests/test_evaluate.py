@@ -107,6 +107,17 @@ def test_a_run_in_float16_is_opened_on_a_cpu(overrides: list[str], run: Path) ->
         reopened(run, *overrides, "trainer.precision=16-mixed")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("classes", "[j,i,h,g,f,e,d,c,b,a]"), ("num_classes", 9), ("image_size", 64), ("mean", [0, 0, 0])],
+    ids=str,
+)
+def test_a_model_is_used_as_it_was_trained(key: str, value: Any, run: Path) -> None:
+    with pytest.raises(UserError, match=key):
+        reopened(run, f"data.{key}={value}")
+    assert reopened(run, "data.image_size=32", "data.num_classes=10").config.data.image_size == 32
+
+
 def views_of(images: Tensor, kind: str) -> list[Tensor]:
     """An oracle: images of 32 px, moved by one pixel with torchvision."""
     moved = [images]

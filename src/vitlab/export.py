@@ -15,7 +15,6 @@ from vitlab.cli import run
 from vitlab.errors import UserError
 from vitlab.files import folder_for, shorten
 from vitlab.runs.imports import fast_imports
-from vitlab.runs.overrides import FACTS
 from vitlab.system import quote_for_shell
 
 if TYPE_CHECKING:
@@ -43,8 +42,7 @@ def export(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
     """
     formats = _check_command(command)
     for override in overrides:  # the files say what the weights were trained with
-        group, _, key = override.key_or_group.partition(".")
-        if group == "model" or (group == "data" and key in FACTS):
+        if override.key_or_group.partition(".")[0] == "model":
             raise UserError(f"{override.input_line}: a model is exported as it was trained")
     with fast_imports():  # torch is imported once the command is known to be right
         from vitlab.loaded_model import open_model

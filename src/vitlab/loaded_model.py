@@ -25,7 +25,7 @@ from vitlab.models.execution import check_logits, choose_attention, compile_faul
 from vitlab.report.terminal import print_choice
 from vitlab.runs.checkpoint import CONFIG_KEY, WEIGHTS_PREFIX, choose_weights, network_weights, read_checkpoint
 from vitlab.runs.directory import RunDirectory, checkpoint_named
-from vitlab.runs.overrides import apply_overrides
+from vitlab.runs.overrides import FACTS, apply_overrides
 from vitlab.runs.trust import check_trusted
 from vitlab.system import keep_freed_memory
 from vitlab.weights.hub import CONFIG_FILE, PREFIX, WEIGHTS_FILE, download
@@ -92,7 +92,8 @@ def open_model(command: DictConfig, overrides: Sequence[Override], *, quiet: boo
     checkpoint and weights these are.
 
     Raises:
-        UserError: the run, the checkpoint or an override is wrong, or the config names a target that is not trusted.
+        UserError: the run, the checkpoint or an override is wrong or changes what the model was trained with, or the
+            config names a target that is not trusted.
     """
     silence_libraries()
     keep_freed_memory()
@@ -100,6 +101,10 @@ def open_model(command: DictConfig, overrides: Sequence[Override], *, quiet: boo
     checkpoint = _read_export(file) if file.is_dir() and (file / WEIGHTS_FILE).exists() else read_checkpoint(file)
     config = OmegaConf.create(checkpoint[CONFIG_KEY])
     _change(config, overrides, command)
+    trained_with = checkpoint[CONFIG_KEY]["data"]
+    changed = [f"data.{fact}" for fact in FACTS if OmegaConf.select(config.data, fact) != trained_with.get(fact)]
+    if changed:
+        raise UserError(f"leave out {', '.join(changed)}: a model is used as it was trained")
     OmegaConf.set_readonly(config, True)
     weights = choose_weights(checkpoint, command.weights, file)
     network = rebuild_network(config, checkpoint, file, list(command.trusted_targets), weights)

@@ -217,7 +217,11 @@ def test_a_run_a_checkpoint_and_an_export_are_opened(folder: Path, model: Model,
     Path("config.yaml").touch()  # of the project that the run was made in
     shutil.copy(run / "checkpoints" / "best.ckpt", "bare.ckpt")
     assert in_process("src/vitlab/export.py", "run=latest", "out=export").returncode == 0
-    for source in ("outputs/demo/latest", "demo/latest", "demo/a", run, run / "checkpoints" / "best.ckpt", "bare.ckpt"):
+    own = run / "checkpoints" / "own" / "epoch.ckpt"  # as a callback of the user's names it
+    own.parent.mkdir()
+    shutil.copy("bare.ckpt", own)
+    runs = ("outputs/demo/latest", "demo/latest", "demo/a", run, run / "checkpoints" / "best.ckpt", own)
+    for source in (*runs, "bare.ckpt"):
         opened = vitlab.load(source)
         assert opened.predict("photos/a.png").probabilities == expected
         assert (opened.run is None) == (source == "bare.ckpt")

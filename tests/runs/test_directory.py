@@ -51,6 +51,7 @@ def test_a_run_is_never_written_over_another(tmp_path: Path) -> None:
     [
         *("outputs/vit/1", "outputs/vit/1/", "outputs/vit/1/checkpoints/last.ckpt", "outputs/vit/1/checkpoints/"),
         *("outputs/vit/1/config.yaml", "./outputs//vit/1", "vit", "vit/", "vit/1", "outputs/vit", "vit/1/config.yaml"),
+        *("outputs/vit/1/checkpoints/own/a.ckpt", "vit/1/checkpoints/own/a.ckpt"),
     ],
 )
 def test_a_run_is_found_by_its_directory_its_files_and_its_name(
@@ -58,8 +59,9 @@ def test_a_run_is_found_by_its_directory_its_files_and_its_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = finished(tmp_path / "outputs" / "vit" / "1")
-    run.checkpoints.mkdir()
-    (run.checkpoints / "last.ckpt").touch()
+    (run.checkpoints / "own").mkdir(parents=True)
+    for name in ("last.ckpt", "own/a.ckpt"):  # a callback of the user's wrote the other one
+        (run.checkpoints / name).touch()
     finished(tmp_path / "outputs" / "other" / "2")
     assert RunDirectory.open(path, "outputs").path.resolve() == run.path
     assert RunDirectory.open(str(tmp_path / path) if path[0] in "o." else path, "outputs").path.resolve() == run.path

@@ -111,8 +111,7 @@ class RunDirectory:
             places = [place.parent for place in places]
         place = next((place for place in places if place.exists()), places[0])
         inside = path != "latest" and place.exists()
-        around = [place, *place.parents[:2], *place.absolute().parents[:2]] if inside else []
-        folder = next(filter(is_run_directory, around), None) or _newest(place, finished)
+        folder = (run_around(place) if inside else None) or _newest(place, finished)
         if folder is None and path == "latest":
             raise UserError(f"{key}=latest: there is no {what} below {place.resolve()}")
         if folder is None and place.is_file():
@@ -160,6 +159,12 @@ def is_run_directory(folder: Path) -> bool:
     """Whether a folder looks like a run: `config.yaml` alone may be that of the project that runs are made in."""
     known = (folder / name for name in ("manifest.json", "checkpoints"))
     return (folder / "config.yaml").is_file() and any(map(Path.exists, known))
+
+
+def run_around(path: Path) -> Path | None:
+    """The run directory that a path is, or that it lies in; None without one."""
+    depth = 3 if path.absolute().parent.parent.name == "checkpoints" else 2  # where a user's callback has a folder
+    return next(filter(is_run_directory, (path, *path.parents[:depth], *path.absolute().parents[:depth])), None)
 
 
 def _newest(place: Path, finished: bool) -> Path | None:

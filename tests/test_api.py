@@ -226,7 +226,8 @@ def test_a_run_a_checkpoint_and_an_export_are_opened(folder: Path, model: Model,
         assert opened.predict("photos/a.png").probabilities == expected
         assert (opened.run is None) == (source == "bare.ckpt")
     assert vitlab.load(run, checkpoint="last").checkpoint.name == "last.ckpt"
-    assert vitlab.load(run / "checkpoints" / "last.ckpt").checkpoint.name == "last.ckpt"
+    for source in (run / "checkpoints" / "last.ckpt", "demo/a/checkpoints/last.ckpt"):
+        assert vitlab.load(source).checkpoint.name == "last.ckpt"
     assert vitlab.load("export").predict("photos/a.png").label == next(iter(expected))
     assert vitlab.load("latest", "trainer=cpu", "data.eval_batch_size=7").config.data.eval_batch_size == 7
 

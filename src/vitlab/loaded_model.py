@@ -176,7 +176,7 @@ def _find_checkpoint(command: DictConfig) -> tuple[Path, RunDirectory | None]:
         return folder, None
     if command.run is not None:
         run = RunDirectory.open(str(command.run), command.outputs)
-        return run.checkpoint(checkpoint_named(str(command.run), str(command.checkpoint))), run
+        return run.checkpoint(checkpoint_named(str(command.run), command.outputs, str(command.checkpoint))), run
     if command.checkpoint in ("best", "last"):
         raise UserError("which model? give run=<run directory>, run=latest, or checkpoint=<file>")
     return named, None

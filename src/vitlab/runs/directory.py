@@ -179,10 +179,10 @@ def _newest(place: Path, finished: bool) -> Path | None:
     return max(found)[1] if found else None
 
 
-def checkpoint_named(path: str, otherwise: str) -> str:
-    """`path` if it names a checkpoint rather than a run, or else `otherwise`."""
-    named = Path(path)  # without the slash that a shell appends to a sharded checkpoint, which is a folder
-    return path if named.suffix == ".ckpt" and named.exists() else otherwise
+def checkpoint_named(path: str, outputs: str, otherwise: str) -> str:
+    """The checkpoint that `path` names, here or below `outputs`, or `otherwise` if it names a run."""
+    places = Path(path), Path(outputs, path)  # without the slash that a shell appends to a sharded checkpoint, a folder
+    return next((str(place) for place in places if place.suffix == ".ckpt" and place.exists()), otherwise)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -91,6 +91,16 @@ def test_a_checkpoint_is_named_below_outputs(small_run: Path, tmp_path: Path, mo
         assert Path(weights.input_origin) == Path("outputs/demo/a/checkpoints", found)
 
 
+@pytest.mark.parametrize("key", ["init_from", "model.weights"])
+def test_a_model_of_the_hub_and_a_file_are_a_conflict(key: str, tmp_path: Path) -> None:
+    (tmp_path / "a.pth").touch()
+    model = {"_target_": "vitlab.models.timm_model", "name": "hf-hub:user/a", "pretrained": True, "weights": None}
+    config = OmegaConf.create({"init_from": None, "init_weights": None, "model": model})
+    OmegaConf.update(config, key, str(tmp_path / "a.pth"))
+    with pytest.raises(UserError, match=rf"model\.name=hf-hub:user/a and {key}=.*a\.pth"):
+        weights_to_start_from(config)
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt"])
 def test_checksums_reveal_an_altered_file(suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"weights{suffix}"

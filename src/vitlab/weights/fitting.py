@@ -109,11 +109,11 @@ def _resample(state: dict[str, Tensor], network: VisionTransformer) -> dict[str,
         patch_size = list(network.patch_embed.proj.kernel_size)
         state["patch_embed.proj.weight"] = resample_patch_embed(patches, patch_size)
     positions, own = state.get("pos_embed"), network.pos_embed
-    if positions is None or own is None:
+    if positions is None or own is None or positions.ndim != 3:
         return state
     prefix = network.num_prefix_tokens
     count = positions.shape[1] - prefix
-    if positions.shape[1] != own.shape[1] and isqrt(count) ** 2 == count:
+    if positions.shape[1] != own.shape[1] and count > 0 and isqrt(count) ** 2 == count:
         state["pos_embed"] = resample_abs_pos_embed(positions, list(network.grid_size), num_prefix_tokens=prefix)
     if not isinstance(own, nn.Parameter) and torch.equal(positions, own):
         del state["pos_embed"]  # fixed positions, which the model computes itself

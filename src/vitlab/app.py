@@ -223,7 +223,8 @@ def describe(model: LoadedModel) -> tuple[str, list[tuple[str, str]]]:
     facts = {}
     if model.run is not None:
         summary = read_run_summary(model.run)
-        accuracy = summary.final.get(f"test/acc{summary.suffix}") if model.is_tested else None
+        suffix = "_ema" if model.weights == "ema" else ""
+        accuracy = summary.final.get(f"test/acc{suffix}") if model.is_tested else None
         if accuracy is not None:
             images = summary.used("test")
             interval = accuracy_interval(accuracy, images)

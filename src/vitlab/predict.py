@@ -63,7 +63,7 @@ def predict(command: DictConfig, overrides: Sequence[Override]) -> None:
     if rows:
         parent = model.run.path if model.run else Path()
         base = command.out or parent / "predictions" / time.strftime("%Y-%m-%d_%H-%M-%S")
-        folder = folder_for(Path(str(base)), "predictions.csv")  # nothing is overwritten
+        folder = folder_for(Path(str(base)), "predictions.csv", "grid.png")  # nothing is overwritten
         ranks = range(1, len(rows[0][1]) + 1)
         columns = ["image", *(f"{column}_{rank}" for rank in ranks for column in ("class", "probability"))]
         write_csv(folder / "predictions.csv", columns, map(_cells, rows))

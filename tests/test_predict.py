@@ -117,6 +117,9 @@ def test_predict_and_evaluate_agree(in_process: Command, tmp_path: Path, image_r
         (["run=nowhere", "images=x.png", "top_k=2.5"], "top_k=2.5"),
         (["run=nowhere", "images=x.png", "top_k=null"], "top_k=None"),
         (["run=nowhere", "images=x.png", "grid=all"], "grid=all"),
+        (["run=nowhere", "images=x.png", "calibrate=no"], "calibrate=no"),
+        (["run=latest", "images="], "images= is empty"),
+        (["run=latest", "images=['']"], "images= is empty"),
     ],
 )
 def test_wrong_input_gets_a_sentence(run: Path, arguments: list[str], sentence: str, in_process: Command) -> None:

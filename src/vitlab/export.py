@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from vitlab.arguments.command import parse_overrides, read_command
+from vitlab.arguments.command import check_switches, parse_overrides, read_command
 from vitlab.cli import run
 from vitlab.errors import UserError
 from vitlab.files import folder_for, shorten
@@ -119,8 +119,7 @@ def _check_command(command: DictConfig) -> list[str]:
         raise UserError(f"formats={formats} must be a list of {', '.join(FORMATS)}: formats=[timm]")
     if not isinstance(command.check_images, int) or command.check_images < 0:
         raise UserError(f"check_images={command.check_images} must be a number of images, 0 or more")
-    if not isinstance(command.private, bool):
-        raise UserError(f"private={command.private} must be true or false")
+    check_switches(command, "private")
     if command.private and command.push_to_hub is None:
         raise UserError("private=true needs push_to_hub=<user>/<name>")
     if command.license is not None and not isinstance(command.license, str):

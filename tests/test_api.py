@@ -217,12 +217,17 @@ def test_a_run_a_checkpoint_and_an_export_are_opened(folder: Path, model: Model,
     Path("config.yaml").touch()  # of the project that the run was made in
     shutil.copy(run / "checkpoints" / "best.ckpt", "bare.ckpt")
     assert in_process("src/vitlab/export.py", "run=latest", "out=export").returncode == 0
-    for source in ("outputs/demo/latest", "demo/latest", "demo/a", run, run / "checkpoints" / "best.ckpt", "bare.ckpt"):
+    own = run / "checkpoints" / "own" / "epoch.ckpt"  # as a callback of the user's names it
+    own.parent.mkdir()
+    shutil.copy("bare.ckpt", own)
+    runs = ("outputs/demo/latest", "demo/latest", "demo/a", run, run / "checkpoints" / "best.ckpt", own)
+    for source in (*runs, "bare.ckpt"):
         opened = vitlab.load(source)
         assert opened.predict("photos/a.png").probabilities == expected
         assert (opened.run is None) == (source == "bare.ckpt")
     assert vitlab.load(run, checkpoint="last").checkpoint.name == "last.ckpt"
-    assert vitlab.load(run / "checkpoints" / "last.ckpt").checkpoint.name == "last.ckpt"
+    for source in (run / "checkpoints" / "last.ckpt", "demo/a/checkpoints/last.ckpt"):
+        assert vitlab.load(source).checkpoint.name == "last.ckpt"
     assert vitlab.load("export").predict("photos/a.png").label == next(iter(expected))
     assert vitlab.load("latest", "trainer=cpu", "data.eval_batch_size=7").config.data.eval_batch_size == 7
 

@@ -171,6 +171,18 @@ def test_the_accuracy_is_shown_with_the_checkpoint_that_was_tested(
     assert not shown("copy.ckpt")
 
 
+def test_the_accuracy_is_that_of_the_weights_on_the_page(small_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(small_run, tmp_path / "run")
+    metrics, config = run / "metrics.json", run / "config.yaml"
+    metrics.write_text(json.dumps({**json.loads(metrics.read_text()), "test/acc": 0.25, "test/acc_ema": 0.75}))
+    config.write_text(config.read_text().replace("monitor: val/acc", "monitor: val/acc_ema"))
+    assert "monitor: val/acc_ema\n" in config.read_text()
+    command, overrides = read_command("app", [f"run={run}", "weights=raw", "trainer=cpu"])
+    facts = dict(describe(open_model(command, overrides, quiet=True))[1])
+    assert facts["test accuracy"].startswith("25.00%")
+    assert "raw weights" in facts["checkpoint"]
+
+
 @pytest.mark.parametrize(
     "wrong", ["port=0", "port=seven", "port=70000", "top_k=0", "share=perhaps", "examples=-1", "top_k=all"]
 )

@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+import sys
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vitlab.loaded_model import open_model
+from vitlab.arguments.command import parse_overrides
+from vitlab.errors import UserError
+from vitlab.loaded_model import LoadedModel, open_model
 from vitlab.runs.directory import RunDirectory
 
 COMMAND = {"checkpoint": "best", "weights": None, "outputs": "outputs", "trusted_targets": []}
@@ -74,6 +77,45 @@ def test_overrides_change_the_config_of_the_run(run: Path, in_process: Command, 
     other = in_process("evaluate.py", "run=latest", "data=image_folder", f"data.root={image_root}")
     assert other.returncode == 2  # classes that the run does not know: said, not guessed
     assert "data.num_classes=10, but the data has 3 classes" in other.stderr
+
+
+def reopened(run: Path, *overrides: str, **saved: Any) -> LoadedModel:
+    """The model of a run whose trainer was another one."""
+    file = run / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["vitlab_config"]["trainer"] |= saved
+    torch.save(checkpoint, file)
+    return open_model(OmegaConf.create({"run": str(run), **COMMAND}), parse_overrides(overrides))
+
+
+@pytest.mark.parametrize("place", ["notebook", "command line"])
+def test_a_run_of_several_machines_is_opened_in_one_process(
+    place: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if place == "notebook":
+        monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    strategy = {"_target_": "vitlab.distributed.strategies.DataParallel", "timeout_seconds": 600}
+    trainer = reopened(run, num_nodes=2, devices=8, strategy=strategy, sync_batchnorm=True).config.trainer
+    assert [trainer[key] for key in ("num_nodes", "devices", "strategy", "sync_batchnorm")] == [1, 1, "auto", False]
+
+
+@pytest.mark.parametrize("overrides", [[], ["trainer=cpu"], ["trainer.accelerator=cpu"]])
+def test_a_run_in_float16_is_opened_on_a_cpu(overrides: list[str], run: Path) -> None:
+    precision = reopened(run, *overrides, precision="16-mixed").config.trainer.precision
+    assert precision in ("32-true", "bf16-mixed")
+    with pytest.raises(UserError, match="precision=16-mixed"):
+        reopened(run, *overrides, "trainer.precision=16-mixed")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("classes", "[j,i,h,g,f,e,d,c,b,a]"), ("num_classes", 9), ("image_size", 64), ("mean", [0, 0, 0])],
+    ids=str,
+)
+def test_a_model_is_used_as_it_was_trained(key: str, value: Any, run: Path) -> None:
+    with pytest.raises(UserError, match=key):
+        reopened(run, f"data.{key}={value}")
+    assert reopened(run, "data.image_size=32", "data.num_classes=10").config.data.image_size == 32
 
 
 def views_of(images: Tensor, kind: str) -> list[Tensor]:

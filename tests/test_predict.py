@@ -72,6 +72,11 @@ def test_a_bare_checkpoint_is_enough(run: Path, in_process: Command, tmp_path: P
     again = in_process("predict.py", "checkpoint=model.ckpt", "images=*.png", "out=here", "grid=null")
     assert again.returncode == 0, again.stderr
     assert [file.name for file in (tmp_path / "here_2").iterdir()] == ["predictions.csv"]
+    (tmp_path / "here" / "predictions.csv").unlink()
+    before = (tmp_path / "here" / "grid.png").stat().st_mtime_ns
+    assert in_process("predict.py", "checkpoint=model.ckpt", "images=one.png", "out=here").returncode == 0
+    assert (tmp_path / "here" / "grid.png").stat().st_mtime_ns == before
+    assert (tmp_path / "here_3" / "grid.png").exists()
 
 
 def test_patterns_and_lists_take_each_image_once(run: Path, in_process: Command, tmp_path: Path) -> None:
@@ -112,6 +117,9 @@ def test_predict_and_evaluate_agree(in_process: Command, tmp_path: Path, image_r
         (["run=nowhere", "images=x.png", "top_k=2.5"], "top_k=2.5"),
         (["run=nowhere", "images=x.png", "top_k=null"], "top_k=None"),
         (["run=nowhere", "images=x.png", "grid=all"], "grid=all"),
+        (["run=nowhere", "images=x.png", "calibrate=no"], "calibrate=no"),
+        (["run=latest", "images="], "images= is empty"),
+        (["run=latest", "images=['']"], "images= is empty"),
     ],
 )
 def test_wrong_input_gets_a_sentence(run: Path, arguments: list[str], sentence: str, in_process: Command) -> None:

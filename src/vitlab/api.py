@@ -24,7 +24,7 @@ from vitlab.distributed.process import check_start
 from vitlab.errors import TerminatedError, UserError
 from vitlab.files import expand_home, shorten
 from vitlab.runs.console import log_to
-from vitlab.runs.directory import RunDirectory, is_run_directory
+from vitlab.runs.directory import RunDirectory, run_around
 from vitlab.runs.isolation import restored_libraries, restored_process
 from vitlab.runs.run_guard import begin_hydra_run
 
@@ -253,8 +253,7 @@ def load(
         UserError: there is no such run, its files are damaged, or an override is wrong; the message is one sentence.
     """
     path = Path(expand_home(os.fspath(source)))
-    is_in_run = any(map(is_run_directory, path.absolute().parents[:2]))
-    is_bare = path.is_file() and not is_in_run
+    is_bare = path.is_file() and run_around(path) is None
     command = {
         "run": None if is_bare else str(path),
         "checkpoint": str(path if is_bare else checkpoint),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from vitlab.arguments.command import read_command
+from vitlab.arguments.command import check_switches, read_command
 from vitlab.cli import run
 from vitlab.errors import UserError, first_line, list_some
 from vitlab.explain import Explainer
@@ -59,9 +59,7 @@ def app(command: DictConfig, overrides: Sequence[Override]) -> None:
         raise UserError(f"port={command.port} must be a whole number from 1 to {LARGEST_PORT}, or null for a free one")
     if not isinstance(command.examples, int) or command.examples < 0:
         raise UserError(f"examples={command.examples} must be a whole number of at least 0")
-    for key in ("calibrate", "share"):
-        if not isinstance(command[key], bool):
-            raise UserError(f"{key}={command[key]} must be true or false")
+    check_switches(command, "calibrate", "share")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "localhost,127.0.0.1")))
     with TemporaryDirectory() as uploads:  # no image is kept
@@ -223,7 +221,8 @@ def describe(model: LoadedModel) -> tuple[str, list[tuple[str, str]]]:
     facts = {}
     if model.run is not None:
         summary = read_run_summary(model.run)
-        accuracy = summary.final.get(f"test/acc{summary.suffix}") if model.is_tested else None
+        suffix = "_ema" if model.weights == "ema" else ""
+        accuracy = summary.final.get(f"test/acc{suffix}") if model.is_tested else None
         if accuracy is not None:
             images = summary.used("test")
             interval = accuracy_interval(accuracy, images)

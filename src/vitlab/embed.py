@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from vitlab.arguments.command import read_command
+from vitlab.arguments.command import check_switches, read_command
 from vitlab.cli import run
 from vitlab.errors import UserError
 from vitlab.evaluate import load_images
@@ -111,8 +111,7 @@ def _check_options(command: DictConfig) -> str:
         raise UserError(f"split={command.split} and images= exclude each other: leave one out")
     if command.split not in (None, *SPLITS):
         raise UserError(f"split={command.split} is unknown; choose {', '.join(SPLITS)}")
-    if not isinstance(command.projection, bool):
-        raise UserError(f"projection={command.projection} must be true or false")
+    check_switches(command, "projection")
     suffix = "" if command.out is None else Path(str(command.out)).suffix.removeprefix(".")
     format = command.format or suffix or "npz"
     if format not in FORMATS or (suffix in FORMATS and suffix != format):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.arguments.command import read_command
+from vitlab.arguments.command import check_switches, read_command
 from vitlab.cli import run
 from vitlab.errors import UserError, list_some
 from vitlab.files import expand_home, make_folder, set_aside, shorten, write_csv, write_json
@@ -48,9 +48,7 @@ def evaluate(command: DictConfig, overrides: Sequence[Override]) -> dict[str, An
         raise UserError(f"split={split} is unknown; choose test, val or train")
     if command.tta not in (None, *VIEWS):
         raise UserError(f"tta={command.tta} is unknown; choose {', '.join(VIEWS)}, or null")
-    for key in ("calibrate", "knn"):
-        if not isinstance(command[key], bool):
-            raise UserError(f"{key}={command[key]} must be true or false")
+    check_switches(command, "calibrate", "knn")
     if command.knn and split == "train":
         raise UserError("knn=true needs split=test or split=val: a training image would be its own neighbour")
     with fast_imports():  # torch is imported once the command is known to be right

@@ -93,8 +93,9 @@ class Explainer:
         blank = torch.zeros(1, 3, self.side, self.side, dtype=torch.uint8)
         if record_attention(self.network, model.preprocess(blank)) is None:
             raise UserError(
-                f"the run's {type(model.network).__name__} has no attention among all patches of an image: explain "
-                "works for plain ViTs, like model=vit_scratch and most of timm's vit_*, deit* and eva*"
+                f"the run's {type(model.network).__name__} has no attention among all patches of an image, or pools "
+                "them in another way than by a mean: explain works for plain ViTs, like model=vit_scratch and most of "
+                "timm's vit_*, deit* and eva*"
             )
 
     def explain(self, image: Image.Image) -> Explanation:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from vitlab.arguments.command import parse_overrides, read_command
+from vitlab.arguments.command import check_switches, parse_overrides, read_command
 from vitlab.cli import run
 from vitlab.errors import UserError
 from vitlab.files import folder_for, shorten
 from vitlab.runs.imports import fast_imports
-from vitlab.runs.overrides import FACTS
 from vitlab.system import quote_for_shell
 
 if TYPE_CHECKING:
@@ -43,8 +42,7 @@ def export(command: DictConfig, overrides: Sequence[Override]) -> list[Path]:
     """
     formats = _check_command(command)
     for override in overrides:  # the files say what the weights were trained with
-        group, _, key = override.key_or_group.partition(".")
-        if group == "model" or (group == "data" and key in FACTS):
+        if override.key_or_group.partition(".")[0] == "model":
             raise UserError(f"{override.input_line}: a model is exported as it was trained")
     with fast_imports():  # torch is imported once the command is known to be right
         from vitlab.loaded_model import open_model
@@ -121,8 +119,7 @@ def _check_command(command: DictConfig) -> list[str]:
         raise UserError(f"formats={formats} must be a list of {', '.join(FORMATS)}: formats=[timm]")
     if not isinstance(command.check_images, int) or command.check_images < 0:
         raise UserError(f"check_images={command.check_images} must be a number of images, 0 or more")
-    if not isinstance(command.private, bool):
-        raise UserError(f"private={command.private} must be true or false")
+    check_switches(command, "private")
     if command.private and command.push_to_hub is None:
         raise UserError("private=true needs push_to_hub=<user>/<name>")
     if command.license is not None and not isinstance(command.license, str):

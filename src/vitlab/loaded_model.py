@@ -21,17 +21,20 @@ from vitlab.config.resolve import resolve_machine
 from vitlab.data import BatchTransform, ImageDataModule
 from vitlab.data.arrays import ImageArrays
 from vitlab.errors import UserError
-from vitlab.models.execution import check_logits, choose_attention, compile_fault, compile_network
+from vitlab.models.execution import check_logits, choose_attention, compile_fault, compile_network, has_gpu
 from vitlab.report.terminal import print_choice
 from vitlab.runs.checkpoint import CONFIG_KEY, WEIGHTS_PREFIX, choose_weights, network_weights, read_checkpoint
 from vitlab.runs.directory import RunDirectory, checkpoint_named
-from vitlab.runs.overrides import apply_overrides
+from vitlab.runs.overrides import FACTS, apply_overrides
 from vitlab.runs.trust import check_trusted
 from vitlab.system import keep_freed_memory
 from vitlab.weights.hub import CONFIG_FILE, PREFIX, WEIGHTS_FILE, download
 from vitlab.weights.loading import read_file
 
 log = logging.getLogger(__name__)
+
+# Of the trainer: one process opens a model, however many trained it.
+ONE_PROCESS = {"num_nodes": "auto", "devices": 1, "strategy": "auto", "sync_batchnorm": False}
 
 
 @dataclass(frozen=True)
@@ -89,15 +92,19 @@ def open_model(command: DictConfig, overrides: Sequence[Override], *, quiet: boo
     checkpoint and weights these are.
 
     Raises:
-        UserError: the run, the checkpoint or an override is wrong, or the config names a target that is not trusted.
+        UserError: the run, the checkpoint or an override is wrong or changes what the model was trained with, or the
+            config names a target that is not trusted.
     """
     silence_libraries()
     keep_freed_memory()
     file, run = _find_checkpoint(command)
     checkpoint = _read_export(file) if file.is_dir() and (file / WEIGHTS_FILE).exists() else read_checkpoint(file)
     config = OmegaConf.create(checkpoint[CONFIG_KEY])
-    apply_overrides(config, overrides, command)
-    resolve_machine(config)
+    _change(config, overrides, command)
+    trained_with = checkpoint[CONFIG_KEY]["data"]
+    changed = [f"data.{fact}" for fact in FACTS if OmegaConf.select(config.data, fact) != trained_with.get(fact)]
+    if changed:
+        raise UserError(f"leave out {', '.join(changed)}: a model is used as it was trained")
     OmegaConf.set_readonly(config, True)
     weights = choose_weights(checkpoint, command.weights, file)
     network = rebuild_network(config, checkpoint, file, list(command.trusted_targets), weights)
@@ -119,6 +126,23 @@ def open_model(command: DictConfig, overrides: Sequence[Override], *, quiet: boo
         std=list(config.data.std),
     ).to(fabric.device)
     return LoadedModel(network, forward, transform, config, run, fabric.device, file, weights)
+
+
+def _change(config: DictConfig, overrides: Sequence[Override], command: DictConfig) -> None:
+    """Apply a command's overrides to a run's config, in place, for one process on this machine."""
+    for key, value in ONE_PROCESS.items():
+        if OmegaConf.select(config, f"trainer.{key}") is not None:
+            config.trainer[key] = value
+    saved = str(OmegaConf.select(config, "trainer.precision"))
+    is_open = saved.startswith("16-") and all(o.key_or_group != "trainer.precision" for o in overrides)
+    if is_open:  # the overrides tell whether there is a GPU
+        config.trainer.precision = "auto"
+    apply_overrides(config, overrides, command)
+    if is_open and has_gpu(config.trainer.accelerator):
+        config.trainer.precision = saved
+    elif is_open:
+        log.warning(f"trainer.precision={saved}, as the run had, needs a GPU: auto is used")
+    resolve_machine(config)
 
 
 def rebuild_network(
@@ -152,7 +176,7 @@ def _find_checkpoint(command: DictConfig) -> tuple[Path, RunDirectory | None]:
         return folder, None
     if command.run is not None:
         run = RunDirectory.open(str(command.run), command.outputs)
-        return run.checkpoint(checkpoint_named(str(command.run), str(command.checkpoint))), run
+        return run.checkpoint(checkpoint_named(str(command.run), command.outputs, str(command.checkpoint))), run
     if command.checkpoint in ("best", "last"):
         raise UserError("which model? give run=<run directory>, run=latest, or checkpoint=<file>")
     return named, None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig
 
-from vitlab.arguments.command import read_command
+from vitlab.arguments.command import check_switches, read_command
 from vitlab.cli import run
 from vitlab.errors import UserError
 from vitlab.files import expand_home, folder_for, replacing, write_csv
@@ -35,6 +35,7 @@ def predict(command: DictConfig, overrides: Sequence[Override]) -> None:
     them is wrong or, after all others are done, for images that can't be read.
     """
     check_top_k(command.top_k)
+    check_switches(command, "calibrate")
     grid = command.grid or 0  # null: none
     if not isinstance(grid, int):
         raise UserError(f"grid={grid} must be a whole number of images")
@@ -63,7 +64,7 @@ def predict(command: DictConfig, overrides: Sequence[Override]) -> None:
     if rows:
         parent = model.run.path if model.run else Path()
         base = command.out or parent / "predictions" / time.strftime("%Y-%m-%d_%H-%M-%S")
-        folder = folder_for(Path(str(base)), "predictions.csv")  # nothing is overwritten
+        folder = folder_for(Path(str(base)), "predictions.csv", "grid.png")  # nothing is overwritten
         ranks = range(1, len(rows[0][1]) + 1)
         columns = ["image", *(f"{column}_{rank}" for rank in ranks for column in ("class", "probability"))]
         write_csv(folder / "predictions.csv", columns, map(_cells, rows))
@@ -83,7 +84,7 @@ def check_top_k(top_k: Any) -> None:
 
 def find_images(wanted: Any) -> tuple[list[Path], dict[str, str]]:
     """The image files of a file, folder (with its subfolders), pattern, or a list of those, in order, each file once;
-    and for each item that has none the reason."""
+    and for each item that has none the reason. UserError for an empty text."""
     from vitlab.data.folder_layout import describe_left_out, list_images
     from vitlab.runs.console import show
 
@@ -91,6 +92,8 @@ def find_images(wanted: Any) -> tuple[list[Path], dict[str, str]]:
     missing: dict[str, str] = {}
     left_out: Counter[str] = Counter()
     for item in list(wanted) if isinstance(wanted, ListConfig) else [wanted]:
+        if not str(item):  # Path("") is the working directory
+            raise UserError("images= is empty: name a file, a folder or a pattern; images=. takes this folder")
         path = Path(expand_home(str(item)))
         if path.is_dir():
             found = [Path(file) for file, *_ in list_images(path, left_out)]

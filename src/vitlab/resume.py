@@ -85,7 +85,7 @@ def resume(command: DictConfig, overrides: Sequence[Override]) -> tuple[Path, di
         resolve_processes(config)
         changed = check_changes(as_plain_data(saved), as_plain_data(config))
         _check_config(config, run.path, command)
-        which = checkpoint_named(str(command.resume), str(command.checkpoint))
+        which = checkpoint_named(str(command.resume), command.outputs, str(command.checkpoint))
         file = run.checkpoints / f"{which}.ckpt" if which in ("last", "best") else Path(which)
         epoch, step = _position(run, file, config)
         log_to(run.path)

@@ -172,10 +172,11 @@ def test_recording_changes_nothing() -> None:
         (lambda: make(pool="attention", registers=2, stem="conv"), 2, slice(2, None)),
         (lambda: timm_vit(reg_tokens=4), 5, slice(0, 1)),
         (lambda: timm_vit(global_pool="avg"), 1, slice(1, None)),
+        (lambda: timm_vit(global_pool="max"), 1, None),
         (lambda: timm_model("deit_tiny_distilled_patch16_224", num_classes=2, image_size=32), 2, slice(0, 2)),
     ],
 )
-def test_token_layouts(network: Any, prefix: int, head_tokens: slice) -> None:
+def test_token_layouts(network: Any, prefix: int, head_tokens: slice | None) -> None:
     found = token_layout(network(), (32, 32))
     assert found is not None
     assert (found.prefix, found.head_tokens) == (prefix, head_tokens)
@@ -190,10 +191,12 @@ def test_token_layouts(network: Any, prefix: int, head_tokens: slice) -> None:
         ),
         lambda: timm.models.ConVit(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, local_up_to_layer=1),
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)),
+        lambda: timm_vit(global_pool="map"),
+        lambda: timm_vit(global_pool="avgmax"),
     ],
-    ids=["resnet", "swin", "convit", "linear"],
+    ids=["resnet", "swin", "convit", "linear", "map", "avgmax"],
 )
-def test_models_without_attention_among_all_tokens_give_none(network: Any) -> None:
+def test_models_without_attention_among_all_tokens_or_with_other_pooling_give_none(network: Any) -> None:
     images = torch.randn(2, 3, 32, 32)
     found = network().eval()
     assert record_attention(found, images) is None

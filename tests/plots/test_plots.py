@@ -1,11 +1,13 @@
 """Statistics of predictions, and figures of unusual ones."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+from PIL import Image
 from torch import Tensor
 
 from vitlab.plots.classification import (
@@ -17,7 +19,7 @@ from vitlab.plots.classification import (
     wilson_interval,
 )
 from vitlab.plots.curves import compute_lr_schedule, draw_curves
-from vitlab.plots.image_grid import draw_batch, draw_errors, draw_extremes
+from vitlab.plots.image_grid import draw_batch, draw_errors, draw_extremes, draw_predictions
 from vitlab.plots.io import render
 
 
@@ -73,6 +75,13 @@ def test_all_kinds_of_predictions_can_be_drawn(classes: int, right: float) -> No
         assert np.asarray(render(lambda draw=draw: draw(found), "x")).std() > 0  # type: ignore[misc]
     for draw in (draw_errors, draw_extremes):
         assert max(render(lambda draw=draw: draw(found, images), "x").size) < 2500  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("size", "dark"), [((1, 900), 250), ((900, 1), 250), ((30, 40), 188 * 250)])
+def test_images_of_any_shape_are_drawn_whole(size: tuple[int, int], dark: int, tmp_path: Path) -> None:
+    Image.new("RGB", size, "black").save(tmp_path / "a.png")
+    (axes,) = draw_predictions([(tmp_path / "a.png", "cat", 0.5)]).axes
+    assert (np.asarray(axes.images[0].get_array()) == 0).all(axis=2).sum() == dark
 
 
 def test_of_many_classes_the_worst_are_named_with_their_percentages() -> None:

@@ -51,6 +51,7 @@ def test_a_run_is_never_written_over_another(tmp_path: Path) -> None:
     [
         *("outputs/vit/1", "outputs/vit/1/", "outputs/vit/1/checkpoints/last.ckpt", "outputs/vit/1/checkpoints/"),
         *("outputs/vit/1/config.yaml", "./outputs//vit/1", "vit", "vit/", "vit/1", "outputs/vit", "vit/1/config.yaml"),
+        *("outputs/vit/1/checkpoints/own/a.ckpt", "vit/1/checkpoints/own/a.ckpt"),
     ],
 )
 def test_a_run_is_found_by_its_directory_its_files_and_its_name(
@@ -58,8 +59,9 @@ def test_a_run_is_found_by_its_directory_its_files_and_its_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = finished(tmp_path / "outputs" / "vit" / "1")
-    run.checkpoints.mkdir()
-    (run.checkpoints / "last.ckpt").touch()
+    (run.checkpoints / "own").mkdir(parents=True)
+    for name in ("last.ckpt", "own/a.ckpt"):  # a callback of the user's wrote the other one
+        (run.checkpoints / name).touch()
     finished(tmp_path / "outputs" / "other" / "2")
     assert RunDirectory.open(path, "outputs").path.resolve() == run.path
     assert RunDirectory.open(str(tmp_path / path) if path[0] in "o." else path, "outputs").path.resolve() == run.path
@@ -128,7 +130,8 @@ def test_best_is_the_last_checkpoint_of_a_run_without_validation(tmp_path: Path)
 
 @pytest.mark.parametrize("is_sharded", [False, True])
 def test_a_named_checkpoint_is_taken_and_a_run_s_best_or_last_otherwise(is_sharded: bool, tmp_path: Path) -> None:
-    run = finished(tmp_path)
+    outputs = str(tmp_path)
+    run = finished(tmp_path / "vit" / "1")
     run.checkpoints.mkdir()
     file = run.checkpoints / "epoch_001.ckpt"
     if is_sharded:
@@ -136,11 +139,12 @@ def test_a_named_checkpoint_is_taken_and_a_run_s_best_or_last_otherwise(is_shard
         file.symlink_to("epoch_001.ckpt.1")
     else:
         file.touch()
-    for path in [str(file), f"{file}/"] if is_sharded else [str(file)]:
-        assert RunDirectory.open(path, "outputs").path == run.path
-        assert run.checkpoint(checkpoint_named(path, "best")) == file
-    for path in (run.path, run.checkpoints, run.checkpoints / "nothing.ckpt"):
-        assert checkpoint_named(str(path), "best") == "best"
+    for path in (str(file), str(file.relative_to(tmp_path))):
+        for named in (path, f"{path}/") if is_sharded else (path,):
+            assert RunDirectory.open(named, outputs).path == run.path
+            assert run.checkpoint(checkpoint_named(named, outputs, "best")) == file
+    for other in (run.path, run.checkpoints, run.checkpoints / "nothing.ckpt", "vit/1"):
+        assert checkpoint_named(str(other), outputs, "best") == "best"
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -146,6 +146,13 @@ def test_fixed_positions_in_a_file_are_ignored() -> None:
     assert fit_weights(make(pos_embed="sincos2d"), Weights("a test", state), CLASSES).complete
 
 
+@pytest.mark.parametrize("shape", [(1, 2, 48), (1, 5, 48), (16, 48), (48,)], ids=str)
+def test_positions_of_no_grid_are_reported(shape: tuple[int, ...]) -> None:
+    network = make(pool="cls", registers=4)  # five tokens before the patches
+    state = {**network.state_dict(), "pos_embed": torch.zeros(shape)}
+    assert list(fit_weights(network, Weights("a.pth", state), CLASSES).reshaped) == ["pos_embed"]
+
+
 def test_a_head_of_another_width_stays_random_and_is_reported() -> None:
     source, network = make(num_classes=1000), make()
     before = network.head.weight.clone()

@@ -1,6 +1,7 @@
 """Weights from files, timm's cache and a hub on localhost; timm's own loading is the reference."""
 
 import json
+import shutil
 from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
@@ -11,12 +12,13 @@ import timm
 import torch
 from conftest import HUB_FILE, HUB_NAME
 from huggingface_hub import constants
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vitlab.errors import UserError
 from vitlab.models import timm_facts
-from vitlab.weights.loading import load_pretrained, read_file
+from vitlab.weights.loading import load_pretrained, read_file, weights_to_start_from
 
 NOWHERE = "http://127.0.0.1:9"
 TEMPLATE = "/{repo_id}/resolve/{revision}/{filename}"
@@ -77,6 +79,26 @@ def test_a_vitlab_checkpoint_includes_its_input_and_classes(small_run: Path) -> 
     assert len(weights.input["mean"]) == 3
     assert weights.classes is not None
     assert len(weights.classes) == 10
+
+
+def test_a_checkpoint_is_named_below_outputs(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(small_run, tmp_path / "outputs" / "demo" / "a")
+    monkeypatch.chdir(tmp_path)
+    model = {"_target_": "vitlab.models.VisionTransformer"}
+    for named, found in (("demo/a/checkpoints/last.ckpt", "last.ckpt"), ("demo/a", "best.ckpt")):
+        weights = weights_to_start_from(OmegaConf.create({"init_from": named, "init_weights": None, "model": model}))
+        assert weights is not None
+        assert Path(weights.input_origin) == Path("outputs/demo/a/checkpoints", found)
+
+
+@pytest.mark.parametrize("key", ["init_from", "model.weights"])
+def test_a_model_of_the_hub_and_a_file_are_a_conflict(key: str, tmp_path: Path) -> None:
+    (tmp_path / "a.pth").touch()
+    model = {"_target_": "vitlab.models.timm_model", "name": "hf-hub:user/a", "pretrained": True, "weights": None}
+    config = OmegaConf.create({"init_from": None, "init_weights": None, "model": model})
+    OmegaConf.update(config, key, str(tmp_path / "a.pth"))
+    with pytest.raises(UserError, match=rf"model\.name=hf-hub:user/a and {key}=.*a\.pth"):
+        weights_to_start_from(config)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt"])

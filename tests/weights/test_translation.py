@@ -16,6 +16,7 @@ from vitlab.errors import UserError
 from vitlab.models import VisionTransformer
 from vitlab.weights import fit_weights
 from vitlab.weights.loading import read_file
+from vitlab.weights.translation import with_timm_names
 
 SIZES: dict[str, Any] = {"embed_dim": 32, "depth": 3, "num_heads": 2}
 CLASSES = [str(label) for label in range(7)]
@@ -140,6 +141,14 @@ def test_hugging_face_s_vits(prefix: str, suffix: str, tmp_path: Path) -> None:
         save_file(state, file)
         (tmp_path / "config.json").write_text('{"architectures": ["ViTForImageClassification"]}')
     assert_same_logits(file, source)
+
+
+def test_a_key_without_bias_leaves_the_biases_apart() -> None:
+    state = hugging_face_state(timm_vit(), "vit.")
+    renamed = with_timm_names({name: tensor for name, tensor in state.items() if not name.endswith("key.bias")})
+    biases = {name for name in renamed if name.startswith("blocks.0.attn.") and name.endswith("bias")}
+    assert biases == {f"blocks.0.attn.{part}.bias" for part in ("query", "value", "proj")}
+    assert renamed["blocks.0.attn.qkv.weight"].shape == (96, 32)
 
 
 def test_another_image_and_patch_size_is_resampled_and_reported(tmp_path: Path) -> None:

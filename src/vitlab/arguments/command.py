@@ -24,6 +24,13 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     return OverridesParser.create(loader).parse_overrides(list(map(literal, overrides)))
 
 
+def check_switches(command: DictConfig, *keys: str) -> None:
+    """UserError if the value of one of these keys is neither true nor false."""
+    for key in keys:
+        if not isinstance(command[key], bool):
+            raise UserError(f"{key}={command[key]} must be true or false")
+
+
 def training_arguments(arguments: Sequence[str], *, sweep: bool = False) -> list[str]:
     """The `key=value` arguments of a training as Hydra takes them: paths and names quoted, and with `++` the keys of a
     new `_target_`; whether it takes them is checked later."""

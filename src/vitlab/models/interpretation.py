@@ -20,7 +20,8 @@ class TokenLayout:
 
     prefix: int  # number of tokens before the patches: class, distillation and register tokens
     grid: tuple[int, int]  # rows and columns of patches, which follow row by row
-    head_tokens: slice  # the tokens that the head reads: the class (and distillation) token, or those it pools
+    # The tokens that the head reads: the class (and distillation) token, or those it averages; None if it does neither.
+    head_tokens: slice | None
 
     @property
     def tokens(self) -> int:
@@ -40,8 +41,8 @@ class Attention:
 def record_attention(network: nn.Module, images: Tensor) -> Attention | None:
     """Run a model, in eval mode and float32, on images, float32 `[B, 3, H, W]`, and record its attention.
 
-    None unless every block has one softmax attention among all tokens of an image. A CNN, Swin's windows and ConViT's
-    gated positions do not.
+    None unless every block has one softmax attention among all tokens of an image, and the head reads a class token or
+    averages them. A CNN, Swin's windows, ConViT's gated positions and a maximum do not.
     """
     with torch.no_grad():
         found = _record(network, images)
@@ -71,9 +72,11 @@ def token_layout(network: nn.Module, image_size: tuple[int, int]) -> TokenLayout
     feature_size = getattr(getattr(own, "patch_embed", None), "dynamic_feat_size", None)
     if feature_size is None or not hasattr(own, "num_prefix_tokens"):
         return None
-    if getattr(own, "global_pool", "") == "token":
+    pooling = getattr(own, "global_pool", "")
+    head_tokens: slice | None = None  # for max, avgmax and map
+    if pooling == "token":
         head_tokens = slice(0, 2 if hasattr(own, "head_dist") else 1)  # distilled DeiTs have two heads
-    else:
+    elif pooling == "avg":
         head_tokens = slice(0 if getattr(own, "pool_include_prefix", False) else own.num_prefix_tokens, None)
     return TokenLayout(own.num_prefix_tokens, feature_size(image_size), head_tokens)
 
@@ -82,7 +85,7 @@ def _record(network: nn.Module, images: Tensor) -> tuple[Attention, list[Tensor]
     """The attention, and the weights of each block as they are in the graph of the logits."""
     height, width = images.shape[-2:]
     layout = token_layout(network, (height, width))
-    if layout is None:
+    if layout is None or layout.head_tokens is None:
         return None
     recorder = _Recorder(len(images), layout)
     with full_output(network), recorder:

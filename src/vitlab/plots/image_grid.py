@@ -109,8 +109,10 @@ def draw_predictions(predictions: Sequence[tuple[Path, str, float]]) -> Figure:
     tiles = []
     for path, name, probability in predictions:
         image = read_image(path)
-        resampling = Image.Resampling.NEAREST if max(image.size) < 100 else Image.Resampling.BICUBIC
-        square = ImageOps.pad(image, (250, 250), resampling, "white")
+        longest = max(image.size)
+        resampling = Image.Resampling.NEAREST if longest < 100 else Image.Resampling.BICUBIC
+        width, height = (max(1, round(side / longest * 250)) for side in image.size)
+        square = ImageOps.pad(image.resize((width, height), resampling), (250, 250), color="white")
         pixels = stretch_image(torch.from_numpy(np.array(square)).permute(2, 0, 1), 250)
         tiles.append(Tile(pixels, f"{shorten_name(name, 18)} {probability:.0%}", shorten_name(path.name, 22)))
     rows = split_into_rows(tiles, min(6, len(tiles)))

@@ -111,8 +111,7 @@ class RunDirectory:
             places = [place.parent for place in places]
         place = next((place for place in places if place.exists()), places[0])
         inside = path != "latest" and place.exists()
-        around = [place, *place.parents[:2], *place.absolute().parents[:2]] if inside else []
-        folder = next(filter(is_run_directory, around), None) or _newest(place, finished)
+        folder = (run_around(place) if inside else None) or _newest(place, finished)
         if folder is None and path == "latest":
             raise UserError(f"{key}=latest: there is no {what} below {place.resolve()}")
         if folder is None and place.is_file():
@@ -162,6 +161,12 @@ def is_run_directory(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() and any(map(Path.exists, known))
 
 
+def run_around(path: Path) -> Path | None:
+    """The run directory that a path is, or that it lies in; None without one."""
+    depth = 3 if path.absolute().parent.parent.name == "checkpoints" else 2  # where a user's callback has a folder
+    return next(filter(is_run_directory, (path, *path.parents[:depth], *path.absolute().parents[:depth])), None)
+
+
 def _newest(place: Path, finished: bool) -> Path | None:
     """The newest run below a folder that is `finished`, or else that can be resumed."""
     wanted = ("finished",) if finished else ("running", "interrupted", "failed")
@@ -174,10 +179,10 @@ def _newest(place: Path, finished: bool) -> Path | None:
     return max(found)[1] if found else None
 
 
-def checkpoint_named(path: str, otherwise: str) -> str:
-    """`path` if it names a checkpoint rather than a run, or else `otherwise`."""
-    named = Path(path)  # without the slash that a shell appends to a sharded checkpoint, which is a folder
-    return path if named.suffix == ".ckpt" and named.exists() else otherwise
+def checkpoint_named(path: str, outputs: str, otherwise: str) -> str:
+    """The checkpoint that `path` names, here or below `outputs`, or `otherwise` if it names a run."""
+    places = Path(path), Path(outputs, path)  # without the slash that a shell appends to a sharded checkpoint, a folder
+    return next((str(place) for place in places if place.suffix == ".ckpt" and place.exists()), otherwise)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from vitlab.errors import UserError
 from vitlab.files import CONF
 
 # What a model was trained with does not change with the images that it is shown.
-FACTS = ("image_size", "stored_size", "interpolation", "num_classes", "classes", "mean", "std", "eval_batch_size")
+FACTS = ("image_size", "stored_size", "interpolation", "num_classes", "classes", "mean", "std")
 
 
 def apply_overrides(config: DictConfig, overrides: Sequence[Override], command: DictConfig) -> None:
@@ -55,7 +55,7 @@ def _replace_group(config: DictConfig, group: str, option: str) -> None:
     before = config[group]
     with open_dict(config):
         config[group] = compose_training([f"{group}={option}"])[group]
-    for fact in FACTS if group == "data" else ():
+    for fact in (*FACTS, "eval_batch_size") if group == "data" else ():
         config.data[fact] = before[fact]
     if group == "trainer":
         config.trainer.precision = before.precision

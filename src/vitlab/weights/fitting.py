@@ -117,11 +117,11 @@ def _resample(state: dict[str, Tensor], network: VisionTransformer) -> dict[str,
         if biases.shape[0] != shape[0] and isqrt(biases.shape[0]) ** 2 == biases.shape[0]:
             state[RELATIVE_BIASES] = resize_rel_pos_bias_table_simple(biases, network.grid_size, shape)
     positions, own = state.get("pos_embed"), network.pos_embed
-    if positions is None or own is None:
+    if positions is None or own is None or positions.ndim != 3:
         return state
     prefix = network.num_prefix_tokens
     count = positions.shape[1] - prefix
-    if positions.shape[1] != own.shape[1] and isqrt(count) ** 2 == count:
+    if positions.shape[1] != own.shape[1] and count > 0 and isqrt(count) ** 2 == count:
         state["pos_embed"] = resample_abs_pos_embed(positions, list(network.grid_size), num_prefix_tokens=prefix)
     if not isinstance(own, nn.Parameter) and torch.equal(positions, own):
         del state["pos_embed"]  # fixed positions, which the model computes itself

@@ -85,10 +85,17 @@ def weights_to_start_from(config: DictConfig) -> Weights | None:
         if config.model.get("weights") is not None:
             raise UserError("init_from and model.weights both name weights to start from: give only one")
         file = config.init_from
-        if not (str(file).startswith(PREFIX) or Path(file).is_file() or checkpoint_named(str(file), "")):
-            file = RunDirectory.open(str(file), "outputs", key="init_from").checkpoint("best")
+        if not (str(file).startswith(PREFIX) or Path(file).is_file()):
+            named = checkpoint_named(str(file), "outputs", "")
+            file = named or RunDirectory.open(str(file), "outputs", key="init_from").checkpoint("best")
     known, known_by = dict[str, Any](), ""
-    if "pretrained" in keys and file is None and str(config.model.name).startswith(PREFIX):
+    if "pretrained" in keys and str(config.model.name).startswith(PREFIX):
+        if file is not None:
+            key = "model.weights" if config.init_from is None else "init_from"
+            raise UserError(
+                f"model.name={config.model.name} and {key}={file} both name weights to start from: give only one, or "
+                "with a file timm's name of its model"
+            )
         weights = _read_hub(config.model.name)
         if not weights.model:
             raise UserError(f"model.name={config.model.name} names a model that is not timm's")

@@ -39,8 +39,9 @@ def with_timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = re.sub(pattern, ours, name)
         renamed[name] = tensor
     for name in [name for name in renamed if ".attn.query." in name]:
-        parts = [renamed.pop(name.replace("query", part)) for part in ("query", "key", "value")]
-        renamed[name.replace("query", "qkv")] = torch.cat(parts)
+        parts = [name.replace("query", part) for part in ("query", "key", "value")]
+        if all(part in renamed for part in parts):  # a BEiT's key has no bias
+            renamed[name.replace("query", "qkv")] = torch.cat([renamed.pop(part) for part in parts])
     return renamed
 
 

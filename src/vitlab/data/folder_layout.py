@@ -66,7 +66,7 @@ def read_layout(root: Path, given_classes: Sequence[str] | None) -> FolderLayout
     for split, folder in folders.items():
         inner, loose = _list(root / folder)
         for name in inner:
-            own = found[split].setdefault(_class_of(name), [])
+            own = found[split].setdefault(class_of(name), [])
             own += list_images(root / folder / name, left_out)
         left_out["in no class folder"] += _count_images(loose)
     reason = describe_left_out(left_out)
@@ -101,7 +101,7 @@ def read_layout(root: Path, given_classes: Sequence[str] | None) -> FolderLayout
 def class_folders(folder: Path) -> dict[str, Path]:
     """The folders in a folder by the names of their classes, without what is hidden; none if there is no folder."""
     names = _list(folder)[0] if folder.is_dir() else []
-    return {_class_of(name): folder / name for name in names}
+    return {class_of(name): folder / name for name in names}
 
 
 def list_images(top: Path, left_out: Counter[str]) -> list[File]:
@@ -148,6 +148,11 @@ def split_of(name: str) -> str | None:
     """The split that a name such as `Training` or `valid` means; None if it means none."""
     match = SPLIT_NAME.fullmatch(name)
     return next(split for split in SPLITS if match[split]) if match else None
+
+
+def class_of(name: str) -> str:
+    """The class of a folder. Archives made on a Mac write é as two characters, others as one."""
+    return unicodedata.normalize("NFC", _printable(name))
 
 
 def _find_splits(root: Path) -> tuple[dict[str, str], list[str]]:
@@ -244,11 +249,6 @@ def _count_images(names: Iterable[str]) -> int:
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122
-
-
-def _class_of(name: str) -> str:
-    """The class of a folder. Archives made on a Mac write é as two characters, others as one."""
-    return unicodedata.normalize("NFC", _printable(name))
 
 
 def _printable(name: str) -> str:

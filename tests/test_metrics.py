@@ -47,6 +47,21 @@ def test_metrics_of_batches_are_those_of_all_images() -> None:
     assert second.compute()["loss"] == 0 < first["loss"]
 
 
+def test_only_classes_with_images_count_in_means_of_recall_and_auroc() -> None:
+    labels = torch.tensor([0, 0, 0, 1] * 5)
+    logits = torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
+    found = measure(["balanced_acc", "recall", "auroc"], logits, labels, 4)
+    answers, scores = logits.argmax(1), logits.softmax(1)
+    assert set(answers.tolist()) > {0, 1}  # also classes without images
+    recalls = [(answers[labels == label] == label).float().mean().item() for label in (0, 1)]
+    assert found["balanced_acc"] == found["recall"] == pytest.approx(sum(recalls) / 2)
+    areas = []
+    for label in (0, 1):
+        inside, outside = scores[labels == label, label], scores[labels != label, label]
+        areas.append((inside[:, None] > outside).float().mean().item())  # Mann and Whitney 1947
+    assert found["auroc"] == pytest.approx(sum(areas) / 2)
+
+
 def test_top5_of_few_classes_is_left_out() -> None:
     logits, labels = torch.eye(5), torch.arange(5)
     assert "top5" not in measure(["top5"], logits, labels, 5)

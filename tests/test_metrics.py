@@ -17,6 +17,7 @@ from vitlab.metrics import CHOICES, METRICS, MetricKind, format_metric, logged_m
 from vitlab.metrics.evaluation import EvaluationMetrics
 
 TINY = [*SMALL_RUN, "data.train_images=120", "data.test_images=40", "trainer.max_epochs=1", "preflight=off"]
+OWN = "metrics=[{mine:{_target_:torchmetrics.classification.MulticlassHammingDistance,num_classes:10}}]"
 NAMES = [name for name in CHOICES if name != "loss"]
 
 
@@ -118,6 +119,11 @@ def test_one_entry_in_the_table_is_all_a_metric_takes(
         (["checkpoint.monitor=val/top5", "data.classes=[cat,dog]"], "needs 6 classes"),
         (["metrics=[acc]", "checkpoint.monitor=val/f1"], "metrics=[acc,f1]"),
         (["checkpoint.monitor=val/f1_ema"], "callbacks=ema"),
+        ([OWN, "checkpoint.monitor=val/f1"], "add metrics=[...,f1]"),
+        ([OWN, "checkpoint.monitor=val/acc_ema"], "callbacks=ema"),
+        ([OWN, "checkpoint.monitor=val/mine"], "direction of val/mine"),
+        ([OWN, "checkpoint.monitor=val/mine_ema", "+checkpoint.mode=max"], "callbacks=ema"),
+        ([OWN, "checkpoint.monitor=val/mien"], "'val/mine'"),
         (["checkpoint.monitor=val/f1", "+checkpoint.mode=min"], "mode=max"),
         (["metrics=[{kappa:{_target_:torchmetrics.classification.Nothing}}]"], "Nothing"),
         (["metrics=[{acc:{_target_:torchmetrics.classification.MulticlassAccuracy}}]"], "a name of its own"),

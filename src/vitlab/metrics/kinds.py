@@ -116,7 +116,7 @@ def format_metric(key: str, values: Mapping[str, float]) -> str:
 def logged_metrics(metrics: Sequence[Any]) -> dict[str, str]:
     """The metrics that a run with this `metrics` in its config logs each epoch, and the direction of the better value:
     those that a checkpoint can be selected by. EMA ones are logged with callbacks=ema."""
-    names = [*ALWAYS, *(name for name in metrics if name in METRICS)]
+    names = [*ALWAYS, *(name for name in metrics if isinstance(name, str) and name in METRICS)]
     keys = {f"train/{name}": METRICS[name].mode for name in ALWAYS}
     return keys | {f"val/{name}{suffix}": METRICS[name].mode for suffix in ("", "_ema") for name in names}
 

@@ -269,6 +269,7 @@ def test_cache_dir_holds_the_decoded_images(image_root: Path, tmp_path: Path) ->
         ({"val_size": 0.01}, "data.val_size=0.01 of 36 images"),
         ({"max_train_images": 2, "batch_size": 3}, "data.batch_size=2"),
         ({"classes": ["ant", "dog"]}, "no class dog"),
+        ({"folds": 37}, "data.folds=37 is more than the 36 training images"),
     ],
     ids=str,
 )

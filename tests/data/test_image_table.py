@@ -100,3 +100,10 @@ def test_a_wrong_root_is_refused_and_not_made(image_root: Path, lines: list[str]
     with pytest.raises(UserError, match=r"data\.root=.*nowhere"):
         make(table, root=str(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_classes_without_training_images_are_refused(image_root: Path, lines: list[str]) -> None:
+    others = ["test/ant/00.png,elk,val", "test/ant/01.png,fox,val"]
+    table = write(image_root / "labels.csv", "path,label,split", *lines, *others)
+    with pytest.raises(UserError, match=r"data\.classes.*elk, fox"):
+        make(table, classes=["elk", "fox"])

@@ -26,6 +26,22 @@ def test_a_sheet_is_written_and_never_overwritten(in_process: Command, tmp_path:
     assert "out=sheet.png is there already" in again.stderr
 
 
+def test_new_keys_are_taken_and_classes_may_lack_images(image_root: Path, in_process: Command, tmp_path: Path) -> None:
+    mine = ["+augment.rotate._target_=torchvision.transforms.v2.RandomRotation", "+augment.rotate.degrees=15"]
+    folder = [
+        "data=image_folder",
+        f"data.root={image_root}",
+        "data.classes=[aardvark,ant,bee,cow]",
+        "data.batch_size=4",
+    ]
+    result = in_process(SCRIPT, *folder, *mine, "out=sheet.png")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "sheet.png").exists()
+    refused = in_process(SCRIPT, *folder, "+out=other.png")
+    assert refused.returncode == 2
+    assert "+out=other.png" in refused.stderr
+
+
 def test_every_operation_has_a_row_of_rising_strength() -> None:
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     rows = dict(apply_each(images, torch.arange(3)))

@@ -17,6 +17,7 @@ from vitlab.metrics import CHOICES, METRICS, MetricKind, format_metric, logged_m
 from vitlab.metrics.evaluation import EvaluationMetrics
 
 TINY = [*SMALL_RUN, "data.train_images=120", "data.test_images=40", "trainer.max_epochs=1", "preflight=off"]
+OWN = "metrics=[{mine:{_target_:torchmetrics.classification.MulticlassHammingDistance,num_classes:10}}]"
 NAMES = [name for name in CHOICES if name != "loss"]
 
 
@@ -45,6 +46,21 @@ def test_metrics_of_batches_are_those_of_all_images() -> None:
     first, second = again.compute(), again  # what was computed is forgotten
     second.update(torch.tensor(0.0), logits[:1], labels[:1])
     assert second.compute()["loss"] == 0 < first["loss"]
+
+
+def test_only_classes_with_images_count_in_means_of_recall_and_auroc() -> None:
+    labels = torch.tensor([0, 0, 0, 1] * 5)
+    logits = torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
+    found = measure(["balanced_acc", "recall", "auroc"], logits, labels, 4)
+    answers, scores = logits.argmax(1), logits.softmax(1)
+    assert set(answers.tolist()) > {0, 1}  # also classes without images
+    recalls = [(answers[labels == label] == label).float().mean().item() for label in (0, 1)]
+    assert found["balanced_acc"] == found["recall"] == pytest.approx(sum(recalls) / 2)
+    areas = []
+    for label in (0, 1):
+        inside, outside = scores[labels == label, label], scores[labels != label, label]
+        areas.append((inside[:, None] > outside).float().mean().item())  # Mann and Whitney 1947
+    assert found["auroc"] == pytest.approx(sum(areas) / 2)
 
 
 def test_top5_of_few_classes_is_left_out() -> None:
@@ -105,6 +121,11 @@ def test_one_entry_in_the_table_is_all_a_metric_takes(
         (["checkpoint.monitor=val/f1_ema"], "callbacks=ema"),
         (["checkpoint.monitor=val/knn_acc"], "take val/acc"),
         (["checkpoint.monitor=val/f1_flip", "+checkpoint.mode=max"], "take val/acc"),
+        ([OWN, "checkpoint.monitor=val/f1"], "add metrics=[...,f1]"),
+        ([OWN, "checkpoint.monitor=val/acc_ema"], "callbacks=ema"),
+        ([OWN, "checkpoint.monitor=val/mine"], "direction of val/mine"),
+        ([OWN, "checkpoint.monitor=val/mine_ema", "+checkpoint.mode=max"], "callbacks=ema"),
+        ([OWN, "checkpoint.monitor=val/mien"], "'val/mine'"),
         (["checkpoint.monitor=val/f1", "+checkpoint.mode=min"], "mode=max"),
         (["metrics=[{kappa:{_target_:torchmetrics.classification.Nothing}}]"], "Nothing"),
         (["metrics=[{acc:{_target_:torchmetrics.classification.MulticlassAccuracy}}]"], "a name of its own"),

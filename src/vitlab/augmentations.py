@@ -38,7 +38,7 @@ def draw_augmentations(command: DictConfig, overrides: Sequence[Override]) -> No
     typed = [str(override.input_line) for override in overrides]
     data = load_data(compose_training(["name=augmentations", "run_dir=outputs", *typed]))
     train = data.splits["train"]
-    labels = range(min(EXAMPLES, data.spec.num_classes))
+    labels = train.labels.bincount().nonzero().flatten()[:EXAMPLES]  # some classes may have no training image
     indices = torch.stack([(train.labels == label).nonzero()[0, 0] for label in labels])
     images = train.pick(indices)
     rows = [*apply_each(images, indices), apply_all(data, images, indices)]
@@ -120,7 +120,7 @@ def _mix(mixing: Any, images: Tensor, seed: int, epoch: int, number: int) -> tup
 
 
 def main() -> None:
-    draw_augmentations(*read_command("augmentations", sys.argv[1:]))
+    draw_augmentations(*read_command("augmentations", sys.argv[1:], additions=True))
 
 
 if __name__ == "__main__":

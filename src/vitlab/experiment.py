@@ -26,6 +26,7 @@ from vitlab.classifier import ImageClassifier
 from vitlab.compat import silence_libraries, translate_lightning_exits
 from vitlab.components import as_plain_data, build_classifier, build_trainer, load_data, time_limit
 from vitlab.config.compose import typed_overrides
+from vitlab.config.cross_field_checks import few_classes
 from vitlab.config.instantiate import build_network, fill_collections, keep_accepted_keys
 from vitlab.config.resolve import resolve_machine
 from vitlab.data import ImageDataModule
@@ -145,7 +146,7 @@ def resolve(config: DictConfig, weights: Weights | None = None, overrides: Seque
 def add_data_facts(config: DictConfig, data: ImageDataModule, logger: Mapping[str, Any]) -> DictConfig:
     """Completes a resolved config by the facts of the loaded data, such as the classes and their weights in the loss,
     and keys of the `logger` group, in a read-only copy without interpolations: what `config.yaml` and checkpoints
-    hold."""
+    hold. UserError if a metric that selects epochs needs more classes."""
     complete = _editable_copy(config)
     complete.merge_with({"data": data.spec.as_config(), **({"logger": dict(logger)} if logger else {})})
     for key in ("root", "file", "cache_dir"):  # the run is also used from other folders
@@ -153,7 +154,10 @@ def add_data_facts(config: DictConfig, data: ImageDataModule, logger: Mapping[st
             complete.data[key] = str(Path(expand_home(complete.data[key])).absolute())
     if complete.loss.get("class_weights") == "balanced":
         complete.loss.class_weights = balanced_weights(data.splits["train"].labels, data.spec.num_classes)
-    complete = OmegaConf.create(as_plain_data(complete))
+    plain = as_plain_data(complete)
+    for path, sentence in few_classes(plain):
+        raise UserError(f"{path}: {sentence}")
+    complete = OmegaConf.create(plain)
     OmegaConf.set_readonly(complete, True)
     return complete
 

@@ -74,6 +74,19 @@ def test_an_archive_in_the_folder_is_used(tmp_path: Path, cifar_archive: Path) -
     check(data)
 
 
+def test_a_root_in_the_home_folder_is_found(
+    tmp_path: Path, cifar_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    shutil.copy(cifar_archive, tmp_path / "data")
+    data = make(Path("~/data"), f"http://127.0.0.1:9/{cifar_archive.name}", md5_of(cifar_archive))
+    data.prepare_data()
+    check(data)
+    assert not Path("~").exists()
+
+
 def test_offline_it_fails_within_seconds_and_names_the_alternatives(tmp_path: Path) -> None:
     url = "http://cifar.invalid/cifar-10-python.tar.gz"
     start = time.perf_counter()

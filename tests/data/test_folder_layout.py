@@ -213,6 +213,21 @@ def test_images_beside_the_class_folders_are_said(tmp_path: Path) -> None:
     layout = read_layout(root, None)
     assert counts(layout) == {"train": 4}
     assert any("2 in no class folder" in note for note in layout.notes)
+    draw(root / "3.png")  # beside train/
+    assert any("3 in no class folder" in note for note in read_layout(root, None).notes)
+
+
+@pytest.mark.parametrize("folders", [["ant", "bee"], ["train/ant", "train/bee"]])
+def test_a_folder_of_decoded_images_is_no_class(folders: list[str], tmp_path: Path) -> None:
+    root = fill(tmp_path, *folders)
+    cache = tmp_path / folders[0] / ".." / "cache"
+    cache.mkdir()
+    for name in ("32.npy", "32.json", "64.part", "64.part.json", "auto32.txt"):
+        (cache / f"{'0a' * 12}-{name}").touch()
+    layout = read_layout(root, None)
+    assert (layout.classes, layout.notes) == (["ant", "bee"], [])
+    draw(cache / "1.png")
+    assert read_layout(root, None).classes == ["ant", "bee", "cache"]
 
 
 def test_links_are_followed_and_circles_end(tmp_path: Path) -> None:

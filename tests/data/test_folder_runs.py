@@ -59,3 +59,9 @@ def test_a_flat_folder_is_split_and_left_out_files_are_listed(image_root: Path, 
     report = (run.parent / "skip" / "report.html").read_text()
     for part in ("train from its class folders", "1 unreadable", "ant/broken.png: not an image"):
         assert part in report
+
+
+def test_a_metric_that_needs_more_classes_is_refused_before_training(image_root: Path, in_process: Command) -> None:
+    result = in_process("train.py", *RUN, f"data.root={image_root}", "metrics=[top5]", "checkpoint.monitor=val/top5")
+    assert result.returncode == 2
+    assert "needs 6 classes, not 3" in result.stderr

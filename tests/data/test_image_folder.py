@@ -2,6 +2,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -208,6 +209,50 @@ def test_a_read_only_root_is_cached_elsewhere(
     assert len(list((tmp_path / "home" / ".cache" / "vitlab").glob("*.npy"))) == 1
 
 
+def test_another_size_than_in_a_read_only_cache_is_stored_elsewhere(
+    image_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    make(image_root)
+    beside, home = image_root / ".vitlab_cache", tmp_path / "home" / ".cache" / "vitlab"
+    temporary_file = tempfile.TemporaryFile
+
+    def refuse(**options: Any) -> Any:  # root may write everywhere
+        if options["dir"] == beside:
+            raise PermissionError(13, "Permission denied")
+        return temporary_file(**options)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    make(image_root, stored_size=16)
+    assert [len(list(folder.glob("*-16.npy"))) for folder in (beside, home)] == [0, 1]
+    forbid_decoding(monkeypatch)
+    make(image_root)
+    make(image_root, stored_size=16)
+    assert not list(home.glob("*-32.npy"))
+
+
+@pytest.mark.parametrize("cache_dir", ["cache", None])
+def test_folders_that_share_a_cache_keep_their_own_images(
+    cache_dir: str | None, image_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    twin = tmp_path / "twin"
+    shutil.copytree(image_root, twin)
+    for file in image_root.rglob("*.png"):
+        content = file.read_bytes()
+        other = twin / file.relative_to(image_root)
+        Image.fromarray(255 - np.asarray(Image.open(file))).save(other)
+        size = max(len(content), other.stat().st_size)  # bytes after the image are no part of it
+        for path, has in ((file, content), (other, other.read_bytes())):
+            path.write_bytes(has.ljust(size, b"\0"))
+            os.utime(path, ns=(0, 0))
+    for root in (image_root, twin):
+        (root / ".vitlab_cache").touch()  # a file where the folder would be
+    shared = None if cache_dir is None else str(tmp_path / cache_dir)
+    first, second = (make(root, cache_dir=shared).splits["test"].pick(slice(None)) for root in (image_root, twin))
+    assert torch.equal(first, 255 - second)
+
+
 def test_cache_dir_holds_the_decoded_images(image_root: Path, tmp_path: Path) -> None:
     make(image_root, cache_dir=str(tmp_path / "here"))
     assert len(list((tmp_path / "here").glob("*.npy"))) == 1
@@ -224,6 +269,7 @@ def test_cache_dir_holds_the_decoded_images(image_root: Path, tmp_path: Path) ->
         ({"val_size": 0.01}, "data.val_size=0.01 of 36 images"),
         ({"max_train_images": 2, "batch_size": 3}, "data.batch_size=2"),
         ({"classes": ["ant", "dog"]}, "no class dog"),
+        ({"folds": 37}, "data.folds=37 is more than the 36 training images"),
     ],
     ids=str,
 )

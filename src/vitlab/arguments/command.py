@@ -41,11 +41,12 @@ def training_arguments(arguments: Sequence[str], *, sweep: bool = False) -> list
     return [literal(argument, sweep=sweep) for argument in arguments]
 
 
-def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[Override]]:
+def read_command(name: str, arguments: Sequence[str], *, additions: bool = False) -> tuple[DictConfig, list[Override]]:
     """Parse the `key=value` arguments of a command, in Hydra's grammar; `--help` prints its keys and exits.
 
     Returns the values of the command's own keys, which `conf/<name>.yaml` declares, and the overrides of the config.
-    A command that takes `images=` takes other arguments as images too, as a shell makes them of a pattern.
+    With `additions` those may have new keys, `+key=value`. A command that takes `images=` takes other arguments as
+    images too, as a shell makes them of a pattern.
 
     Raises:
         UserError: an argument is no override, or a required value is missing.
@@ -68,9 +69,10 @@ def read_command(name: str, arguments: Sequence[str]) -> tuple[DictConfig, list[
     files = [a for a in arguments if "images" in own and (os.path.exists(a) or not re.match(r"[^ ]+=", a))]  # noqa: PTH110
     arguments, others = [a for a in arguments if a not in files], []
     for argument, override in zip(arguments, parse_overrides(arguments), strict=True):
-        if override.is_delete() or override.is_add() or override.is_force_add() or override.is_sweep_override():
+        is_own, is_new = override.key_or_group.split(".")[0] in own, override.is_add() or override.is_force_add()
+        if override.is_delete() or override.is_sweep_override() or (is_new and (is_own or not additions)):
             raise UserError(f"{argument}: only key=value can be given here")
-        if override.key_or_group.split(".")[0] in own:
+        if is_own:
             value = override.value()
             if override.key_or_group in open_lists:
                 texts = value if isinstance(value, list) else [] if value in (None, "") else [value]

@@ -154,25 +154,34 @@ def _precision(config: Config) -> Found:
         yield "trainer.precision", "precision=16-mixed: a CPU does not train in float16; take auto"
 
 
+def few_classes(config: Config) -> Found:
+    """What is followed and needs more classes; their number may be known only once the images are read."""
+    classes = config["data"]["num_classes"]
+    for path, monitor, _, _ in _followers(config):
+        kind = metric_kind(monitor)
+        if kind and classes is not None and classes < kind.least_classes:
+            sentence = f"{path} follows {monitor}, which needs {kind.least_classes} classes"
+            yield f"{path}.monitor", f"{sentence}, not {classes}: take val/acc"
+
+
 def _monitors(config: Config) -> Found:
     sizes = {"data.val_size": config["data"], "trainer.limit_val_batches": config["trainer"]}
     no_validation = [f"{key}=0" for key, node in sizes.items() if node.get(key.partition(".")[2]) == 0]
     averaged = any(node and node["_target_"] == "vitlab.callbacks.EMA" for node in config["callbacks"].values())
     known = logged_metrics(config["metrics"])
-    own = [f"val/{name}" for entry in config["metrics"] if isinstance(entry, dict) for name in entry]
+    names_of_own = [name for entry in config["metrics"] if isinstance(entry, dict) for name in entry]
+    own = [f"val/{name}{suffix}" for suffix in ("", "_ema") for name in names_of_own]
     unknown = set()
     for path, monitor, place, node in _followers(config):
-        mode, kind, classes = node.get("mode"), metric_kind(monitor), config["data"]["num_classes"]
-        if kind and classes is not None and classes < kind.least_classes:
-            yield f"{path}.monitor", f"{path} follows {monitor}, which needs {kind.least_classes} classes: take val/acc"
+        mode = node.get("mode")
         if monitor not in known and monitor.startswith("val/") and metric_kind(monitor):
-            name, chosen = metric_name(monitor), [entry for entry in config["metrics"] if isinstance(entry, str)]
+            name, chosen = metric_name(monitor), [n if isinstance(n, str) else "..." for n in config["metrics"]]
             can_be_added = name in CHOICES and monitor in logged_metrics([name])
             instead = f"add metrics=[{','.join([*chosen, name])}]" if can_be_added else "take val/acc"
             yield f"{path}.monitor", f"{path} follows {monitor}, which is not measured: {instead}"
         elif monitor not in known and mode is None and monitor not in unknown:
             unknown.add(monitor)
-            sentence = f"vitlab itself logs {', '.join(known)}, not {monitor}{nearest(monitor, known)}"
+            sentence = f"vitlab itself logs {', '.join(known)}, not {monitor}{nearest(monitor, [*known, *own])}"
             if monitor in own:
                 sentence = f"the better direction of {monitor} is not known"
             add = f"{'' if 'mode' in node else '+'}{place}.mode=max or min"
@@ -180,7 +189,7 @@ def _monitors(config: Config) -> Found:
         if monitor in known and mode not in (None, known[monitor]):
             right = known[monitor]
             yield f"{place}.mode", f"mode={mode} of {monitor} would select the worst epoch: take mode={right}"
-        if monitor in known and monitor.endswith("_ema") and not averaged:
+        if monitor in [*known, *own] and monitor.endswith("_ema") and not averaged:
             yield f"{path}.monitor", f"{path} follows {monitor}, which callbacks=ema measures: add that"
         if path != "checkpoint" and monitor.startswith("val/") and no_validation:  # without one, the last epoch is kept
             yield f"{path}.monitor", f"{path} follows {monitor}, but {no_validation[0]} leaves no validation"
@@ -206,7 +215,7 @@ def _class_weights(config: Config) -> Found:
 
 CHECKS: tuple[Callable[[Config], Found], ...] = (
     *(_widths, _patches, _classes, _run_length, _warmup, _end_of_mixing, _images, _devices, _sharding, _precision),
-    *(_class_weights, _monitors, _plateau),
+    *(_class_weights, few_classes, _monitors, _plateau),
 )
 
 

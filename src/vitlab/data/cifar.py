@@ -18,9 +18,9 @@ from torchvision.datasets.utils import check_integrity
 
 from vitlab.data.arrays import Dataset
 from vitlab.data.datamodule import ImageDataModule
-from vitlab.data.decoding import Decoded, DecodedCache, DecodedFile
+from vitlab.data.decoding import Decoded, DecodedCache, DecodedFile, read_any, writable
 from vitlab.errors import UserError
-from vitlab.files import replacing
+from vitlab.files import expand_home, replacing
 
 SIDE = 32  # px
 # The official files contain plain data and arrays, which pickle builds from these.
@@ -49,7 +49,7 @@ class CIFAR10DataModule(ImageDataModule):
 
     def __init__(self, *, root: str, url: str, md5: str, **shared: Any) -> None:
         super().__init__(**shared)
-        self.root = Path(root)
+        self.root = Path(expand_home(root))
         self.folder = self.root / self.official.base_folder
         self.parts = {"train": self.official.train_list, "test": self.official.test_list}
         self.url = url
@@ -83,18 +83,13 @@ class CIFAR10DataModule(ImageDataModule):
                 "for generated ones"
             ) from error
 
-    def _cache(self) -> DecodedCache | None:
-        """The cache of these files; None if no folder is writable, then each process decodes for itself."""
+    def _caches(self) -> list[DecodedCache]:
         files = sorted(self.folder.glob("*"))
         stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        try:
-            return DecodedCache.choose(None, beside=self.root, sources=(self.md5, stamps))
-        except UserError:
-            return None
+        return DecodedCache.places(None, beside=self.root, sources=(self.md5, stamps))
 
     def _cached(self) -> Decoded | None:
-        cache = self._cache()
-        return cache.read(SIDE) if cache else None
+        return read_any(self._caches(), SIDE)
 
     def _has_files(self) -> bool:
         is_official, meta = self.md5 == self.official.tgz_md5, self.official.meta
@@ -136,9 +131,8 @@ class CIFAR10DataModule(ImageDataModule):
                 "folder to unpack or download them again"
             ) from error
         about: dict[str, Any] = {"splits": splits, "labels": labels, "names": names, "classes": classes}
-        if cache := self._cache():
-            with suppress(UserError):  # a full disk: each process decodes for itself
-                return cache.write(SIDE, about, lambda start: map(DecodedFile, images[start:]))
+        with suppress(UserError):  # no folder is writable, or the disk is full: each process decodes for itself
+            return writable(self._caches()).write(SIDE, about, lambda start: map(DecodedFile, images[start:]))
         return Decoded(images, skipped={}, remarks={}, **about)
 
     def _unpickle(self, name: str) -> dict[str, Any]:

@@ -143,9 +143,13 @@ class ImageDataModule(LightningDataModule):
         dataset = self._choose_classes(self.load())
         self._check(dataset)
         train, val = dataset.train, dataset.val
+        if not len(train):
+            raise UserError(f"data.classes: no training image is of {list_some(dataset.classes)}: choose other classes")
         if self.folds is not None:
             if val is not None:
                 raise UserError(f"data.folds={self.folds}: these images have a validation split of their own")
+            if self.folds > len(train):
+                raise UserError(f"data.folds={self.folds} is more than the {len(train)} training images: take fewer")
             self.notes.append(f"validation: fold {self.fold} of 0 to {self.folds - 1}; data.val_size is not used")
             of_each = stratified_folds(train.labels, self.folds, self.split_seed)
             rows = [chosen.nonzero().flatten() for chosen in (of_each != self.fold, of_each == self.fold)]

@@ -6,12 +6,13 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ WHITES = (1, 255, 4095, 65535)  # values that mean white in files with more than
 STALE = {".*.tmp": 3600, "*.part*": 7 * 86400}  # seconds after which files of killed processes are deleted
 SAVE_SECONDS = 10.0  # between two notes of how far the decoding is
 FORMAT = 2  # of the cache and of how values are read
+CACHE_FILE = re.compile(r"[0-9a-f]{24}-(auto)?\d+\.(npy|json|txt|part|part\.json)")  # see `DecodedCache`
 
 
 def read_image(path: Path) -> Image.Image:
@@ -192,21 +194,11 @@ class DecodedCache:
     key: str
 
     @classmethod
-    def choose(cls, folder: Path | None, *, beside: Path, sources: object) -> "DecodedCache":
-        """Use `folder` if given, else one next to the data or in the home directory: the first that already holds
-        the images of `sources`, else the first that is writable; a UserError if none is."""
-        key = hashlib.sha256(repr((FORMAT, sources)).encode()).hexdigest()[:24]
-        candidates = [folder] if folder else [beside / ".vitlab_cache", Path.home() / ".cache" / "vitlab"]
-        for candidate in candidates:
-            if any(candidate.glob(f"{key}-*.npy")):
-                return cls(candidate, key)
-        for candidate in candidates:
-            with suppress(OSError):
-                candidate.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=candidate).close()
-                return cls(candidate, key)
-        tried = " or ".join(map(str, candidates))
-        raise UserError(f"cannot write decoded images to {tried}; set data.cache_dir to a writable folder")
+    def places(cls, folder: Path | None, *, beside: Path, sources: object) -> list["DecodedCache"]:
+        """The caches that may hold the images of `sources`: in `folder` if given, else next to the data and in the home
+        directory. If not next to the data, the key has their folder too: others may have files of the same names."""
+        elsewhere = cls(folder or Path.home() / ".cache" / "vitlab", _key(sources, os.path.realpath(beside)))
+        return [elsewhere] if folder else [cls(beside / ".vitlab_cache", _key(sources)), elsewhere]
 
     def write(self, side: int, about: dict[str, Any], decode: Callable[[int], Iterator[DecodedFile]]) -> Decoded:
         """Write images while they are decoded, and return them in memory that other processes share.
@@ -259,11 +251,13 @@ class DecodedCache:
 
     def read(self, side: int) -> Decoded | None:
         """The images of this side; None if there are none, or if they are damaged, with a warning."""
-        pixels, about_file = self._file(f"{side}.npy"), self._file(f"{side}.json")
-        if not about_file.exists():
+        pixels = self._file(f"{side}.npy")
+        try:
+            text = self._file(f"{side}.json").read_bytes()
+        except OSError:  # there are none, or they are somebody else's
             return None
         try:
-            about = json.loads(about_file.read_text(encoding="utf-8"))
+            about = json.loads(text)
             # Memory-mapped, so that the processes of a machine share one copy. Read-only: Linux refuses a writable map
             # that is larger than the memory.
             images = np.load(pixels, mmap_mode="r", allow_pickle=False)
@@ -286,6 +280,26 @@ class DecodedCache:
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{self.key}-{name}"
+
+
+def read_any(caches: Sequence[DecodedCache], side: int) -> Decoded | None:
+    """The images of this side in the first of the caches that has them."""
+    return next(filter(None, (found.read(side) for found in caches)), None)
+
+
+def writable(caches: Sequence[DecodedCache]) -> DecodedCache:
+    """The first of the caches that can be written to, whose folder is made; a UserError if none can."""
+    for found in caches:
+        with suppress(OSError):
+            found.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=found.folder).close()
+            return found
+    tried = " or ".join(str(found.folder) for found in caches)
+    raise UserError(f"cannot write decoded images to {tried}; set data.cache_dir to a writable folder")
+
+
+def _key(*of: object) -> str:
+    return hashlib.sha256(repr((FORMAT, *of)).encode()).hexdigest()[:24]
 
 
 def _continue(file: IO[bytes], shape: tuple[int, ...], state_file: Path) -> dict[str, Any]:

@@ -6,12 +6,13 @@ import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from vitlab.data.decoding import HEIC, RAW, has_image, image_suffixes
+from vitlab.data.decoding import CACHE_FILE, HEIC, RAW, has_image, image_suffixes
 from vitlab.errors import UserError, list_some, nearest
 
 SPLITS = ("train", "val", "test")
@@ -61,14 +62,14 @@ def read_layout(root: Path, given_classes: Sequence[str] | None) -> FolderLayout
         UserError: there are no images, a class has none, or `train/` lacks a class of the others.
     """
     folders, notes = _find_splits(root)
-    left_out: Counter[str] = Counter()
+    places = {*folders.values(), *(str(above) for folder in folders.values() for above in Path(folder).parents)}
+    listed = {place: _list(root / place) for place in places}
+    left_out = Counter({"in no class folder": sum(_count_images(loose) for _, loose in listed.values())})
     found: dict[str, dict[str, list[File]]] = {split: {} for split in folders}
     for split, folder in folders.items():
-        inner, loose = _list(root / folder)
-        for name in inner:
-            own = found[split].setdefault(_class_of(name), [])
+        for name in listed[folder][0]:
+            own = found[split].setdefault(class_of(name), [])
             own += list_images(root / folder / name, left_out)
-        left_out["in no class folder"] += _count_images(loose)
     reason = describe_left_out(left_out)
     notes += [f"left out: {reason}"] if reason else []
     for split in [split for split, own in found.items() if split != "train" and not any(own.values())]:
@@ -101,7 +102,7 @@ def read_layout(root: Path, given_classes: Sequence[str] | None) -> FolderLayout
 def class_folders(folder: Path) -> dict[str, Path]:
     """The folders in a folder by the names of their classes, without what is hidden; none if there is no folder."""
     names = _list(folder)[0] if folder.is_dir() else []
-    return {_class_of(name): folder / name for name in names}
+    return {class_of(name): folder / name for name in names}
 
 
 def list_images(top: Path, left_out: Counter[str]) -> list[File]:
@@ -148,6 +149,11 @@ def split_of(name: str) -> str | None:
     """The split that a name such as `Training` or `valid` means; None if it means none."""
     match = SPLIT_NAME.fullmatch(name)
     return next(split for split in SPLITS if match[split]) if match else None
+
+
+def class_of(name: str) -> str:
+    """The class of a folder. Archives made on a Mac write é as two characters, others as one."""
+    return unicodedata.normalize("NFC", _printable(name))
 
 
 def _find_splits(root: Path) -> tuple[dict[str, str], list[str]]:
@@ -222,7 +228,8 @@ def _order_classes(found: Iterable[str], given: Sequence[str] | None) -> list[st
 
 
 def _list(folder: Path | str) -> tuple[list[str], list[str]]:
-    """Names of the folders and of the files in a folder, links followed, without what is hidden; sorted."""
+    """Names of the folders and of the files in a folder, links followed, without what is hidden and what holds decoded
+    images; sorted."""
     folders: list[str] = []
     files: list[str] = []
     try:
@@ -231,10 +238,21 @@ def _list(folder: Path | str) -> tuple[list[str], list[str]]:
                 if entry.name.startswith(".") or entry.name.endswith("~") or entry.name.lower() in JUNK:
                     continue
                 is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # noqa: PTH112
-                (folders if is_folder else files).append(entry.name)
+                if not is_folder:
+                    files.append(entry.name)
+                elif not _is_cache(entry.path):
+                    folders.append(entry.name)
     except OSError as error:
         raise UserError(f"can't read the folder {folder} ({error.strerror})") from error
     return sorted(folders), sorted(files)
+
+
+def _is_cache(folder: str) -> bool:
+    """Whether a folder holds decoded images, and nothing else that is not hidden."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        names = (entry.name for entry in entries if not entry.name.startswith("."))
+        return bool(CACHE_FILE.fullmatch(next(names, ""))) and all(map(CACHE_FILE.fullmatch, names))
+    return False
 
 
 def _count_images(names: Iterable[str]) -> int:
@@ -244,11 +262,6 @@ def _count_images(names: Iterable[str]) -> int:
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122
-
-
-def _class_of(name: str) -> str:
-    """The class of a folder. Archives made on a Mac write é as two characters, others as one."""
-    return unicodedata.normalize("NFC", _printable(name))
 
 
 def _printable(name: str) -> str:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vitlab.data.arrays import Dataset
 from vitlab.data.datamodule import ImageDataModule, hold_out
-from vitlab.data.decoding import Decoded, DecodedCache, decode_files
+from vitlab.data.decoding import Decoded, DecodedCache, decode_files, writable
 from vitlab.data.folder_layout import SPLITS, FolderLayout, ImageFile, read_layout
 from vitlab.errors import UserError
 from vitlab.files import expand_home
@@ -53,9 +53,10 @@ class ImageFolderDataModule(ImageDataModule):
 
     def _read(self) -> tuple[FolderLayout, Decoded]:
         layout = self.layout()
-        cache = DecodedCache.choose(self.cache_dir, beside=self.root, sources=[file[1:] for file in layout.files])
-        decoded = self._cached(cache, layout)
+        caches = DecodedCache.places(self.cache_dir, beside=self.root, sources=[file[1:] for file in layout.files])
+        decoded = next(filter(None, (self._cached(cache, layout) for cache in caches)), None)
         if decoded is None:
+            cache = writable(caches)
             with FileLock(cache.folder / ".lock"):
                 # Another process, such as a rank of the same run, may have decoded meanwhile.
                 decoded = self._cached(cache, layout) or self._decode(cache, layout)
@@ -91,16 +92,20 @@ class ImageFolderDataModule(ImageDataModule):
 
     def _describe_splits(self, folders: Mapping[str, str], held_out: float) -> str:
         """Where the images of each split come from."""
-        train = "its class folders" if folders["train"] == "." else f"{folders['train']}/"
-        val = f"from {folders['val']}/" if "val" in folders else f"{self.val_size:g} of these (data.val_size)"
+        places = {split: f"from {self._place(folder)}" for split, folder in folders.items()}
+        val = places.get("val", f"{self.val_size:g} of these (data.val_size)")
         if "test" in folders:
-            test = f"test from {folders['test']}/"
+            test = f"test {places['test']}"
         elif held_out:
-            test = f"test: {held_out:g} of these (data.test_size), as no test/ has images"
+            test = f"test: {held_out:g} of these (data.test_size), as no test images are given"
         else:
             test = "no test images, so no test figures (data.test_size=0.1 holds some of train out)"
         val = val if self.val_size else "none (data.val_size=0)"
-        return f"splits of {self.root}: train from {train}, val {val}, {test}"
+        return f"splits of {self.root}: train {places['train']}, val {val}, {test}"
+
+    def _place(self, folder: str) -> str:
+        """How a note names the place of a split's images."""
+        return "its class folders" if folder == "." else f"{folder}/"
 
     def _cached(self, cache: DecodedCache, layout: FolderLayout) -> Decoded | None:
         """What was decoded before; None also if a file that could not be read then can be read now."""

@@ -1,12 +1,13 @@
 """Image files and their classes in a CSV table."""
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
-from vitlab.data.folder_layout import SPLITS, FolderLayout, ImageFile, split_of
+from vitlab.data.folder_layout import SPLITS, FolderLayout, ImageFile, class_of, split_of
 from vitlab.data.image_folder import ImageFolderDataModule
-from vitlab.errors import UserError, did_you_mean
+from vitlab.errors import UserError, did_you_mean, nearest
 from vitlab.files import expand_home
 
 
@@ -14,13 +15,14 @@ class CSVDataModule(ImageFolderDataModule):
     """Images that a CSV file lists, a line each, with their class and, in a third column, their split.
 
     Raises:
-        UserError: the file or a column is missing, or a cell is empty.
+        UserError: the file, the root or a column is missing, or a cell is empty.
 
     Args:
         file: The CSV file, with a line of headings.
         root: Folder that the paths in it begin at; None is the folder of the file.
         path_column, label_column: Headings of the paths and of the classes.
-        split_column: Heading of `train`, `val` or `test`; without such a column all images are training images.
+        split_column: Heading of `train`, `val` or `test`. With None all images are training images, as with "split" if
+            no heading is like that.
         **shared: See `ImageFolderDataModule`.
     """
 
@@ -31,7 +33,7 @@ class CSVDataModule(ImageFolderDataModule):
         root: str | None,
         path_column: str,
         label_column: str,
-        split_column: str,
+        split_column: str | None,
         **shared: Any,
     ) -> None:
         self.file = Path(expand_home(file))
@@ -43,19 +45,28 @@ class CSVDataModule(ImageFolderDataModule):
         try:
             with self.file.open(newline="", encoding="utf-8-sig") as lines:
                 reader = csv.DictReader(lines, skipinitialspace=True)
-                rows = list(reader)
+                rows = [(reader.line_num, row) for row in reader]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"data.file={self.file} can't be read ({error})") from error
         headings = [str(name) for name in reader.fieldnames or []]
-        for key, name in self.columns.items():
+        wanted = dict(self.columns)
+        others = set(headings) - set(wanted.values())
+        is_like = nearest("split", others) or any("split" in name.casefold() for name in others)
+        if self.split_column is not None and (self.split_column != "split" or is_like):
+            wanted["split_column"] = self.split_column
+        for key, name in wanted.items():
             if name not in headings:
+                none = "; null makes all images training images" if key == "split_column" else ""
                 hint = did_you_mean(name, headings)
-                raise UserError(f"data.{key}={name}: {self.file} has the columns {', '.join(headings)}{hint}")
+                raise UserError(f"data.{key}={name}: {self.file} has the columns {', '.join(headings)}{none}{hint}")
+        if not os.path.isdir(self.root):  # noqa: PTH112 (Path.is_dir may raise)
+            raise UserError(f"data.root={self.root}: there is no folder {self.root}")
         path_column, label_column = self.columns.values()
+        split_column = self.split_column if self.split_column in headings else None
         entries = []
-        for number, row in enumerate(rows, 2):
-            path, label = row[path_column], row[label_column]
-            split = split_of(row.get(self.split_column) or "train")
+        for number, row in rows:
+            path, label = row[path_column], class_of((row[label_column] or "").strip())
+            split = "train" if split_column is None else split_of((row[split_column] or "").strip())
             if not path or not label or split is None:
                 raise UserError(
                     f"{self.file}, line {number}: it needs a path, a class, and train, val or test as split"
@@ -66,10 +77,13 @@ class CSVDataModule(ImageFolderDataModule):
         files = []
         for path, label, split in entries:
             full = self.root / path
-            status = full.stat() if full.is_file() else None  # decoding reports a missing one
+            status = full.stat() if os.path.isfile(full) else None  # noqa: PTH113 (as above; decoding reports it)
             size, modified = (status.st_size, status.st_mtime_ns) if status else (0, 0)
             files.append(ImageFile(str(full), size, modified, path, split, classes.index(label)))
         folders = {split: str(self.file) for split in SPLITS if any(file.split == split for file in files)}
         if "train" not in folders:
             raise UserError(f"{self.file} lists no training image")
         return FolderLayout(folders, classes, files, [])
+
+    def _place(self, folder: str) -> str:
+        return folder  # the file

@@ -11,7 +11,7 @@ from torchvision import datasets
 
 from vitlab.data.arrays import Dataset
 from vitlab.data.datamodule import ImageDataModule, hold_out
-from vitlab.data.decoding import Decoded, DecodedCache, DecodedFile, to_square
+from vitlab.data.decoding import Decoded, DecodedCache, DecodedFile, read_any, to_square, writable
 from vitlab.errors import UserError, did_you_mean, first_line
 from vitlab.files import expand_home
 
@@ -53,16 +53,27 @@ class TorchvisionDataModule(ImageDataModule):
 
     def _read(self) -> Decoded:
         side = self.stored_size or self.image_size
-        self.root.mkdir(parents=True, exist_ok=True)
-        cache = DecodedCache.choose(None, beside=self.root, sources=("torchvision", self.dataset, self.options))
+        sources = "torchvision", 2, self.dataset, self.options  # 2: of how parts and labels are read
+        caches = DecodedCache.places(None, beside=self.root, sources=sources)
+        if found := read_any(caches, side):
+            return found
+        cache = writable(caches)
         with FileLock(cache.folder / ".lock"):  # one process downloads and decodes
             return cache.read(side) or self._decode(cache, side)
 
     def _decode(self, cache: DecodedCache, side: int) -> Decoded:
-        parts = self._parts()
-        labels = [int(label) for part in parts.values() for label in _labels(part)]
+        parts, labels = {}, []
+        for split, part in self._parts().items():
+            of_part = _labels(part)
+            if None not in of_part:  # FER2013 and CLEVRClassification have test images without labels
+                parts[split] = part
+                labels += [int(label) for label in of_part]
         names = [f"{split}/{number}" for split, part in parts.items() for number in range(len(part))]
-        classes = getattr(parts["train"], "classes", None) or [str(label) for label in sorted(set(labels))]
+        classes = getattr(parts["train"], "classes", None)
+        if not classes:  # the labels need not count from 0
+            classes = sorted(set(labels))
+            place = {value: number for number, value in enumerate(classes)}
+            labels = [place[value] for value in labels]
         about = {
             "splits": [split for split, part in parts.items() for _ in range(len(part))],
             "labels": labels,
@@ -88,13 +99,14 @@ class TorchvisionDataModule(ImageDataModule):
                 f"data.name={self.dataset}: torchvision has no such data set{did_you_mean(self.dataset, known)}"
             )
         make = named[self.dataset]
-        parameters = inspect.signature(make).parameters
+        parameters = _parameters(make)
         given: dict[str, Any] = {"root": str(self.root), **self.options}
         if "download" in parameters:
-            given["download"] = True
+            given.setdefault("download", True)
         found: dict[str, Any] = {}
+        refusal: ValueError | None = None
         try:
-            if "train" in parameters:
+            if "train" in parameters and not {"train", "what"} & set(self.options):  # `what` is QMNIST's
                 found = {split: make(train=split == "train", **given) for split in ("train", "test")}
             elif "split" in parameters and "split" not in self.options:
                 for split, arguments in SPLIT_ARGUMENTS.items():
@@ -102,8 +114,11 @@ class TorchvisionDataModule(ImageDataModule):
                         try:
                             found[split] = make(split=argument, **given)
                             break
-                        except ValueError:  # it has no part of this name
-                            continue
+                        except ValueError as error:
+                            is_other = not str(error).startswith("Unknown value")  # than: it has no part of this name
+                            refusal = error if is_other else refusal or error
+                    if "train" not in found and refusal:
+                        raise refusal
             else:
                 found = {"train": make(**given)}
             if "train" not in found or not isinstance(found["train"][0][1], int):
@@ -117,10 +132,22 @@ class TorchvisionDataModule(ImageDataModule):
         return found
 
 
-def _labels(part: Any) -> Any:
+def _parameters(make: type) -> set[str]:
+    """The names of the arguments of a class, with those that it hands on to its base class as keywords."""
+    found: set[str] = set()
+    for cls in make.__mro__:
+        if "__init__" in vars(cls):
+            parameters = inspect.signature(vars(cls)["__init__"]).parameters
+            found |= set(parameters)
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break
+    return found
+
+
+def _labels(part: Any) -> list[Any]:
     """The labels of a data set, without decoding its images where it lists them."""
     for name in ("targets", "labels", "_labels"):
         listed = getattr(part, name, None)
-        if listed is not None and len(listed) == len(part):
-            return listed
+        if listed is not None and len(listed) == len(part) and getattr(listed, "ndim", 1) == 1:
+            return list(listed)
     return [label for _, label in part]

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAUROC, MulticlassRecall
+from torchmetrics.utilities import dim_zero_cat
 
 from vitlab.metrics.kinds import METRICS, build_metrics
 
@@ -33,6 +35,28 @@ class MeanLoss(Metric):
 
     def compute(self) -> Tensor:
         return self.total / self.images
+
+
+class MeanRecall(MulticlassRecall):
+    """The mean recall of the classes that have images, as scikit-learn's balanced accuracy."""
+
+    tp: Tensor
+    fn: Tensor
+
+    def compute(self) -> Tensor:
+        images = self.tp + self.fn
+        return (self.tp / images.clamp(min=1)).sum() / (images > 0).sum()
+
+
+class MeanAUROC(MulticlassAUROC):
+    """The mean AUROC, each class against all others, of the classes that have images."""
+
+    def __init__(self, num_classes: int, **options: Any) -> None:
+        super().__init__(num_classes, average=None, **options)
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        images = torch.bincount(dim_zero_cat(self.target), minlength=self.num_classes)
+        return super().compute()[images > 0].mean()
 
 
 class EvaluationMetrics(nn.Module):

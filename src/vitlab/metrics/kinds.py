@@ -54,7 +54,8 @@ class MetricKind:
         return metric
 
 
-# Macro averages weigh all classes equally. ECE: 15 bins, as in Guo et al. 2017.
+# Macro averages weigh all classes equally that have images; F1 and precision also those that are only predicted, as in
+# scikit-learn. ECE: 15 bins, as in Guo et al. 2017.
 CLASSIFICATION = "torchmetrics.classification."
 METRICS: Mapping[str, MetricKind] = {
     "loss": MetricKind("loss", mode="min", unit="nats"),  # of the config group `loss`
@@ -62,11 +63,11 @@ METRICS: Mapping[str, MetricKind] = {
     "top5": MetricKind(
         "top-5 accuracy", CLASSIFICATION + "MulticlassAccuracy", {"average": "micro", "top_k": 5}, least_classes=6
     ),
-    "balanced_acc": MetricKind("balanced accuracy", CLASSIFICATION + "MulticlassAccuracy", {"average": "macro"}),
+    "balanced_acc": MetricKind("balanced accuracy", "vitlab.metrics.evaluation.MeanRecall"),
     "f1": MetricKind("macro F1", CLASSIFICATION + "MulticlassF1Score", {"average": "macro"}),
     "precision": MetricKind("macro precision", CLASSIFICATION + "MulticlassPrecision", {"average": "macro"}),
-    "recall": MetricKind("macro recall", CLASSIFICATION + "MulticlassRecall", {"average": "macro"}),
-    "auroc": MetricKind("macro AUROC", CLASSIFICATION + "MulticlassAUROC", {"average": "macro"}, of_probabilities=True),
+    "recall": MetricKind("macro recall", "vitlab.metrics.evaluation.MeanRecall"),
+    "auroc": MetricKind("macro AUROC", "vitlab.metrics.evaluation.MeanAUROC", of_probabilities=True),
     "ece": MetricKind(
         "calibration error",
         CLASSIFICATION + "MulticlassCalibrationError",
@@ -115,7 +116,7 @@ def format_metric(key: str, values: Mapping[str, float]) -> str:
 def logged_metrics(metrics: Sequence[Any]) -> dict[str, str]:
     """The metrics that a run with this `metrics` in its config logs each epoch, and the direction of the better value:
     those that a checkpoint can be selected by. EMA ones are logged with callbacks=ema."""
-    names = [*ALWAYS, *(name for name in metrics if name in METRICS)]
+    names = [*ALWAYS, *(name for name in metrics if isinstance(name, str) and name in METRICS)]
     keys = {f"train/{name}": METRICS[name].mode for name in ALWAYS}
     return keys | {f"val/{name}{suffix}": METRICS[name].mode for suffix in ("", "_ema") for name in names}
 

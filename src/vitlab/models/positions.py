@@ -1,4 +1,4 @@
-"""Positions of patches: fixed embeddings, rotations of queries and keys, and learned biases of attention scores."""
+"""Positions of patches: fixed embeddings, rotations, and learned biases."""
 
 import torch
 import torch.nn.functional as F

@@ -56,7 +56,7 @@ def test_all_are_training_images_only_if_no_column_may_tell_the_split(image_root
         make(table, split_column="partitoin")
     assert len(make(table, split_column="Split").splits["test"]) == 12
     assert len(make(table, split_column=None).splits["test"]) == 5  # a tenth of all
-    other = write(image_root / "labels.csv", "path,label,camera", *lines)
+    other = write(image_root / "labels.csv", "path,label,site", *lines)
     assert sum(map(len, make(other).splits.values())) == 48
 
 

@@ -356,6 +356,10 @@ def test_what_a_run_decides_by_its_length_divides_no_line(tmp_path: Path) -> Non
     assert "compile" in ranking.names
     figure, _ = draw_times(ranking)
     assert [len(line.lines[0].get_xdata()) for line in figure.axes[0].containers] == [2, 2]
+    machine = tmp_path / "16" / "config.yaml"  # what follows from the machine does
+    machine.write_text(machine.read_text().replace("precision: auto", "precision: bf16-mixed"))
+    figure, _ = draw_times(rank(read_results([tmp_path])))
+    assert len(figure.axes[0].containers) == 3
 
 
 def test_a_legend_shows_dollar_signs(tmp_path: Path) -> None:

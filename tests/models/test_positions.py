@@ -50,9 +50,19 @@ def test_rotated_products_depend_only_on_the_distance_of_patches() -> None:
     assert len(torch.unique(offsets.round(decimals=4))) == 30  # each distance and direction has its own
 
 
-@pytest.mark.parametrize("fused_attention", [False, True, None])
+def test_biases_are_learned_without_the_fused_kernel_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, biases, x = SelfAttention(32, 2), RelativePositionBias((8, 8), 2, 0), torch.randn(1, 64, 32)
+    with torch.no_grad():
+        expected = layer(x, bias=biases(None))  # fused
+    monkeypatch.delattr(torch.nn.functional, "scaled_dot_product_attention")
+    torch.testing.assert_close(layer(x, bias=biases(None)), expected, atol=1e-6, rtol=1e-5)
+    with torch.no_grad(), pytest.raises(AttributeError):
+        layer(x, bias=biases(None))
+
+
+@pytest.mark.parametrize("fused_attention", [False, True])
 @pytest.mark.parametrize("prefix", [0, 1])
-def test_attention_with_relative_biases_equals_timms(prefix: int, fused_attention: bool | None) -> None:
+def test_attention_with_relative_biases_equals_timms(prefix: int, fused_attention: bool) -> None:
     torch.manual_seed(0)
     layer = SelfAttention(64, 4, fused_attention=fused_attention)
     biases = RelativePositionBias((3, 5), 4, prefix)
@@ -75,8 +85,9 @@ def test_relative_biases_begin_with_a_slope_for_each_head() -> None:
     assert bias.shape == (1, 3, 26, 26)
     assert not bias[:, :, :2].any()
     assert not bias[:, :, :, :2].any()
+    assert RelativePositionBias((4, 6), 1, 0).table.any()  # a single head has a slope, too
     of_patches = bias[0, :, 2:, 2:].reshape(3, 4, 6, 4, 6)
-    torch.testing.assert_close(of_patches[:, 0, 1, 3, 5], torch.tensor([0.0, -2.5, -5.0]))  # 3 rows, 4 columns
+    torch.testing.assert_close(of_patches[:, 0, 1, 3, 5], torch.tensor([-5.0, -2.5, 0.0]))  # 3 rows, 4 columns
 
 
 @pytest.mark.parametrize("kind", ["rotary", "relative_bias"])

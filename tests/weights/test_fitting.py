@@ -128,6 +128,9 @@ def test_relative_biases_are_resampled_around_the_query() -> None:
     assert network.relative_bias is not None
     before, after = source.relative_bias.table.reshape(7, 7, 4), network.relative_bias.table.reshape(15, 15, 4)
     torch.testing.assert_close(after[7, 7], before[3, 3])  # of a patch with itself
+    # The directions stay: what lies to the right still does.
+    nearer = torch.nn.functional.interpolate(before.movedim(-1, 0).unsqueeze(0), size=(15, 15), mode="bilinear")
+    assert (after - nearer[0].movedim(0, -1)).norm() < 0.5 * (after - nearer[0].movedim(0, -1).flip(1)).norm()
 
 
 @pytest.mark.parametrize(

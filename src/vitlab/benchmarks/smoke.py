@@ -25,7 +25,7 @@ WORKERS = max(1, CORES // 4)  # chains of checks at the same time
 NETWORKS = {
     "vit_scratch": ["model=vit_scratch"],
     "pool=cls, rotary positions": ["model.pool=cls", "model.rotary=true"],
-    "relative positions, half of the patches": ["model.relative_bias=true", "model.patch_dropout=0.5"],
+    "pool=cls, relative positions": ["model.pool=cls", "model.relative_bias=true", "model.patch_dropout=0.5"],
     "locality attention, shifted patches": ["model.locality_attention=true", "model.stem=shifted"],
     "timm, 224 px": [
         *("model=vit_pretrained", "model.pretrained=false", "model.name=vit_tiny_patch16_224", "data.image_size=224")

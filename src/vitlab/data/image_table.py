@@ -7,7 +7,7 @@ from typing import Any
 
 from vitlab.data.folder_layout import SPLITS, FolderLayout, ImageFile, class_of, split_of
 from vitlab.data.image_folder import ImageFolderDataModule
-from vitlab.errors import UserError, did_you_mean, nearest
+from vitlab.errors import UserError, did_you_mean
 from vitlab.files import expand_home
 
 
@@ -22,7 +22,7 @@ class CSVDataModule(ImageFolderDataModule):
         root: Folder that the paths in it begin at; None is the folder of the file.
         path_column, label_column: Headings of the paths and of the classes.
         split_column: Heading of `train`, `val` or `test`. With None all images are training images, as with "split" if
-            no heading is like that.
+            no heading contains that word.
         **shared: See `ImageFolderDataModule`.
     """
 
@@ -51,7 +51,7 @@ class CSVDataModule(ImageFolderDataModule):
         headings = [str(name) for name in reader.fieldnames or []]
         wanted = dict(self.columns)
         others = set(headings) - set(wanted.values())
-        is_like = nearest("split", others) or any("split" in name.casefold() for name in others)
+        is_like = any("split" in name.casefold() for name in others)
         if self.split_column is not None and (self.split_column != "split" or is_like):
             wanted["split_column"] = self.split_column
         for key, name in wanted.items():

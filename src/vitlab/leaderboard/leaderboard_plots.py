@@ -88,12 +88,13 @@ def draw_times(ranking: Ranking) -> tuple[Figure, str]:
     """
     metric = Metric(ranking.metric)
     automatic = frozenset.intersection(*(run.automatic for row in ranking.ranked for run in row.results))
-    left_out = automatic.union(LENGTH_SETTINGS)  # `compile` follows from how long a run trains
+    left_out = {*LENGTH_SETTINGS, *(automatic & {"compile"})}  # which follows from how long a run trains
     others = [(key, name) for key, name in ranking.names.items() if key not in left_out]
     lines: dict[str, list[Row]] = defaultdict(list)
     for row in ranking.ranked:
         lines[", ".join(f"{name} {format_value(row.values[key])}" for key, name in others)].append(row)
     few = len(lines) <= len(LINE_STYLES)
+    places = {id(row): place for place, row in enumerate(ranking.ranked, 1)}
     figure = Figure(figsize=(8, 4.6), dpi=DPI, layout="constrained")
     axes = figure.add_subplot(xlabel="minutes", ylabel=metric.label)
     for place, (name, rows) in enumerate(lines.items()):
@@ -101,7 +102,7 @@ def draw_times(ranking: Ranking) -> tuple[Figure, str]:
         rows = sorted(rows, key=lambda row: row.seconds)
         minutes, means = [row.seconds / 60 for row in rows], [metric.factor * row.score.mean for row in rows]
         errors = [metric.factor * row.score.std if row.score.n > 1 else 0.0 for row in rows]
-        label = name if few and len(name) <= MAX_NAME else None
+        label = (name if len(name) <= MAX_NAME else f"#{places[id(rows[0])]}") if few else None
         axes.errorbar(minutes, means, errors, color=color, linestyle=dash, marker="o", capsize=4, label=label)
     durations = [row.seconds for row in ranking.ranked]
     if max(durations) >= 10 * min(durations) > 0:
@@ -110,6 +111,8 @@ def draw_times(ranking: Ranking) -> tuple[Figure, str]:
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
+    if not few:
+        _draw_ranks(figure, axes, len(lines))
     handles, names = axes.get_legend_handles_labels()
     if any(names):
         _show_as_written(axes.legend(handles, names, fontsize=9, frameon=False))
@@ -141,8 +144,7 @@ def draw_curves_of_runs(ranking: Ranking) -> tuple[Figure, str]:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     if not few:
-        bar = figure.colorbar(ScalarMappable(Normalize(1, len(rows)), QUALITY.reversed()), ax=panels, label="rank")
-        bar.ax.invert_yaxis()
+        _draw_ranks(figure, panels, len(rows))
     handles, names = panels[0].get_legend_handles_labels()
     if names:
         columns = max(1, min(len(names), 150 // (max(map(len, names)) + 8)))
@@ -155,6 +157,12 @@ def _show_as_written(legend: Legend) -> None:
     """Take `$` in the texts for itself, not for the mark of a formula."""
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+def _draw_ranks(figure: Figure, axes: Any, count: int) -> None:
+    """Draw the colours of `count` ranks beside the axes."""
+    bar = figure.colorbar(ScalarMappable(Normalize(1, count), QUALITY.reversed()), ax=axes, label="rank")
+    bar.ax.invert_yaxis()
 
 
 def _draw_mean(axes: Axes, runs: Sequence[Epochs], metric: str, factor: float, **look: Any) -> None:

@@ -89,7 +89,8 @@ class SelfAttention(nn.Module):
             mask = torch.zeros_like(itself, dtype=value.dtype) if mask is None else mask
             mask = mask.masked_fill(itself, -torch.inf)
         faster = fused_is_faster(value.device.type, value.dtype, value.shape[2])
-        faster &= bias is None or value.is_cuda  # on a CPU, torch has no fused kernel for a mask that is learned
+        if bias is not None and value.device.type == "cpu" and torch.is_grad_enabled():
+            faster = False  # torch has no fused kernel there for a mask that is learned
         fused = faster if self.fused_attention is None else self.fused_attention
         dropout = self.attention_dropout if self.training else 0.0
         query, key = query.to(value.dtype), key.to(value.dtype)

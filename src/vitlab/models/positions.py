@@ -51,8 +51,8 @@ class RelativePositionBias(nn.Module):
     query's patch to the key's (Liu et al. 2021, "Swin Transformer", equation 4).
 
     All blocks share them, as in timm's `vit_relpos_*`. Tokens without a place, the class token and registers, get none.
-    The numbers begin as the distance times a slope, from 0 for the first head to -1 for the last, which so attends to
-    its neighbours (as Press et al. 2022, "Train Short, Test Long", section 3, in two dimensions, and learned).
+    The numbers begin as the distance times a slope: from -1 for the first head, which so prefers near patches, to 0 for
+    the last (as Press et al. 2022, "Train Short, Test Long", section 3, but in two dimensions, and learned).
     """
 
     index: Tensor
@@ -62,7 +62,7 @@ class RelativePositionBias(nn.Module):
         self.prefix = prefix
         rows, columns = (torch.arange(1.0 - side, side) for side in grid_size)
         distances = torch.cartesian_prod(rows, columns).norm(dim=1)
-        self.table = nn.Parameter(distances.unsqueeze(1) * -torch.linspace(0, 1, num_heads))
+        self.table = nn.Parameter(distances.unsqueeze(1) * -torch.linspace(1, 0, num_heads))
         self.register_buffer("index", gen_relative_position_index(grid_size), persistent=False)
 
     def forward(self, kept: Tensor | None) -> Tensor:

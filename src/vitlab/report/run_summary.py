@@ -115,7 +115,7 @@ class RunSummary:
         """Number of the split's images that the run uses: fewer if `trainer.limit_<split>_batches` is set."""
         images = self.images(split)
         limit = self.setting(f"trainer.limit_{split}_batches")
-        if limit is None or not images:
+        if limit is None or not images or (isinstance(limit, float) and limit == 1):
             return images
         batch = self.config.data.batch_size if split == "train" else self.config.data.eval_batch_size
         all_batches = images // batch if split == "train" else -(-images // batch)  # training drops one that isn't full

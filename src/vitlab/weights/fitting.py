@@ -112,7 +112,7 @@ def _resample(state: dict[str, Tensor], network: VisionTransformer) -> dict[str,
         patch_size = list(network.patch_embed.proj.kernel_size)
         state["patch_embed.proj.weight"] = resample_patch_embed(patches, patch_size)
     biases = state.get(RELATIVE_BIASES)
-    if biases is not None and network.relative_bias is not None:
+    if biases is not None and biases.ndim == 2 and network.relative_bias is not None:
         shape = tuple(network.relative_bias.table.shape)
         if biases.shape[0] != shape[0] and isqrt(biases.shape[0]) ** 2 == biases.shape[0]:
             state[RELATIVE_BIASES] = resize_rel_pos_bias_table_simple(biases, network.grid_size, shape)

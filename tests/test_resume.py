@@ -306,10 +306,13 @@ def test_a_run_is_reproduced_and_compared(whole: Path, in_process: Command, tmp_
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(whole, elsewhere)
     (elsewhere / "manifest.json").write_text(json.dumps(manifest))
+    config = (elsewhere / "config.yaml").read_text()
+    (elsewhere / "config.yaml").write_text(config.replace("name: demo", "name: ablation/demo"))
     other = in_process("train.py", "reproduce=elsewhere", "outputs=again", "seed=1", "trainer.max_epochs=1")
     assert "differs" in other.stdout
     assert "Results may differ from those of the other run" in other.stderr
     assert "torch changed from 1.0 to " in other.stderr
+    assert len(list((tmp_path / "again" / "ablation" / "demo").iterdir())) == 1
     (text,) = (
         t for file in (tmp_path / "again").rglob("run.log") if "torch changed from 1.0" in (t := file.read_text())
     )

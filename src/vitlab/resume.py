@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -31,7 +31,7 @@ from vitlab.report.tensorboard import log_run_text
 from vitlab.report.terminal import print_comparison, print_resumed
 from vitlab.runs.checkpoint import CONFIG_KEY, read_checkpoint
 from vitlab.runs.console import log_to
-from vitlab.runs.directory import RunDirectory, checkpoint_named, rebase_paths
+from vitlab.runs.directory import RunDirectory, checkpoint_named, moment, rebase_paths
 from vitlab.runs.hparams import flatten
 from vitlab.runs.loggers import clear_logger_run_ids
 from vitlab.runs.manifest import describe_origin, differences
@@ -215,7 +215,8 @@ def reproduce(command: DictConfig, overrides: Sequence[Override]) -> tuple[Path,
     if not then:
         raise UserError(f"reproduce={command.reproduce} has no metrics.json to compare with: the run is not finished")
     config = run.config()
-    if config.name == ".." or Path(str(config.name)).name != config.name:
+    name = PureWindowsPath(str(config.name))  # takes both slashes
+    if name.anchor or ".." in name.parts:
         raise UserError(f"name={config.name} in {run.path / 'config.yaml'} can't be the name of a folder")
     base = Path(command.outputs) / config.name / time.strftime("%Y-%m-%d_%H-%M-%S")
     folder = Path(
@@ -271,7 +272,7 @@ def _find_begun_run(places: Iterable[Path]) -> str:
         with suppress(UserError):  # an unreadable manifest belongs to another run
             manifest = RunDirectory(file.parent).manifest()
             if (manifest.get("job"), manifest.get("command"), manifest.get("folder")) == mine:
-                found.append((str(manifest.get("started")), str(file.parent)))
+                found.append((moment(manifest.get("started")), str(file.parent)))
     return max(found)[1] if found else ""
 
 

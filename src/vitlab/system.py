@@ -199,7 +199,9 @@ def path_fault(error: OSError) -> str:
 
 def is_link(path: Path) -> bool:
     """Whether a path is a symbolic link or, on Windows, a junction."""
-    return path.is_symlink() or bool(getattr(path.lstat(), "st_reparse_tag", 0))
+    with suppress(FileNotFoundError):  # it was there when its folder was listed
+        return path.is_symlink() or bool(getattr(path.lstat(), "st_reparse_tag", 0))
+    return False
 
 
 def is_path_like(text: str) -> bool:

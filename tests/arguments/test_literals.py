@@ -88,6 +88,8 @@ def test_an_existing_file_is_meant_as_it_is(tmp_path: Path, monkeypatch: pytest.
         ("name=a${model.depth}", "a${model.depth}"),
         ("name=größe ${model.depth}", "größe ${model.depth}"),
         ("name='a b'", "a b"),
+        ("notes=first try, larger lr", "first try, larger lr"),
+        ("notes=null", None),
         ("run=null", None),
         ("model.depth=2024", 2024),
         ("model.drop_path=0.1", 0.1),

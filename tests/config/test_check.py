@@ -26,6 +26,12 @@ def test_figures_can_be_switched(level: str) -> None:
     assert mistakes(f"callbacks.figures.level={level}") == []
 
 
+@pytest.mark.parametrize("debug", ["fast", "overfit", "profile"])
+@pytest.mark.parametrize("experiment", ["cifar10_cpu_30min", "cifar10_scratch", "demo"])
+def test_every_kind_of_experiment_can_be_debugged(experiment: str, debug: str) -> None:
+    assert mistakes(f"experiment={experiment}", f"debug={debug}") == []
+
+
 @pytest.mark.parametrize(
     ("target", "more", "dropped"),
     [

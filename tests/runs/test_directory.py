@@ -32,6 +32,13 @@ def test_latest_is_the_newest_finished_run(tmp_path: Path) -> None:
     assert RunDirectory.open("latest", str(tmp_path)).path == newest.path
 
 
+def test_times_of_any_zone_are_compared(tmp_path: Path) -> None:
+    for name, time in (("a", "2026-03-01T13:30:00+00:00"), ("b", "2026-03-01T14:00:00+01:00"), ("c", "none")):
+        run = finished(tmp_path / name)
+        write_json(run.path / "manifest.json", {**run.manifest(), "finished": time})
+    assert RunDirectory.open("latest", str(tmp_path)).path.name == "a"
+
+
 def test_without_a_finished_run_there_is_no_latest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no finished run below"):
         RunDirectory.open("latest", str(tmp_path))

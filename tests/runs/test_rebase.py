@@ -43,6 +43,7 @@ def test_links_within_a_run_are_its_own(tmp_path: Path) -> None:
     [
         (["data=image_folder", "data.root=x"], "cache_dir", None),
         (["data=cifar10"], "url", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"),
+        (["data=cifar100"], "url", "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"),
     ],
 )
 def test_where_a_run_s_images_come_from_and_go_to_holds_where_it_is_typed(
@@ -55,3 +56,13 @@ def test_where_a_run_s_images_come_from_and_go_to_holds_where_it_is_typed(
     assert config.data[key] == own
     apply_overrides(config, OverridesParser.create().parse_overrides([f"data.{key}=mine"]), command)
     assert config.data[key] == "mine"
+
+
+def test_another_trainer_changes_only_the_machine() -> None:
+    config = compose_training(
+        ["trainer=gpu", "trainer.max_epochs=7", "trainer.sync_batchnorm=false", "name=x", "run_dir=x"]
+    )
+    overrides = OverridesParser.create().parse_overrides(["trainer=cpu", "trainer.log_every_n_steps=9"])
+    apply_overrides(config, overrides, OmegaConf.create({"run": "x"}))
+    assert (config.trainer.accelerator, config.trainer.devices) == ("cpu", 1)
+    assert (config.trainer.max_epochs, config.trainer.sync_batchnorm, config.trainer.log_every_n_steps) == (7, False, 9)

@@ -55,6 +55,8 @@ def literal(argument: str, *, sweep: bool = False) -> str:
         return f"{key}={_quote(path, last)}"
     if isinstance(value, str):
         return f"{key}={_quote(expand_home(value), last)}" if value.startswith("~") else argument
+    if last == "notes":  # a sentence, which may have commas
+        return f"{key}={quote(text)}"
     if last in LISTS:
         inner = text[1:-1] if text[0] + text[-1] == "[]" else text
         return argument if isinstance(value, list) else f"{key}=[{_quote_each(inner)}]"

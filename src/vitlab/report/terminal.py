@@ -101,6 +101,7 @@ def print_resumed(config: DictConfig, run: Path, epoch: int, step: int, changed:
     show(f"run directory: {shorten(run)}", *(f"{key} changed: {effect}" for key, effect in changed.items() if effect))
 
 
+@rank_zero_only
 def print_comparison(run: Path, compared: dict[str, tuple[Any, Any]], different: list[str]) -> None:
     """The metrics of a run and of its reproduction, and the differences in code, versions and hardware."""
     table = _table(f"compared with {shorten(run)}", "metric", "then", "now", "")

@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ def _newest(place: Path, finished: bool) -> Path | None:
         with suppress(UserError):  # of an unreadable manifest
             manifest = run.manifest()
             if manifest.get("status") in wanted and (finished or any(run.checkpoints.glob("*.ckpt"))):
-                found.append((str(manifest.get("finished" if finished else "started")), run.path))
+                found.append((moment(manifest.get("finished" if finished else "started")), run.path))
     return max(found)[1] if found else None
 
 
@@ -191,6 +191,13 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("it holds no keys and values")
     return content
+
+
+def moment(text: object) -> datetime:
+    """The time that a manifest gives, in whatever time zone; the distant past if it gives none."""
+    with suppress(ValueError):
+        return datetime.fromisoformat(str(text)).astimezone()
+    return datetime.min.replace(tzinfo=UTC)
 
 
 def _now() -> str:

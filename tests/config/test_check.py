@@ -196,8 +196,8 @@ COMBINED = [
     (["scheduler.schedule.warmup=100000"], "warmup=100000 takes 100000 of the run's 10530 steps"),
     (["trainer.max_steps=10", "scheduler.schedule.warmup=10"], "warmup=10 takes 10 of the run's 10 steps"),
     (
-        ["augment.mixing.off_share=0.2", "trainer.max_epochs=-1", "trainer.max_steps=10"],
-        "off_share=0.2 counts from the run's end: set trainer.max_epochs or max_time, or off_share=0",
+        ["augment.mixing.off_share=0.2", "trainer.max_epochs=-1", "scheduler=constant"],
+        "off_share=0.2 counts from the run's end: set trainer.max_epochs, max_steps or max_time",
     ),
     (["trainer.devices=3"], "batch_size=128 does not divide among 3 devices: take 129"),
     (["debug=profile", "+trainer.profiler.shedule=1"], "unknown key 'trainer.profiler.shedule'"),

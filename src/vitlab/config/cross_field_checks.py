@@ -99,9 +99,10 @@ def _end_of_mixing(config: Config) -> Found:
     trainer = config["trainer"]
     for name, node in config["augment"].items():
         off = node.get("off_share") if isinstance(node, dict) else None
-        if off and trainer["max_epochs"] in ENDLESS and trainer["max_time"] is None:
+        endless = trainer["max_epochs"] in ENDLESS and trainer["max_steps"] == -1 and trainer["max_time"] is None
+        if off and endless:
             sentence = f"off_share={off:g} counts from the run's end"
-            yield f"augment.{name}.off_share", f"{sentence}: set trainer.max_epochs or max_time, or off_share=0"
+            yield f"augment.{name}.off_share", f"{sentence}: set trainer.max_epochs, max_steps or max_time"
 
 
 def _images(config: Config) -> Found:

@@ -55,7 +55,7 @@ def literal(argument: str, *, sweep: bool = False) -> str:
         return f"{key}={_quote(path, last)}"
     if isinstance(value, str):
         return f"{key}={_quote(expand_home(value), last)}" if value.startswith("~") else argument
-    if last == "notes":  # a sentence, which may have commas
+    if last == "notes" and isinstance(value, Sweep):  # a sentence with a comma
         return f"{key}={quote(text)}"
     if last in LISTS:
         inner = text[1:-1] if text[0] + text[-1] == "[]" else text

@@ -95,16 +95,6 @@ def _warmup(config: Config) -> Found:
         yield "scheduler.schedule.warmup", f"{sentence}: take fewer, or a fraction of the run (0.05)"
 
 
-def _end_of_mixing(config: Config) -> Found:
-    trainer = config["trainer"]
-    for name, node in config["augment"].items():
-        off = node.get("off_share") if isinstance(node, dict) else None
-        endless = trainer["max_epochs"] in ENDLESS and trainer["max_steps"] == -1 and trainer["max_time"] is None
-        if off and endless:
-            sentence = f"off_share={off:g} counts from the run's end"
-            yield f"augment.{name}.off_share", f"{sentence}: set trainer.max_epochs, max_steps or max_time"
-
-
 def _images(config: Config) -> Found:
     data, left = config["data"], _train_images(config["data"])
     if data["folds"] is not None and data["fold"] >= data["folds"]:
@@ -215,7 +205,7 @@ def _class_weights(config: Config) -> Found:
 
 
 CHECKS: tuple[Callable[[Config], Found], ...] = (
-    *(_widths, _patches, _classes, _run_length, _warmup, _end_of_mixing, _images, _devices, _sharding, _precision),
+    *(_widths, _patches, _classes, _run_length, _warmup, _images, _devices, _sharding, _precision),
     *(_class_weights, few_classes, _monitors, _plateau),
 )
 

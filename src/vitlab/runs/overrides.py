@@ -33,7 +33,7 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override], command: 
     if isinstance(data, DictConfig) and "cache_dir" in data:
         data.cache_dir = None
     if isinstance(data, DictConfig) and "url" in data:
-        ours = (node["url"] for _, node in shipped_nodes() if node["_target_"] == data._target_ and "url" in node)
+        ours = (node["url"] for _, node in shipped_nodes() if node["_target_"] == data["_target_"] and "url" in node)
         data.url = next(ours, data.url)
     OmegaConf.set_struct(config, True)
     for override in overrides:

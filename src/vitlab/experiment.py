@@ -155,8 +155,8 @@ def add_data_facts(config: DictConfig, data: ImageDataModule, logger: Mapping[st
     if complete.loss.get("class_weights") == "balanced":
         complete.loss.class_weights = balanced_weights(data.splits["train"].labels, data.spec.num_classes)
     plain = as_plain_data(complete)
-    for path, sentence in few_classes(plain):
-        raise UserError(f"{path}: {sentence}")
+    if mistakes := [f"{path}: {sentence}" for path, sentence in few_classes(plain)]:
+        raise UserError("; ".join(mistakes))
     complete = OmegaConf.create(plain)
     OmegaConf.set_readonly(complete, True)
     return complete

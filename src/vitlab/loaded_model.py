@@ -100,7 +100,7 @@ def open_model(command: DictConfig, overrides: Sequence[Override], *, quiet: boo
     file, run = _find_checkpoint(command)
     checkpoint = _read_export(file) if file.is_dir() and (file / WEIGHTS_FILE).exists() else read_checkpoint(file)
     config = OmegaConf.create(checkpoint[CONFIG_KEY])
-    _change(config, overrides, command)
+    _adapt(config, overrides, command)
     trained_with = checkpoint[CONFIG_KEY]["data"]
     changed = [f"data.{fact}" for fact in FACTS if OmegaConf.select(config.data, fact) != trained_with.get(fact)]
     if changed:
@@ -128,19 +128,19 @@ def open_model(command: DictConfig, overrides: Sequence[Override], *, quiet: boo
     return LoadedModel(network, forward, transform, config, run, fabric.device, file, weights)
 
 
-def _change(config: DictConfig, overrides: Sequence[Override], command: DictConfig) -> None:
+def _adapt(config: DictConfig, overrides: Sequence[Override], command: DictConfig) -> None:
     """Apply a command's overrides to a run's config, in place, for one process on this machine."""
     for key, value in ONE_PROCESS.items():
         if OmegaConf.select(config, f"trainer.{key}") is not None:
             config.trainer[key] = value
     saved = str(OmegaConf.select(config, "trainer.precision"))
-    is_open = saved.startswith("16-") and all(o.key_or_group != "trainer.precision" for o in overrides)
-    if is_open:  # the overrides tell whether there is a GPU
+    needs_gpu = saved.startswith("16-") and all(o.key_or_group != "trainer.precision" for o in overrides)
+    if needs_gpu:  # the overrides may name another trainer, which tells whether there is a GPU
         config.trainer.precision = "auto"
     apply_overrides(config, overrides, command)
-    if is_open and has_gpu(config.trainer.accelerator):
+    if needs_gpu and has_gpu(config.trainer.accelerator):
         config.trainer.precision = saved
-    elif is_open:
+    elif needs_gpu:
         log.warning(f"trainer.precision={saved}, as the run had, needs a GPU: auto is used")
     resolve_machine(config)
 

@@ -26,6 +26,13 @@ def test_figures_can_be_switched(level: str) -> None:
     assert mistakes(f"callbacks.figures.level={level}") == []
 
 
+def test_mixing_may_end_before_a_number_of_steps() -> None:
+    assert (
+        mistakes("augment=strong", "augment.mixing.off_share=0.2", "trainer.max_epochs=-1", "trainer.max_steps=999")
+        == []
+    )
+
+
 @pytest.mark.parametrize("debug", ["fast", "profile"])
 @pytest.mark.parametrize("experiment", ["cifar10_cpu_30min", "cifar10_scratch", "demo"])
 def test_every_kind_of_experiment_can_be_debugged(experiment: str, debug: str) -> None:

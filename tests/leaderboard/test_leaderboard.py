@@ -196,6 +196,16 @@ def test_one_seed_has_no_interval_and_no_comparison(tmp_path: Path) -> None:
     assert "| 2 | 0.2 | 1 | 60.00 | one run: none |" in text
 
 
+def test_the_newest_of_repeated_runs_counts_whatever_its_time_zone(tmp_path: Path) -> None:
+    for name, started, score in (("a", "2026-03-01T13:30:00+00:00", 0.7), ("b", "2026-03-01T14:00:00+01:00", 0.6)):
+        run = write_run(tmp_path / name, val=score)
+        manifest = json.loads((run / "manifest.json").read_text())
+        (run / "manifest.json").write_text(json.dumps({**manifest, "started": started}))
+    ranking = rank(read_results([tmp_path]))
+    assert [row.score.mean for row in ranking.ranked] == [0.7]
+    assert [result.path.name for result in ranking.repeated] == ["b"]
+
+
 def test_the_same_seed_twice_counts_once(tmp_path: Path) -> None:
     """A repeated run gives the same score; as a second seed it would make the interval too narrow."""
     for path, value in (("0", 0.5), ("1", 0.6), ("2", 0.7)):

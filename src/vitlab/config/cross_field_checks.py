@@ -74,7 +74,8 @@ def _run_length(config: Config) -> Found:
     if "progress" in schedule:
         if trainer["max_time"] is None:
             yield "trainer.max_time", "this schedule follows the time budget: set trainer.max_time=DD:HH:MM:SS"
-        if not endless and trainer["limit_train_batches"] is None:  # else it is a short trial, such as debug=fast
+        is_trial = trainer["max_epochs"] == 1 and trainer["limit_train_batches"] is not None  # such as debug=fast
+        if not endless and not is_trial:
             sentence = "this schedule ends with trainer.max_time: set trainer.max_epochs=-1, max_steps=-1"
             yield "trainer.max_epochs", sentence
         if schedule["warmup"] >= 1:

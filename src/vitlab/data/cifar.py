@@ -18,7 +18,7 @@ from torchvision.datasets.utils import check_integrity
 
 from vitlab.data.arrays import Dataset
 from vitlab.data.datamodule import ImageDataModule
-from vitlab.data.decoding import Decoded, DecodedCache, DecodedFile, read_any, writable
+from vitlab.data.decoding import Decoded, DecodedCache, DecodedFile, first_writable, read_any
 from vitlab.errors import UserError
 from vitlab.files import expand_home, replacing
 
@@ -86,7 +86,7 @@ class CIFAR10DataModule(ImageDataModule):
     def _caches(self) -> list[DecodedCache]:
         files = sorted(self.folder.glob("*"))
         stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        return DecodedCache.places(None, beside=self.root, sources=(self.md5, stamps))
+        return DecodedCache.candidates(None, beside=self.root, sources=(self.md5, stamps))
 
     def _cached(self) -> Decoded | None:
         return read_any(self._caches(), SIDE)
@@ -132,7 +132,7 @@ class CIFAR10DataModule(ImageDataModule):
             ) from error
         about: dict[str, Any] = {"splits": splits, "labels": labels, "names": names, "classes": classes}
         with suppress(UserError):  # no folder is writable, or the disk is full: each process decodes for itself
-            return writable(self._caches()).write(SIDE, about, lambda start: map(DecodedFile, images[start:]))
+            return first_writable(self._caches()).write(SIDE, about, lambda start: map(DecodedFile, images[start:]))
         return Decoded(images, skipped={}, remarks={}, **about)
 
     def _unpickle(self, name: str) -> dict[str, Any]:

@@ -194,7 +194,7 @@ class DecodedCache:
     key: str
 
     @classmethod
-    def places(cls, folder: Path | None, *, beside: Path, sources: object) -> list["DecodedCache"]:
+    def candidates(cls, folder: Path | None, *, beside: Path, sources: object) -> list["DecodedCache"]:
         """The caches that may hold the images of `sources`: in `folder` if given, else next to the data and in the home
         directory. If not next to the data, the key has their folder too: others may have files of the same names."""
         elsewhere = cls(folder or Path.home() / ".cache" / "vitlab", _key(sources, os.path.realpath(beside)))
@@ -284,17 +284,17 @@ class DecodedCache:
 
 def read_any(caches: Sequence[DecodedCache], side: int) -> Decoded | None:
     """The images of this side in the first of the caches that has them."""
-    return next(filter(None, (found.read(side) for found in caches)), None)
+    return next(filter(None, (place.read(side) for place in caches)), None)
 
 
-def writable(caches: Sequence[DecodedCache]) -> DecodedCache:
+def first_writable(caches: Sequence[DecodedCache]) -> DecodedCache:
     """The first of the caches that can be written to, whose folder is made; a UserError if none can."""
-    for found in caches:
+    for place in caches:
         with suppress(OSError):
-            found.folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=found.folder).close()
-            return found
-    tried = " or ".join(str(found.folder) for found in caches)
+            place.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=place.folder).close()
+            return place
+    tried = " or ".join(str(place.folder) for place in caches)
     raise UserError(f"cannot write decoded images to {tried}; set data.cache_dir to a writable folder")
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vitlab.data.arrays import Dataset
 from vitlab.data.datamodule import ImageDataModule, hold_out
-from vitlab.data.decoding import Decoded, DecodedCache, decode_files, writable
+from vitlab.data.decoding import Decoded, DecodedCache, decode_files, first_writable
 from vitlab.data.folder_layout import SPLITS, FolderLayout, ImageFile, read_layout
 from vitlab.errors import UserError
 from vitlab.files import expand_home
@@ -53,10 +53,10 @@ class ImageFolderDataModule(ImageDataModule):
 
     def _read(self) -> tuple[FolderLayout, Decoded]:
         layout = self.layout()
-        caches = DecodedCache.places(self.cache_dir, beside=self.root, sources=[file[1:] for file in layout.files])
+        caches = DecodedCache.candidates(self.cache_dir, beside=self.root, sources=[file[1:] for file in layout.files])
         decoded = next(filter(None, (self._cached(cache, layout) for cache in caches)), None)
         if decoded is None:
-            cache = writable(caches)
+            cache = first_writable(caches)
             with FileLock(cache.folder / ".lock"):
                 # Another process, such as a rank of the same run, may have decoded meanwhile.
                 decoded = self._cached(cache, layout) or self._decode(cache, layout)

@@ -11,7 +11,7 @@ from torchvision import datasets
 
 from vitlab.data.arrays import Dataset
 from vitlab.data.datamodule import ImageDataModule, hold_out
-from vitlab.data.decoding import Decoded, DecodedCache, DecodedFile, read_any, to_square, writable
+from vitlab.data.decoding import Decoded, DecodedCache, DecodedFile, first_writable, read_any, to_square
 from vitlab.errors import UserError, did_you_mean, first_line
 from vitlab.files import expand_home
 
@@ -54,10 +54,10 @@ class TorchvisionDataModule(ImageDataModule):
     def _read(self) -> Decoded:
         side = self.stored_size or self.image_size
         sources = "torchvision", 2, self.dataset, self.options  # 2: of how parts and labels are read
-        caches = DecodedCache.places(None, beside=self.root, sources=sources)
+        caches = DecodedCache.candidates(None, beside=self.root, sources=sources)
         if found := read_any(caches, side):
             return found
-        cache = writable(caches)
+        cache = first_writable(caches)
         with FileLock(cache.folder / ".lock"):  # one process downloads and decodes
             return cache.read(side) or self._decode(cache, side)
 

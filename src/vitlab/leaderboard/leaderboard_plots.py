@@ -94,7 +94,6 @@ def draw_times(ranking: Ranking) -> tuple[Figure, str]:
     for row in ranking.ranked:
         lines[", ".join(f"{name} {format_value(row.values[key])}" for key, name in others)].append(row)
     few = len(lines) <= len(LINE_STYLES)
-    places = {id(row): place for place, row in enumerate(ranking.ranked, 1)}
     figure = Figure(figsize=(8, 4.6), dpi=DPI, layout="constrained")
     axes = figure.add_subplot(xlabel="minutes", ylabel=metric.label)
     for place, (name, rows) in enumerate(lines.items()):
@@ -102,7 +101,7 @@ def draw_times(ranking: Ranking) -> tuple[Figure, str]:
         rows = sorted(rows, key=lambda row: row.seconds)
         minutes, means = [row.seconds / 60 for row in rows], [metric.factor * row.score.mean for row in rows]
         errors = [metric.factor * row.score.std if row.score.n > 1 else 0.0 for row in rows]
-        label = (name if len(name) <= MAX_NAME else f"#{places[id(rows[0])]}") if few else None
+        label = (name if len(name) <= MAX_NAME else f"#{ranking.ranked.index(rows[0]) + 1}") if few else None
         axes.errorbar(minutes, means, errors, color=color, linestyle=dash, marker="o", capsize=4, label=label)
     durations = [row.seconds for row in ranking.ranked]
     if max(durations) >= 10 * min(durations) > 0:

@@ -14,6 +14,7 @@ from vitlab.config.check import FILLING
 from vitlab.errors import UserError, nearest
 from vitlab.leaderboard.results import Result
 from vitlab.metrics import metric_kind, metric_name
+from vitlab.runs.directory import moment
 
 DEFAULT = "val/acc"
 UNSET = "-"
@@ -102,7 +103,7 @@ def rank(
     mode = _better_direction(metric, finished) if finished else "max"
     groups: dict[str, dict[tuple[int, int], Result]] = {}
     repeated = []
-    for result in sorted(finished, key=lambda r: str(r.manifest.get("started"))):
+    for result in sorted(finished, key=lambda r: moment(r.manifest.get("started"))):
         group = groups.setdefault(experiment_of(result), {})
         if result.repetition in group:
             repeated.append(group[result.repetition])

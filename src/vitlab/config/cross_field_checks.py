@@ -147,7 +147,7 @@ def _precision(config: Config) -> Found:
 
 
 def few_classes(config: Config) -> Found:
-    """What is followed and needs more classes; their number may be known only once the images are read."""
+    """Monitored metrics that need more classes than there are, which may be known only once the images are read."""
     classes = config["data"]["num_classes"]
     for path, monitor, _, _ in _followers(config):
         kind = metric_kind(monitor)

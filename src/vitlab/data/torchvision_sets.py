@@ -115,8 +115,9 @@ class TorchvisionDataModule(ImageDataModule):
                             found[split] = make(split=argument, **given)
                             break
                         except ValueError as error:
-                            is_other = not str(error).startswith("Unknown value")  # than: it has no part of this name
-                            refusal = error if is_other else refusal or error
+                            # "Unknown value": it has no part of this name. Anything else is what the user should read.
+                            has_no_part = str(error).startswith("Unknown value")
+                            refusal = refusal or error if has_no_part else error
                     if "train" not in found and refusal:
                         raise refusal
             else:

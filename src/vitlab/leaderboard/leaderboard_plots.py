@@ -118,7 +118,7 @@ def draw_times(ranking: Ranking) -> tuple[Figure, str]:
     several = any(row.score.n > 1 for row in ranking.ranked)
     bars = "; the bars are the standard deviation over its runs" if several else ""
     joined = " Lines join rows that differ only in how long they train." if len(lines) < len(durations) else ""
-    return figure, f"Each point is a row, by the time of a run from start to end{bars}.{joined}"
+    return figure, f"Each point is a row: its score by the duration of a run, from start to end{bars}.{joined}"
 
 
 def draw_curves_of_runs(ranking: Ranking) -> tuple[Figure, str]:

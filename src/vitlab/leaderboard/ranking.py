@@ -160,8 +160,8 @@ def _better_direction(metric: str, results: Sequence[Result]) -> str:
         known = dict.fromkeys(key for result in results for key in result.metrics if metric_kind(key))
         fitting = [key for key in known if key.startswith("val/")]
         raise UserError(
-            f"metric={metric}: the runs do not tell whether more or less of it is better, as those do that select "
-            f"checkpoints by it: take {' or '.join(f'metric={key}' for key in fitting or [DEFAULT])}"
+            f"metric={metric}: no run says whether a larger or a smaller value is better, as its checkpoint.mode would "
+            f"with checkpoint.monitor={metric}: take {' or '.join(f'metric={key}' for key in fitting or [DEFAULT])}"
         )
     return modes.pop()
 
@@ -180,7 +180,7 @@ def _compare_with_best(ranked: Sequence[Row], metric: str) -> list[Row]:
 
 
 def compare(best: Mapping[Any, float], other: Mapping[Any, float]) -> Comparison:
-    """Compare two rows by their values, each given under what only its counterpart shares."""
+    """Compare two rows by their values, each given under its seed and split (`Result.pairing`)."""
     all_best, all_other = np.array(list(best.values())), np.array(list(other.values()))
     seeds = sorted(set(best) & set(other))
     if len(seeds) >= 2:

@@ -47,12 +47,12 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 class RelativePositionBias(nn.Module):
-    """Learned numbers that each head adds to its attention scores, one for each distance in rows and columns from the
-    query's patch to the key's (Liu et al. 2021, "Swin Transformer", equation 4).
+    """Relative position biases: learned numbers that each head adds to its attention scores, one for each distance in
+    rows and columns from the query's patch to the key's (Liu et al. 2021, "Swin Transformer", equation 4).
 
     All blocks share them, as in timm's `vit_relpos_*`. Tokens without a place, the class token and registers, get none.
-    The numbers begin as the distance times a slope: from -1 for the first head, which so prefers near patches, to 0 for
-    the last (as Press et al. 2022, "Train Short, Test Long", section 3, but in two dimensions, and learned).
+    The numbers begin as the distance times a slope: from -1 for the first head, so that it prefers near patches, to 0
+    for the last (as Press et al. 2022, "Train Short, Test Long", section 3, but in two dimensions, and learned).
     """
 
     index: Tensor

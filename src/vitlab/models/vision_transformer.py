@@ -34,8 +34,8 @@ class VisionTransformer(nn.Module):
         pos_embed: "learned" (drawn with std 0.02), "sincos2d" (fixed), or "none". Learned positions include the class
             token and the registers; fixed ones do not.
         rotary: Turn queries and keys by the row and column of their patch (`rotary2d`), with or without `pos_embed`.
-        relative_bias: Add learned numbers to the attention scores, by the distance of the patches
-            (`RelativePositionBias`), with or without `pos_embed`.
+        relative_bias: Add relative position biases to the attention scores (`RelativePositionBias`), with or without
+            `pos_embed`.
         stem: "patch" (`PatchEmbedding`), "shifted" (`ShiftedPatchTokenization`) or "conv" (`ConvolutionalTokenizer`).
         registers: Learned tokens that take part in attention and that the head does not read (Darcet et al. 2024,
             "Vision Transformers Need Registers", section 2.2).
